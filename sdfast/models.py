@@ -1,0 +1,179 @@
+"""Video models as `nn.Sequential(encoder, head)`: a small R(2+1)D for CPUs, torchvision's video nets, timm nets over frames.
+
+Every encoder takes a normalised batch of clips `(B, T, 3, H, W)` and returns features `(B, num_features)`.
+"""
+from contextlib import contextmanager
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from fastai.vision.core import imagenet_stats
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .errors import InputError
+
+__all__ = ['create_model', 'create_encoder', 'load_encoder', 'model_stats', 'encoder_head_split', 'tiny', 'SpaceTimeEncoder',
+           'FrameEncoder', 'is_model', 'eval_mode', 'save_weights']
+
+
+class SpaceTimeEncoder(nn.Module):
+    "A net over `(B, C, T, H, W)`, run channels-last, behind the clip layout of sdfast"
+
+    def __init__(self, body:nn.Module, num_features:int):
+        super().__init__()
+        self.body, self.num_features = body.to(memory_format=torch.channels_last_3d), num_features
+
+    def forward(self, x): return self.body(x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d))
+
+
+class FrameEncoder(nn.Module):
+    "An image net over every frame; the clip's feature is the mean of its frames'"
+
+    def __init__(self, body:nn.Module, num_features:int):
+        super().__init__()
+        self.body, self.num_features = body, num_features
+
+    def forward(self, x): return self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+
+
+def _conv2plus1(ni, no, stride, temporal_stride):
+    "A 3x3x3 convolution as space, then time, with the middle width that keeps its number of weights (Tran et al. 2018)"
+    mid = (ni*no*27)//(ni*9 + 3*no)
+    return nn.Sequential(
+        nn.Conv3d(ni, mid, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False), nn.BatchNorm3d(mid), nn.ReLU(),
+        nn.Conv3d(mid, no, (3, 1, 1), (temporal_stride, 1, 1), (1, 0, 0), bias=False), nn.BatchNorm3d(no), nn.ReLU())
+
+
+def tiny(width:int=12)->SpaceTimeEncoder:
+    "Four R(2+1)D layers, `8*width` features: trains in seconds on two CPU cores at 8x40x40"
+    w = width
+    return SpaceTimeEncoder(nn.Sequential(
+        _conv2plus1(3, w, 2, 1), _conv2plus1(w, 2*w, 2, 2), _conv2plus1(2*w, 4*w, 2, 2), _conv2plus1(4*w, 8*w, 1, 1),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten()), 8*w)
+
+
+# the last layer of each of torchvision's families, and of common image nets in checkpoints
+HEADS = ('fc', 'head', 'classifier', 'head.fc', 'last_linear')
+
+
+def _torchvision_names(): return torchvision.models.list_models(module=torchvision.models.video)
+
+
+def is_model(name:str)->bool:
+    "Whether `create_model` knows `name`"
+    return name == 'tiny' or name in _torchvision_names() or timm.is_model(name)
+
+
+def create_encoder(
+    name:str, # `tiny`, a video net of torchvision, or any image model of timm
+    pretrained:bool=False, # The library's own weights, which it downloads
+    **kwargs, # For the model's constructor, such as `pad_type='same'`
+)->nn.Module: # From clips `(B, T, 3, H, W)` to features `(B, num_features)`; has `num_features`
+    "An encoder by name"
+    try:
+        if name == 'tiny':
+            if pretrained: raise InputError('tiny has no published weights; give a file, or leave init away')
+            return tiny(**kwargs)
+        if name in _torchvision_names():
+            net = torchvision.models.get_model(name, weights='DEFAULT' if pretrained else None, **kwargs)
+            return SpaceTimeEncoder(*_without_head(net))
+        if timm.is_model(name):
+            net = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+            size = getattr(net, 'head_hidden_size', None) or net.num_features
+            return FrameEncoder(net, size)
+    except TypeError as e:
+        raise InputError(f'model {name} does not take {", ".join(f"{k}={v!r}" for k, v in kwargs.items())}: {e}') from None
+    except OSError as e: raise InputError(f'the published weights of {name} cannot be downloaded: {e}') from None
+    near = timm.list_models(f'*{name}*')[:3]
+    raise InputError(f'unknown model {name!r}; known are tiny, {", ".join(_torchvision_names())} and every model of timm'
+                     + (f' (such as {", ".join(near)})' if near else ''))
+
+
+def _without_head(net):
+    "`(net that returns pooled features, their number)` for torchvision's video nets"
+    if isinstance(net, torchvision.models.video.S3D):  # its head is a convolution, averaged over what is left of time and space
+        n = net.classifier[-1].in_channels
+        return nn.Sequential(net.features, net.avgpool, nn.AdaptiveAvgPool3d(1), nn.Flatten()), n
+    name = next(n for n in HEADS if hasattr(net, n))
+    head = getattr(net, name)
+    linear = head if isinstance(head, nn.Linear) else head[-1]
+    setattr(net, name, nn.Identity())
+    return net, linear.in_features
+
+
+def model_stats(name:str)->tuple:
+    "Mean and standard deviation of the input's channels that the model's published weights expect, ImageNet's if none"
+    if name in _torchvision_names():
+        t = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        return tuple(t.mean), tuple(t.std)
+    if name != 'tiny' and timm.is_model(name):
+        cfg = timm.get_pretrained_cfg(name)
+        if cfg is not None: return tuple(cfg.mean), tuple(cfg.std)
+    return imagenet_stats
+
+
+def create_model(
+    name:str, # `tiny`, a video net of torchvision, or any image model of timm
+    n_classes:int, # Outputs of the head
+    init:str|Path|None=None, # Weights of the encoder: a file, 'pretrained' for the library's own, or none
+    **kwargs, # For the model's constructor
+)->nn.Sequential: # `Sequential(encoder, head)`, the head one linear layer
+    "A model whose encoder comes from `init` and whose head is new; split it with `encoder_head_split`"
+    encoder = create_encoder(name, pretrained=init == 'pretrained', **kwargs)
+    if init not in (None, 'pretrained'): load_encoder(encoder, init)
+    return nn.Sequential(encoder, nn.Linear(encoder.num_features, n_classes))
+
+
+def encoder_head_split(model)->list[list[nn.Parameter]]:
+    "fastai splitter: parameters of the encoder, parameters of the rest"
+    encoder = list(model[0].parameters())
+    ours = {id(p) for p in encoder}
+    return [encoder, [p for p in model.parameters() if id(p) not in ours]]
+
+
+@contextmanager
+def eval_mode(model:nn.Module):
+    "Every module in eval mode inside, in the mode it was in after"
+    modes = {m:m.training for m in model.modules()}
+    model.eval()
+    try: yield model
+    finally:
+        for m, training in modes.items(): m.training = training
+
+
+def save_weights(module:nn.Module, path):
+    "A module's weights and buffers as safetensors"
+    save_file({k:v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, str(path))
+
+
+def _read_weights(path):
+    path = Path(path)
+    if not path.is_file(): raise InputError(f'weights {path} do not exist')
+    try: state = load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as e:  # torch and safetensors raise many kinds for a broken file, one for pickled code
+        raise InputError(f'weights {path} cannot be read as tensors: {str(e).splitlines()[0] if str(e) else type(e).__name__}') from None
+    for wrapper in ('state_dict', 'model', 'model_state_dict'):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict): state = state[wrapper]
+    if not isinstance(state, dict) or not any(torch.is_tensor(v) for v in state.values()): raise InputError(f'weights {path} hold no state dict')
+    return {k.removeprefix('module.'):v for k, v in state.items() if torch.is_tensor(v)}
+
+
+def load_encoder(
+    encoder:nn.Module, # Receives the weights
+    path, # safetensors or a torch file: of the encoder, of the same net with its head, or of a `Sequential(encoder, head)`
+)->nn.Module: # `encoder`
+    "Load an encoder strictly: every weight must be there with its shape, and nothing else but a head may be"
+    state, want = _read_weights(path), encoder.state_dict()
+    tries = [state, *({k[len(p):]:v for k, v in state.items() if k.startswith(p)} for p in ('0.', 'encoder.')),
+             {f'body.{k}':v for k, v in state.items()}]
+    s = max(tries, key=lambda t: len(want.keys() & t.keys()))
+    # counters of batches seen do not change what a net computes, and old files lack them
+    missing = [k for k in want if k not in s and not k.endswith('num_batches_tracked')]
+    wrong = [k for k in want if k in s and s[k].shape != want[k].shape]
+    extra = [k for k in s if k not in want and not k.removeprefix('body.').startswith(tuple(f'{h}.' for h in HEADS))]
+    for what, keys in (('lack', missing), ('have other shapes for', wrong), ('also have', extra)):
+        if keys: raise InputError(f'weights {path} are not of this encoder: they {what} {len(keys)} of {len(want)} entries, such as {", ".join(keys[:3])}')
+    encoder.load_state_dict({k:s.get(k, v) for k, v in want.items()})
+    return encoder

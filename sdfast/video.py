@@ -1,0 +1,294 @@
+"""Videos as a fastai `DataBlock`: decoding with PyAV, clip sampling, clip-consistent augmentation, film strips.
+
+A clip is `(T, C, H, W)`, several clips of one video `(K, T, C, H, W)`, a batch has one more axis in front.
+Frames are counted in the order in which they are shown, whatever the frame rate does.
+"""
+import random, warnings
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from fastai.callback.core import Callback
+from fastai.data.block import TransformBlock
+from fastai.data.core import get_show_batch_func
+from fastai.data.load import SkipItemException
+from fastai.data.transforms import IntToFloatTensor, Normalize
+from fastai.torch_core import TensorCategory, TensorImage, show_image
+from fastai.vision.augment import RandTransform
+from fastai.vision.core import imagenet_stats
+from fastai.vision.data import get_grid, show_batch, show_results
+from fasttransform import Pipeline, Transform
+from plum import dispatch
+
+from .errors import InputError
+
+__all__ = ['TensorVideo', 'VideoError', 'VideoFile', 'VideoIndex', 'SampleClips', 'ClipTransform', 'MultiClip',
+           'VideoBlock', 'clip_indices', 'normalize_video', 'show_batch', 'show_results']
+
+
+class VideoError(InputError):
+    "A file of which no frame can be decoded; the message names it and says why"
+
+
+class TensorVideo(TensorImage):
+    "Frames laid out `(..., T, C, H, W)`, uint8 or float in [0, 1]; `show` draws a film strip"
+
+    def show(self,
+        ctx=None, # Axes to draw on
+        n:int=8, # Frames of each clip to draw, evenly spaced
+        **kwargs,
+    ):
+        "Draw each clip as a row of `n` frames"
+        x = self.as_subclass(torch.Tensor)
+        if x.is_floating_point(): x = x.clamp(0, 1)  # decoding a normalised clip leaves 1.0000001
+        clips = x.flatten(0, -5) if x.ndim > 4 else x[None]
+        pick = torch.linspace(0, clips.shape[1] - 1, min(n, clips.shape[1])).round().long()
+        rows = [torch.cat(list(clip[pick]), -1) for clip in clips]
+        return show_image(torch.cat(rows, -2), ctx=ctx, **kwargs)
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    "What the container says of a video without decoding it"
+    pts: np.ndarray  # time stamp of each frame, in the order shown, in units of the stream's time base
+    keys: np.ndarray  # time stamps of the key frames, ascending
+    width: int  # as shown: after rotation, with square pixels
+    height: int
+    counted: bool  # the time stamps cannot be trusted, frames must be counted from the start
+
+    @property
+    def n(self): return len(self.pts)
+
+
+def _reason(e): return e.strerror if isinstance(e, av.FFmpegError) and e.strerror else str(e) or type(e).__name__
+
+
+def _open(path):
+    try: f = av.open(str(path))
+    except (av.FFmpegError, OSError) as e: raise VideoError(f'{path}: cannot be opened ({_reason(e)})') from None
+    if not f.streams.video:
+        f.close()
+        raise VideoError(f'{path}: has no video stream')
+    f.streams.video[0].thread_type = 'NONE'  # many short reads in parallel workers: frame threads cost more than they give
+    return f, f.streams.video[0]
+
+
+def _frames(f, stream):
+    "Decoded frames until the end or the first that is broken"
+    try: yield from f.decode(stream)
+    except av.FFmpegError: return
+
+
+@lru_cache(maxsize=2**17)
+def _index(path):
+    f, s = _open(path)
+    with f:
+        try: packets = [(p.dts if p.pts is None else p.pts, p.is_keyframe, p.is_discard) for p in f.demux(s) if p.size]
+        except av.FFmpegError: packets = []
+        # AVI stores no presentation times: with B-frames what it gives is the order of storage
+        counted = f.format.name == 'avi' and bool(s.codec_context.has_b_frames) or any(t is None for t, *_ in packets)
+        if not counted:
+            keys = np.array(sorted(t for t, key, _ in packets if key), dtype=np.int64)
+            pts = np.array(sorted(t for t, _, hidden in packets if not hidden), dtype=np.int64)  # an edit list hides frames
+            if len(keys): pts = pts[pts >= keys[0]]  # a file that starts inside a group of pictures
+            # 4:4:4 of old x264 builds is decoded right only after the file's first packet, which names the build
+            if s.codec_context.name == 'h264' and '444' in (s.codec_context.pix_fmt or ''): keys = keys[:1]
+            counted = not len(pts) or len(np.unique(pts)) < len(pts)
+        f.seek(0)
+        first = next(_frames(f, s), None)
+        if first is None: raise VideoError(f'{path}: no frame can be decoded')
+        if counted:
+            f.seek(0)
+            keys, pts = np.zeros(0, np.int64), np.arange(sum(1 for _ in _frames(f, s)))
+        w, h = first.width, first.height
+        sar = s.sample_aspect_ratio or Fraction(1)
+        if Fraction(1, 8) < sar < 8: w = max(1, round(w*sar))
+        if first.rotation % 180: w, h = h, w
+        return VideoIndex(pts, keys, w, h, counted)
+
+
+class VideoFile(str):
+    "A path that transforms dispatch on: labels and splits never decode, a clip is decoded when it is chosen"
+
+    @classmethod
+    def create(cls, fn): return cls(fn)
+
+    @property
+    def index(self)->VideoIndex:
+        "Frame times and size as shown, read once per process; raises `VideoError` if nothing can be decoded"
+        return _index(str(self))
+
+    def problem(self)->str|None:
+        "`None` if at least one frame can be decoded, else why not"
+        try: self.index
+        except VideoError as e: return str(e).removeprefix(f'{self}: ')
+
+    def scaled(self, size:int|None)->tuple[int,int]:
+        "Width and height in pixels once the short side is `size` (`None`: as shown)"
+        w, h = self.index.width, self.index.height
+        if size is None: return w, h
+        return (size, max(size, round(h*size/w))) if w < h else (max(size, round(w*size/h)), size)
+
+    def read(self,
+        frames, # Frame numbers, any order, repeats allowed
+        size:int|None=None, # Short side in pixels, aspect kept; `None`: as shown
+    )->torch.Tensor: # uint8 `(len(frames), 3, H, W)`, upright, RGB
+        "Decode `frames`; where a file breaks off before its index says, the last decodable frame stands in"
+        ix = self.index
+        frames = np.asarray(frames)
+        if not len(frames) or frames.min() < 0 or frames.max() >= ix.n:
+            raise InputError(f'{self}: frames {frames.tolist()} asked for, but it has frames 0 to {ix.n - 1}')
+        got = self._decode(np.unique(frames), self.scaled(size))
+        if not got: raise VideoError(f'{self}: no frame can be decoded')
+        have = np.array(sorted(got))
+        if missing := sorted(set(frames.tolist()) - set(got)):
+            warnings.warn(f'{self}: frames {missing[0]} to {missing[-1]} cannot be decoded, the nearest one before stands in')
+        use = have[np.maximum(np.searchsorted(have, frames, side='right') - 1, 0)]
+        return torch.from_numpy(np.stack([got[i] for i in use])).permute(0, 3, 1, 2).contiguous()
+
+    def _decode(self, want, wh, seek=True):
+        "`{number: (H, W, 3) array}` for those of the ascending frame numbers `want` that can be decoded"
+        ix, scaler, got, last = self.index, VideoReformatter(), {}, None
+        wanted, number = set(want.tolist()), {t:i for i, t in enumerate(ix.pts.tolist())}
+
+        def rgb(frame):
+            w, h = wh[::-1] if frame.rotation % 180 else wh
+            return np.rot90(scaler.reformat(frame, w, h, 'rgb24', threads=1).to_ndarray(), frame.rotation//90 % 4)
+
+        seek = seek and not ix.counted and len(ix.keys) > 1 and ix.pts[want[0]] >= ix.keys[1]
+        f, s = _open(self)
+        with f:
+            if seek: f.seek(int(ix.pts[want[0]]), stream=s)
+            for n, frame in enumerate(_frames(f, s)):
+                i = n if ix.counted else number.get(frame.pts)
+                if i is None: continue
+                if i in wanted: got[i] = rgb(frame)
+                last = i, frame
+                if i >= want[-1]: break
+            # broken before the last frame asked for: the last good one stands in
+            if last is not None and last[0] < want[-1]: got.setdefault(last[0], rgb(last[1]))
+        # some containers land behind the frame they were asked to seek
+        return self._decode(want, wh, seek=False) if seek and (not got or min(got) > want[0]) else got
+
+
+def clip_indices(
+    n:int, # Frames the video has
+    frames:int, # Frames in a clip
+    stride:int=1, # Frames between two of the clip
+    at:float=.5, # Where the clip lies: 0 at the start of the video, 1 at its end
+)->np.ndarray: # `frames` frame numbers
+    "The frames of one clip; a video shorter than the clip repeats its last frame"
+    room = max(0, n - (frames - 1)*stride - 1)
+    return np.minimum(round(at*room) + np.arange(frames)*stride, n - 1)
+
+
+@lru_cache(maxsize=None)
+def _whole(path, size): return VideoFile(path).read(np.arange(_index(path).n), size)
+
+
+class SampleClips(RandTransform):
+    "One clip at a random place, cropped at random, for training; `k` evenly spaced centre crops otherwise"
+    split_idx, order = None, 4
+
+    def __init__(self,
+        frames:int=8, # Frames in a clip
+        stride:int=1, # Frames between two of the clip
+        size:int|None=64, # Side of the square in pixels: the short side is scaled to it, then the long side cropped
+        k:int=1, # Clips of each video outside training: 1 is the middle one, more are evenly spaced
+        cache:bool=False, # Keep whole decoded videos in this process's memory: for sets that fit
+        **kwargs,
+    ):
+        if min(frames, stride, k, size or 1) < 1:
+            raise InputError(f'frames, stride, size and k must be at least 1, not {frames}, {stride}, {size} and {k}')
+        super().__init__(**kwargs)
+        self.frames, self.stride, self.size, self.k, self.cache = frames, stride, size, k, cache
+
+    def before_call(self, b, split_idx): self.train = not split_idx
+
+    def encodes(self, x:VideoFile)->TensorVideo:
+        try: clips = self._clips(x)
+        except VideoError as e:
+            warnings.warn(f'skipped {e}')
+            raise SkipItemException(str(e)) from None
+        return TensorVideo(clips[0] if len(clips) == 1 else clips)
+
+    def _clips(self, x):
+        at = [random.random()] if self.train else np.linspace(0, 1, self.k) if self.k > 1 else [.5]
+        idx = np.stack([clip_indices(x.index.n, self.frames, self.stride, a) for a in at])
+        v = _whole(str(x), self.size)[idx.ravel()] if self.cache else x.read(idx.ravel(), self.size)
+        if self.size is not None:
+            room = [s - self.size for s in v.shape[-2:]]
+            top, left = (random.randint(0, r) for r in room) if self.train else (r//2 for r in room)
+            v = v[..., top:top + self.size, left:left + self.size]
+        return v.unflatten(0, idx.shape)
+
+
+class ClipTransform(Transform):
+    """fastai's image batch transforms on clips: one draw a clip, shared by all its frames.
+
+    A clip is handed over as one image of `T*C` channels; transforms that need three channels (hue, saturation) do not apply."""
+    order, split_idx = 30, None
+
+    def __init__(self, tfms): self.tfms = Pipeline(tfms)
+
+    def __call__(self, b, split_idx=None, **kwargs):
+        self.tfms.split_idx = split_idx
+        return super().__call__(b, split_idx=split_idx, **kwargs)
+
+    def encodes(self, x:TensorVideo)->TensorVideo:
+        y = self.tfms(TensorImage(x.flatten(1, -3)))
+        return TensorVideo(y.view(*x.shape[:-2], *y.shape[-2:]))
+
+
+class MultiClip(Callback):
+    "Predict each clip of a batch `(B, K, T, C, H, W)` on its own and average the logits of a video"
+    order = 8  # before `CastToTensor` (9) and `MixedPrecision` (10)
+
+    def before_batch(self):
+        self.k = self.x.shape[1] if self.x.ndim == 6 else 1
+        if self.k > 1: self.learn.xb = (self.x.flatten(0, 1), *self.xb[1:])
+
+    def after_pred(self):
+        # the average of half-precision logits is rounded: average in float32
+        if self.k > 1: self.learn.pred = self.pred.float().unflatten(0, (-1, self.k)).mean(1)
+
+
+def normalize_video(mean=imagenet_stats[0], std=imagenet_stats[1]):
+    "`Normalize` for the channel axis of batches of clips, 5-D or 6-D"
+    return Normalize.from_stats(mean, std, dim=2, ndim=5)
+
+
+def VideoBlock(
+    frames:int=8, # Frames in a clip
+    stride:int=1, # Frames between two of the clip
+    size:int|None=64, # Side of the square crop in pixels
+    k:int=1, # Clips of each video outside training
+    cache:bool=False, # Keep whole decoded videos in memory
+):
+    "A `TransformBlock` for paths of video files"
+    return TransformBlock(type_tfms=VideoFile.create, item_tfms=SampleClips(frames, stride, size, k, cache),
+                          batch_tfms=IntToFloatTensor)
+
+
+def _strips(n, figsize): return get_grid(n, ncols=1, nrows=n, figsize=figsize or (10, 1.6*n))
+
+
+@dispatch
+def show_batch(x:TensorVideo, y, samples, ctxs=None, max_n=6, figsize=None, **kwargs):
+    if ctxs is None: ctxs = _strips(min(len(samples), max_n), figsize)
+    return get_show_batch_func(object)(x, y, samples, ctxs=ctxs, max_n=max_n, **kwargs)
+
+
+@dispatch
+def show_results(x:TensorVideo, y:TensorCategory, samples, outs, ctxs=None, max_n=6, figsize=None, **kwargs):
+    n = min(len(samples), max_n)
+    if ctxs is None: ctxs = _strips(n, figsize)
+    for (clip, truth, *_), (pred, *_), ctx in zip(samples[:n], outs[:n], ctxs):
+        right = str(truth) == str(pred)
+        clip.show(ctx=ctx, title=f'{truth}' if right else f'{truth}, predicted {pred}')
+        ctx.title.set_color('green' if right else 'firebrick')
+    return ctxs

@@ -1,0 +1,10 @@
+"settings.ini is the one place for version and requirements; this hands them to setuptools."
+from configparser import ConfigParser
+from setuptools import find_packages, setup
+
+cfg = ConfigParser()
+cfg.read('settings.ini', encoding='utf-8')
+cfg = cfg['DEFAULT']
+setup(version=cfg['version'], description=cfg['description'], python_requires=f">={cfg['min_python']}",
+      packages=find_packages(include=['sdfast', 'sdfast.*']), install_requires=cfg['requirements'].split(),
+      extras_require=dict(dev=cfg['dev_requirements'].split()))
