@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from .errors import InputError
@@ -66,7 +67,8 @@ def weight_distance(
 
 
 def _classifier(x, y):
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=.1)).fit(x.numpy(), y.numpy())
+    with threadpool_limits(1):  # small matrices: threads would cost more than they give, and could change the last digits
+        return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=.1)).fit(x.numpy(), y.numpy())
 
 
 def linear_probe(x, y, xt, yt)->float:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.core import TfmdDL
 from fastai.data.transforms import IndexSplitter, ItemGetter
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -23,6 +24,16 @@ __all__ = ['Task', 'folder', 'csv', 'moving_digits', 'create_task']
 
 VIDEO_SUFFIXES = {'.3gp', '.avi', '.flv', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv'}
 CACHE_BYTES = 2**31  # decoded videos of a task are kept in memory if all of them fit into this
+
+
+class KeptDL(TfmdDL):
+    "Keeps its batches, before batch transforms, if they are the same each time: for sets that fit into memory"
+    _kept = None
+
+    def create_batches(self, samps):
+        if self.shuffle or self.fake_l.num_workers: return super().create_batches(samps)
+        if self._kept is None: self._kept = list(super().create_batches(samps))
+        return iter(self._kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +79,19 @@ class Task:
         return replace(self, df=df)
 
     def subset(self,
-        n:int, # Clips of each class to keep in each split
         seed:int=0, # Which clips
+        **n:int, # Clips of each class to keep in each split, e.g. `train=20, test=10`; splits not named are kept whole
     )->'Task':
-        "At most `n` clips of each class in each split"
-        keep = self.df.sample(frac=1, random_state=seed).groupby(['split', 'label'], sort=False).head(n).index
-        return replace(self, df=self.df.loc[sorted(keep)])
+        "At most so many clips of each class"
+        mixed = self.df.sample(frac=1, random_state=seed)
+        rank = mixed.groupby(['split', 'label']).cumcount()
+        return replace(self, df=self.df.loc[rank.index[rank < mixed.split.map(n).fillna(np.inf)].sort_values()])
 
     def dls(self,
         frames:int=8, # Frames in a clip
         stride:int=1, # Frames between two of the clip
         size:int=112, # Side of the square crop in pixels
-        bs:int=32, # Batch size; twice that outside training
+        bs:int=32, # Batch size
         k:int=1, # Clips of each video outside training; more than 1 needs the `MultiClip` callback
         workers:int=0, # Loading processes; 0 also keeps decoded videos in memory where all of them fit into 2 GiB
         tfms=(), # More batch transforms, such as `ClipTransform([Flip()])`
@@ -92,8 +104,8 @@ class Task:
         cache = workers == 0 and self._decoded_bytes(size) < CACHE_BYTES
         block = DataBlock(blocks=(VideoBlock(frames, stride, size, k, cache), CategoryBlock(vocab=self.vocab)),
                           getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter(range(len(train), len(train) + len(valid))),
-                          batch_tfms=[*tfms, normalize_video(*(stats or ()))])
-        return block.dataloaders(train + valid, bs=bs, val_bs=2*bs, num_workers=workers, **kwargs)
+                          batch_tfms=[*tfms, normalize_video(*(stats or ()))], dl_type=KeptDL if cache else None)
+        return block.dataloaders(train + valid, bs=bs, num_workers=workers, **kwargs)
 
     def dl(self, dls, *splits):
         "A labelled, unshuffled loader of `splits` with the transforms that `dls` uses for validation"
@@ -191,7 +203,9 @@ def folder(
         test = _split_groups(task.df, float(test_frac), int(seed), f'{task.name}: cannot split into train and test')
         df = task.df.copy()
         df.loc[test, 'split'] = 'test'
-        task = replace(task, df=df, notes=(f'test is {len(test)} clips split off by {"group" if group else "file"}, seed {seed}',))
+        task = replace(task, df=df, notes=(
+            f'test is {len(test)} clips split off by group, seed {seed}' if group else
+            f'test is {len(test)} files split off at random, seed {seed}: recordings of one person or scene can be on both sides; name them with group=REGEX',))
     return _finish(task)
 
 

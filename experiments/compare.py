@@ -1,0 +1,127 @@
+"""Six ways to fine-tune the same pre-trained video encoder: what was learned, and what was forgotten?
+
+    python experiments/compare.py                    # the embedded task, 2 CPU cores: see experiments/README.md for times
+    python experiments/compare.py --quick            # the same at a reduced size, to see that everything works
+    python experiments/compare.py --source folder:A --task folder:B --model r2plus1d_18 --init weights.pth --size 112
+
+A model is trained on the source task (or comes from --init), fine-tuned on the target task by each strategy, and measured on
+both. Each strategy's strength is chosen on held-out data from the same number of trials; plain fine-tuning, which has no
+strength, chooses among as many learning rates. Writes runs.csv, table.csv, table.md and figure.png to --out."""
+import sys, warnings
+from pathlib import Path
+
+warnings.filterwarnings('ignore', category=FutureWarning)  # of the libraries about each other
+warnings.filterwarnings('ignore', category=DeprecationWarning)
+
+from fastcore.script import call_parse, store_true
+
+from sdfast.errors import InputError
+from sdfast.models import create_model, is_model
+from sdfast.report import LiveWatch, rich_table, write_report
+from sdfast.strategies import STRATEGIES
+from sdfast.study import QUICK, Run, compare, fit_batch_size, strength_grid
+from sdfast.tasks import create_task
+
+
+def parse_lams(text, strategies):
+    "`'.1,1,10'` for every strategy that has a strength, or `'l2sp=.01,.1;ewc=.1,1'`"
+    def numbers(t):
+        try: values = [float(x) for x in t.split(',')]
+        except ValueError: raise InputError(f'--lams: {t!r} are not numbers separated by commas') from None
+        if bad := [v for v in values if not 0 <= v < float('inf')]: raise InputError(f'--lams: strengths must be finite and at least 0, not {bad[0]:g}')
+        return values
+    if not text: return {}
+    if '=' not in text: return {s:numbers(text) for s in strategies if s != 'finetune'}
+    lams = dict(part.split('=', 1) for part in text.split(';') if '=' in part)
+    if unknown := [s for s in lams if s not in strategies or s == 'finetune']: raise InputError(f'--lams: {unknown[0]!r} is not among the strategies that have a strength')
+    return {s:numbers(t) for s, t in lams.items()}
+
+
+def build(task, source, init, model, model_args, strategies, lams, seeds, trial_seeds, epochs, lr, bs, frames, stride, size, clips,
+          source_epochs, source_lr, workers, quick):
+    "`(base run, grids, lines to tell the reader)`; `InputError` for anything that cannot work"
+    for name, v in dict(seeds=seeds, trial_seeds=trial_seeds, epochs=epochs, bs=bs, frames=frames, stride=stride, clips=clips).items():
+        if v < 1: raise InputError(f'--{name} must be at least 1, not {v}')
+    if size is not None and size < 8: raise InputError(f'--size must be at least 8 pixels, not {size}')
+    if workers < 0: raise InputError(f'--workers must be at least 0, not {workers}')
+    if source_epochs is not None and source_epochs < 0: raise InputError(f'--source_epochs must be at least 0, not {source_epochs}')
+    for name, v in dict(lr=lr, source_lr=source_lr).items():
+        if not 0 < v < float('inf'): raise InputError(f'--{name} must be positive, not {v}')
+    names = list(dict.fromkeys(['finetune', *filter(None, (s.strip() for s in strategies.split(',')))]))
+    if unknown := [s for s in names if s not in STRATEGIES]: raise InputError(f'unknown strategy {unknown[0]!r}; known are {", ".join(STRATEGIES)}')
+    given = parse_lams(lams, names)
+    if not is_model(model): create_model(model, 2)  # raises, and says which are near
+    if quick: epochs, seeds, trial_seeds, source_epochs = min(epochs, 3), min(seeds, 2), 1, 5 if source_epochs is None and not init else source_epochs
+    n = len(next(iter(given.values()))) if given else 2 if quick else 3
+    def grid(s):
+        lams = given.get(s) or (STRATEGIES[s].lams[-n:] if s != 'finetune' else None)
+        return strength_grid(s, lr, lams, n)
+    grids = {s:grid(s) for s in names}
+
+    target, src = create_task(task, 'target'), create_task(source, 'source')
+    say = [t.describe() for t in (src, target)]
+    for t in (src, target):
+        say += [f'{t.name}: {note}' for note in t.notes]
+        say += [f'{t.name}: skipped {Path(p).name}: {why}' for p, why in list(t.skipped.items())[:10]]
+        if len(t.skipped) > 10: say.append(f'{t.name}: and {len(t.skipped) - 10} more')
+    held = target.hold_out()
+    if not target.count('valid'): say.append(f'{target.name}: {held.count("valid")} of the train clips are held out, by group, to choose strengths')
+    if quick: src, held = src.subset(**QUICK), held.subset(**QUICK)
+    source_epochs = source_epochs if source_epochs is not None else 0 if init else 6
+    sizes = {}
+    for what, t, want in (('bs', held, bs), ('source_bs', src, 2*bs)):
+        sizes[what] = fit_batch_size(t.count('train'), want)
+        if sizes[what] < want and not (what == 'source_bs' and not source_epochs): say.append(f'{t.name}: batches of {sizes[what]}, as {t.count("train")} clips make fewer than two of {want}')
+    if sizes['bs'] < 2: raise InputError(f'{target.name}: {held.count("train")} train clips are too few')
+    run = Run(task=task, source=source, data=f'{src.fingerprint}-{held.fingerprint}', model=model, model_args=model_args, init=init, epochs=epochs, lr=lr,
+              frames=frames, stride=stride, size=size or (40 if task.startswith('moving_digits') else 112), clips=clips, workers=workers,
+              source_epochs=source_epochs, source_lr=source_lr, quick=quick, **sizes)
+    create_model(model, len(src.vocab), init, **run.options())  # weights of another model are told now, not after minutes
+    if init and not source_epochs: say.append(f'{src.name}: the encoder stays as {init} has it; the source head is a linear probe')
+    return run, grids, seeds, trial_seeds, say
+
+
+@call_parse
+def main(
+    task:str='moving_digits', # Target task: moving_digits, folder:PATH or csv:PATH, options as ,name=value
+    source:str='moving_digits', # Source task, on which forgetting is measured
+    init:str=None, # Weights of the encoder before the source stage: a file, or `pretrained`
+    model:str='tiny', # tiny, a video net of torchvision, or any image model of timm
+    model_args:str='', # For the model's constructor, such as pad_type=same
+    strategies:str=','.join(STRATEGIES), # Which to compare; finetune, the reference, is always in
+    lams:str='', # Strengths to choose from: .1,1,10 for all, or l2sp=.01,.1;ewc=.1,1
+    seeds:int=6, # Final runs of each strategy
+    trial_seeds:int=1, # Trials of each strength
+    epochs:int=12, # Of fine-tuning
+    lr:float=.05, # Of fine-tuning: SGD, momentum .9, cosine to 0
+    bs:int=32, # Batch size of fine-tuning; the source stage takes twice that
+    frames:int=8, # Frames in a clip
+    stride:int=1, # Frames between two of the clip
+    size:int=None, # Side of the square crop; default 40 for moving_digits, else 112
+    clips:int=1, # Clips of each video in tests
+    source_epochs:int=None, # Of the source stage; default 6, or 0 with --init
+    source_lr:float=.1, # Of the source stage
+    workers:int=0, # Loading processes; 0 keeps decoded videos in memory if they fit
+    out:str='runs/compare', # Folder to write to; finished runs in it are not done again
+    quick:store_true=False, # All strategies at a reduced size
+):
+    "Compare ways to fine-tune a pre-trained video encoder: what was learned, what was forgotten"
+    try:
+        run, grids, seeds, trial_seeds, say = build(task, source, init, model, model_args, strategies, lams, seeds, trial_seeds, epochs, lr, bs, frames,
+                                                    stride, size, clips, source_epochs, source_lr, workers, quick)
+        out = Path(out)
+        try: out.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
+        with LiveWatch() as watch:
+            for line in say: watch.say(line)
+            rows = compare(run, grids, out, seeds, trial_seeds, watch)
+    except InputError as e: sys.exit(_fail(e))
+    except KeyboardInterrupt: sys.exit(_fail(f'stopped; finished runs are in {out}, the same command goes on from there', 130))
+    title = f'{run.source} → {run.task}, {run.model}'
+    watch.console.print(rich_table(write_report(rows, out, title), title, watch.console.width))
+    watch.say(f'written to {out}: runs.csv, table.csv, table.md, figure.png')
+
+
+def _fail(message, status=2):
+    print(f'compare.py: {message}', file=sys.stderr)
+    return status

@@ -1,0 +1,45 @@
+"Intervals for paired comparisons."
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+__all__ = ['Difference', 'paired_difference', 'mean_interval']
+
+
+@dataclass(frozen=True)
+class Difference:
+    "Mean of paired differences with a confidence interval; the ends are nan with fewer than two pairs"
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def verdict(self)->str:
+        "'higher' or 'lower' if the interval excludes 0, 'no interval' with one pair, else 'not distinguishable'"
+        if np.isnan(self.low): return 'no interval'
+        return 'higher' if self.low > 0 else 'lower' if self.high < 0 else 'not distinguishable'
+
+
+def mean_interval(
+    x, # Values, one a seed; nan counts as missing
+    level:float=.95, # Coverage of the interval
+)->Difference:
+    "Student's t interval of a mean"
+    x = np.asarray(x, float)
+    x = x[~np.isnan(x)]
+    if len(x) < 2: return Difference(float(x.mean()) if len(x) else np.nan, np.nan, np.nan, len(x))
+    half = stats.t.ppf((1 + level)/2, len(x) - 1)*x.std(ddof=1)/np.sqrt(len(x))
+    return Difference(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
+
+
+def paired_difference(
+    a, # Values, one a seed
+    b, # Values of the reference at the same seeds; pairs with a nan are left out
+    level:float=.95, # Coverage of the interval
+)->Difference:
+    "`a - b` with Student's t interval of the paired differences"
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.shape != b.shape: raise ValueError(f'pairs are needed: {a.shape} against {b.shape} values')
+    return mean_interval(a - b, level)

@@ -1,0 +1,330 @@
+"""Runs as pure functions of a `Run`, and the comparison of strategies made of them.
+
+A study's folder holds `source/<key>/`, the model before fine-tuning, and `runs/<key>/`: `run.json`, `epochs.csv`,
+`scores.csv` (test clips, final runs only), `log.txt` and, written last and atomically, `result.json`. Finished runs are
+skipped. Trials choose each strategy's strength on the valid part; only final runs read test."""
+import hashlib, json, os, random, shutil, sys, time, traceback, warnings
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache, partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.schedule import ParamScheduler, SchedCos
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.optimizer import SGD
+from fastai.torch_core import set_seed
+from safetensors.torch import load_file
+from torch import nn
+
+from .errors import InputError
+from .forgetting import Retention, extract, probe_head
+from .models import create_model, encoder_head_split, load_encoder, model_stats, save_weights
+from .strategies import STRATEGIES, empirical_fisher
+from .strategies.penalty import Penalty, state_hash
+from .tasks import create_task
+from .video import MultiClip
+
+__all__ = ['Run', 'Source', 'Watch', 'source_model', 'execute', 'compare', 'strength_grid', 'fit_batch_size', 'COLUMNS']
+
+COLUMNS = ['key', 'task', 'source', 'model', 'strategy', 'lam', 'seed', 'epochs', 'lr', 'valid_acc1', 'acc1', 'acc5', 'source_acc',
+           'source_probe', 'source_knn', 'cka', 'drift', 'weight_distance', 'seconds', 'status', 'error', 'final']
+PROBE_CLIPS, FISHER_CLIPS = 1200, 500  # of the source's train part, classes balanced
+QUICK = dict(train=20, valid=10, test=8)
+
+
+@dataclass(frozen=True)
+class Run:
+    "All that decides a run's numbers; equal runs have equal `key`s"
+    task: str = 'moving_digits'  # see `create_task`
+    source: str = 'moving_digits'
+    data: str = ''  # fingerprints of both: changed files are another run
+    model: str = 'tiny'
+    model_args: str = ''  # for the model's constructor, `name=value,...`
+    init: str|None = None  # weights before the source stage
+    strategy: str = 'finetune'
+    lam: float = 0.
+    seed: int = 0  # of head, data order, clips and augmentation
+    epochs: int = 12
+    lr: float = .05
+    bs: int = 32
+    frames: int = 8
+    stride: int = 1
+    size: int = 40
+    clips: int = 1  # of each video outside training
+    workers: int = 0
+    source_epochs: int = 6
+    source_lr: float = .1
+    source_bs: int = 64
+    quick: bool = False  # use only `QUICK` clips of each class
+    final: bool = False  # reads test and measures retention; a trial does neither
+
+    @property
+    def key(self)->str: return _key(asdict(self))
+
+    @property
+    def source_key(self)->str:
+        "Of what decides the model before fine-tuning"
+        names = 'source data model model_args init frames stride size clips workers source_epochs source_lr source_bs quick'
+        return _key({n:getattr(self, n) for n in names.split()})
+
+    @property
+    def stage(self)->str: return 'final' if self.final else 'trial'
+
+    def options(self)->dict:
+        "`model_args` as keyword arguments"
+        pairs = [a.split('=', 1) for a in filter(None, self.model_args.split(','))]
+        if bad := [p for p in pairs if len(p) < 2]: raise InputError(f'model_args must be name=value,..., not {bad[0][0]!r}')
+        def value(v):
+            try: return json.loads(v)
+            except ValueError: return v
+        return {k:value(v) for k, v in pairs}
+
+
+def _key(d): return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Watch:
+    "Told what a study does; the default tells nobody"
+    def plan(self, runs): "These runs will be done, or skipped if finished"
+    def start(self, what, epochs): "A run or the source stage begins, of so many epochs"
+    def epoch(self, epoch, done): "Epoch number, and the part of its batches that is done"
+    def done(self, row, skipped=False): "A run has ended"
+    def say(self, text): "A line for the reader"
+
+
+class _Ticker(Callback):
+    "Reports progress to a `Watch`"
+    order, run_valid = 70, False
+    def __init__(self, watch): self.watch = watch
+    def after_batch(self): self.watch.epoch(self.epoch, (self.iter + 1)/self.n_iter)
+
+
+class Seeded(Callback):
+    "Makes order, clips and augmentation of each epoch a function of seed and epoch alone, whatever ran before"
+    order = 100
+    def __init__(self, seed): self.seed = seed
+    def before_train(self):
+        set_seed(s := self.seed*100_003 + self.epoch)
+        self.dl.rng = random.Random(s)
+
+
+class StopDiverged(Callback):
+    "Ends a fit at the first epoch after which the loss, the penalty or a weight is not finite; `why` says which"
+    order, why = 60, None
+    def after_train(self):
+        terms = {cb.name:cb.mean_term() for cb in self.learn.cbs if isinstance(cb, Penalty)}
+        bad = [n for n, v in dict(loss=self.learn.loss_grad.item(), **terms).items() if not np.isfinite(v)]
+        if not bad and all(torch.isfinite(p).all() for p in self.learn.model.parameters()): return
+        self.why = f'diverged in epoch {self.epoch}: {", ".join(bad) or "a weight"} is not finite'
+        raise CancelFitException
+
+
+def fit_batch_size(n:int, bs:int)->int:
+    "`bs`, halved until `n` clips make two batches: with one batch an epoch the teacher of an epoch never differs from its student"
+    while bs > 1 and n < 2*bs: bs //= 2
+    return bs
+
+
+@lru_cache(maxsize=4)
+def _data(spec, part, quick, frames, stride, size, clips, bs, workers, model):
+    "`(task, dls, loader of test)`, kept so that runs of one process share decoded videos"
+    task = create_task(spec, part)
+    if part == 'target': task = task.hold_out()
+    if quick: task = task.subset(**QUICK)
+    dls = task.dls(frames, stride, size, bs, clips, workers, stats=model_stats(model))
+    return task, dls, task.dl(dls, 'test')
+
+
+def _target(run): return _data(run.task, 'target', run.quick, run.frames, run.stride, run.size, run.clips, run.bs, run.workers, run.model)
+def _source(run): return _data(run.source, 'source', run.quick, run.frames, run.stride, run.size, run.clips, run.source_bs, run.workers, run.model)
+
+
+def _fit(dls, model, epochs, lr, seed, cbs, watch):
+    "Train with SGD, momentum .9, no weight decay, cosine to 0; returns the learner and why it stopped early, if it did"
+    check = StopDiverged()
+    cbs = [*cbs, Seeded(seed), check, _Ticker(watch), MultiClip(), ParamScheduler(dict(lr=SchedCos(lr, 0.)))]
+    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9), lr=lr, splitter=encoder_head_split,
+                    metrics=accuracy, cbs=cbs)
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
+    return learn, check.why
+
+
+@dataclass
+class Source:
+    "The model before fine-tuning, what it scores, and its Fisher information"
+    model: nn.Sequential
+    retention: Retention
+    fisher_batches: object
+    id: str  # hash of the encoder's weights
+
+    @cached_property
+    def fisher(self): return empirical_fisher(self.model, self.fisher_batches, FISHER_CLIPS)
+
+
+_sources = {}
+
+
+def source_model(
+    run:Run,
+    out, # Folder of the study
+    watch:Watch=Watch(),
+)->Source:
+    """The model to fine-tune: `init` or random weights, trained on the source for `source_epochs`; seed 0 for all runs.
+
+    With no source epochs the encoder stays as it is, and the source head is a linear probe on its features. Saved in
+    `out/source/<source_key>` and loaded from there the next time."""
+    folder = Path(out)/'source'/run.source_key
+    if (hit := _sources.get(str(folder.resolve()))) is not None: return hit
+    task, dls, test = _source(run)
+    set_seed(0)
+    model = create_model(run.model, len(task.vocab), run.init, **run.options())
+    if (folder/'source.json').exists():
+        load_encoder(model[0], folder/'encoder.safetensors')
+        model[1].load_state_dict(load_file(folder/'head.safetensors'))
+        model.to(dls.device)
+    else:
+        start = time.time()
+        watch.start('source task', run.source_epochs)
+        if run.source_epochs:
+            _, why = _fit(dls, model, run.source_epochs, run.source_lr, 0, [], watch)
+            if why: raise RuntimeError(f'training on the source task {why}; try a smaller source_lr than {run.source_lr}')
+        else:
+            model.to(dls.device)
+            model[1] = probe_head(*extract(model[0], _balanced(task, dls, PROBE_CLIPS)), len(task.vocab)).to(dls.device)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(model[0], folder/'encoder.safetensors')
+        save_weights(model[1], folder/'head.safetensors')
+        _write_json(folder/'source.json', dict(seconds=time.time() - start, encoder=state_hash(model[0].state_dict()), **_versions()))
+    for p in model.parameters(): p.requires_grad_(True)
+    retention = Retention(model, _balanced(task, dls, PROBE_CLIPS), test)
+    _sources[str(folder.resolve())] = hit = Source(model, retention, _balanced(task, dls, FISHER_CLIPS), state_hash(model[0].state_dict()))
+    return hit
+
+
+def _balanced(task, dls, n):
+    "Loader of about `n` train clips, classes balanced, without augmentation"
+    return task.subset(train=-(-n//len(task.vocab))).dl(dls, 'train')
+
+
+def _versions(): return dict(versions={n:version(n) for n in ('sdfast', 'torch', 'fastai', 'av')}, python=sys.version.split()[0], threads=torch.get_num_threads())
+
+
+def _write_json(path, d):
+    "Whole or not at all"
+    tmp = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    tmp.write_text(json.dumps(d, indent=1))
+    os.replace(tmp, path)
+
+
+def execute(
+    run:Run,
+    out, # Folder of the study
+    watch:Watch=Watch(),
+)->dict: # A row with the fields of `COLUMNS`
+    "Do one run, or read its result if it is finished. A run that fails is a row with its error"
+    folder = Path(out)/'runs'/run.key
+    if (folder/'result.json').exists():
+        row = json.loads((folder/'result.json').read_text())
+        if row['status'] != 'failed':  # an error of the machine may be gone by now
+            watch.done(row, skipped=True)
+            return row
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _write_json(folder/'run.json', asdict(run))
+    source, start, error, measured = source_model(run, out, watch), time.time(), '', {}
+    watch.start(run, run.epochs)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        try: status, measured, error = _measure(run, source, folder, watch)
+        except Exception as e: status, error, trace = 'failed', f'{type(e).__name__}: {e}'.splitlines()[0], traceback.format_exc()
+        else: trace = ''
+    notes = '\n'.join(dict.fromkeys(f'{w.category.__name__}: {w.message}' for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))))
+    (folder/'log.txt').write_text(f'{time.strftime("%F %T")}\n{run}\n{_versions()}\n{notes}\n{trace}')
+    row = {c:None for c in COLUMNS} | {k:v for k, v in asdict(run).items() if k in COLUMNS} | measured | dict(
+        key=run.key, seconds=round(time.time() - start, 2), status=status, error=error, anchor=source.id)
+    _write_json(folder/'result.json', row)
+    watch.done(row)
+    return row
+
+
+def _measure(run, source, folder, watch):
+    "Fine-tune and measure: `(status, numbers, error)`"
+    task, dls, test = _target(run)
+    set_seed(run.seed)
+    model = create_model(run.model, len(task.vocab), **run.options())
+    model[0].load_state_dict(source.model[0].state_dict())
+    learn, why = _fit(dls, model, run.epochs, run.lr, run.seed, STRATEGIES[run.strategy].callbacks(run.lam, lambda: source.fisher), watch)
+    log = pd.DataFrame(list(learn.recorder.values), columns=[n for n in learn.recorder.metric_names[1:] if n != 'time'])
+    log.rename_axis('epoch').to_csv(folder/'epochs.csv')
+    if why: return 'diverged', {}, why
+    measured = dict(valid_acc1=float(log.accuracy.iloc[-1]))
+    if run.final:
+        probs, y = _predict(learn, test)
+        scores = pd.DataFrame(probs.numpy(), columns=task.vocab)
+        paths, labels = zip(*task.items('test'))
+        scores.insert(0, 'path', paths)
+        scores.insert(1, 'label', labels)
+        scores.to_csv(folder/'scores.csv', index=False, float_format='%.6g')
+        ranked = probs.argsort(1, descending=True) == y[:, None]
+        measured |= dict(acc1=ranked[:, :1].any(1).float().mean().item(), acc5=ranked[:, :5].any(1).float().mean().item())
+        measured |= asdict(source.retention(learn.model[0]))
+    return 'ok', measured, ''
+
+
+def _predict(learn, dl):
+    "Class probabilities of each video and labels, in the order of `dl`"
+    with learn.no_bar(), learn.no_logging(): probs, y = learn.get_preds(dl=dl)
+    return probs.as_subclass(torch.Tensor).float(), y.as_subclass(torch.Tensor)
+
+
+def strength_grid(
+    strategy:str,
+    lr:float, # Of the study
+    lams=None, # Strengths to try; by default the registry's
+    n:int=3, # How many learning rates plain fine-tuning tries
+)->list[dict]: # Fields of `Run` to replace, from weak to strong protection
+    "What a strategy's trials try: strengths or, for plain fine-tuning, which has none, as many learning rates (lr, lr/2, lr/4...)"
+    if strategy == 'finetune': return [dict(lam=0., lr=lr/2**i) for i in range(n)]
+    return [dict(lam=float(lam), lr=lr) for lam in sorted(lams or STRATEGIES[strategy].lams)]
+
+
+def compare(
+    base:Run, # What all runs share
+    grids:dict, # Strategy -> its `strength_grid`; all of one length
+    out, # Folder of the study
+    seeds:int=6, # Final runs of each strategy
+    trial_seeds:int=1, # Trials of each strength
+    watch:Watch=Watch(),
+)->pd.DataFrame: # A row a run, trials too, and one `untouched`; columns `COLUMNS`
+    "Choose each strategy's strength on the valid part, then run it with every seed and read test"
+    if len({len(g) for g in grids.values()}) > 1:
+        raise InputError('each strategy must get the same number of trials, not ' + ', '.join(f'{s} {len(g)}' for s, g in grids.items()))
+    trials = {s:[[replace(base, strategy=s, seed=i, **g) for i in range(trial_seeds)] for g in grid] for s, grid in grids.items()}
+    choose = len(next(iter(grids.values()))) > 1
+    finals = {s:[replace(base, strategy=s, seed=i, final=True, **grid[0]) for i in range(seeds)] for s, grid in grids.items()}
+    watch.plan([r for t in trials.values() for same in t for r in same if choose] + [r for f in finals.values() for r in f])
+    source, rows = source_model(base, out, watch), []
+    for strategy, grid in grids.items():
+        best = 0
+        if choose:
+            scores = []
+            for same in trials[strategy]:
+                done = [execute(r, out, watch) for r in same]
+                rows += done
+                scores.append(np.mean([-1. if d['valid_acc1'] is None else d['valid_acc1'] for d in done]))
+            best = max(range(len(grid)), key=lambda i: (scores[i], i))  # of equals the one that protects most
+            watch.say(f'{strategy}: ' + ', '.join(f'{_strength(strategy, g)} {s:.1%}' if s >= 0 else f'{_strength(strategy, g)} failed' for g, s in zip(grid, scores))
+                      + f' on valid; takes {_strength(strategy, grid[best])}')
+        rows += [execute(replace(r, **grid[best]), out, watch) for r in finals[strategy]]
+    rows.append({c:None for c in COLUMNS} | dict(key=base.source_key, task=base.task, source=base.source, model=base.model, strategy='untouched',
+                status='ok', error='', final=True, anchor=source.id) | asdict(source.retention.reference))
+    return pd.DataFrame(rows, columns=[*COLUMNS, 'anchor'])
+
+
+def _strength(strategy, g): return f'lr {g["lr"]:g}' if strategy == 'finetune' else f'lam {g["lam"]:g}'
