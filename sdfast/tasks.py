@@ -123,7 +123,7 @@ def _split_groups(df, frac, seed, what):
     if (few := per_class[per_class < 2]).size:
         raise InputError(f'{what}: all {(df.label == few.index[0]).sum()} clips of class {few.index[0]!r} are of one group '
                          f'({df.group[df.label == few.index[0]].iloc[0]!r}); each class needs at least two groups')
-    k = min(k, df.group.nunique())
+    k = min(k, df.group.nunique(), df.label.value_counts().max())
     folds = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # small classes cannot be in every fold

@@ -202,7 +202,7 @@ class SampleClips(RandTransform):
         cache:bool=False, # Keep whole decoded videos in this process's memory: for sets that fit
         **kwargs,
     ):
-        if min(frames, stride, k, size or 1) < 1:
+        if min(frames, stride, k, 1 if size is None else size) < 1:
             raise InputError(f'frames, stride, size and k must be at least 1, not {frames}, {stride}, {size} and {k}')
         super().__init__(**kwargs)
         self.frames, self.stride, self.size, self.k, self.cache = frames, stride, size, k, cache

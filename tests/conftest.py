@@ -1,0 +1,90 @@
+"Tiny videos, a tiny learner and the folder of shared test data."
+import random
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
+from fastai.data.transforms import ItemGetter
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.optimizer import SGD
+from torch import nn
+
+from sdfast.digits import _write
+
+SHARED = Path(__file__).parents[2]/'shared'/'data'
+
+
+@pytest.fixture(scope='session')
+def shared():
+    if not SHARED.is_dir(): pytest.skip('no ../shared/data: its real and broken videos are not here')
+    return SHARED
+
+
+def numbered(n, size=32):
+    "Grey frames whose level tells their number: 6*i"
+    return np.stack([np.full((size, size), 6*i, np.uint8) for i in range(n)])
+
+
+@pytest.fixture
+def write():
+    "Write grey frames `(T, H, W)` to an mp4"
+    return _write
+
+
+@pytest.fixture(scope='session')
+def clips(tmp_path_factory):
+    "Class folders of 12-frame videos of two kinds of motion, 8 each: a bright square goes right or down"
+    root = tmp_path_factory.mktemp('clips')
+    for kind in ('right', 'down'):
+        (root/kind).mkdir()
+        for i in range(8):
+            x = np.zeros((12, 48, 64), np.uint8)
+            for t in range(12):
+                r, c = (10 + i, 2 + 3*t) if kind == 'right' else (2 + 3*t, 10 + i)
+                x[t, r:r + 8, c:c + 8] = 255
+            _write(root/kind/f'p{i//2}_{i}.mp4', x)
+    return root
+
+
+class Net(nn.Module):
+    "A small encoder with batch norm (and dropout, if asked)"
+    def __init__(self, dropout=0.):
+        super().__init__()
+        self.conv, self.bn, self.drop, self.out = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(dropout), nn.Linear(4*36, 6)
+
+    def forward(self, x): return self.out(self.drop(self.bn(self.conv(x)).relu()).flatten(1))
+
+
+def data(n=48, bs=8, seed=0, valid=16):
+    "Loaders of fixed random images in a fixed order"
+    g = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(n + valid, 1, 6, 6, generator=g), torch.randint(0, 3, (n + valid,), generator=g)
+    sets = Datasets(list(zip(x, y)), tfms=[[ItemGetter(0)], [ItemGetter(1)]], splits=[range(n), range(n, n + valid)])
+    return DataLoaders(TfmdDL(sets.train, bs=bs), TfmdDL(sets.valid, bs=bs), device='cpu')
+
+
+def model(seed=0, dropout=0.):
+    torch.manual_seed(seed)
+    return nn.Sequential(Net(dropout), nn.Linear(6, 3))
+
+
+def learner(cbs=(), dls=None, net=None, lr=.1, **kwargs):
+    "A silent learner with SGD, momentum .9, on the loaders above"
+    torch.manual_seed(1)
+    random.seed(1)
+    kwargs = dict(opt_func=partial(SGD, mom=.9)) | kwargs
+    learn = Learner(dls or data(), net or model(), loss_func=CrossEntropyLossFlat(), cbs=cbs, lr=lr, **kwargs)
+    learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == 'ProgressCallback'])
+    learn.logger = lambda *a: None
+    return learn
+
+
+def state(module): return {k:v.clone() for k, v in module.state_dict().items()}
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

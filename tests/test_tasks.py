@@ -1,0 +1,203 @@
+"Tasks read what is there, split by group, name what is wrong, and `moving_digits` is what it says."
+import multiprocessing
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import numbered
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdfast import digits
+from sdfast.errors import InputError
+from sdfast.tasks import Task, _split_groups, create_task, csv, folder, moving_digits
+from sdfast.video import VideoFile
+
+
+def groups_of(task, split): return set(task.df.group[task.df.split == split])
+
+
+def test_folder_splits_by_group(clips):
+    task = folder(clips, group=r'(p\d)_')
+    assert task.vocab == ['down', 'right'] and len(task.df) == 16
+    assert not groups_of(task, 'train') & groups_of(task, 'test') and groups_of(task, 'test')
+    held = task.hold_out(.3)
+    splits = [groups_of(held, s) for s in ('train', 'valid', 'test')]
+    assert all(splits) and not splits[0] & splits[1] and not splits[1] & splits[2]
+    assert set(held.df.label[held.df.split == 'valid']) == {'down', 'right'}
+    assert held.count('test') == task.count('test') and held.hold_out() is held
+    assert folder(clips, group=r'(p\d)_').df.equals(task.df)  # the same split each time
+    assert 'both sides' in folder(clips).notes[0]
+
+
+def test_folder_with_train_and_test(clips, tmp_path):
+    for split, n in (('train', 0), ('TEST', 4)):
+        for kind in ('right', 'down'):
+            (tmp_path/split/kind).mkdir(parents=True)
+            for f in sorted((clips/kind).iterdir())[n:n + 4]: shutil.copy(f, tmp_path/split/kind)
+    task = folder(tmp_path)
+    assert (task.count('train'), task.count('test')) == (8, 8)
+    folder(tmp_path, group=r'(p\d)_')
+    shutil.copy(next((tmp_path/'train/down').iterdir()), tmp_path/'TEST/down')
+    with pytest.raises(InputError, match="'p0' is in both"): folder(tmp_path, group=r'(p\d)_')
+
+
+@given(st.lists(st.tuples(st.sampled_from('abc'), st.integers(0, 9)), min_size=6, max_size=80), st.floats(.1, .5), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_groups_never_straddle(rows, frac, seed):
+    df = pd.DataFrame(rows, columns=['label', 'group']).astype(str)
+    try: chosen = _split_groups(df, frac, seed, 'x')
+    except InputError: return
+    rest = df.drop(index=chosen)
+    assert len(chosen) and set(rest.label) == set(df.label) and not set(rest.group) & set(df.group.iloc[chosen])
+
+
+@pytest.fixture
+def table(clips, tmp_path):
+    "A csv of the clips with splits a and b and `test_x`, and a function that writes a changed one"
+    rows = [(f'{p.parent.name}/{p.name}', p.parent.name, ('train', 'extra', 'test_x')[int(p.stem[1]) % 3], p.stem[:2]) for p in sorted(clips.rglob('*.mp4'))]
+    def write(**changes):
+        df = pd.DataFrame(rows, columns=['path', 'label', 'split', 'group'])
+        df['path'] = [str(clips/p) for p in df.path]
+        for k, v in changes.items():
+            if v is None: df = df.drop(columns=k)
+            else: df[k] = v(df)
+        df.to_csv(tmp_path/'t.csv', index=False)
+        return tmp_path/'t.csv'
+    return write
+
+
+def test_csv_splits(table):
+    task = csv(table())
+    assert (task.count('train'), task.count('test')) == (8, 4) and 'test is test_x' in task.notes and 'splits extra are not used' in task.notes
+    task = csv(table(), train='train+extra')
+    assert (task.count('train'), task.count('test')) == (12, 4)
+    assert create_task(f'csv:{table()},train=train+extra,test=test_x').df.equals(task.df)
+    assert csv(table(), valid='extra').count('valid') == 4
+    assert groups_of(csv(table(group=None)), 'test') != groups_of(task, 'test')  # without the column each file is a group
+
+
+@pytest.mark.parametrize('changes,kwargs,word', [
+    ({}, dict(test='nope'), "no split 'nope'"), ({}, dict(train='test_x'), 'named both'), (dict(label=None), {}, "no column 'label'"),
+    (dict(split=lambda d: 'train'), {}, 'begins with test'), (dict(label=lambda d: 'one'), {}, 'only one class'),
+    (dict(label=lambda d: ['lonely', *d.label[1:]]), {}, "'lonely' has one clip"), (dict(path=lambda d: d.path + 'x'), {}, 'none of its 12 videos'),
+    (dict(label=lambda d: [f'{l}{s}' for l, s in zip(d.label, d.split)]), {}, 'no train clip')])
+def test_csv_errors_are_one_clear_line(table, changes, kwargs, word):
+    with pytest.raises(InputError, match=word) as e: csv(table(**changes), **kwargs)
+    assert '\n' not in str(e.value)
+
+
+def test_folder_errors_are_one_clear_line(clips, tmp_path):
+    (tmp_path/'empty/a').mkdir(parents=True)
+    (tmp_path/'empty/a/readme.txt').write_text('x')
+    for call, word in [(lambda: folder(tmp_path/'nope'), 'does not exist'), (lambda: folder(tmp_path/'empty'), 'no videos'),
+                       (lambda: folder(clips, group='p('), 'not a regular expression'), (lambda: folder(clips, group='p'), 'needs a parenthesis'),
+                       (lambda: folder(clips, group='(zzz)'), 'does not match 16 of 16'), (lambda: folder(clips, test_frac=2), 'between 0 and 1'),
+                       (lambda: folder(clips, group='(down|right)'), 'at least two groups'), (lambda: csv(tmp_path/'no.csv'), 'does not exist'),
+                       (lambda: create_task('ucf'), 'known are moving_digits'), (lambda: create_task('folder'), 'needs a path'),
+                       (lambda: create_task(f'folder:{clips},sed=1'), "unknown option 'sed'"), (lambda: moving_digits(tmp_path, 'x'), 'parts source and target')]:
+        with pytest.raises(InputError, match=word) as e: call()
+        assert '\n' not in str(e.value)
+
+
+def test_undecodable_files_are_skipped_named_and_counted(clips, tmp_path):
+    root = tmp_path/'c'
+    shutil.copytree(clips, root)
+    (root/'down/p0_1.mp4').write_bytes(b'')
+    (root/'right/p1_2.mp4').write_text('no video')
+    task = folder(root, group=r'(p\d)_')
+    assert len(task.df) == 14 and '2 skipped' in task.describe()
+    assert {p.rsplit('/', 1)[1] for p in task.skipped} == {'p0_1.mp4', 'p1_2.mp4'} and all('cannot be opened' in w for w in task.skipped.values())
+
+
+def test_torture_folder_is_usable(shared):
+    task = folder(shared/'torture')
+    assert len(task.skipped) == 3 and len(task.df) == 38  # the fourth broken one has no video's suffix
+    dls = task.dls(frames=4, size=32, bs=4)
+    assert sum(len(x) for x, _ in task.dl(dls, 'train', 'test')) == 38
+
+
+def test_real_manifests(shared):
+    arid = csv(shared/'real/arid6/manifest.csv', test='test_seen')
+    assert (arid.count('train'), arid.count('test'), len(arid.vocab)) == (66, 18, 6)
+    assert csv(shared/'real/arid6/manifest.csv').count('test') == 54
+    fights = csv(shared/'real/fights2/manifest.csv').hold_out()
+    assert (fights.count('train') + fights.count('valid'), fights.count('test')) == (91, 48)
+    assert not groups_of(fights, 'train') & groups_of(fights, 'valid')
+
+
+def test_fingerprint_follows_contents(table):
+    a = csv(table()).fingerprint
+    assert a == csv(table()).fingerprint and a != csv(table(group=lambda d: 'g' + d.group)).fingerprint
+
+
+def test_subset(clips):
+    task = folder(clips).subset(train=2, test=1)
+    assert task.df.groupby(['split', 'label']).size().to_dict() == {('test', 'down'): 1, ('test', 'right'): 1, ('train', 'down'): 2, ('train', 'right'): 2}
+
+
+def test_loaders_keep_only_what_does_not_change(clips):
+    task = folder(clips, group=r'(p\d)_').hold_out(.3)
+    dls = task.dls(frames=4, size=24, bs=4)
+    assert dls.train.after_item[0].cache
+    first = lambda dl: next(iter(dl))[0]
+    assert not (first(dls.train) == first(dls.train)).all() and (first(dls.valid) == first(dls.valid)).all()
+    test = task.dl(dls, 'test')
+    assert len(test.dataset) == task.count('test') and dls.valid._kept is not None and test._kept is None  # kept batches are not passed on
+    assert not task.dls(frames=4, size=24, bs=4, workers=1).train.after_item[0].cache
+
+
+# --- moving digits ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def few(monkeypatch): monkeypatch.setattr(digits, 'CLIPS', dict(source=dict(train=120, test=60), target=dict(train=16, valid=8, test=16)))
+
+
+def test_moving_digits(tmp_path, few):
+    target, source = moving_digits(tmp_path), moving_digits(tmp_path, 'source')
+    assert len(source.vocab) == 60 and len(target.vocab) == 8
+    for task in (target, source):
+        assert not groups_of(task, 'train') & groups_of(task, 'test')  # other handwriting
+        assert task.df[task.df.split == 'train'].label.value_counts().nunique() == 1
+    v = VideoFile(target.df.path[0])
+    assert v.index.n == 8 and v.scaled(None) == (40, 40)
+    assert not [p for p in tmp_path.iterdir() if p.suffix == '.tmp']
+    stamp = {p:p.stat().st_mtime_ns for p in tmp_path.rglob('*.mp4')}
+    moving_digits(tmp_path)
+    assert stamp == {p:p.stat().st_mtime_ns for p in tmp_path.rglob('*.mp4')}  # not written twice
+
+
+def test_neither_frame_nor_motion_tells_the_class():
+    for part in range(2):  # digits, motion
+        for value in {str(v[part]) for v in digits.TARGET.values()}:
+            assert sum(str(v[part]) == value for v in digits.TARGET.values()) == 2
+
+
+def test_drawn_motion_is_what_the_label_says():
+    import numpy as np
+    rng, image = np.random.default_rng(0), np.ones((16, 16), np.float32)
+    def path(motion):
+        x = digits._draw(rng, image, motion).astype(float) > 127
+        return np.stack([np.argwhere(f).mean(0) for f in x])  # row, column of the digit's centre
+    for motion, axis, sign in [('left', 1, -1), ('right', 1, 1), ('up', 0, -1), ('down', 0, 1)]:
+        p = path(motion)
+        assert sign*(p[-1] - p[0])[axis] > 5 and abs((p[-1] - p[0])[1 - axis]) < 1.5
+    for motion, sign in [('clockwise', 1), ('anticlockwise', -1)]:
+        step = np.diff(path(motion), axis=0)
+        turn = step[:-1, 1]*step[1:, 0] - step[:-1, 0]*step[1:, 1]  # rows grow downwards: positive is clockwise
+        assert sign*turn.sum() > 0
+
+
+def _make_in_process(path, out):
+    digits.CLIPS = dict(source=dict(train=60, test=60), target=dict(train=16, valid=8, test=16))
+    out.put(moving_digits(path).fingerprint)
+
+
+def test_two_processes_at_once(tmp_path):
+    ctx = multiprocessing.get_context('spawn')
+    out = ctx.Queue()
+    both = [ctx.Process(target=_make_in_process, args=(tmp_path, out)) for _ in range(2)]
+    for p in both: p.start()
+    prints = {out.get(timeout=120) for _ in both}
+    for p in both: p.join(timeout=60)
+    assert len(prints) == 1 and [p.name for p in tmp_path.iterdir()] == ['moving_digits-1']

@@ -1,0 +1,268 @@
+"Frames are the right ones, whatever the file; clips, crops and augmentation are what they say."
+import random
+import warnings
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import numbered
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.transforms import IndexSplitter, ItemGetter
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.vision.augment import Brightness, Flip
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sdfast.errors import InputError
+from sdfast.video import ClipTransform, MultiClip, SampleClips, TensorVideo, VideoBlock, VideoError, VideoFile, clip_indices, normalize_video
+
+# frames decoded by PyAV from first to last, from the table in the data's README; what is not here cannot be decoded
+TORTURE = {'real/av1_video.mkv': 125, 'real/bt709_full_range.mp4': 30, 'real/h264_10bits.mp4': 30, 'real/h265_10bits.mp4': 30, 'real/nasa_13013.mp4': 325,
+           'real/var_fps_video.mp4': 300, 'real/unordered.mov': 4, 'real/video_0.mov': 3, 'real/video_90.mov': 3, 'real/test.avi': 164, 'real/part_0.mp4': 32,
+           'real/anomaly_detection.mpg': 250, 'real/carphone_distorted.mp4': 120, 'real/cockatoo.mp4': 280, 'real/newtonscradle.gif': 36,
+           'real/v_Punch_g03_c01.avi': 108, 'real/person01_jogging_d1_uncomp.avi': 415, 'real/Kickflip83.mov': 31, 'made/one_frame.mp4': 1,
+           'made/two_frames.mkv': 2, 'made/odd_161x121.mkv': 24, 'made/tall_32x720.mp4': 20, 'made/long_gop_600.mp4': 600, 'made/all_intra_mjpeg.avi': 25,
+           'made/gray8.mkv': 25, 'made/mpeg2_ts.ts': 40, 'made/fps_1.mp4': 8, 'made/fps_ntsc_film.mkv': 24, 'made/anamorphic_sar_64_45.mkv': 16,
+           'made/audio_longer_than_video.mp4': 15, 'made/vfr_wild.mkv': 60, 'made/fragmented.mp4': 40, 'made/first_keyframe_dropped.ts': 30,
+           'made/truncated_half_original.avi': 52, 'made/UPPER_EXT.AVI': 108, 'made/mp4_named_as.avi': 36, 'made/black_all.mp4': 40}
+BROKEN = ['real/nasa_13013.mp4.audio.mp3', 'made/truncated_90pct_original.mp4', 'made/zero_bytes.mp4', 'made/text_named.mp4']
+
+
+def decode_all(path, v, size):
+    "The oracle: every frame from the first, each converted and turned on its own"
+    w, h = v.scaled(size)
+    with av.open(str(path)) as f:
+        s = f.streams.video[0]
+        s.thread_type = 'NONE'
+        out = []
+        for x in f.decode(s):
+            turned = x.rotation % 180
+            out.append(np.rot90(x.to_ndarray(format='rgb24', width=h if turned else w, height=w if turned else h), x.rotation//90 % 4))
+    return np.stack(out)
+
+
+@pytest.mark.parametrize('name', TORTURE)
+def test_frames_equal_a_full_decode(shared, name):
+    v = VideoFile(shared/'torture'/name)
+    full = decode_all(v, v, 24)
+    assert v.index.n == len(full) == TORTURE[name]
+    rng = random.Random(0)
+    for want in [[len(full) - 1], [0]] + [sorted(rng.choices(range(len(full)), k=3)) for _ in range(4)]:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            np.testing.assert_array_equal(v.read(want, 24).permute(0, 2, 3, 1).numpy(), full[want])
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_undecodable_files_are_named_with_a_reason(shared, name):
+    v = VideoFile(shared/'torture'/name)
+    assert v.problem()
+    with pytest.raises(VideoError, match=name.split('/')[1]): v.read([0])
+
+
+def test_a_file_that_breaks_off_repeats_its_last_good_frame(shared):
+    v = VideoFile(shared/'torture/real/corrupted.mp4')  # promises 50 frames, 28 can be decoded
+    with pytest.warns(UserWarning, match='frames 40 to 45 cannot be decoded'): x = v.read([3, 40, 45], 24)
+    good = v.read([3, 27], 24)
+    assert torch.equal(x, good[[0, 1, 1]])
+
+
+def test_rotated_phone_video_stands_upright_and_keeps_its_aspect(shared):
+    upright, turned = (VideoFile(shared/f'torture/real/video_{a}.mov') for a in (0, 90))
+    assert upright.scaled(None) == (568, 320) and turned.scaled(None) == (320, 568)
+    assert turned.read([0], 64).shape == (1, 3, 114, 64)
+    # the same subject, so the picture turned upright looks more like the other than the stored one does
+    assert VideoFile(shared/'torture/made/anamorphic_sar_64_45.mkv').scaled(None) == (455, 240)
+
+
+@pytest.mark.parametrize('codec,quality', [('mpeg4', dict(flags='+qscale', global_quality='118')), ('libx264', dict(crf='4', bf='3'))])
+def test_written_numbers_are_read_back(tmp_path, codec, quality):
+    path = tmp_path/'x.mp4'
+    with av.open(str(path), 'w') as f:
+        s = f.add_stream(codec, rate=25)
+        s.width = s.height = 32
+        s.pix_fmt, s.gop_size, s.options = 'yuv420p', 10, quality
+        for x in numbered(40): f.mux(s.encode(av.VideoFrame.from_ndarray(x, format='gray')))
+        f.mux(s.encode())
+    v = VideoFile(path)
+    for want in ([0, 1, 2], [39], [7, 33, 34, 38], [38, 7, 7]):
+        level = v.read(want).float().mean((1, 2, 3))/6  # limited to full range and back is within a level
+        assert (level - torch.tensor(want)).abs().max() < .5
+
+
+def test_variable_frame_rate_counts_frames_not_seconds(tmp_path):
+    path, times = tmp_path/'x.mkv', [0, 10, 20, 900, 910, 2000, 2010, 2020, 2030, 5000]
+    from fractions import Fraction
+    with av.open(str(path), 'w') as f:
+        s = f.add_stream('ffv1', rate=25)
+        s.width = s.height = 32
+        s.pix_fmt = s.codec_context.pix_fmt = 'gray'
+        s.codec_context.time_base = Fraction(1, 1000)
+        for t, x in zip(times, numbered(10)):
+            frame = av.VideoFrame.from_ndarray(x, format='gray')
+            frame.pts, frame.time_base = t, Fraction(1, 1000)
+            f.mux(s.encode(frame))
+        f.mux(s.encode())
+    v = VideoFile(path)
+    assert v.index.n == 10
+    assert v.read([0, 3, 9])[:, 0, 0, 0].tolist() == [0, 18, 54]
+
+
+def test_reading_outside_the_video_says_what_it_has(write, tmp_path):
+    write(tmp_path/'x.mp4', numbered(5))
+    for bad in ([5], [-1], []):
+        with pytest.raises(InputError, match='frames 0 to 4'): VideoFile(tmp_path/'x.mp4').read(bad)
+
+
+def test_awkward_names(write, tmp_path):
+    for name in ('a b.mp4', '[x] (1)#!&;~@.mp4', 'файл.mp4', 'x%d.mp4', "quote's.mp4"):
+        write(tmp_path/name, numbered(3))
+        assert VideoFile(tmp_path/name).read([2]).shape == (1, 3, 32, 32)
+
+
+def test_ten_even_clips_of_the_reference_protocol():
+    # numeric fixture of RSPNet: 29 frames, clips of 16
+    assert [int(clip_indices(29, 16, at=a)[0]) for a in np.linspace(0, 1, 10)] == [0, 1, 3, 4, 6, 7, 9, 10, 12, 13]
+    assert clip_indices(29, 16)[0] == 6
+
+
+@given(n=st.integers(1, 300), frames=st.integers(1, 32), stride=st.integers(1, 8), at=st.floats(0, 1))
+def test_clip_indices_stay_inside_and_keep_their_stride(n, frames, stride, at):
+    i = clip_indices(n, frames, stride, at)
+    assert len(i) == frames and i.min() >= 0 and i.max() < n
+    if n > (frames - 1)*stride: assert (np.diff(i) == stride).all()
+    else: assert i[0] == 0 and i[-1] == n - 1 and (np.diff(i) >= 0).all()
+    if at == 1 and n > (frames - 1)*stride: assert i[-1] == n - 1
+
+
+def sample(path, split_idx, **kwargs):
+    t = SampleClips(**kwargs)
+    return t(VideoFile(path), split_idx=split_idx)
+
+
+def test_training_clips_are_random_others_are_not(write, tmp_path):
+    write(tmp_path/'x.mp4', numbered(40))
+    path = tmp_path/'x.mp4'
+    first = lambda split: round(sample(path, split, frames=4, stride=2, size=32)[0].float().mean().item()/6)
+    random.seed(0)
+    starts = {first(0) for _ in range(60)}
+    assert min(starts) <= 3 and max(starts) >= 30 and len(starts) > 15
+    assert {first(1) for _ in range(3)} == {16}  # (40 - 7)/2, the middle
+    x = sample(path, 1, frames=4, stride=2, size=32, k=3)
+    assert x.shape == (3, 4, 3, 32, 32)
+    assert (x.float().mean((2, 3, 4))/6).round().int().tolist() == [[0, 2, 4, 6], [16, 18, 20, 22], [33, 35, 37, 39]]
+
+
+def test_short_video_repeats_its_last_frame(write, tmp_path):
+    write(tmp_path/'x.mp4', numbered(3))
+    x = sample(tmp_path/'x.mp4', 1, frames=8, size=32)
+    assert (x.float().mean((1, 2, 3))/6).round().int().tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize('cache', [False, True])
+def test_short_side_is_scaled_then_cropped(write, tmp_path, cache):
+    x = np.zeros((4, 60, 120), np.uint8)
+    x[:, :, 60:] = 200  # right half bright
+    write(tmp_path/'x.mp4', x)
+    v = sample(tmp_path/'x.mp4', 1, frames=2, size=30, cache=cache)
+    assert v.shape == (2, 3, 30, 30)
+    columns = v[0, 0].float().mean(0)
+    assert columns[:13].max() < 20 and columns[17:].min() > 180  # the centre, neither squeezed nor shifted
+    random.seed(0)
+    means = {round(sample(tmp_path/'x.mp4', 0, frames=2, size=30, cache=cache).float().mean().item()/40) for _ in range(40)}
+    assert means >= {0, 5}  # training crops reach both ends
+
+
+def test_cached_and_uncached_clips_are_equal(shared):
+    path = shared/'real/fights2/fight/fi005.mp4'
+    for split in (0, 1):
+        a, b = ([random.seed(3), sample(path, split, frames=4, stride=3, size=48, cache=c)][1] for c in (False, True))
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('bad', [dict(frames=0), dict(stride=0), dict(size=0), dict(k=0)])
+def test_nonsense_sizes_are_refused(bad):
+    with pytest.raises(InputError, match='at least 1'): SampleClips(**bad)
+
+
+def test_one_draw_a_clip_shared_by_its_frames():
+    x = TensorVideo(torch.rand(6, 6, 3, 8, 8))  # as many clips as frames: where image transforms go wrong silently
+    y = ClipTransform([Brightness(max_lighting=.8, p=1., draw=None)])(TensorVideo(torch.full((6, 6, 3, 8, 8), .5)), split_idx=0)
+    level = y.mean((2, 3, 4))
+    assert level.std(1).max() < 1e-6 and level.std(0).min() > 1e-2
+    torch.manual_seed(0)
+    y = ClipTransform([Flip(p=.5)])(x, split_idx=0)
+    flipped = [torch.allclose(b, a.flip(-1), atol=1e-5) for a, b in zip(x, y)]
+    assert all(f or torch.allclose(a, b, atol=1e-5) for f, a, b in zip(flipped, x, y)) and 0 < sum(flipped) < 6
+    torch.testing.assert_close(ClipTransform([Flip(p=1.)])(x, split_idx=1), x)  # not outside training
+
+
+def block(root, **kwargs):
+    items = [(str(p), p.parent.name) for p in sorted(root.rglob('*.mp4'))]
+    d = DataBlock(blocks=(VideoBlock(frames=4, stride=2, size=24, **kwargs), CategoryBlock), getters=[ItemGetter(0), ItemGetter(1)],
+                  splitter=IndexSplitter([0, 1, 8, 9]), batch_tfms=[normalize_video()])
+    return d.dataloaders(items, bs=4, num_workers=0)
+
+
+class Mean(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(2))
+        self.seen = []
+    def forward(self, x):
+        self.seen.append(x.shape)
+        return torch.stack([x.mean((1, 2, 3, 4)), x.amax((1, 2, 3, 4))], 1)*self.w
+
+
+def test_batches_predictions_and_export(clips, tmp_path):
+    dls = block(clips)
+    x, y = dls.one_batch()
+    assert type(x) is TensorVideo and x.shape == (4, 4, 3, 24, 24) and x.dtype == torch.float32
+    learn = Learner(dls, Mean(), loss_func=CrossEntropyLossFlat(), path=tmp_path)
+    name, _, probs = learn.predict(str(next(clips.rglob('*.mp4'))))
+    assert name in ('right', 'down') and len(probs) == 2
+    learn.export()
+    from fastai.learner import load_learner
+    loaded = load_learner(tmp_path/'export.pkl')
+    test = loaded.dls.test_dl([str(p) for p in sorted(clips.rglob('*.mp4'))][:3])
+    assert loaded.get_preds(dl=test)[0].shape == (3, 2)
+
+
+def test_multi_clip_averages_logits_of_a_video(clips):
+    net = Mean()
+    learn = Learner(block(clips, k=3), net, loss_func=CrossEntropyLossFlat(), cbs=MultiClip())
+    from fastcore.basics import noop
+    logits, y = learn.get_preds(act=noop)
+    assert net.seen[0] == (12, 4, 3, 24, 24) and logits.shape == (4, 2)
+    x, _ = learn.dls.valid.one_batch()
+    by_hand = torch.stack([net(x[:, i].as_subclass(torch.Tensor)) for i in range(3)]).mean(0)
+    torch.testing.assert_close(logits.as_subclass(torch.Tensor), by_hand.detach())
+
+
+def test_a_file_that_breaks_later_is_skipped_and_named(clips, tmp_path):
+    import shutil
+    root = tmp_path/'c'
+    shutil.copytree(clips, root)
+    (root/'down'/'p0_1.mp4').write_bytes(b'')
+    with pytest.warns(UserWarning, match='p0_1.mp4: cannot be opened'): n = sum(len(x) for x, _ in block(root).valid)
+    assert n == 3
+
+
+def test_film_strips(clips):
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    dls = block(clips)
+    dls.show_batch(max_n=3)
+    image = plt.gcf().axes[0].images[0].get_array()
+    assert image.shape[:2] == (24, 4*24) and len([a for a in plt.gcf().axes if a.images]) == 3
+    assert 0 <= image.min() and 200 < image.max() <= 255  # decoded back from the normalised batch
+    Learner(dls, Mean(), loss_func=CrossEntropyLossFlat()).show_results(max_n=2)
+    titles = [a.get_title() for a in plt.gcf().axes if a.images]
+    assert len(titles) == 2 and all(t.split(',')[0] in ('right', 'down') for t in titles)
+    ax = TensorVideo(torch.zeros(2, 9, 3, 8, 8, dtype=torch.uint8)).show(n=3)
+    assert ax.images[0].get_array().shape[:2] == (16, 24)
+    plt.close('all')
