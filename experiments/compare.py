@@ -69,7 +69,7 @@ def build(task, source, init, model, model_args, strategies, lams, seeds, trial_
     if quick: src, held = src.subset(**QUICK), held.subset(**QUICK)
     source_epochs = source_epochs if source_epochs is not None else 0 if init else 6
     sizes = {}
-    for what, t, want in (('bs', held, bs), ('source_bs', src, 2*bs)):
+    for what, t, want in (('bs', held, bs), ('source_bs', src, bs)):
         sizes[what] = fit_batch_size(t.count('train'), want)
         if sizes[what] < want and not (what == 'source_bs' and not source_epochs): say.append(f'{t.name}: batches of {sizes[what]}, as {t.count("train")} clips make fewer than two of {want}')
     if sizes['bs'] < 2: raise InputError(f'{target.name}: {held.count("train")} train clips are too few')
@@ -94,7 +94,7 @@ def main(
     trial_seeds:int=1, # Trials of each strength
     epochs:int=12, # Of fine-tuning
     lr:float=.05, # Of fine-tuning: SGD, momentum .9, cosine to 0
-    bs:int=32, # Batch size of fine-tuning; the source stage takes twice that
+    bs:int=32, # Batch size, of the source stage too
     frames:int=8, # Frames in a clip
     stride:int=1, # Frames between two of the clip
     size:int=None, # Side of the square crop; default 40 for moving_digits, else 112

@@ -71,7 +71,7 @@ def rich_table(table:pd.DataFrame, title:str='', width:int=80)->Table:
     t.add_column('strategy', no_wrap=True)
     for m in metrics: t.add_column(TITLES[m], justify='right', no_wrap=True)
     for _, row in table.iterrows():
-        t.add_row(f'{row.strategy}\n{_strength(row)}', *('\n'.join(filter(None, _cells(row, m))) for m in metrics))
+        t.add_row(f'{row.strategy}\n{_strength(row)}', *('\n'.join(filter(None, _cells(row, m))).replace(' [', '\n[') for m in metrics))
     return t
 
 

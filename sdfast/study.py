@@ -60,7 +60,7 @@ class Run:
     workers: int = 0
     source_epochs: int = 6
     source_lr: float = .1
-    source_bs: int = 64
+    source_bs: int = 32
     quick: bool = False  # use only `QUICK` clips of each class
     final: bool = False  # reads test and measures retention; a trial does neither
 

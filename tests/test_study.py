@@ -1,0 +1,145 @@
+"Runs are functions of their `Run`; a study chooses on valid, reads test once, and skips what is done."
+import json
+from dataclasses import asdict, replace
+
+import pandas as pd
+import pytest
+import torch
+
+from sdfast import study, tasks
+from sdfast.errors import InputError
+from sdfast.report import summary, write_report
+from sdfast.study import COLUMNS, Run, Watch, compare, execute, fit_batch_size, source_model, strength_grid
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    "No model or data of another test"
+    study._sources.clear()
+    study._data.cache_clear()
+    tasks.create_task.cache_clear()
+
+
+@pytest.fixture
+def base(clips):
+    spec = f'folder:{clips},group=(p\\d)_'
+    return Run(task=spec, source=spec, data='x', frames=4, size=24, bs=4, epochs=2, source_epochs=2, source_bs=4, model_args='width=8')
+
+
+class Log(Watch):
+    def __init__(self): self.lines, self.rows, self.planned = [], [], 0
+    def plan(self, runs): self.planned = len(runs)
+    def say(self, text): self.lines.append(text)
+    def done(self, row, skipped=False): self.rows.append((row, skipped))
+
+
+def test_key_is_of_all_fields(base):
+    assert base.key == replace(base).key and len(base.key) == 12
+    for field, value in asdict(base).items():
+        other = replace(base, **{field: (not value) if isinstance(value, bool) else value + 1 if isinstance(value, (int, float)) else f'{value}x'})
+        assert other.key != base.key, field
+        told = field in ('strategy', 'lam', 'seed', 'epochs', 'lr', 'bs', 'final', 'task')
+        assert (other.source_key == base.source_key) == told, field  # one source model for all strategies and seeds
+
+
+def test_compare_end_to_end(base, tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr(study, '_predict', lambda learn, dl, _f=study._predict: reads.append(1) or _f(learn, dl))
+    grids = {s:strength_grid(s, .05, None, 3)[:2] for s in study.STRATEGIES}
+    log = Log()
+    rows = compare(base, grids, tmp_path, seeds=2, watch=log)
+    assert list(rows.columns[:len(COLUMNS)]) == COLUMNS and len(rows) == 6*(2 + 2) + 1 and log.planned == 24 and set(rows.status) == {'ok'}
+    assert len(reads) == 12  # test is read by final runs alone, once each
+    trial, final = rows[~rows.final.astype(bool)], rows[rows.final.astype(bool) & (rows.strategy != 'untouched')]
+    assert trial.acc1.isna().all() and trial.source_acc.isna().all() and rows.valid_acc1[:-1].between(0, 1).all()
+    for c in ('acc1', 'acc5', 'source_acc', 'source_probe', 'source_knn', 'cka'): assert final[c].astype(float).between(0, 1.0001).all()
+    ref = rows.iloc[-1]
+    assert ref.strategy == 'untouched' and (ref.cka, ref.drift, ref.weight_distance) == (1, 0, 0) and rows.anchor.nunique() == 1
+    # the strength of each strategy is the one with the best valid accuracy, the strongest of equals
+    for s, g in trial.groupby('strategy'):
+        strength = 'lr' if s == 'finetune' else 'lam'
+        g = g.sort_values(strength, ascending=s != 'finetune')
+        best = g[g.valid_acc1 == g.valid_acc1.max()].iloc[-1]
+        assert set(final[final.strategy == s][strength]) == {best[strength]}
+    # folders
+    run = tmp_path/'runs'/final.key.iloc[0]
+    assert {p.name for p in run.iterdir()} == {'run.json', 'result.json', 'epochs.csv', 'scores.csv', 'log.txt'}
+    assert len(pd.read_csv(run/'epochs.csv')) == 2
+    scores = pd.read_csv(run/'scores.csv')
+    assert (scores[['down', 'right']].idxmax(axis=1) == scores.label).mean() == pytest.approx(final.acc1.iloc[0])
+    # again: nothing is done, nothing changes
+    stamps = {p:p.stat().st_mtime_ns for p in tmp_path.rglob('result.json')}
+    log = Log()
+    pd.testing.assert_frame_equal(compare(base, grids, tmp_path, seeds=2, watch=log), rows)
+    assert all(skipped for _, skipped in log.rows) and stamps == {p:p.stat().st_mtime_ns for p in tmp_path.rglob('result.json')}
+    # what is written
+    table = write_report(rows, tmp_path)
+    assert all((tmp_path/n).stat().st_size for n in ('runs.csv', 'table.csv', 'table.md', 'figure.png'))
+    assert table.strategy.tolist() == [*study.STRATEGIES, 'untouched']
+    pd.testing.assert_series_equal(pd.read_csv(tmp_path/'runs.csv').acc1, rows.acc1.astype(float), check_names=False)
+
+
+def test_the_same_numbers_in_another_folder(base, tmp_path):
+    def go(out):
+        study._sources.clear(), study._data.cache_clear()
+        run = replace(base, strategy='self_distill', lam=3., final=True)
+        return {k:v for k, v in execute(run, tmp_path/out).items() if k != 'seconds'}
+    assert go('a') == go('b')
+
+
+def test_a_strategy_with_lam_0_ends_where_plain_fine_tuning_does(base, tmp_path):
+    "Pairing: head, order and clips are the same, whatever a strategy does in between"
+    rows = [execute(replace(base, strategy=s, lam=0., final=True), tmp_path) for s in study.STRATEGIES]
+    for c in ('valid_acc1', 'acc1', 'source_acc', 'source_probe', 'drift', 'weight_distance'): assert len({r[c] for r in rows}) == 1, c
+    assert execute(replace(base, seed=1, final=True), tmp_path)['weight_distance'] != rows[0]['weight_distance']
+
+
+def test_no_training_forgets_nothing(base, tmp_path):
+    row = execute(replace(base, lr=1e-30, final=True), tmp_path)
+    ref = source_model(base, tmp_path).retention.reference
+    assert row['weight_distance'] == 0 and row['source_probe'] == pytest.approx(ref.source_probe, abs=.3)  # batch norm's statistics move
+
+
+def test_source_without_training_is_the_given_weights(base, tmp_path):
+    from sdfast.models import create_model, save_weights
+    model = create_model('tiny', 2, width=8)
+    save_weights(model[0], tmp_path/'w.safetensors')
+    run = replace(base, init=str(tmp_path/'w.safetensors'), source_epochs=0)
+    source = source_model(run, tmp_path)
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(model[0].state_dict().values(), source.model[0].state_dict().values()))
+    assert source.retention.reference.source_acc == pytest.approx(source.retention.reference.source_probe)  # the head is the probe
+    study._sources.clear()
+    assert source_model(run, tmp_path).id == source.id
+
+
+def test_failures_are_rows(base, tmp_path, monkeypatch):
+    row = execute(replace(base, lr=1e30), tmp_path)
+    assert row['status'] == 'diverged' and 'not finite' in row['error'] and row['valid_acc1'] is None
+    assert execute(replace(base, lr=1e30), tmp_path) == row
+    run = replace(base, strategy='self_distill', lam=1.)
+    with monkeypatch.context() as m:
+        m.setattr(study, 'create_model', lambda *a, **k: 1/0)
+        row = execute(run, tmp_path)
+    assert row['status'] == 'failed' and 'ZeroDivisionError' in row['error'] and 'Traceback' in (tmp_path/'runs'/run.key/'log.txt').read_text()
+    assert execute(run, tmp_path)['status'] == 'ok'  # tried again: the cause may be gone
+    rows = compare(base, {'finetune': [dict(lr=.05)], 'l2sp': [dict(lam=1e38)]}, tmp_path, seeds=2)
+    table = summary(rows).set_index('strategy')
+    assert table.loc['l2sp', 'failed'] == 2 and table.loc['finetune', 'runs'] == 2 and pd.isna(table.loc['l2sp', 'acc1'])
+    write_report(rows, tmp_path)
+
+
+def test_half_written_runs_are_done_again(base, tmp_path):
+    row = execute(base, tmp_path)
+    result = tmp_path/'runs'/base.key/'result.json'
+    result.unlink()
+    (result.parent/'epochs.csv').write_text('half')
+    assert {k:v for k, v in execute(base, tmp_path).items() if k != 'seconds'} == {k:v for k, v in row.items() if k != 'seconds'}
+
+
+def test_grids_and_batches():
+    assert [g['lr'] for g in strength_grid('finetune', .1, n=3)] == [.1, .05, .025] and [g['lam'] for g in strength_grid('ewc', .1, [3, 1])] == [1, 3]
+    assert {len(s.lams) for n, s in study.STRATEGIES.items() if n != 'finetune'} == {3}
+    assert fit_batch_size(100, 32) == 32 and fit_batch_size(63, 32) == 16 and fit_batch_size(2, 32) == 1
+    with pytest.raises(InputError, match='same number of trials'): compare(Run(), {'finetune': [{}], 'ewc': [{}, {}]}, '.')
+    with pytest.raises(InputError, match='name=value'): Run(model_args='x').options()
+    assert Run(model_args='pad_type=same,width=8,flag=true').options() == dict(pad_type='same', width=8, flag=True)
