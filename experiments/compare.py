@@ -41,18 +41,19 @@ def build(task, source, init, model, model_args, strategies, lams, seeds, trial_
           source_epochs, source_lr, workers, quick):
     "`(base run, grids, lines to tell the reader)`; `InputError` for anything that cannot work"
     for name, v in dict(seeds=seeds, trial_seeds=trial_seeds, epochs=epochs, bs=bs, frames=frames, stride=stride, clips=clips).items():
-        if v < 1: raise InputError(f'--{name} must be at least 1, not {v}')
+        if v < 1: raise InputError(f'--{name.replace("_", "-")} must be at least 1, not {v}')
     if size is not None and size < 8: raise InputError(f'--size must be at least 8 pixels, not {size}')
     if workers < 0: raise InputError(f'--workers must be at least 0, not {workers}')
-    if source_epochs is not None and source_epochs < 0: raise InputError(f'--source_epochs must be at least 0, not {source_epochs}')
+    if source_epochs is not None and source_epochs < 0: raise InputError(f'--source-epochs must be at least 0, not {source_epochs}')
     for name, v in dict(lr=lr, source_lr=source_lr).items():
-        if not 0 < v < float('inf'): raise InputError(f'--{name} must be positive, not {v}')
+        if not 0 < v < float('inf'): raise InputError(f'--{name.replace("_", "-")} must be positive, not {v}')
     names = list(dict.fromkeys(['finetune', *filter(None, (s.strip() for s in strategies.split(',')))]))
     if unknown := [s for s in names if s not in STRATEGIES]: raise InputError(f'unknown strategy {unknown[0]!r}; known are {", ".join(STRATEGIES)}')
     given = parse_lams(lams, names)
     if not is_model(model): create_model(model, 2)  # raises, and says which are near
     if quick: epochs, seeds, trial_seeds, source_epochs = min(epochs, 3), min(seeds, 2), 1, 5 if source_epochs is None and not init else source_epochs
-    n = len(next(iter(given.values()))) if given else 2 if quick else 3
+    # learning rates for plain fine-tuning: as many as there are strengths
+    n = len(next(iter(given.values()))) if given and given.keys() == set(names) - {'finetune'} else 2 if quick else 3
     def grid(s):
         lams = given.get(s) or (STRATEGIES[s].lams[-n:] if s != 'finetune' else None)
         return strength_grid(s, lr, lams, n)
@@ -81,7 +82,12 @@ def build(task, source, init, model, model_args, strategies, lams, seeds, trial_
     return run, grids, seeds, trial_seeds, say
 
 
-@call_parse
+def _fail(message, status=2):
+    print(f'compare.py: {message}', file=sys.stderr)
+    return status
+
+
+@call_parse  # runs at once in a script, so it comes last
 def main(
     task:str='moving_digits', # Target task: moving_digits, folder:PATH or csv:PATH, options as ,name=value
     source:str='moving_digits', # Source task, on which forgetting is measured
@@ -120,8 +126,3 @@ def main(
     title = f'{run.source} → {run.task}, {run.model}'
     watch.console.print(rich_table(write_report(rows, out, title), title, watch.console.width))
     watch.say(f'written to {out}: runs.csv, table.csv, table.md, figure.png')
-
-
-def _fail(message, status=2):
-    print(f'compare.py: {message}', file=sys.stderr)
-    return status

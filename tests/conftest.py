@@ -65,7 +65,7 @@ def data(n=48, bs=8, seed=0, valid=16):
     g = torch.Generator().manual_seed(seed)
     x, y = torch.randn(n + valid, 1, 6, 6, generator=g), torch.randint(0, 3, (n + valid,), generator=g)
     sets = Datasets(list(zip(x, y)), tfms=[[ItemGetter(0)], [ItemGetter(1)]], splits=[range(n), range(n, n + valid)])
-    return DataLoaders(TfmdDL(sets.train, bs=bs), TfmdDL(sets.valid, bs=bs), device='cpu')
+    return DataLoaders(TfmdDL(sets.train, bs=bs, num_workers=0), TfmdDL(sets.valid, bs=bs, num_workers=0), device='cpu')
 
 
 def model(seed=0, dropout=0.):

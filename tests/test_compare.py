@@ -20,7 +20,7 @@ def spec(clips): return f'folder:{clips},group=(p\\d)_'
 
 
 def test_folders_of_videos_end_to_end(spec, tmp_path):
-    args = ['--task', spec, '--source', spec, '--frames', 4, '--size', 24, '--epochs', 2, '--source_epochs', 2, '--seeds', 2, '--bs', 4, '--lams', '.1,1', '--quick']
+    args = ['--task', spec, '--source', spec, '--frames', 4, '--size', 24, '--epochs', 2, '--source-epochs', 2, '--seeds', 2, '--bs', 4, '--lams', '.1,1', '--quick']
     p = run(*args, '--out', tmp_path/'a')
     assert p.returncode == 0, p.stderr
     for word in ('2 classes', 'source task: 2 epochs', '24/24', 'takes', 'untouched', 'runs.csv'): assert word in p.stdout, word
@@ -33,12 +33,70 @@ def test_folders_of_videos_end_to_end(spec, tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'b/runs.csv').drop(columns='seconds'), rows.drop(columns='seconds'))
 
 
-def fails(capsys, *args):
-    "Exit status and error text of a call in this process"
-    from importlib.machinery import SourceFileLoader
-    script = SourceFileLoader('compare', str(ROOT/'experiments/compare.py')).load_module()
-    old, sys.argv = sys.argv, ['compare.py', *map(str, args)]
-    try:
-        with pytest.raises(SystemExit) as e: script.build_and_run_from_command_line()
-    finally: sys.argv = old
-    return e.value.code, capsys.readouterr().err
+BAD = [(['--task', 'folder:nowhere'], 'folder nowhere does not exist'), (['--source', 'csv:no.csv'], 'csv file no.csv does not exist'),
+       (['--task', 'ucf'], "unknown task 'ucf'"), (['--task', 'folder:EMPTY'], 'has no videos'), (['--task', 'folder:LONELY'], 'has one clip'),
+       (['--strategies', 'l2sp,magic'], "unknown strategy 'magic'"), (['--model', 'no_net'], "unknown model 'no_net'"),
+       (['--lams', '-1'], 'at least 0, not -1'), (['--lams', 'x'], 'not numbers'), (['--lams', 'magic=1'], "'magic'"), (['--lams', 'l2sp=1'], 'same number of trials'),
+       (['--frames', 0], '--frames must be at least 1'), (['--epochs', 0], '--epochs'), (['--seeds', 0], '--seeds'), (['--stride', -2], '--stride'),
+       (['--lr', 0], '--lr must be positive'), (['--size', 3], '--size'), (['--workers', -1], '--workers'), (['--init', 'no.pth'], 'weights no.pth do not exist'),
+       (['--init', 'OTHER'], 'not of this encoder'), (['--model-args', 'width'], 'name=value'), (['--model-args', 'colour=3'], 'does not take'),
+       (['--out', 'FILE/x'], 'cannot be made'), (['--clips', 0], '--clips')]
+
+
+@pytest.fixture(scope='module')
+def call():
+    "The script in this process: exit status and error text"
+    import importlib.util
+    loader = importlib.util.spec_from_file_location('compare_script', ROOT/'experiments/compare.py')
+    script = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(script)
+    def call(args, spec, capsys):
+        try: script.main(**args)
+        except SystemExit as e: return e.code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+    return call
+
+
+@pytest.mark.parametrize('args,word', BAD, ids=[' '.join(map(str, a)) for a, _ in BAD])
+def test_bad_input_is_one_line_and_status_2(call, spec, capsys, tmp_path, clips, args, word):
+    import shutil
+
+    from sdfast.models import create_model, save_weights
+    (tmp_path/'empty/a').mkdir(parents=True)
+    (tmp_path/'lonely').mkdir()
+    for kind, n in (('right', 8), ('down', 1)):
+        (tmp_path/'lonely'/kind).mkdir()
+        for f in sorted((clips/kind).iterdir())[:n]: shutil.copy(f, tmp_path/'lonely'/kind)
+    save_weights(create_model('resnet18', 2)[0], tmp_path/'other.safetensors')
+    (tmp_path/'file').write_text('')
+    places = {'EMPTY': tmp_path/'empty', 'LONELY': tmp_path/'lonely', 'OTHER': tmp_path/'other.safetensors', 'FILE': tmp_path/'file'}
+    value = str(args[1])
+    for k, v in places.items(): value = value.replace(k, str(v))
+    value = type(args[1])(value)
+    status, err = call(dict(task=spec, source=spec, frames=4, size=24, out=str(tmp_path/'out')) | {args[0][2:].replace('-', '_'): value}, spec, capsys)
+    assert status == 2 and word in err and err.count('\n') == 1 and 'Traceback' not in err
+    assert not list(tmp_path.glob('out/runs/*'))
+
+
+def test_the_command_line_itself_fails_the_same_way():
+    p = run('--task', 'folder:nowhere')
+    assert p.returncode == 2 and p.stderr.strip() == 'compare.py: folder nowhere does not exist' and p.stdout == ''
+    assert run('--frames', 'many').returncode == 2  # told by argparse
+
+
+def test_ctrl_c_and_going_on(spec, tmp_path):
+    import signal
+    import time
+    args = [sys.executable, str(ROOT/'experiments/compare.py'), '--task', spec, '--source', spec, '--frames', '4', '--size', '24', '--epochs', '3', '--source-epochs', '1',
+            '--bs', '4', '--strategies', 'self_distill', '--lams', '1', '--seeds', '6', '--out', str(tmp_path)]
+    p = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not list(tmp_path.glob('runs/*/result.json')) and time.time() < deadline and p.poll() is None: time.sleep(.02)
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and 'the same command goes on from there' in err and 'Traceback' not in err
+    done = {f:f.stat().st_mtime_ns for f in tmp_path.glob('runs/*/result.json')}
+    assert 0 < len(done) < 12
+    p = subprocess.run(args, capture_output=True, text=True, timeout=300)
+    assert p.returncode == 0 and p.stdout.count('finished before') == len(done)
+    assert all(f.stat().st_mtime_ns == t for f, t in done.items()) and len(list(tmp_path.glob('runs/*/result.json'))) == 12

@@ -1,0 +1,13 @@
+"`from sdfast.all import *`: fastai's `Learner` and all of sdfast, for notebooks."
+from fastai.learner import Learner
+from fastai.metrics import accuracy
+
+from .errors import InputError
+from .forgetting import *
+from .models import *
+from .report import *
+from .stats import *
+from .strategies import *
+from .study import *
+from .tasks import *
+from .video import *

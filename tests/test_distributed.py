@@ -1,0 +1,68 @@
+"Two gloo processes with a strategy on equal one process."
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import Net, learner, model
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
+from fastai.data.transforms import ItemGetter
+from torch import nn
+
+from sdfast.strategies import STRATEGIES, empirical_fisher
+
+
+def net():
+    m = model()
+    m[0].bn = nn.GroupNorm(2, 4)  # batch norm itself depends on which images share a process
+    return m
+
+
+def loaders(rank, world, n=48, bs=16):
+    "The same global batches, dealt out over the processes"
+    g = torch.Generator().manual_seed(0)
+    items = list(zip(torch.randn(n, 1, 6, 6, generator=g), torch.randint(0, 3, (n,), generator=g)))
+    mine = [i for i in range(n) if i % world == rank]
+    sets = Datasets(items, tfms=[[ItemGetter(0)], [ItemGetter(1)]], splits=[mine, range(8)])
+    return DataLoaders(TfmdDL(sets.train, bs=bs//world, num_workers=0), TfmdDL(sets.valid, bs=8, num_workers=0), device='cpu')
+
+
+def train(name, rank=0, world=1):
+    from fastai.callback.core import Callback
+    class DDP(Callback):
+        "What `DistributedTrainer` does to the model, which on a CPU fails in `.cuda()` of its loader"
+        order = 11
+        def before_fit(self): self.learn.model = nn.parallel.DistributedDataParallel(self.learn.model)
+        def after_fit(self): self.learn.model = self.learn.model.module
+    m = net()
+    torch.manual_seed(7)
+    fisher = lambda: empirical_fisher(nn.Sequential(m[0], nn.Linear(6, 3)), loaders(0, 1).valid)
+    learn = learner([*STRATEGIES[name].callbacks(2., fisher), *([DDP()] if world > 1 else [])], dls=loaders(rank, world), net=m)
+    learn.fit(3)
+    return [p.detach() for p in learn.model.parameters()]
+
+
+def work(rank, port, folder):
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', rank=rank, world_size=2)
+    out = {name:train(name, rank, 2) for name in STRATEGIES}
+    if rank == 0: torch.save(out, f'{folder}/ddp.pt')
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('ddp')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    mp.spawn(work, args=(port, folder), nprocs=2)
+    return torch.load(folder/'ddp.pt')
+
+
+@pytest.mark.parametrize('name', STRATEGIES)
+def test_two_processes_equal_one(two, name):
+    for a, b in zip(two[name], train(name)): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
