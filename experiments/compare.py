@@ -38,9 +38,9 @@ def parse_lams(text, strategies):
 
 
 def build(task, source, init, model, model_args, strategies, lams, seeds, trial_seeds, epochs, lr, bs, frames, stride, size, clips,
-          source_epochs, source_lr, workers, quick):
+          source_epochs, source_lr, source_bs, workers, quick):
     "`(base run, grids, lines to tell the reader)`; `InputError` for anything that cannot work"
-    for name, v in dict(seeds=seeds, trial_seeds=trial_seeds, epochs=epochs, bs=bs, frames=frames, stride=stride, clips=clips).items():
+    for name, v in dict(seeds=seeds, trial_seeds=trial_seeds, epochs=epochs, bs=bs, frames=frames, stride=stride, clips=clips, source_bs=1 if source_bs is None else source_bs).items():
         if v < 1: raise InputError(f'--{name.replace("_", "-")} must be at least 1, not {v}')
     if size is not None and size < 8: raise InputError(f'--size must be at least 8 pixels, not {size}')
     if workers < 0: raise InputError(f'--workers must be at least 0, not {workers}')
@@ -51,7 +51,7 @@ def build(task, source, init, model, model_args, strategies, lams, seeds, trial_
     if unknown := [s for s in names if s not in STRATEGIES]: raise InputError(f'unknown strategy {unknown[0]!r}; known are {", ".join(STRATEGIES)}')
     given = parse_lams(lams, names)
     if not is_model(model): create_model(model, 2)  # raises, and says which are near
-    if quick: epochs, seeds, trial_seeds, source_epochs = min(epochs, 3), min(seeds, 2), 1, 5 if source_epochs is None and not init else source_epochs
+    if quick: epochs, seeds, trial_seeds, source_epochs = min(epochs, 2), min(seeds, 2), 1, 5 if source_epochs is None and not init else source_epochs
     # learning rates for plain fine-tuning: as many as there are strengths
     n = len(next(iter(given.values()))) if given and given.keys() == set(names) - {'finetune'} else 2 if quick else 3
     def grid(s):
@@ -70,7 +70,7 @@ def build(task, source, init, model, model_args, strategies, lams, seeds, trial_
     if quick: src, held = src.subset(**QUICK), held.subset(**QUICK)
     source_epochs = source_epochs if source_epochs is not None else 0 if init else 6
     sizes = {}
-    for what, t, want in (('bs', held, bs), ('source_bs', src, bs)):
+    for what, t, want in (('bs', held, bs), ('source_bs', src, source_bs or bs)):
         sizes[what] = fit_batch_size(t.count('train'), want)
         if sizes[what] < want and not (what == 'source_bs' and not source_epochs): say.append(f'{t.name}: batches of {sizes[what]}, as {t.count("train")} clips make fewer than two of {want}')
     if sizes['bs'] < 2: raise InputError(f'{target.name}: {held.count("train")} train clips are too few')
@@ -100,21 +100,22 @@ def main(
     trial_seeds:int=1, # Trials of each strength
     epochs:int=12, # Of fine-tuning
     lr:float=.05, # Of fine-tuning: SGD, momentum .9, cosine to 0
-    bs:int=32, # Batch size, of the source stage too
+    bs:int=32, # Batch size
     frames:int=8, # Frames in a clip
     stride:int=1, # Frames between two of the clip
     size:int=None, # Side of the square crop; default 40 for moving_digits, else 112
     clips:int=1, # Clips of each video in tests
     source_epochs:int=None, # Of the source stage; default 6, or 0 with --init
     source_lr:float=.1, # Of the source stage
+    source_bs:int=None, # Batch size of the source stage, by default --bs
     workers:int=0, # Loading processes; 0 keeps decoded videos in memory if they fit
     out:str='runs/compare', # Folder to write to; finished runs in it are not done again
     quick:store_true=False, # All strategies at a reduced size
 ):
     "Compare ways to fine-tune a pre-trained video encoder: what was learned, what was forgotten"
+    options = {k:v for k, v in locals().items() if k != 'out'}
     try:
-        run, grids, seeds, trial_seeds, say = build(task, source, init, model, model_args, strategies, lams, seeds, trial_seeds, epochs, lr, bs, frames,
-                                                    stride, size, clips, source_epochs, source_lr, workers, quick)
+        run, grids, seeds, trial_seeds, say = build(**options)
         out = Path(out)
         try: out.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None

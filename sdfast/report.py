@@ -1,7 +1,7 @@
 "Rows of runs to a table (terminal, Markdown, csv) and a figure; and the live view of a study at work."
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -47,7 +47,7 @@ def _cells(row, m):
     def f(x, sign=''): return f'{scale*x:{sign}.{digits}f}'
     if pd.isna(row[m]): return '–', ''
     if pd.isna(row.get(f'{m}_diff')): return f(row[m]), ''
-    if pd.isna(row[f'{m}_diff_low']): return f(row[m]), f'{f(row[f"{m}_diff"], "+")} (one seed)'
+    if pd.isna(row[f'{m}_diff_low']): return f(row[m]), f'{f(row[f"{m}_diff"], "+")} (no interval)'
     star = '' if row[f'{m}_verdict'] == 'not distinguishable' else '*'
     return f(row[m]), f'{f(row[f"{m}_diff"], "+")}{star} [{f(row[f"{m}_diff_low"], "+")}, {f(row[f"{m}_diff_high"], "+")}]'
 
@@ -99,7 +99,7 @@ def figure(rows:pd.DataFrame, title:str='')->Figure:
             colour, marker = LOOKS.get(strategy, ('#56B4E9', 'X'))
             r = table.loc[strategy]
             ax.plot(100*g.acc1.astype(float), 100*g[m].astype(float), marker, ms=4, color=colour, alpha=.3, lw=0)
-            err = [[[100*(r[c] - r[f'{c}_low'])], [100*(r[f'{c}_high'] - r[c])]] if r.runs > 1 else None for c in ('acc1', m)]
+            err = [None if pd.isna(r[f'{c}_low']) else [[100*(r[c] - r[f'{c}_low'])], [100*(r[f'{c}_high'] - r[c])]] for c in ('acc1', m)]
             ax.errorbar(100*r.acc1, 100*r[m], xerr=err[0], yerr=err[1], fmt=marker, ms=8, color=colour, capsize=3, label=strategy)
         if 'untouched' in table.index:
             ax.axhline(100*table.loc['untouched', m], color='grey', ls='--', lw=1)
@@ -140,27 +140,32 @@ class LiveWatch(Watch):
     def __exit__(self, *_): self.bars.stop()
 
     def plan(self, runs):
-        # in epochs: reading test and measuring retention costs about four more
-        self.cost = {r.key:r.epochs + 4*r.final for r in runs}
-        self.n, self.ended, self.total = len(runs), 0, runs[0].source_epochs*20 + sum(r.epochs + 4*r.final for r in runs)
-        self.study = self.bars.add_task('study', total=self.total, where=f'0/{self.n} runs')
+        self.n, self.ended = len(runs), 0
+        self.study = self.bars.add_task('study', total=sum(self._cost(asdict(r)) for r in runs), where=f'0/{self.n} runs')
         self.now = self.bars.add_task('', total=1, where='')
 
+    @staticmethod
+    def _cost(run): return run['epochs'] + 4*run['final']  # in epochs: reading test and measuring retention takes about four
+
+    @staticmethod
+    def _name(run):
+        strength = f'lr {run["lr"]:g}' if run['strategy'] == 'finetune' else f'λ {run["lam"]:g}'
+        return f'{run["strategy"]} {strength}, seed {run["seed"]}, {"final" if run["final"] else "trial"}'
+
     def start(self, what, epochs):
-        self.name = what if isinstance(what, str) else f'{what.strategy} {f"lr {what.lr:g}" if what.strategy == "finetune" else f"λ {what.lam:g}"}, seed {what.seed}, {what.stage}'
         self.epochs = max(1, epochs)
-        self.bars.reset(self.now, description=self.name, total=self.epochs, where='')
-        if not self.console.is_terminal and isinstance(what, str): self.say(f'{self.name}: {epochs} epochs')
+        self.bars.reset(self.now, description=what if isinstance(what, str) else self._name(asdict(what)), total=self.epochs, where='')
+        if not self.console.is_terminal and isinstance(what, str): self.say(f'{what}: {epochs} epochs')
 
     def epoch(self, epoch, done): self.bars.update(self.now, completed=epoch + done, where=f'epoch {epoch + 1}/{self.epochs}')
 
     def done(self, row, skipped=False):
         self.ended += 1
-        self.bars.update(self.study, advance=row['epochs'] + 4*row['final'], where=f'{self.ended}/{self.n} runs')
-        def share(k): return '–' if row[k] is None else f'{row[k]:.1%}'
-        if row['status'] != 'ok': self.say(f'{self.name}: {row["status"]}: {row["error"]}')
+        self.bars.update(self.study, advance=self._cost(row), where=f'{self.ended}/{self.n} runs')
+        line = f'{self.ended}/{self.n} {self._name(row)}: '
+        if row['status'] != 'ok': self.say(f'{line}{row["status"]}: {row["error"]}')
         elif not self.console.is_terminal:
-            self.say(f'{self.ended}/{self.n} {row["strategy"]} lam {row["lam"]:g} lr {row["lr"]:g} seed {row["seed"]}: valid {share("valid_acc1")}, test {share("acc1")}, '
-                     f'source {share("source_acc")}' + (' (finished before)' if skipped else f', {row["seconds"]:.1f} s'))
+            found = ', '.join(f'{name} {row[k]:.1%}' for name, k in dict(valid='valid_acc1', test='acc1', source='source_acc').items() if row[k] is not None)
+            self.say(line + found + (' (finished before)' if skipped else f', {row["seconds"]:.1f} s'))
 
     def say(self, text): self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ __all__ = ['Difference', 'paired_difference', 'mean_interval']
 
 @dataclass(frozen=True)
 class Difference:
-    "Mean of paired differences with a confidence interval; the ends are nan with fewer than two pairs"
+    "A mean with a confidence interval; its ends are nan where there is none"
     mean: float
     low: float
     high: float
@@ -17,7 +17,7 @@ class Difference:
 
     @property
     def verdict(self)->str:
-        "'higher' or 'lower' if the interval excludes 0, 'no interval' with one pair, else 'not distinguishable'"
+        "'higher' or 'lower' if the interval excludes 0, 'no interval' if there is none, else 'not distinguishable'"
         if np.isnan(self.low): return 'no interval'
         return 'higher' if self.low > 0 else 'lower' if self.high < 0 else 'not distinguishable'
 
@@ -26,10 +26,11 @@ def mean_interval(
     x, # Values, one a seed; nan counts as missing
     level:float=.95, # Coverage of the interval
 )->Difference:
-    "Student's t interval of a mean"
+    """Student's t interval of a mean. There is none for one value, nor for equal values that are not 0: accuracies of a few
+    clips are steps, and two seeds on the same step say nothing of the spread"""
     x = np.asarray(x, float)
     x = x[~np.isnan(x)]
-    if len(x) < 2: return Difference(float(x.mean()) if len(x) else np.nan, np.nan, np.nan, len(x))
+    if len(x) < 2 or (np.ptp(x) < 1e-12 and abs(x.mean()) > 1e-12): return Difference(float(x.mean()) if len(x) else np.nan, np.nan, np.nan, len(x))
     half = stats.t.ppf((1 + level)/2, len(x) - 1)*x.std(ddof=1)/np.sqrt(len(x))
     return Difference(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
 

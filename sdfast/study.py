@@ -30,12 +30,12 @@ from .strategies.penalty import Penalty, state_hash
 from .tasks import create_task
 from .video import MultiClip
 
-__all__ = ['Run', 'Source', 'Watch', 'source_model', 'execute', 'compare', 'strength_grid', 'fit_batch_size', 'COLUMNS']
+__all__ = ['Run', 'Source', 'Watch', 'source_model', 'fine_tune', 'execute', 'compare', 'strength_grid', 'fit_batch_size', 'COLUMNS']
 
 COLUMNS = ['key', 'task', 'source', 'model', 'strategy', 'lam', 'seed', 'epochs', 'lr', 'valid_acc1', 'acc1', 'acc5', 'source_acc',
            'source_probe', 'source_knn', 'cka', 'drift', 'weight_distance', 'seconds', 'status', 'error', 'final']
 PROBE_CLIPS, FISHER_CLIPS = 1200, 500  # of the source's train part, classes balanced
-QUICK = dict(train=20, valid=10, test=8)
+QUICK = dict(train=12, valid=8, test=6)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def source_model(
         _write_json(folder/'source.json', dict(seconds=time.time() - start, encoder=state_hash(model[0].state_dict()), **_versions()))
     for p in model.parameters(): p.requires_grad_(True)
     retention = Retention(model, _balanced(task, dls, PROBE_CLIPS), test)
-    _sources[str(folder.resolve())] = hit = Source(model, retention, _balanced(task, dls, FISHER_CLIPS), state_hash(model[0].state_dict()))
+    _sources[str(folder.resolve())] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()))
     return hit
 
 
@@ -253,18 +253,28 @@ def execute(
     return row
 
 
-def _measure(run, source, folder, watch):
-    "Fine-tune and measure: `(status, numbers, error)`"
-    task, dls, test = _target(run)
+def fine_tune(
+    run:Run,
+    source:Source, # From `source_model`
+    watch:Watch=Watch(),
+)->tuple: # The learner after training, and why it stopped early or `None`
+    "Train the source's encoder with a new head on the target task, as `run` says"
+    task, dls, _ = _target(run)
     set_seed(run.seed)
     model = create_model(run.model, len(task.vocab), **run.options())
     model[0].load_state_dict(source.model[0].state_dict())
-    learn, why = _fit(dls, model, run.epochs, run.lr, run.seed, STRATEGIES[run.strategy].callbacks(run.lam, lambda: source.fisher), watch)
+    return _fit(dls, model, run.epochs, run.lr, run.seed, STRATEGIES[run.strategy].callbacks(run.lam, lambda: source.fisher), watch)
+
+
+def _measure(run, source, folder, watch):
+    "Fine-tune and measure: `(status, numbers, error)`"
+    learn, why = fine_tune(run, source, watch)
     log = pd.DataFrame(list(learn.recorder.values), columns=[n for n in learn.recorder.metric_names[1:] if n != 'time'])
     log.rename_axis('epoch').to_csv(folder/'epochs.csv')
     if why: return 'diverged', {}, why
     measured = dict(valid_acc1=float(log.accuracy.iloc[-1]))
     if run.final:
+        task, _, test = _target(run)
         probs, y = _predict(learn, test)
         scores = pd.DataFrame(probs.numpy(), columns=task.vocab)
         paths, labels = zip(*task.items('test'))

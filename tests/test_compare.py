@@ -29,6 +29,12 @@ def test_folders_of_videos_end_to_end(spec, tmp_path):
     again = run(*args, '--out', tmp_path/'a')
     assert again.returncode == 0 and 'finished before' in again.stdout
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'a/runs.csv'), rows)
+    q = subprocess.run([sys.executable, str(ROOT/'experiments/bn_statistics.py'), str(tmp_path/'a'), '--seeds', '1'], capture_output=True, text=True)
+    assert q.returncode == 0 and 'source_acc_bn' in q.stdout, q.stderr
+    left = pd.read_csv(tmp_path/'a/bn_statistics.csv').set_index('strategy')
+    final = rows[rows.final & (rows.seed == 0)].set_index('strategy')
+    for s in ('finetune', 'self_distill'): assert left.loc[s, 'drift'] == pytest.approx(final.loc[s, 'drift'], rel=1e-5)  # the repeated run is the run
+    assert (left.weight_distance == left.weight_distance_bn).all() and (left.drift != left.drift_bn).all()
     assert run(*args, '--out', tmp_path/'b').returncode == 0  # pre-trained and run anew: the same numbers
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'b/runs.csv').drop(columns='seconds'), rows.drop(columns='seconds'))
 
@@ -40,7 +46,7 @@ BAD = [(['--task', 'folder:nowhere'], 'folder nowhere does not exist'), (['--sou
        (['--frames', 0], '--frames must be at least 1'), (['--epochs', 0], '--epochs'), (['--seeds', 0], '--seeds'), (['--stride', -2], '--stride'),
        (['--lr', 0], '--lr must be positive'), (['--size', 3], '--size'), (['--workers', -1], '--workers'), (['--init', 'no.pth'], 'weights no.pth do not exist'),
        (['--init', 'OTHER'], 'not of this encoder'), (['--model-args', 'width'], 'name=value'), (['--model-args', 'colour=3'], 'does not take'),
-       (['--out', 'FILE/x'], 'cannot be made'), (['--clips', 0], '--clips')]
+       (['--out', 'FILE/x'], 'cannot be made'), (['--clips', 0], '--clips'), (['--source-bs', 0], '--source-bs')]
 
 
 @pytest.fixture(scope='module')
@@ -100,3 +106,17 @@ def test_ctrl_c_and_going_on(spec, tmp_path):
     p = subprocess.run(args, capture_output=True, text=True, timeout=300)
     assert p.returncode == 0 and p.stdout.count('finished before') == len(done)
     assert all(f.stat().st_mtime_ns == t for f, t in done.items()) and len(list(tmp_path.glob('runs/*/result.json'))) == 12
+
+
+def test_the_readmes_five_lines_run(clips, tmp_path, monkeypatch):
+    import shutil
+
+    from sdfast.models import create_model, save_weights
+    code = (ROOT/'README.md').read_text().split('```python\n')[1].split('```')[0]
+    for ours, small in {'r2plus1d_18': 'tiny', 'frames=16, size=112, bs=24': 'frames=4, size=24, bs=4', '_(g\\d+)_': '(p\\d)_', 'fit(10)': 'fit(2)'}.items():
+        assert ours in code
+        code = code.replace(ours, small)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(clips, 'my_videos')
+    save_weights(create_model('tiny', 2)[0], 'encoder.safetensors')
+    exec(code, {})

@@ -1,5 +1,5 @@
 "Numbers of the table by hand; the README shows the shipped results."
-import json
+import io
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ def test_tables_say_what_they_show(rows):
     assert f'{100*r.acc1:.1f} {100*r.acc1_diff:+.1f}* [{100*r.acc1_diff_low:+.1f}, {100*r.acc1_diff_high:+.1f}]' in text
     assert '4 seeds' in text and '| untouched |  | – | 90.0 |' in text
     one = markdown(summary(rows[rows.seed.isin([0]) | rows.seed.isna()]))
-    assert '(one seed)' in one and '[' not in one.split('\n\n')[0]
+    assert '(no interval)' in one and '[' not in one.split('\n\n')[0]
     for width in (80, 160):
         console = Console(width=width, record=True, file=open('/dev/null', 'w'))
         console.print(rich_table(table, 'x', width))
@@ -61,17 +61,24 @@ def test_tables_say_what_they_show(rows):
     assert len(figure(rows).axes) == 2
 
 
-def test_live_view_without_a_terminal(rows, capsys):
-    with LiveWatch(Console(width=100, force_terminal=False)) as watch:
+@pytest.mark.parametrize('terminal', [False, True])
+def test_live_view(terminal):
+    file = io.StringIO()
+    ok = dict(strategy='l2sp', lam=.1, lr=.05, seed=0, epochs=2, final=False, status='ok', error='', seconds=1.5, valid_acc1=.5, acc1=None, source_acc=None)
+    with LiveWatch(Console(width=110, force_terminal=terminal, file=file)) as watch:
         run = Run(strategy='l2sp', lam=.1, epochs=2)
-        watch.plan([run])
+        watch.plan([run]*3)
+        watch.start('source task', 5)
+        watch.done(ok | dict(status='diverged', error='in epoch 3'), skipped=True)
         watch.start(run, 2)
         watch.epoch(0, .5)
-        watch.done(dict(strategy='l2sp', lam=.1, lr=.05, seed=0, epochs=2, final=False, status='ok', error='', seconds=1.5, valid_acc1=.5, acc1=None, source_acc=None))
-        watch.start(run, 2)
-        watch.done(dict(strategy='l2sp', lam=.1, lr=.05, seed=0, epochs=2, final=False, status='failed', error='it broke', seconds=1.5, valid_acc1=None, acc1=None, source_acc=None))
-    out = capsys.readouterr().out
-    assert '1/1 l2sp lam 0.1 lr 0.05 seed 0: valid 50.0%' in out and 'failed: it broke' in out
+        watch.bars.refresh()
+        watch.done(ok)
+        watch.done(ok, skipped=True)
+    out = file.getvalue()
+    assert '1/3 l2sp λ 0.1, seed 0, trial: diverged: in epoch 3' in out
+    if terminal: assert 'epoch 1/2' in out and '3/3 runs' in out and 'left' in out
+    else: assert '2/3 l2sp λ 0.1, seed 0, trial: valid 50.0%, 1.5 s' in out and '(finished before)' in out
 
 
 def test_readme_shows_the_shipped_results():

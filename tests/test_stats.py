@@ -20,6 +20,7 @@ def test_verdicts_and_missing_values():
     one = paired_difference([1, np.nan], [0, 0])
     assert one.n == 1 and one.mean == 1 and np.isnan(one.low) and one.verdict == 'no interval'
     assert np.isnan(mean_interval([]).mean) and paired_difference([1, 2], [1, 2]).verdict == 'not distinguishable'
+    assert paired_difference([.5, .6], [.4, .5]).verdict == 'no interval'  # the same step twice is no certainty
     with pytest.raises(ValueError, match='pairs'): paired_difference([1, 2], [1])
 
 
