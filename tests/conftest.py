@@ -3,7 +3,6 @@ import random
 from functools import partial
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch

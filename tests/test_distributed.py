@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import Net, learner, model
+from conftest import learner, model
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import ItemGetter
 from torch import nn

@@ -20,7 +20,7 @@ from torch import nn
 
 from sdfast.errors import InputError
 from sdfast.models import save_weights
-from sdfast.strategies import EWC, L2SP, STRATEGIES, EMATeacher, FixedTeacher, Penalty, SelfDistill, empirical_fisher, feature_distance, find_encoder
+from sdfast.strategies import EWC, L2SP, STRATEGIES, EMATeacher, FixedTeacher, SelfDistill, empirical_fisher, feature_distance, find_encoder
 from sdfast.strategies.penalty import FeaturePenalty, state_hash
 
 
@@ -446,7 +446,6 @@ def test_an_image_model_of_fastai():
 def test_encoders_without_a_tensor_or_a_call_say_so():
     class Two(Net):
         def forward(self, x): return (super().forward(x), x)
-    net = nn.Sequential(Two(), nn.Identity())
     class First(nn.Module):
         def __init__(self): super().__init__(); self.encoder, self.head, self.unused = Two(), nn.Linear(6, 3), nn.Linear(2, 2)
         def forward(self, x): return self.head(self.encoder(x)[0])

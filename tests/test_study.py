@@ -1,5 +1,4 @@
 "Runs are functions of their `Run`; a study chooses on valid, reads test once, and skips what is done."
-import json
 from dataclasses import asdict, replace
 
 import pandas as pd

@@ -4,13 +4,12 @@ import shutil
 
 import pandas as pd
 import pytest
-from conftest import numbered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdfast import digits
 from sdfast.errors import InputError
-from sdfast.tasks import Task, _split_groups, create_task, csv, folder, moving_digits
+from sdfast.tasks import _split_groups, create_task, csv, folder, moving_digits
 from sdfast.video import VideoFile
 
 
