@@ -14,26 +14,18 @@ warnings.filterwarnings('ignore', category=FutureWarning)
 warnings.filterwarnings('ignore', category=DeprecationWarning)
 
 import pandas as pd
-import torch
 from fastcore.script import call_parse
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from sdfast.strategies import reestimate_bn
 from sdfast.study import Run, fine_tune, source_model
 
 
-@torch.no_grad()
-def renew_statistics(encoder, dl):
+def renewed(encoder, dl):
     "A copy of `encoder` whose batch norm has the mean statistics of the batches of `dl`"
-    encoder = deepcopy(encoder).train()
-    for m in encoder.modules():
-        if isinstance(m, _BatchNorm):
-            m.reset_running_stats()
-            m.momentum = None  # the average of all batches
-    for x, _ in dl: encoder(x.as_subclass(torch.Tensor))
-    return encoder
+    return reestimate_bn(deepcopy(encoder), dl)
 
 
-def _row(strategy, seed, left, renewed): return dict(strategy=strategy, seed=seed) | asdict(left) | {f'{k}_bn':v for k, v in asdict(renewed).items()}
+def _row(strategy, seed, left, anew): return dict(strategy=strategy, seed=seed) | asdict(left) | {f'{k}_bn':v for k, v in asdict(anew).items()}
 
 
 @call_parse
@@ -51,10 +43,10 @@ def main(
             run = Run(**json.loads((folder/'runs'/key/'run.json').read_text()))
             source = source_model(run, folder)
             learn, _ = fine_tune(run, source)
-            left, renewed = source.retention(learn.model[0]), source.retention(renew_statistics(learn.model[0], source.retention.train_dl))
-            rows.append(_row(strategy, run.seed, left, renewed))
+            left, anew = source.retention(learn.model[0]), source.retention(renewed(learn.model[0], source.retention.train_dl))
+            rows.append(_row(strategy, run.seed, left, anew))
     if not rows: sys.exit(f'bn_statistics.py: {folder} has no finished final run of {strategies}')
-    rows.append(_row('untouched', None, source.retention.reference, source.retention(renew_statistics(source.model[0], source.retention.train_dl))))
+    rows.append(_row('untouched', None, source.retention.reference, source.retention(renewed(source.model[0], source.retention.train_dl))))
     table = pd.DataFrame(rows)
     table.to_csv(folder/'bn_statistics.csv', index=False, float_format='%.6g')
     print(table.groupby('strategy', sort=False)[['source_acc', 'source_acc_bn', 'cka', 'cka_bn', 'drift', 'drift_bn']].mean().round(3).to_string())

@@ -19,7 +19,7 @@ from sdfast.errors import InputError
 from sdfast.models import create_model, is_model
 from sdfast.report import LiveWatch, rich_table, write_report
 from sdfast.strategies import STRATEGIES
-from sdfast.study import QUICK, Run, compare, fit_batch_size, strength_grid
+from sdfast.study import QUICK, Run, compare, file_id, fit_batch_size, strength_grid
 from sdfast.tasks import create_task
 
 
@@ -31,14 +31,24 @@ def parse_lams(text, strategies):
         if bad := [v for v in values if not 0 <= v < float('inf')]: raise InputError(f'--lams: strengths must be finite and at least 0, not {bad[0]:g}')
         return values
     if not text: return {}
-    if '=' not in text: return {s:numbers(text) for s in strategies if s != 'finetune'}
+    strategies = [s for s in strategies if STRATEGIES[s].lams]
+    if '=' not in text: return {s:numbers(text) for s in strategies}
     lams = dict(part.split('=', 1) for part in text.split(';') if '=' in part)
-    if unknown := [s for s in lams if s not in strategies or s == 'finetune']: raise InputError(f'--lams: {unknown[0]!r} is not among the strategies that have a strength')
+    if unknown := [s for s in lams if s not in strategies]: raise InputError(f'--lams: {unknown[0]!r} is not among the strategies that have a strength')
     return {s:numbers(t) for s, t in lams.items()}
 
 
-def build(task, source, init, model, model_args, strategies, lams, seeds, trial_seeds, epochs, lr, bs, frames, stride, size, clips,
-          source_epochs, source_lr, source_bs, workers, quick):
+def parse_args(text, strategies):
+    "`'ewc:implicit=true;self_distill:reduction=sum,teacher_bn=running'` by strategy"
+    parts = [p.partition(':') for p in text.split(';') if p]
+    if bad := [s for s, _, _ in parts if s not in strategies]: raise InputError(f'--strategy-args: {bad[0]!r} is not among the strategies: write STRATEGY:name=value,...;STRATEGY:...')
+    args = {s:a for s, _, a in parts}
+    for a in args.values(): Run(strategy_args=a).options('strategy_args')  # raises where it is not name=value
+    return args
+
+
+def build(task, source, init, model, model_args, strategies, lams, strategy_args, seeds, trial_seeds, epochs, lr, wd, bs, frames, stride, size, area, flip, clips,
+          source_epochs, source_lr, source_bs, workers, splits, allow_missing, quick):
     "`(base run, grids, lines to tell the reader)`; `InputError` for anything that cannot work"
     for name, v in dict(seeds=seeds, trial_seeds=trial_seeds, epochs=epochs, bs=bs, frames=frames, stride=stride, clips=clips, source_bs=1 if source_bs is None else source_bs).items():
         if v < 1: raise InputError(f'--{name.replace("_", "-")} must be at least 1, not {v}')
@@ -47,17 +57,22 @@ def build(task, source, init, model, model_args, strategies, lams, seeds, trial_
     if source_epochs is not None and source_epochs < 0: raise InputError(f'--source-epochs must be at least 0, not {source_epochs}')
     for name, v in dict(lr=lr, source_lr=source_lr).items():
         if not 0 < v < float('inf'): raise InputError(f'--{name.replace("_", "-")} must be positive, not {v}')
-    names = list(dict.fromkeys(['finetune', *filter(None, (s.strip() for s in strategies.split(',')))]))
+    if not 0 <= wd < float('inf'): raise InputError(f'--wd must be at least 0, not {wd}')
+    if not 0 <= area <= 1: raise InputError(f'--area must be a part of the frame between 0 and 1, not {area}')
+    official = (f',splits={splits}' if splits else '') + (',allow_missing=1' if allow_missing else '')
+    task, source = (t + official if t.startswith(('ucf101:', 'hmdb51:')) else t for t in (task, source))
+    names = list(STRATEGIES) if strategies == 'all' else list(dict.fromkeys(['finetune', *filter(None, (s.strip() for s in strategies.split(',')))]))
     if unknown := [s for s in names if s not in STRATEGIES]: raise InputError(f'unknown strategy {unknown[0]!r}; known are {", ".join(STRATEGIES)}')
     given = parse_lams(lams, names)
     if not is_model(model): create_model(model, 2)  # raises, and says which are near
     if quick: epochs, seeds, trial_seeds, source_epochs = min(epochs, 2), min(seeds, 2), 1, 5 if source_epochs is None and not init else source_epochs
     # learning rates for plain fine-tuning: as many as there are strengths
-    n = len(next(iter(given.values()))) if given and given.keys() == set(names) - {'finetune'} else 2 if quick else 3
+    n = len(next(iter(given.values()))) if given and given.keys() == {s for s in names if STRATEGIES[s].lams} else 2 if quick else 3
     def grid(s):
-        lams = given.get(s) or (STRATEGIES[s].lams[-n:] if s != 'finetune' else None)
+        lams = given.get(s) or (STRATEGIES[s].lams[-n:])
         return strength_grid(s, lr, lams, n)
-    grids = {s:grid(s) for s in names}
+    args = parse_args(strategy_args, names)
+    grids = {s:[g | dict(strategy_args=args.get(s, '')) for g in grid(s)] for s in names}
 
     target, src = create_task(task, 'target'), create_task(source, 'source')
     say = [t.describe() for t in (src, target)]
@@ -74,12 +89,12 @@ def build(task, source, init, model, model_args, strategies, lams, seeds, trial_
         sizes[what] = fit_batch_size(t.count('train'), want)
         if sizes[what] < want and not (what == 'source_bs' and not source_epochs): say.append(f'{t.name}: batches of {sizes[what]}, as {t.count("train")} clips make fewer than two of {want}')
     if sizes['bs'] < 2: raise InputError(f'{target.name}: {held.count("train")} train clips are too few')
-    run = Run(task=task, source=source, data=f'{src.fingerprint}-{held.fingerprint}', model=model, model_args=model_args, init=init, epochs=epochs, lr=lr,
+    create_model(model, len(src.vocab), init, **Run(model_args=model_args).options())  # weights of another model are told now, not after minutes
+    run = Run(task=task, source=source, data='-'.join(filter(None, (src.fingerprint, held.fingerprint, file_id(init)))), wd=wd, area=area, flip=flip, model=model, model_args=model_args, init=init, epochs=epochs, lr=lr,
               frames=frames, stride=stride, size=size or (40 if task.startswith('moving_digits') else 112), clips=clips, workers=workers,
               source_epochs=source_epochs, source_lr=source_lr, quick=quick, **sizes)
-    create_model(model, len(src.vocab), init, **run.options())  # weights of another model are told now, not after minutes
     if init and not source_epochs: say.append(f'{src.name}: the encoder stays as {init} has it; the source head is a linear probe')
-    return run, grids, seeds, trial_seeds, say
+    return run, grids, seeds, trial_seeds, say, [f'{t.name}: {n}' for t in (src, target) for n in t.notes]
 
 
 def _fail(message, status=2):
@@ -89,25 +104,31 @@ def _fail(message, status=2):
 
 @call_parse  # runs at once in a script, so it comes last
 def main(
-    task:str='moving_digits', # Target task: moving_digits, folder:PATH or csv:PATH, options as ,name=value
+    task:str='moving_digits', # Target task: moving_digits, ucf101:PATH, hmdb51:PATH, folder:PATH or csv:PATH, options as ,name=value
     source:str='moving_digits', # Source task, on which forgetting is measured
     init:str=None, # Weights of the encoder before the source stage: a file, or `pretrained`
-    model:str='tiny', # tiny, a video net of torchvision, or any image model of timm
+    model:str='tiny', # tiny, the paper's c3d and r2plus1d, a video net of torchvision, or any image model of timm
     model_args:str='', # For the model's constructor, such as pad_type=same
-    strategies:str=','.join(STRATEGIES), # Which to compare; finetune, the reference, is always in
+    strategies:str='self_distill,fixed_teacher,ema_teacher,l2sp,ewc', # Which to compare, or `all`; finetune, the reference, is always in
     lams:str='', # Strengths to choose from: .1,1,10 for all, or l2sp=.01,.1;ewc=.1,1
+    strategy_args:str='', # Options of strategies: ewc:implicit=true;self_distill:reduction=sum,teacher_bn=running
     seeds:int=6, # Final runs of each strategy
     trial_seeds:int=1, # Trials of each strength
     epochs:int=12, # Of fine-tuning
     lr:float=.05, # Of fine-tuning: SGD, momentum .9, cosine to 0
+    wd:float=0., # Of fine-tuning: L2 regularisation of all parameters
     bs:int=32, # Batch size
     frames:int=8, # Frames in a clip
     stride:int=1, # Frames between two of the clip
     size:int=None, # Side of the square crop; default 40 for moving_digits, else 112
+    area:float=0., # Smallest part of the frame that a training crop covers, such as .25; 0: squares of the scaled frame
+    flip:store_true=False, # Mirror half of the training clips
     clips:int=1, # Clips of each video in tests
     source_epochs:int=None, # Of the source stage; default 6, or 0 with --init
     source_lr:float=.1, # Of the source stage
     source_bs:int=None, # Batch size of the source stage, by default --bs
+    splits:str=None, # Folder of the official lists of ucf101 and hmdb51, by default in and beside the videos
+    allow_missing:store_true=False, # Use what is there of ucf101 and hmdb51
     workers:int=0, # Loading processes; 0 keeps decoded videos in memory if they fit
     out:str='runs/compare', # Folder to write to; finished runs in it are not done again
     quick:store_true=False, # All strategies at a reduced size
@@ -115,7 +136,7 @@ def main(
     "Compare ways to fine-tune a pre-trained video encoder: what was learned, what was forgotten"
     options = {k:v for k, v in locals().items() if k != 'out'}
     try:
-        run, grids, seeds, trial_seeds, say = build(**options)
+        run, grids, seeds, trial_seeds, say, notes = build(**options)
         out = Path(out)
         try: out.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
@@ -125,5 +146,5 @@ def main(
     except InputError as e: sys.exit(_fail(e))
     except KeyboardInterrupt: sys.exit(_fail(f'stopped; finished runs are in {out}, the same command goes on from there', 130))
     title = f'{run.source} → {run.task}, {run.model}'
-    watch.console.print(rich_table(write_report(rows, out, title), title, watch.console.width))
+    watch.console.print(rich_table(write_report(rows, out, title, notes), title, watch.console.width, notes))
     watch.say(f'written to {out}: runs.csv, table.csv, table.md, figure.png')

@@ -13,25 +13,9 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from .errors import InputError
-from .models import eval_mode
+from .models import extract
 
-__all__ = ['Retention', 'Kept', 'extract', 'linear_cka', 'drift', 'weight_distance', 'linear_probe', 'probe_head', 'knn']
-
-
-@torch.no_grad()
-def extract(
-    encoder:nn.Module, # From clips `(B, T, C, H, W)` to features `(B, F)`
-    dl, # Yields `(x, y)`; several clips of a video `(B, K, T, C, H, W)` are encoded apart and averaged
-)->tuple[torch.Tensor, torch.Tensor]: # Features `(N, F)` float32 and labels `(N,)`, on the CPU
-    "Features in eval mode"
-    feats, labels, device = [], [], next(encoder.parameters()).device
-    with eval_mode(encoder):
-        for x, y in dl:
-            x = x.as_subclass(torch.Tensor).to(device)
-            f = encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1) if x.ndim == 6 else encoder(x)
-            feats.append(f.float().flatten(1).cpu())
-            labels.append(y.as_subclass(torch.Tensor).cpu())
-    return torch.cat(feats), torch.cat(labels)
+__all__ = ['Retention', 'Kept', 'linear_cka', 'drift', 'weight_distance', 'linear_probe', 'probe_head', 'knn']
 
 
 def linear_cka(

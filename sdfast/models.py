@@ -1,10 +1,13 @@
-"""Video models as `nn.Sequential(encoder, head)`: a small R(2+1)D for CPUs, torchvision's video nets, timm nets over frames.
+"""Video models as `nn.Sequential(encoder, head)`: the paper's C3D and R(2+1)D, a small R(2+1)D for CPUs, torchvision's video
+nets, timm nets over frames.
 
 Every encoder takes a normalised batch of clips `(B, T, 3, H, W)` and returns features `(B, num_features)`.
 """
+from collections import OrderedDict
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 import torchvision
@@ -14,8 +17,8 @@ from torch import nn
 
 from .errors import InputError
 
-__all__ = ['create_model', 'create_encoder', 'load_encoder', 'model_stats', 'encoder_head_split', 'tiny', 'SpaceTimeEncoder',
-           'FrameEncoder', 'is_model', 'eval_mode', 'save_weights']
+__all__ = ['create_model', 'create_encoder', 'load_encoder', 'model_stats', 'encoder_head_split', 'tiny', 'c3d', 'r2plus1d', 'SpaceTimeEncoder',
+           'FrameEncoder', 'is_model', 'eval_mode', 'extract', 'save_weights']
 
 
 class SpaceTimeEncoder(nn.Module):
@@ -55,8 +58,68 @@ def tiny(width:int=8)->SpaceTimeEncoder:
         nn.AdaptiveAvgPool3d(1), nn.Flatten()), 12*w)
 
 
-# the last layer of each of torchvision's families, and of common image nets in checkpoints
-HEADS = ('fc', 'head', 'classifier', 'head.fc', 'last_linear')
+def c3d()->SpaceTimeEncoder:
+    """The C3D of RSPNet and VCOP: batch norm behind each of eight convolutions, global average pooling, no fully connected
+    layers. 27,661,440 parameters; 512 non-negative features of a 16x112x112 clip, ImageNet-normalised RGB."""
+    layers, ni = OrderedDict(), 3
+    for names, no, pool in ((['1'], 64, (1, 2, 2)), (['2'], 128, 2), (['3a', '3b'], 256, 2), (['4a', '4b'], 512, 2), (['5a', '5b'], 512, None)):
+        for name in names:
+            layers |= {f'conv{name}': nn.Conv3d(ni, no, 3, padding=1), f'bn{name}': nn.BatchNorm3d(no), f'relu{name}': nn.ReLU(inplace=True)}
+            ni = no
+        layers[f'pool{names[0][0]}'] = nn.MaxPool3d(pool) if pool else nn.AdaptiveAvgPool3d(1)
+    return SpaceTimeEncoder(nn.Sequential(layers | dict(flat=nn.Flatten())), 512)
+
+
+class _SpaceTimeConv(nn.Module):
+    "A k x k x k convolution as space, batch norm, ReLU, time, with as many weights (Tran et al., CVPR 2018); no biases"
+
+    def __init__(self, ni, no, kernel, stride=1):
+        super().__init__()
+        (t, k), s = kernel, stride if isinstance(stride, tuple) else (stride, stride)
+        mid = t*k*k*ni*no//(k*k*ni + t*no)
+        self.spatial_conv = nn.Conv3d(ni, mid, (1, k, k), (1, s[1], s[1]), (0, k//2, k//2), bias=False)
+        self.bn = nn.BatchNorm3d(mid)
+        self.temporal_conv = nn.Conv3d(mid, no, (t, 1, 1), (s[0], 1, 1), (t//2, 0, 0), bias=False)
+
+    def forward(self, x): return self.temporal_conv(self.bn(self.spatial_conv(x)).relu_())
+
+
+class _Block(nn.Module):
+    "Two convolutions and a shortcut which, where the size changes, is a factored convolution itself"
+
+    def __init__(self, ni, no):
+        super().__init__()
+        self.down = ni != no
+        self.conv1, self.bn1 = _SpaceTimeConv(ni, no, (3, 3), 1 + self.down), nn.BatchNorm3d(no)
+        self.conv2, self.bn2 = _SpaceTimeConv(no, no, (3, 3)), nn.BatchNorm3d(no)
+        if self.down: self.downsampleconv, self.downsamplebn = _SpaceTimeConv(ni, no, (1, 1), 2), nn.BatchNorm3d(no)
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_()))
+        return (y + (self.downsamplebn(self.downsampleconv(x)) if self.down else x)).relu_()
+
+
+class _Stage(nn.Module):
+    "One block, under the name that checkpoints have for it"
+    def __init__(self, ni, no):
+        super().__init__()
+        self.block1 = _Block(ni, no)
+
+    def forward(self, x): return self.block1(x)
+
+
+def r2plus1d()->SpaceTimeEncoder:
+    """The R(2+1)D of RSPNet and VCOP, `r2plus1d-vcop`: one block a stage, not torchvision's `r2plus1d_18`.
+
+    14,365,303 parameters; 512 non-negative features of a 16x112x112 clip, ImageNet-normalised RGB."""
+    stages = {f'conv{i}': _Stage(ni, no) for i, (ni, no) in enumerate([(64, 64), (64, 128), (128, 256), (256, 512)], 2)}
+    return SpaceTimeEncoder(nn.Sequential(OrderedDict(conv1=_SpaceTimeConv(3, 64, (3, 7), (1, 2)), bn1=nn.BatchNorm3d(64), relu1=nn.ReLU(inplace=True),
+                                                      **stages, pool=nn.AdaptiveAvgPool3d(1), flat=nn.Flatten())), 512)
+
+
+OWN = dict(tiny=tiny, c3d=c3d, r2plus1d=r2plus1d)
+# the last layer of each of torchvision's families, and of common image nets in checkpoints; RSPNet's has one output, never used
+HEADS = ('fc', 'head', 'classifier', 'head.fc', 'last_linear', 'linear')
 
 
 def _torchvision_names(): return torchvision.models.list_models(module=torchvision.models.video)
@@ -64,19 +127,19 @@ def _torchvision_names(): return torchvision.models.list_models(module=torchvisi
 
 def is_model(name:str)->bool:
     "Whether `create_model` knows `name`"
-    return name == 'tiny' or name in _torchvision_names() or timm.is_model(name)
+    return name in OWN or name in _torchvision_names() or timm.is_model(name)
 
 
 def create_encoder(
-    name:str, # `tiny`, a video net of torchvision, or any image model of timm
+    name:str, # `tiny`, `c3d`, `r2plus1d`, a video net of torchvision, or any image model of timm
     pretrained:bool=False, # The library's own weights, which it downloads
     **kwargs, # For the model's constructor, such as `pad_type='same'`
 )->nn.Module: # From clips `(B, T, 3, H, W)` to features `(B, num_features)`; has `num_features`
     "An encoder by name"
     try:
-        if name == 'tiny':
-            if pretrained: raise InputError('tiny has no published weights; give a file, or leave init away')
-            return tiny(**kwargs)
+        if name in OWN:
+            if pretrained: raise InputError(f'{name} has no weights that can be downloaded; give a file, or leave init away')
+            return OWN[name](**kwargs)
         if name in _torchvision_names():
             net = torchvision.models.get_model(name, weights='DEFAULT' if pretrained else None, **kwargs)
             return SpaceTimeEncoder(*_without_head(net))
@@ -88,7 +151,7 @@ def create_encoder(
         raise InputError(f'model {name} does not take {", ".join(f"{k}={v!r}" for k, v in kwargs.items())}: {e}') from None
     except OSError as e: raise InputError(f'the published weights of {name} cannot be downloaded: {e}') from None
     near = timm.list_models(f'*{name}*')[:3]
-    raise InputError(f'unknown model {name!r}; known are tiny, {", ".join(_torchvision_names())} and every model of timm'
+    raise InputError(f'unknown model {name!r}; known are {", ".join([*OWN, *_torchvision_names()])} and every model of timm'
                      + (f' (such as {", ".join(near)})' if near else ''))
 
 
@@ -109,14 +172,14 @@ def model_stats(name:str)->tuple:
     if name in _torchvision_names():
         t = torchvision.models.get_model_weights(name).DEFAULT.transforms()
         return tuple(t.mean), tuple(t.std)
-    if name != 'tiny' and timm.is_model(name):
+    if name not in OWN and timm.is_model(name):
         cfg = timm.get_pretrained_cfg(name)
         if cfg is not None: return tuple(cfg.mean), tuple(cfg.std)
     return imagenet_stats
 
 
 def create_model(
-    name:str, # `tiny`, a video net of torchvision, or any image model of timm
+    name:str, # `tiny`, `c3d`, `r2plus1d`, a video net of torchvision, or any image model of timm
     n_classes:int, # Outputs of the head
     init:str|Path|None=None, # Weights of the encoder: a file, 'pretrained' for the library's own, or none
     **kwargs, # For the model's constructor
@@ -144,15 +207,39 @@ def eval_mode(model:nn.Module):
         for m, training in modes.items(): m.training = training
 
 
+@torch.no_grad()
+def extract(
+    encoder:nn.Module, # From clips `(B, T, C, H, W)` to features `(B, F)`
+    dl, # Yields `(x, y)`; several clips of a video `(B, K, T, C, H, W)` are encoded apart and averaged
+)->tuple[torch.Tensor, torch.Tensor]: # Features `(N, F)` float32 and labels `(N,)`, on the CPU
+    "Features in eval mode"
+    feats, labels, device = [], [], next(encoder.parameters()).device
+    with eval_mode(encoder):
+        for x, y in dl:
+            x = x.as_subclass(torch.Tensor).to(device)
+            f = encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1) if x.ndim == 6 else encoder(x)
+            feats.append(f.float().flatten(1).cpu())
+            labels.append(y.as_subclass(torch.Tensor).cpu())
+    return torch.cat(feats), torch.cat(labels)
+
+
 def save_weights(module:nn.Module, path):
     "A module's weights and buffers as safetensors"
     save_file({k:v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, str(path))
 
 
+# what numpy's numbers in a checkpoint (an accuracy, a loss) are made of, beside what torch takes for tensors
+_scalar = np.float64(0).__reduce__()[0]
+_NUMPY = [(_scalar, 'numpy.core.multiarray.scalar'), (_scalar, 'numpy._core.multiarray.scalar'), np.dtype, *(type(np.dtype(t)) for t in 'fdilq')]
+
+
 def _read_weights(path):
     path = Path(path)
     if not path.is_file(): raise InputError(f'weights {path} do not exist')
-    try: state = load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        if path.suffix == '.safetensors': state = load_file(path)
+        else:
+            with torch.serialization.safe_globals(_NUMPY): state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # torch and safetensors raise many kinds for a broken file, one for pickled code
         raise InputError(f'weights {path} cannot be read as tensors: {str(e).splitlines()[0] if str(e) else type(e).__name__}') from None
     for wrapper in ('state_dict', 'model', 'model_state_dict'):
@@ -161,20 +248,27 @@ def _read_weights(path):
     return {k.removeprefix('module.'):v for k, v in state.items() if torch.is_tensor(v)}
 
 
+# our own `Sequential(encoder, head)`; RSPNet before fine-tuning (its query net) and after; VCOP
+PREFIXES = ('', '0.', 'encoder_q.encoder.', 'encoder.', 'base_network.')
+
+
 def load_encoder(
     encoder:nn.Module, # Receives the weights
-    path, # safetensors or a torch file: of the encoder, of the same net with its head, or of a `Sequential(encoder, head)`
+    path, # safetensors or a torch file; of the encoder, of the same net with its head, of RSPNet or VCOP, see `PREFIXES`
 )->nn.Module: # `encoder`
-    "Load an encoder strictly: every weight must be there with its shape, and nothing else but a head may be"
+    """Load an encoder strictly: every weight must be there with its shape, and nothing else but a head may be.
+
+    Only tensors are read, so a file cannot run code. Raises `InputError`, which names what is missing."""
     state, want = _read_weights(path), encoder.state_dict()
-    tries = [state, *({k[len(p):]:v for k, v in state.items() if k.startswith(p)} for p in ('0.', 'encoder.')),
-             {f'body.{k}':v for k, v in state.items()}]
-    s = max(tries, key=lambda t: len(want.keys() & t.keys()))
+    inside = [{k[len(p):]:v for k, v in state.items() if k.startswith(p)} for p in PREFIXES]
+    s = max([*inside, *({f'body.{k}':v for k, v in t.items()} for t in inside)], key=lambda t: len(want.keys() & t.keys()))
     # counters of batches seen do not change what a net computes, and old files lack them
     missing = [k for k in want if k not in s and not k.endswith('num_batches_tracked')]
     wrong = [k for k in want if k in s and s[k].shape != want[k].shape]
     extra = [k for k in s if k not in want and not k.removeprefix('body.').startswith(tuple(f'{h}.' for h in HEADS))]
     for what, keys in (('lack', missing), ('have other shapes for', wrong), ('also have', extra)):
-        if keys: raise InputError(f'weights {path} are not of this encoder: they {what} {len(keys)} of {len(want)} entries, such as {", ".join(keys[:3])}')
+        if keys:
+            listed = keys if len(keys) < 25 or what == 'lack' and len(keys) < len(want)/2 else [*keys[:3], '...']
+            raise InputError(f'weights {path} are not of this encoder: they {what} {len(keys)} of {len(want)} entries: {", ".join(listed)}')
     encoder.load_state_dict({k:s.get(k, v) for k, v in want.items()})
     return encoder

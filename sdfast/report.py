@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from .stats import mean_interval, paired_difference
+from .strategies import STRATEGIES
 from .study import Watch
 
 __all__ = ['summary', 'rich_table', 'markdown', 'figure', 'write_report', 'LiveWatch']
@@ -54,7 +55,7 @@ def _cells(row, m):
 
 def _strength(row):
     if row.strategy == 'untouched': return ''
-    return (f'lr {row.lr:g}' if row.strategy == 'finetune' else f'λ {row.lam:g}') + (f', {row.failed} failed' if row.failed else '')
+    return (f'λ {row.lam:g}' if STRATEGIES[row.strategy].lams else f'lr {row.lr:g}') + (f', {row.failed} failed' if row.failed else '')
 
 
 CAPTION = ('Accuracies in %, means over {n} seeds; {where} the paired difference to finetune with its 95 % t interval, * where it excludes 0, '
@@ -64,10 +65,10 @@ CAPTION = ('Accuracies in %, means over {n} seeds; {where} the paired difference
 def _caption(table, where): return CAPTION.format(where=where, n=table.runs[table.strategy != 'untouched'].max())
 
 
-def rich_table(table:pd.DataFrame, title:str='', width:int=80)->Table:
-    "The summary for a terminal of `width` columns; a narrow one leaves out kNN, CKA and drift"
+def rich_table(table:pd.DataFrame, title:str='', width:int=80, notes=())->Table:
+    "The summary for a terminal of `width` columns; a narrow one leaves out kNN, CKA and drift. `notes` of its tasks stand below"
     metrics = [m for m in TITLES if width >= 125 or m in ('acc1', 'source_acc', 'source_probe')]
-    t = Table(title=title, caption=_caption(table, 'below'), show_lines=True)
+    t = Table(title=title, caption='\n'.join([_caption(table, 'below'), *notes]), show_lines=True)
     t.add_column('strategy', no_wrap=True)
     for m in metrics: t.add_column(TITLES[m], justify='right', no_wrap=True)
     for _, row in table.iterrows():
@@ -75,12 +76,12 @@ def rich_table(table:pd.DataFrame, title:str='', width:int=80)->Table:
     return t
 
 
-def markdown(table:pd.DataFrame)->str:
-    "The summary as a Markdown table with its caption"
+def markdown(table:pd.DataFrame, notes=())->str:
+    "The summary as a Markdown table with its caption and the notes of its tasks"
     lines = ['| ' + ' | '.join(['strategy', 'strength', *TITLES.values()]) + ' |', '|' + '---|'*2 + '--:|'*len(TITLES)]
     for _, row in table.iterrows():
         lines.append('| ' + ' | '.join([row.strategy, _strength(row), *(' '.join(filter(None, _cells(row, m))) for m in TITLES)]) + ' |')
-    return '\n'.join(lines) + f'\n\n{_caption(table, "behind")}\n'
+    return '\n'.join([*lines, '', _caption(table, "behind"), *(f'\n- {n}' for n in notes[:1]), *(f'- {n}' for n in notes[1:]), ''])
 
 
 # Okabe & Ito's colours, told apart by every kind of colour vision; markers tell them apart without colour
@@ -92,21 +93,22 @@ def figure(rows:pd.DataFrame, title:str='')->Figure:
     "Target accuracy against source accuracy, by the old head and by a new probe: each seed, and the means with 95 % intervals"
     final = rows[rows.final.astype(bool) & (rows.status == 'ok')]
     table = summary(rows).set_index('strategy')
-    fig = Figure(figsize=(10, 4.4), layout='constrained')
+    named = len(table) > 9  # on the points: a legend of so many is none
+    fig = Figure(figsize=(13, 6.4) if named else (10, 4.4), layout='constrained')
     axes = fig.subplots(1, 2)
     for ax, m in zip(axes, ('source_acc', 'source_probe')):
         for strategy, g in final[final.strategy != 'untouched'].groupby('strategy', sort=False):
-            colour, marker = LOOKS.get(strategy, ('#56B4E9', 'X'))
-            r = table.loc[strategy]
-            ax.plot(100*g.acc1.astype(float), 100*g[m].astype(float), marker, ms=4, color=colour, alpha=.3, lw=0)
+            r, (colour, marker) = table.loc[strategy], LOOKS.get(strategy, ('#0072B2', 'X'))
+            if not named: ax.plot(100*g.acc1.astype(float), 100*g[m].astype(float), marker, ms=4, color=colour, alpha=.3, lw=0)
+            else: ax.annotate(strategy, (100*r.acc1, 100*r[m]), xytext=(5, 4), textcoords='offset points', fontsize=7, color=colour)
             err = [None if pd.isna(r[f'{c}_low']) else [[100*(r[c] - r[f'{c}_low'])], [100*(r[f'{c}_high'] - r[c])]] for c in ('acc1', m)]
-            ax.errorbar(100*r.acc1, 100*r[m], xerr=err[0], yerr=err[1], fmt=marker, ms=8, color=colour, capsize=3, label=strategy)
+            ax.errorbar(100*r.acc1, 100*r[m], xerr=err[0], yerr=err[1], fmt=marker, ms=5 if named else 8, lw=.6 if named else None, color=colour, capsize=0 if named else 3, label=strategy)
         if 'untouched' in table.index:
             ax.axhline(100*table.loc['untouched', m], color='grey', ls='--', lw=1)
             ax.annotate('untouched', (.01, 100*table.loc['untouched', m]), xycoords=('axes fraction', 'data'), va='bottom', color='grey', fontsize=8)
         ax.set(xlabel='learned: target accuracy in %', ylabel=f'kept: {TITLES[m]} in %')
         ax.grid(alpha=.3)
-    axes[1].legend(fontsize=8)
+    if not named: axes[1].legend(fontsize=8)
     if title: fig.suptitle(title, fontsize=10)
     return fig
 
@@ -115,12 +117,13 @@ def write_report(
     rows:pd.DataFrame, # From `compare`
     out, # Folder to write `runs.csv`, `table.csv`, `table.md` and `figure.png` to
     title:str='',
+    notes=(), # What a reader must know of the tasks
 )->pd.DataFrame: # The summary
     "Write what a study found"
     out, table = Path(out), summary(rows)
     rows.to_csv(out/'runs.csv', index=False)
     table.to_csv(out/'table.csv', index=False, float_format='%.6g')
-    (out/'table.md').write_text(markdown(table))
+    (out/'table.md').write_text(markdown(table, notes))
     figure(rows, title).savefig(out/'figure.png', dpi=130)
     return table
 
@@ -149,7 +152,7 @@ class LiveWatch(Watch):
 
     @staticmethod
     def _name(run):
-        strength = f'lr {run["lr"]:g}' if run['strategy'] == 'finetune' else f'λ {run["lam"]:g}'
+        strength = f'λ {run["lam"]:g}' if STRATEGIES[run['strategy']].lams else f'lr {run["lr"]:g}'
         return f'{run["strategy"]} {strength}, seed {run["seed"]}, {"final" if run["final"] else "trial"}'
 
     def start(self, what, epochs):

@@ -1,9 +1,9 @@
 """Runs as pure functions of a `Run`, and the comparison of strategies made of them.
 
 A study's folder holds `source/<key>/`, the model before fine-tuning, and `runs/<key>/`: `run.json`, `epochs.csv`,
-`scores.csv` (test clips, final runs only), `log.txt` and, written last and atomically, `result.json`. Finished runs are
+`scores.csv` (test videos, final runs only), `log.txt` and, written last and atomically, `result.json`. Finished runs are
 skipped. Trials choose each strategy's strength on the valid part; only final runs read test."""
-import hashlib, json, os, random, shutil, sys, time, traceback, warnings
+import hashlib, json, math, os, random, shutil, sys, time, traceback, warnings
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
@@ -12,30 +12,34 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.callback.schedule import ParamScheduler, SchedCos
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .errors import InputError
 from .forgetting import Retention, extract, probe_head
 from .models import create_model, encoder_head_split, load_encoder, model_stats, save_weights
-from .strategies import STRATEGIES, empirical_fisher
+from .strategies import STRATEGIES, Importance, PathIntegral, Telemetry, channel_attention, empirical_fisher, mas_importance
 from .strategies.penalty import Penalty, state_hash
 from .tasks import create_task
 from .video import MultiClip
 
-__all__ = ['Run', 'Source', 'Watch', 'source_model', 'fine_tune', 'execute', 'compare', 'strength_grid', 'fit_batch_size', 'COLUMNS']
+__all__ = ['Run', 'Source', 'Watch', 'source_model', 'fine_tune', 'execute', 'compare', 'compare_rows', 'strength_grid', 'fit_batch_size',
+           'learning_rates', 'file_id', 'COLUMNS', 'RSPNET']
 
-COLUMNS = ['key', 'task', 'source', 'model', 'strategy', 'lam', 'seed', 'epochs', 'lr', 'valid_acc1', 'acc1', 'acc5', 'source_acc',
-           'source_probe', 'source_knn', 'cka', 'drift', 'weight_distance', 'seconds', 'status', 'error', 'final']
+COLUMNS = ['key', 'task', 'source', 'model', 'strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'valid_acc1', 'acc1', 'acc5', 'source_acc',
+           'source_probe', 'source_knn', 'cka', 'drift', 'weight_distance', 'select', 'best_epoch', 'best_valid_acc1', 'best_acc1', 'best_acc5', 'seconds', 'status', 'error', 'final']
 PROBE_CLIPS, FISHER_CLIPS = 1200, 500  # of the source's train part, classes balanced
 QUICK = dict(train=12, valid=8, test=6)
+# fields of a `Run` under the protocol of RSPNet's code (commit e069052), for both encoders and data sets
+RSPNET = dict(frames=16, stride=1, size=112, clips=10, area=.25, flip=True, wrap=True, wd=1e-4, schedule='epoch_cosine', epochs=100)
 
 
 @dataclass(frozen=True)
@@ -48,15 +52,23 @@ class Run:
     model_args: str = ''  # for the model's constructor, `name=value,...`
     init: str|None = None  # weights before the source stage
     strategy: str = 'finetune'
+    strategy_args: str = ''  # for its callbacks, `name=value,...`
     lam: float = 0.
     seed: int = 0  # of head, data order, clips and augmentation
     epochs: int = 12
     lr: float = .05
+    schedule: str = 'cosine'  # see `learning_rates`
+    wd: float = 0.  # L2 regularisation of all parameters
     bs: int = 32
     frames: int = 8
     stride: int = 1
     size: int = 40
-    clips: int = 1  # of each video outside training
+    area: float = 0.  # smallest part of the frame that a training crop covers; 0: a square of the scaled frame
+    flip: bool = False  # mirror half of the training clips
+    wrap: bool = False  # a short video begins again instead of repeating its last frame
+    clips: int = 1  # of each test video; the valid part is seen by its middle clip
+    valid_frac: float = .2  # of train, held out by group where there is no valid part; 0: train on all
+    select: str = 'last'  # also test the epoch that is best on 'valid', or on 'test' (the paper's protocol, not honest)
     workers: int = 0
     source_epochs: int = 6
     source_lr: float = .1
@@ -70,16 +82,16 @@ class Run:
     @property
     def source_key(self)->str:
         "Of what decides the model before fine-tuning"
-        names = 'source data model model_args init frames stride size clips workers source_epochs source_lr source_bs quick'
+        names = 'source data model model_args init frames stride size area flip wrap clips workers source_epochs source_lr source_bs quick'
         return _key({n:getattr(self, n) for n in names.split()})
 
     @property
     def stage(self)->str: return 'final' if self.final else 'trial'
 
-    def options(self)->dict:
-        "`model_args` as keyword arguments"
-        pairs = [a.split('=', 1) for a in filter(None, self.model_args.split(','))]
-        if bad := [p for p in pairs if len(p) < 2]: raise InputError(f'model_args must be name=value,..., not {bad[0][0]!r}')
+    def options(self, field:str='model_args')->dict:
+        "`model_args` or `strategy_args` as keyword arguments"
+        pairs = [a.split('=', 1) for a in filter(None, getattr(self, field).split(','))]
+        if bad := [p for p in pairs if len(p) < 2]: raise InputError(f'{field} must be name=value,..., not {bad[0][0]!r}')
         def value(v):
             try: return json.loads(v)
             except ValueError: return v
@@ -125,6 +137,39 @@ class StopDiverged(Callback):
         raise CancelFitException
 
 
+class KeepBest(Callback):
+    "Remembers the weights of the epoch with the best validation accuracy, of equals the first"
+    order, epoch_, best, state = 61, None, -1., None
+    def after_epoch(self):
+        if self.learn.lock.locked(): return  # `get_preds`
+        acc = dict(zip(self.recorder.metric_names, self.recorder.log))['accuracy']
+        if acc > self.best: self.best, self.epoch_, self.state = acc, self.epoch, {k:v.detach().cpu().clone() for k, v in self.learn.model.state_dict().items()}
+
+
+class NoValidation(Callback):
+    "For fits that have nothing to validate on"
+    def before_validate(self): raise CancelValidException
+
+
+def learning_rates(
+    name:str, # 'cosine': to 0, each batch; 'epoch_cosine': to lr/1000, each epoch; 'steps': a tenth at 50, 70 and 90 % of the epochs
+    lr:float, # The first
+    epochs:int,
+): # From the part of training that is done to the learning rate
+    "A learning rate schedule; the last two are RSPNet's"
+    def epoch(pos): return int(pos*epochs + 1e-6)
+    if name == 'cosine': return SchedCos(lr, 0.)
+    if name == 'epoch_cosine': return lambda pos: lr/1000 + (lr - lr/1000)*(1 + math.cos(math.pi*epoch(pos)/epochs))/2
+    if name == 'steps': return lambda pos: lr*.1**sum(epoch(pos) >= part*epochs/10 for part in (5, 7, 9))
+    raise InputError(f'unknown schedule {name!r}; known are cosine, epoch_cosine and steps')
+
+
+def file_id(path)->str:
+    "Sixteen hex digits of a file's content, '' without a file"
+    if path in (None, 'pretrained'): return ''
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:16] if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()[:16]
+
+
 def fit_batch_size(n:int, bs:int)->int:
     "`bs`, halved until `n` clips make two batches: with one batch an epoch the teacher of an epoch never differs from its student"
     while bs > 1 and n < 2*bs: bs //= 2
@@ -132,39 +177,58 @@ def fit_batch_size(n:int, bs:int)->int:
 
 
 @lru_cache(maxsize=4)
-def _data(spec, part, quick, frames, stride, size, clips, bs, workers, model):
+def _data(spec, part, quick, frames, stride, size, area, flip, wrap, clips, valid_frac, bs, workers, model):
     "`(task, dls, loader of test)`, kept so that runs of one process share decoded videos"
     task = create_task(spec, part)
-    if part == 'target': task = task.hold_out()
+    if part == 'target' and valid_frac: task = task.hold_out(valid_frac)
     if quick: task = task.subset(**QUICK)
-    dls = task.dls(frames, stride, size, bs, clips, workers, stats=model_stats(model))
-    return task, dls, task.dl(dls, 'test')
+    def dls(bs, k): return task.dls(frames, stride, size, bs, k, workers, stats=model_stats(model), area=(area, 1.) if area else None, flip=flip, wrap=wrap)
+    train = dls(bs, 1)
+    return task, train, task.dl(train if clips == 1 else dls(max(1, 2*bs//clips), clips), 'test')
 
 
-def _target(run): return _data(run.task, 'target', run.quick, run.frames, run.stride, run.size, run.clips, run.bs, run.workers, run.model)
-def _source(run): return _data(run.source, 'source', run.quick, run.frames, run.stride, run.size, run.clips, run.source_bs, run.workers, run.model)
+def _loaded(run, spec, part, bs):
+    return _data(spec, part, run.quick, run.frames, run.stride, run.size, run.area, run.flip, run.wrap, run.clips, run.valid_frac, bs, run.workers, run.model)
 
 
-def _fit(dls, model, epochs, lr, seed, cbs, watch):
-    "Train with SGD, momentum .9, no weight decay, cosine to 0; returns the learner and why it stopped early, if it did"
+def _target(run): return _loaded(run, run.task, 'target', run.bs)
+def _source(run): return _loaded(run, run.source, 'source', run.source_bs)
+
+
+def _fit(dls, model, epochs, lr, seed, cbs, watch, schedule='cosine', wd=0.):
+    "Train with SGD, momentum .9; returns the learner and why it stopped early, if it did"
     check = StopDiverged()
-    cbs = [*cbs, Seeded(seed), check, _Ticker(watch), MultiClip(), ParamScheduler(dict(lr=SchedCos(lr, 0.)))]
-    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9), lr=lr, splitter=encoder_head_split,
-                    metrics=accuracy, cbs=cbs)
+    cbs = [*cbs, Seeded(seed), check, _Ticker(watch), MultiClip(), ParamScheduler(dict(lr=learning_rates(schedule, lr, epochs)))]
+    # fastai's default, decoupled and without batch norm and biases, is another weight decay than torch's and RSPNet's
+    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9, decouple_wd=False), lr=lr, wd=wd, wd_bn_bias=True,
+                    splitter=encoder_head_split, metrics=accuracy, cbs=cbs)
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
     return learn, check.why
 
 
 @dataclass
 class Source:
-    "The model before fine-tuning, what it scores, and its Fisher information"
+    "The model before fine-tuning, what it scores, and what strategies ask of it"
     model: nn.Sequential
-    retention: Retention
-    fisher_batches: object
+    retention: Retention|None  # `None` without a source task
+    batches: object  # loader of source clips, classes balanced
     id: str  # hash of the encoder's weights
+    path: Importance|None = None  # what each weight contributed, where we trained the source
 
+    def _need(self, what, value):
+        if value is None: raise InputError(f'{what} a source task, and this study has none')
+        return value
+
+    @property
+    def head(self): return self._need('the old head is of', self.model[1] if self.batches is not None else None)
     @cached_property
-    def fisher(self): return empirical_fisher(self.model, self.fisher_batches, FISHER_CLIPS)
+    def fisher(self): return empirical_fisher(self.model, self._need('Fisher information is of', self.batches), FISHER_CLIPS)
+    @cached_property
+    def mas(self): return mas_importance(self.model, self._need('the importance for MAS is of', self.batches), FISHER_CLIPS)
+    @cached_property
+    def attention(self): return channel_attention(self.model, self._need("DELTA's attention is of", self.batches))
+    @property
+    def si(self): return self._need('SI needs the way in which the weights were learned (--source-epochs): its importance is of training on', self.path)
 
 
 _sources = {}
@@ -178,9 +242,14 @@ def source_model(
     """The model to fine-tune: `init` or random weights, trained on the source for `source_epochs`; seed 0 for all runs.
 
     With no source epochs the encoder stays as it is, and the source head is a linear probe on its features. Saved in
-    `out/source/<source_key>` and loaded from there the next time."""
+    `out/source/<source_key>` and loaded from there the next time. With no source task nothing of it is measured."""
     folder = Path(out)/'source'/run.source_key
     if (hit := _sources.get(str(folder.resolve()))) is not None: return hit
+    if not run.source:
+        set_seed(0)
+        model = create_model(run.model, 1, run.init, **run.options())
+        _sources[str(folder.resolve())] = hit = Source(model, None, None, state_hash(model[0].state_dict()))
+        return hit
     task, dls, test = _source(run)
     set_seed(0)
     model = create_model(run.model, len(task.vocab), run.init, **run.options())
@@ -188,11 +257,14 @@ def source_model(
         load_encoder(model[0], folder/'encoder.safetensors')
         model[1].load_state_dict(load_file(folder/'head.safetensors'))
         model.to(dls.device)
+        path = _load_path(folder)
     else:
-        start = time.time()
+        start, path = time.time(), None
         watch.start('source task', run.source_epochs)
         if run.source_epochs:
-            _, why = _fit(dls, model, run.source_epochs, run.source_lr, 0, [], watch)
+            integral = PathIntegral()
+            learn, why = _fit(dls, model, run.source_epochs, run.source_lr, 0, [integral], watch)
+            path = integral.importance()
             if why: raise RuntimeError(f'training on the source task {why}; try a smaller source_lr than {run.source_lr}')
         else:
             model.to(dls.device)
@@ -200,11 +272,18 @@ def source_model(
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(model[0], folder/'encoder.safetensors')
         save_weights(model[1], folder/'head.safetensors')
+        if path is not None: save_file({f'{part}.{k}':v.cpu().contiguous() for part in ('diag', 'anchor') for k, v in getattr(path, part).items()}, str(folder/'path.safetensors'))
         _write_json(folder/'source.json', dict(seconds=time.time() - start, encoder=state_hash(model[0].state_dict()), **_versions()))
     for p in model.parameters(): p.requires_grad_(True)
     retention = Retention(model, _balanced(task, dls, PROBE_CLIPS), test)
-    _sources[str(folder.resolve())] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()))
+    _sources[str(folder.resolve())] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path)
     return hit
+
+
+def _load_path(folder):
+    if not (folder/'path.safetensors').exists(): return None
+    d = load_file(folder/'path.safetensors')
+    return Importance(*({k.removeprefix(f'{part}.'):v for k, v in d.items() if k.startswith(f'{part}.')} for part in ('diag', 'anchor')), 0)
 
 
 def _balanced(task, dls, n):
@@ -263,28 +342,48 @@ def fine_tune(
     set_seed(run.seed)
     model = create_model(run.model, len(task.vocab), **run.options())
     model[0].load_state_dict(source.model[0].state_dict())
-    return _fit(dls, model, run.epochs, run.lr, run.seed, STRATEGIES[run.strategy].callbacks(run.lam, lambda: source.fisher), watch)
+    cbs = [*STRATEGIES[run.strategy].callbacks(run.lam, source, **run.options('strategy_args')), Telemetry()]
+    if run.select == 'test': dls = DataLoaders(dls.train, task.dl(dls, 'test'), device=dls.device)
+    elif not task.count('valid'): cbs.append(NoValidation())
+    if run.select != 'last': cbs.append(KeepBest())
+    return _fit(dls, model, run.epochs, run.lr, run.seed, cbs, watch, run.schedule, run.wd)
 
 
 def _measure(run, source, folder, watch):
     "Fine-tune and measure: `(status, numbers, error)`"
     learn, why = fine_tune(run, source, watch)
     log = pd.DataFrame(list(learn.recorder.values), columns=[n for n in learn.recorder.metric_names[1:] if n != 'time'])
+    if run.select == 'test': log = log.rename(columns=dict(valid_loss='test_loss', accuracy='test_accuracy'))
     log.rename_axis('epoch').to_csv(folder/'epochs.csv')
     if why: return 'diverged', {}, why
-    measured = dict(valid_acc1=float(log.accuracy.iloc[-1]))
+    measured = dict(valid_acc1=_valid(learn) if run.select != 'test' and _target(run)[0].count('valid') else None)
     if run.final:
-        task, _, test = _target(run)
-        probs, y = _predict(learn, test)
-        scores = pd.DataFrame(probs.numpy(), columns=task.vocab)
-        paths, labels = zip(*task.items('test'))
-        scores.insert(0, 'path', paths)
-        scores.insert(1, 'label', labels)
-        scores.to_csv(folder/'scores.csv', index=False, float_format='%.6g')
-        ranked = probs.argsort(1, descending=True) == y[:, None]
-        measured |= dict(acc1=ranked[:, :1].any(1).float().mean().item(), acc5=ranked[:, :5].any(1).float().mean().item())
-        measured |= asdict(source.retention(learn.model[0]))
+        measured |= _score(run, learn, folder/'scores.csv')
+        if source.retention is not None: measured |= asdict(source.retention(learn.model[0]))
+        if run.select != 'last':
+            learn.model.load_state_dict(learn.keep_best.state)
+            best = learn.keep_best
+            measured |= {f'best_{k}':v for k, v in _score(run, learn, folder/'scores_best.csv').items()} | dict(
+                best_epoch=best.epoch_, best_valid_acc1=best.best if run.select == 'valid' else None)
     return 'ok', measured, ''
+
+
+def _valid(learn):
+    "Accuracy on valid as the model is now: some strategies change it when the fit is over"
+    with learn.no_bar(), learn.no_logging(): return float(learn.validate()[1])
+
+
+def _score(run, learn, file):
+    "Accuracies on test; each video's label and class probabilities go to `file`"
+    task, _, test = _target(run)
+    probs, y = _predict(learn, test)
+    scores = pd.DataFrame(probs.numpy(), columns=task.vocab)
+    paths, labels = zip(*task.items('test'))
+    scores.insert(0, 'path', paths)
+    scores.insert(1, 'label', labels)
+    scores.to_csv(file, index=False, float_format='%.6g')
+    ranked = probs.argsort(1, descending=True) == y[:, None]
+    return dict(acc1=ranked[:, :1].any(1).float().mean().item(), acc5=ranked[:, :5].any(1).float().mean().item())
 
 
 def _predict(learn, dl):
@@ -297,10 +396,10 @@ def strength_grid(
     strategy:str,
     lr:float, # Of the study
     lams=None, # Strengths to try; by default the registry's
-    n:int=3, # How many learning rates plain fine-tuning tries
+    n:int=3, # How many learning rates one without strengths tries
 )->list[dict]: # Fields of `Run` to replace, from weak to strong protection
-    "What a strategy's trials try: strengths or, for plain fine-tuning, which has none, as many learning rates (lr, lr/2, lr/4...)"
-    if strategy == 'finetune': return [dict(lam=0., lr=lr/2**i) for i in range(n)]
+    "What a strategy's trials try: strengths or, for plain fine-tuning and others that have none, as many learning rates (lr, lr/2, lr/4...)"
+    if not STRATEGIES[strategy].lams: return [dict(lam=0., lr=lr/2**i) for i in range(n)]
     return [dict(lam=float(lam), lr=lr) for lam in sorted(lams or STRATEGIES[strategy].lams)]
 
 
@@ -332,9 +431,18 @@ def compare(
             watch.say(f'{strategy}: ' + ', '.join(f'{_strength(strategy, g)} {s:.1%}' if s >= 0 else f'{_strength(strategy, g)} failed' for g, s in zip(grid, scores))
                       + f' on valid; takes {_strength(strategy, grid[best])}')
         rows += [execute(replace(r, **grid[best]), out, watch) for r in finals[strategy]]
-    rows.append({c:None for c in COLUMNS} | dict(key=base.source_key, task=base.task, source=base.source, model=base.model, strategy='untouched',
-                status='ok', error='', final=True, anchor=source.id) | asdict(source.retention.reference))
-    return pd.DataFrame(rows, columns=[*COLUMNS, 'anchor'])
+    return compare_rows(rows, source, base)
 
 
-def _strength(strategy, g): return f'lr {g["lr"]:g}' if strategy == 'finetune' else f'lam {g["lam"]:g}'
+def compare_rows(
+    rows:list, # From `execute`
+    source:Source, # From `source_model`
+    base:Run, # What the runs share
+)->pd.DataFrame: # A row a run, and one `untouched`; columns `COLUMNS` and the hash of the weights before fine-tuning
+    "Rows of runs beside what the untouched encoder scores"
+    untouched = {c:None for c in COLUMNS} | dict(key=base.source_key, task=base.task, source=base.source, model=base.model, strategy='untouched',
+                 status='ok', error='', final=True, anchor=source.id) | asdict(source.retention.reference)
+    return pd.DataFrame([*rows, untouched], columns=[*COLUMNS, 'anchor'])
+
+
+def _strength(strategy, g): return f'lam {g["lam"]:g}' if STRATEGIES[strategy].lams else f'lr {g["lr"]:g}'

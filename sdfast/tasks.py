@@ -1,4 +1,4 @@
-"""Labelled videos with an official split: class folders, a csv file, or the embedded `moving_digits`.
+"""Labelled videos with an official split: UCF101, HMDB51, class folders, a csv file, or the embedded `moving_digits`.
 
 Rows have a `split` ('train', 'valid', 'test') and a `group` (one person, scene or recording). Whatever sdfast
 splits itself, it splits by group, so that no group stands on both sides.
@@ -20,7 +20,7 @@ from .digits import CLIPS, write_moving_digits
 from .errors import InputError
 from .video import VideoBlock, VideoFile, normalize_video
 
-__all__ = ['Task', 'folder', 'csv', 'moving_digits', 'create_task']
+__all__ = ['Task', 'ucf101', 'hmdb51', 'folder', 'csv', 'moving_digits', 'create_task']
 
 VIDEO_SUFFIXES = {'.3gp', '.avi', '.flv', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv'}
 CACHE_BYTES = 2**31  # decoded videos of a task are kept in memory if all of them fit into this
@@ -43,11 +43,13 @@ class Task:
     df: pd.DataFrame
     skipped: dict = field(default_factory=dict)  # files that cannot be decoded: path -> reason
     notes: tuple = ()  # what a reader of the results should know
+    classes: tuple = ()  # the official order of class names, where there is one
 
     @cached_property
     def vocab(self)->list[str]:
-        "Class names in alphabetical order"
-        return sorted(self.df.label.unique())
+        "Class names that occur, in the official order or else alphabetically"
+        have = set(self.df.label)
+        return [c for c in self.classes if c in have] or sorted(have)
 
     @cached_property
     def fingerprint(self)->str:
@@ -96,13 +98,16 @@ class Task:
         workers:int=0, # Loading processes; 0 also keeps decoded videos in memory where all of them fit into 2 GiB
         tfms=(), # More batch transforms, such as `ClipTransform([Flip()])`
         stats=None, # Mean and standard deviation of each channel, ImageNet's by default
+        area:tuple|None=None, # Part of the frame that a training crop covers, see `SampleClips`
+        flip:bool=False, # Mirror half of the training clips
+        wrap:bool=False, # A short video begins again instead of repeating its last frame
         **kwargs, # Passed to `DataBlock.dataloaders`
     ):
         "`DataLoaders` of the train and valid parts; for test see `dl`"
         train, valid = self.items('train'), self.items('valid')
         if not train: raise InputError(f'{self.name}: there are no train clips')
-        cache = workers == 0 and self._decoded_bytes(size) < CACHE_BYTES
-        block = DataBlock(blocks=(VideoBlock(frames, stride, size, k, cache), CategoryBlock(vocab=self.vocab)),
+        cache = workers == 0 and self._decoded_bytes(None if area else size) < CACHE_BYTES
+        block = DataBlock(blocks=(VideoBlock(frames, stride, size, k, cache, area=area, flip=flip, wrap=wrap), CategoryBlock(vocab=self.vocab, sort=False)),
                           getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter(range(len(train), len(train) + len(valid))),
                           batch_tfms=[*tfms, normalize_video(*(stats or ()))], dl_type=KeptDL if cache else None)
         return block.dataloaders(train + valid, bs=bs, num_workers=workers, **kwargs)
@@ -135,7 +140,7 @@ def _split_groups(df, frac, seed, what):
     return best[1]
 
 
-def _make(name, df, notes=(), check=True):
+def _make(name, df, notes=(), check=True, classes=()):
     "A `Task` without the files that cannot be decoded; errors for what no study can use"
     skipped = {}
     if check:
@@ -148,7 +153,7 @@ def _make(name, df, notes=(), check=True):
     if (single := counts[counts < 2]).size:
         raise InputError(f'{name}: class {single.index[0]!r} has one clip that can be decoded; each class needs at least two, one to learn and one to test')
     if len(counts) < 2: raise InputError(f'{name}: there is only one class, {counts.index[0]!r}; at least two are needed')
-    return Task(name, df, skipped, tuple(notes))
+    return Task(name, df, skipped, tuple(notes), tuple(classes))
 
 
 def _finish(task):
@@ -244,6 +249,110 @@ def csv(
     return _finish(task)
 
 
+# train and test videos of folds 1 to 3
+OFFICIAL = dict(ucf101=((9537, 3783), (9586, 3734), (9624, 3696)), hmdb51=((3570, 1530),)*3)
+GO_ON = 'To go on without them: --allow-missing (allow_missing=True)'
+HMDB_NAME = r'(?P<source>.*?)_?{label}_[fhul]_[cn]m_np\d+_(?:ba|fr|le|ri)_(?:goo|med|bad)_\d+\.avi'
+
+
+def ucf101(
+    path, # Has the class folders, or a folder UCF-101 that has them
+    fold:int=1, # Official split: 1, 2 or 3
+    splits=None, # Folder of the official lists; by default looked for in and beside `path`
+    allow_missing:bool=False, # Use the videos that are there, and say so in `notes`, instead of raising `InputError`
+)->Task:
+    """UCF101 (Soomro et al. 2012) by its official lists: 9,537 train and 3,783 test videos of 101 classes in fold 1.
+
+    Classes are in the order of classInd.txt. A group, 25 a class, is what was filmed at one occasion."""
+    path, lists, fold = _official('ucf101', path, fold, splits, lambda n: n == 'classInd.txt', ('ucfTrainTestlist', 'ucf101'))
+    classes = dict(line.split() for line in _lines(lists/'classInd.txt'))
+    if len(classes) != len(set(classes.values())) or not all(k.isdigit() for k in classes): raise InputError(f'{lists}/classInd.txt is not a list of numbers and class names')
+    classes = {label:int(k) for k, label in classes.items()}
+    rows = []
+    for split in ('train', 'test'):
+        for line in _lines(lists/f'{split}list{fold:02}.txt'):
+            file, *number = line.split()
+            label, _, name = file.partition('/')  # not from the file's name: v_HandStandPushups lies in HandstandPushups
+            if label not in classes or number not in ([], [str(classes[label])]): raise InputError(f'{lists}/{split}list{fold:02}.txt: {line!r} does not fit classInd.txt')
+            rows.append((label, name, split, re.sub(r'.*(_g\d+)_c\d+\.\w+$', rf'{label}\1', name)))
+    return _listed('ucf101', path, fold, sorted(classes, key=classes.get), rows, ('UCF-101', 'UCF101', 'ucf101'), allow_missing)
+
+
+def hmdb51(
+    path, # Has the class folders, or a folder hmdb51 that has them
+    fold:int=1, # Official split: 1, 2 or 3
+    splits=None, # Folder of the official lists; by default looked for in and beside `path`
+    allow_missing:bool=False, # Use the videos that are there, and say so in `notes`, instead of raising `InputError`
+)->Task:
+    """HMDB51 (Kuehne et al. 2011) by its official lists: 70 train and 30 test videos of each of 51 classes; the rest is unused.
+
+    There is no official order of classes; theirs is alphabetical. A group is what a class has of one film or recording."""
+    path, lists, fold = _official('hmdb51', path, fold, splits, re.compile(r'.+_test_split\d\.txt').fullmatch, ('testTrainMulti_7030_splits', 'hmdb51'))
+    files = {m[1]:f for f in lists.iterdir() if (m := re.fullmatch(rf'(.+)_test_split{fold}\.txt', f.name))}
+    if not files: raise InputError(f'hmdb51: {lists} has no lists of fold {fold}')
+    rows = []
+    for label, file in sorted(files.items()):
+        rule = re.compile(HMDB_NAME.format(label=re.escape(label)))
+        for line in _lines(file):
+            name, _, tag = line.rpartition(' ')
+            if tag not in ('0', '1', '2') or not name: raise InputError(f'{file}: {line!r} is not a file name and 0, 1 or 2')
+            m = rule.fullmatch(name)
+            if tag != '0': rows.append((label, name, dict(zip('12', ('train', 'test')))[tag], f'{label}/{m["source"] if m else name}'))
+    return _listed('hmdb51', path, fold, sorted(files), rows, ('hmdb51', 'hmdb51_org', 'HMDB51'), allow_missing)
+
+
+def _lines(path):
+    if not path.is_file(): raise InputError(f'the list {path} does not exist')
+    return [s for line in path.read_text(encoding='utf-8').splitlines() if (s := line.strip())]
+
+
+def _official(name, path, fold, splits, is_list, below):
+    "Checked `(path, folder of the lists, fold)`"
+    path = Path(path)
+    if not path.is_dir(): raise InputError(f'{name}: folder {path} does not exist')
+    if str(fold) not in ('1', '2', '3'): raise InputError(f'{name} has folds 1, 2 and 3, not {fold}')
+    roots = [Path(splits)] if splits is not None else [path, path/'splits', path.parent]
+    tried = [r/b for r in roots for b in ('', *below)]
+    lists = next((d for d in tried if d.is_dir() and any(is_list(f.name) for f in d.iterdir())), None)
+    if lists is None: raise InputError(f'{name}: no official split lists in {roots[0]}; say where they are with --splits (splits=FOLDER)')
+    return path, lists, int(fold)
+
+
+def _listed(name, path, fold, classes, rows, below, allow_missing):
+    "The `Task` of `(label, file name, split, group)` rows; videos may have been transcoded to mp4"
+    title, want, notes = f'{name} fold {fold}', OFFICIAL[name][fold - 1], []
+    if isinstance(allow_missing, str): allow_missing = allow_missing.lower() in ('1', 'true', 'yes')
+    def listing(d): return {e.name.lower():e.path for e in sorted(os.scandir(d), key=lambda e: e.name)} if d.is_dir() else {}
+    have = {}  # copies of the data differ in case; a case-insensitive name is still unique
+    for root in (path, *(path/b for b in below)):
+        folders = listing(root)
+        if any(c.lower() in folders for c in classes):
+            have = {c:listing(Path(folders[c.lower()])) for c in classes if c.lower() in folders}
+            break
+    def find(label, file):
+        files, stem = have.get(label, {}), os.path.splitext(file.lower())[0]
+        return files.get(f'{stem}.avi') or files.get(f'{stem}.mp4')
+    df = pd.DataFrame(rows, columns=['label', 'file', 'split', 'group'])
+    df.insert(0, 'path', [find(l, f) for l, f in df[['label', 'file']].values])
+    counts = tuple(int((df.split == s).sum()) for s in ('train', 'test'))
+    if counts != want:
+        notes.append(f'its lists name {counts[0]} train and {counts[1]} test videos, not the official {want[0]} and {want[1]}')
+        if not allow_missing: raise InputError(f'{title}: {notes[0]}')
+    gone = df[df.path.isna()]
+    if len(gone):
+        what = f'{len(gone)} of {len(df)} videos are missing'
+        first = ', '.join(f'{l}/{f}' for l, f in gone[['label', 'file']].values[:5])
+        on = '' if len(gone) == len(df) else f'. {GO_ON}'
+        if not on or not allow_missing: raise InputError(f'{title}: {what} in {path}, the first: {first}{on}')
+        notes.append(f'{what} ({(gone.split == "train").sum()} train, {(gone.split == "test").sum()} test)')
+    task = _make(title, df.dropna(subset='path').drop(columns='file').assign(path=lambda d: d.path.map(os.path.abspath)), notes, classes=classes)
+    if task.skipped:
+        what = f'{len(task.skipped)} of {len(df)} videos cannot be decoded'
+        if not allow_missing: raise InputError(f'{title}: {what}, the first: ' + ', '.join(f'{p} ({w})' for p, w in list(task.skipped.items())[:5]) + f'. {GO_ON}')
+        task = replace(task, notes=(*task.notes, what))
+    return _finish(task)
+
+
 def moving_digits(
     path=None, # Where the videos are, or are to be written (80 MB): `$SDFAST_HOME`, by default ~/.cache/sdfast
     part:str='target', # 'target' or 'source'
@@ -271,16 +380,17 @@ def moving_digits(
 
 @lru_cache(maxsize=None)
 def create_task(
-    spec:str, # `moving_digits`, `folder:PATH` or `csv:PATH`, then options as `,name=value`
+    spec:str, # `moving_digits`, `ucf101:PATH`, `hmdb51:PATH`, `folder:PATH` or `csv:PATH`, then options as `,name=value`
     part:str='target', # Which part of `moving_digits`
 )->Task:
-    "A task by name, e.g. `csv:clips.csv,test=test_seen` or `folder:UCF,group=_g(\\d+)_`; kept, as reading one takes time"
+    "A task by name, e.g. `ucf101:/data/UCF-101,fold=2` or `folder:mine,group=_g(\\d+)_`; kept, as reading one takes time"
     head, *options = re.split(r',(?=[a-z_]+=)', spec)
     kind, _, path = head.partition(':')
-    makers = dict(moving_digits=moving_digits, folder=folder, csv=csv)
-    if kind not in makers: raise InputError(f'unknown task {spec!r}; known are moving_digits, folder:PATH and csv:PATH')
+    makers = dict(moving_digits=moving_digits, ucf101=ucf101, hmdb51=hmdb51, folder=folder, csv=csv)
+    if kind not in makers: raise InputError(f'unknown task {spec!r}; known are moving_digits, ucf101:PATH, hmdb51:PATH, folder:PATH and csv:PATH')
     options = dict(o.split('=', 1) for o in options)
-    known = dict(moving_digits=['part'], folder=['group', 'test_frac', 'seed'], csv=['train', 'test', 'valid'])[kind]
+    official = ['fold', 'splits', 'allow_missing']
+    known = dict(moving_digits=['part'], ucf101=official, hmdb51=official, folder=['group', 'test_frac', 'seed'], csv=['train', 'test', 'valid'])[kind]
     if unknown := sorted(set(options) - set(known)): raise InputError(f'task {spec!r}: unknown option {unknown[0]!r}; {kind} has {", ".join(known)}')
     if kind == 'moving_digits': return moving_digits(path or None, **dict(part=part) | options)
     if not path: raise InputError(f'task {spec!r} needs a path: {kind}:PATH')

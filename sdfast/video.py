@@ -23,6 +23,8 @@ from fastai.vision.core import imagenet_stats
 from fastai.vision.data import get_grid, show_batch, show_results
 from fasttransform import Pipeline, Transform
 from plum import dispatch
+from torch.nn.functional import interpolate
+from torchvision.transforms import RandomResizedCrop
 
 from .errors import InputError
 
@@ -180,10 +182,15 @@ def clip_indices(
     frames:int, # Frames in a clip
     stride:int=1, # Frames between two of the clip
     at:float=.5, # Where the clip lies: 0 at the start of the video, 1 at its end
+    wrap:bool=False, # What a video shorter than the clip does: begin again, as RSPNet's, or repeat its last frame
 )->np.ndarray: # `frames` frame numbers
-    "The frames of one clip; a video shorter than the clip repeats its last frame"
-    room = max(0, n - (frames - 1)*stride - 1)
-    return np.minimum(round(at*room) + np.arange(frames)*stride, n - 1)
+    """The frames of one clip. Its start is rounded to the nearest frame, for the middle one down.
+
+    With `wrap` a video that has the frames, but not for this stride, is spread over the clip (RSPNet, transforms_temporal.py)."""
+    room = n - (frames - 1)*stride - 1
+    if wrap and room < 0: return np.arange(frames) % n if n <= frames else np.linspace(0, n - 1, frames).round().astype(int)
+    room = max(0, room)
+    return np.minimum((room//2 if at == .5 else round(at*room)) + np.arange(frames)*stride, n - 1)
 
 
 @lru_cache(maxsize=None)
@@ -191,7 +198,11 @@ def _whole(path, size): return VideoFile(path).read(np.arange(_index(path).n), s
 
 
 class SampleClips(RandTransform):
-    "One clip at a random place, cropped at random, for training; `k` evenly spaced centre crops otherwise"
+    """One clip at a random place, cropped at random, for training; `k` evenly spaced centre crops otherwise.
+
+    Any start that the video has room for is as likely as any other. The random crop is a square of the scaled frame or,
+    with `area`, a part of the frame as it is, of aspect 3/4 to 4/3, resized to the square (He et al.'s, one for all frames
+    of a clip); its centre crop is then the largest square. Resizing rounds to uint8."""
     split_idx, order = None, 4
 
     def __init__(self,
@@ -200,12 +211,17 @@ class SampleClips(RandTransform):
         size:int|None=64, # Side of the square in pixels: the short side is scaled to it, then the long side cropped
         k:int=1, # Clips of each video outside training: 1 is the middle one, more are evenly spaced
         cache:bool=False, # Keep whole decoded videos in this process's memory: for sets that fit
+        area:tuple|None=None, # Smallest and largest part of the frame that a training crop covers, such as `(.25, 1)`
+        flip:bool=False, # Mirror half of the training clips
+        wrap:bool=False, # See `clip_indices`
         **kwargs,
     ):
         if min(frames, stride, k, 1 if size is None else size) < 1:
             raise InputError(f'frames, stride, size and k must be at least 1, not {frames}, {stride}, {size} and {k}')
+        if area is not None and (size is None or len(area) != 2 or not 0 < area[0] <= area[1] <= 1):
+            raise InputError(f'area must be two parts of the frame such as (.25, 1), and needs a size; not {area} with size {size}')
         super().__init__(**kwargs)
-        self.frames, self.stride, self.size, self.k, self.cache = frames, stride, size, k, cache
+        self.frames, self.stride, self.size, self.k, self.cache, self.area, self.flip, self.wrap = frames, stride, size, k, cache, area, flip, wrap
 
     def before_call(self, b, split_idx): self.train = not split_idx
 
@@ -217,14 +233,27 @@ class SampleClips(RandTransform):
         return TensorVideo(clips[0] if len(clips) == 1 else clips)
 
     def _clips(self, x):
-        at = [random.random()] if self.train else np.linspace(0, 1, self.k) if self.k > 1 else [.5]
-        idx = np.stack([clip_indices(x.index.n, self.frames, self.stride, a) for a in at])
-        v = _whole(str(x), self.size)[idx.ravel()] if self.cache else x.read(idx.ravel(), self.size)
-        if self.size is not None:
-            room = [s - self.size for s in v.shape[-2:]]
-            top, left = (random.randint(0, r) for r in room) if self.train else (r//2 for r in room)
-            v = v[..., top:top + self.size, left:left + self.size]
+        idx = np.stack([clip_indices(x.index.n, self.frames, self.stride, a, self.wrap) for a in self._places(x.index.n)])
+        side = None if self.area else self.size
+        v = _whole(str(x), side)[idx.ravel()] if self.cache else x.read(idx.ravel(), side)
+        if self.size is not None: v = self._crop(v)
+        if self.train and self.flip and random.random() < .5: v = v.flip(-1)
         return v.unflatten(0, idx.shape)
+
+    def _places(self, n):
+        if not self.train: return np.linspace(0, 1, self.k) if self.k > 1 else [.5]
+        room = max(0, n - (self.frames - 1)*self.stride - 1)
+        return [int(random.random()*(room + 1))/max(1, room)]
+
+    def _crop(self, v):
+        h, w = v.shape[-2:]
+        if self.area and self.train: top, left, ch, cw = RandomResizedCrop.get_params(v, self.area, (3/4, 4/3))
+        else:
+            ch = cw = min(h, w) if self.area else self.size
+            top, left = (random.randint(0, s - ch) if self.train else (s - ch)//2 for s in (h, w))
+        v = v[..., top:top + ch, left:left + cw]
+        if (ch, cw) == (self.size, self.size): return v
+        return interpolate(v.float(), (self.size, self.size), mode='bilinear').round_().to(torch.uint8)
 
 
 class ClipTransform(Transform):
@@ -268,9 +297,10 @@ def VideoBlock(
     size:int|None=64, # Side of the square crop in pixels
     k:int=1, # Clips of each video outside training
     cache:bool=False, # Keep whole decoded videos in memory
+    **kwargs, # More for `SampleClips`: area, flip, wrap
 ):
     "A `TransformBlock` for paths of video files"
-    return TransformBlock(type_tfms=VideoFile.create, item_tfms=SampleClips(frames, stride, size, k, cache),
+    return TransformBlock(type_tfms=VideoFile.create, item_tfms=SampleClips(frames, stride, size, k, cache, **kwargs),
                           batch_tfms=IntToFloatTensor)
 
 

@@ -14,7 +14,9 @@ from fastai.optimizer import SGD
 from torch import nn
 
 from sdfast.digits import _write
+from sdfast.strategies import STRATEGIES, Importance, channel_attention, empirical_fisher, mas_importance
 
+torch.set_num_threads(1)  # the nets are tiny: threads cost more than they give
 SHARED = Path(__file__).parents[2]/'shared'/'data'
 
 
@@ -87,3 +89,26 @@ def state(module): return {k:v.clone() for k, v in module.state_dict().items()}
 
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Source:
+    "What a study knows of the model before fine-tuning"
+    def __init__(self, net):
+        torch.manual_seed(7)
+        self.net, self.head, self.batches = net, nn.Linear(6, 3), data(seed=5).valid
+        self.whole = nn.Sequential(net[0], self.head)
+
+    @property
+    def fisher(self): return empirical_fisher(self.whole, self.batches)
+    @property
+    def mas(self): return mas_importance(self.whole, self.batches)
+    @property
+    def si(self): return Importance({n:torch.full_like(p, .5).detach() for n, p in self.net[0].named_parameters()}, {n:p.detach().clone() for n, p in self.net[0].named_parameters()}, 1)
+    @property
+    def attention(self): return channel_attention(self.whole, list(self.batches))
+
+
+def make(name, lam, net):
+    "A strategy of the registry on `net`, which must not change the random state for a fair comparison"
+    if name == 'lora': pytest.importorskip('peft', reason="LoRA needs PEFT: pip install -e '.[peers]'")
+    with torch.random.fork_rng(): return STRATEGIES[name].callbacks(min(lam, .8) if name == 'pskd' else lam, Source(net))

@@ -20,11 +20,12 @@ def spec(clips): return f'folder:{clips},group=(p\\d)_'
 
 
 def test_folders_of_videos_end_to_end(spec, tmp_path):
-    args = ['--task', spec, '--source', spec, '--frames', 4, '--size', 24, '--epochs', 2, '--source-epochs', 2, '--seeds', 2, '--bs', 4, '--lams', '.1,1', '--quick']
+    args = ['--task', spec, '--source', spec, '--frames', 4, '--size', 24, '--epochs', 2, '--source-epochs', 2, '--seeds', 2, '--bs', 4, '--lams', '.1,1', '--quick', '--strategy-args', 'ewc:implicit=true;self_distill:layers=blocks']
     p = run(*args, '--out', tmp_path/'a')
     assert p.returncode == 0, p.stderr
     for word in ('2 classes', 'source task: 2 epochs', '24/24', 'takes', 'untouched', 'runs.csv'): assert word in p.stdout, word
     rows = pd.read_csv(tmp_path/'a/runs.csv')
+    assert set(rows[rows.strategy == 'ewc'].strategy_args) == {'implicit=true'} and set(rows.status) == {'ok'}
     assert set(rows.strategy) == {'finetune', 'self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc', 'untouched'}
     again = run(*args, '--out', tmp_path/'a')
     assert again.returncode == 0 and 'finished before' in again.stdout
@@ -42,7 +43,7 @@ def test_folders_of_videos_end_to_end(spec, tmp_path):
 BAD = [(['--task', 'folder:nowhere'], 'folder nowhere does not exist'), (['--source', 'csv:no.csv'], 'csv file no.csv does not exist'),
        (['--task', 'ucf'], "unknown task 'ucf'"), (['--task', 'folder:EMPTY'], 'has no videos'), (['--task', 'folder:LONELY'], 'has one clip'),
        (['--strategies', 'l2sp,magic'], "unknown strategy 'magic'"), (['--model', 'no_net'], "unknown model 'no_net'"),
-       (['--lams', '-1'], 'at least 0, not -1'), (['--lams', 'x'], 'not numbers'), (['--lams', 'magic=1'], "'magic'"), (['--lams', 'l2sp=1'], 'same number of trials'),
+       (['--lams', '-1'], 'at least 0, not -1'), (['--lams', 'x'], 'not numbers'), (['--strategy-args', 'magic:a=1'], "'magic' is not among"), (['--strategy-args', 'ewc:implicit'], 'name=value'), (['--lams', 'magic=1'], "'magic'"), (['--lams', 'l2sp=1'], 'same number of trials'),
        (['--frames', 0], '--frames must be at least 1'), (['--epochs', 0], '--epochs'), (['--seeds', 0], '--seeds'), (['--stride', -2], '--stride'),
        (['--lr', 0], '--lr must be positive'), (['--size', 3], '--size'), (['--workers', -1], '--workers'), (['--init', 'no.pth'], 'weights no.pth do not exist'),
        (['--init', 'OTHER'], 'not of this encoder'), (['--model-args', 'width'], 'name=value'), (['--model-args', 'colour=3'], 'does not take'),

@@ -66,7 +66,7 @@ def test_wrong_weights_say_what_is_wrong(tmp_path):
     (tmp_path/'t.safetensors').write_text('nonsense')
     with pytest.raises(InputError, match='cannot be read'): load_encoder(model[0], tmp_path/'t.safetensors')
     with pytest.raises(InputError, match='does not take'): create_model('tiny', 2, colour=3)
-    with pytest.raises(InputError, match='no published weights'): create_model('tiny', 2, 'pretrained')
+    with pytest.raises(InputError, match='no weights that can be downloaded'): create_model('tiny', 2, 'pretrained')
     with pytest.raises(InputError, match='unknown model'): create_model('no_net', 2)
 
 

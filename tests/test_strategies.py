@@ -3,11 +3,12 @@ import copy
 import random
 import warnings
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Net, data, learner, model, same, state
+from conftest import Net, data, learner, make, model, same, state
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.hook import hook_output
@@ -20,8 +21,7 @@ from torch import nn
 
 from sdfast.errors import InputError
 from sdfast.models import save_weights
-from sdfast.strategies import EWC, L2SP, STRATEGIES, EMATeacher, FixedTeacher, SelfDistill, empirical_fisher, feature_distance, find_encoder
-from sdfast.strategies.penalty import FeaturePenalty, state_hash
+from sdfast.strategies import (EWC, L2SP, STRATEGIES, EMATeacher, FeaturePenalty, FixedTeacher, Penalty, SelfDistill, Telemetry, empirical_fisher, feature_distance, find_encoder, state_hash)
 
 
 def fisher_of(net, n=None):
@@ -30,12 +30,16 @@ def fisher_of(net, n=None):
     return empirical_fisher(nn.Sequential(net[0], head), data(seed=5).valid, n)
 
 
-def make(name, lam, net):
-    "A strategy of the registry on `net`"
-    return STRATEGIES[name].callbacks(lam, lambda: fisher_of(net))
+PENALTIES = [n for n in STRATEGIES if n != 'lora' and isinstance((make(n, 0., model()) or [None])[0], Penalty)]
+AT_0 = {'self_distill', 'fixed_teacher', 'ldifs', 'ema_teacher', 'lwf', 'feature_maps', 'delta', 'l2sp', 'ewc', 'mas', 'si'}  # their term is 0 for an encoder that has not moved
+TAKES = AT_0 - {'self_distill'}  # from before training, something that is not exported
 
 
-PENALTIES = [n for n in STRATEGIES if n != 'finetune']
+def test_the_registry_is_whole():
+    assert len(STRATEGIES) == 26 and AT_0 <= set(PENALTIES) and {'pskd', 'byot', 'bss', 'co_tuning', 'r3f', 'replay'} == set(PENALTIES) - AT_0
+    for name, s in STRATEGIES.items():
+        assert s.formula and s.paper and len(s.lams) in (0, 3) and list(s.lams) == sorted(s.lams), name
+        if name != 'lora' or find_spec('peft'): assert all(isinstance(cb, Callback) for cb in make(name, s.lams[0] if s.lams else 0., model())), name
 
 
 # --- against hand-written loops ---------------------------------------------------------------------------------------
@@ -117,34 +121,6 @@ def test_ewc_equals_a_hand_written_loop():
     for a, b in zip(learn.model.state_dict().values(), want.state_dict().values()): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_fisher_equals_the_closed_form_of_a_linear_softmax():
-    torch.manual_seed(0)
-    encoder, head = nn.Linear(5, 4, bias=True), nn.Linear(4, 3)
-    x, y = torch.randn(40, 5), torch.randint(0, 3, (40,))
-    got = empirical_fisher(nn.Sequential(encoder, head), [(x[:16], y[:16]), (x[16:], y[16:])])
-    with torch.no_grad():
-        p = head(encoder(x)).softmax(1)
-        d = (p - F.one_hot(y, 3)) @ head.weight  # gradient of -log p(y|x) with respect to the encoder's output
-    torch.testing.assert_close(got.diag['weight'], (d[:, :, None]*x[:, None]).square().mean(0))
-    torch.testing.assert_close(got.diag['bias'], d.square().mean(0))
-    assert got.n == 40 and torch.equal(got.anchor['weight'], encoder.weight)
-    few = empirical_fisher(nn.Sequential(encoder, head), [(x, y)], n=7)
-    torch.testing.assert_close(few.diag['bias'], d[:7].square().mean(0))
-    assert few.n == 7 and few.normalized().mean == pytest.approx(1)
-
-
-def test_fisher_leaves_the_model_as_it_was():
-    net = model(dropout=.5)
-    net[0].bn.eval()
-    net[0].conv.weight.requires_grad_(False)
-    batches = list(data().valid)
-    before, modes, rng = state(net), [m.training for m in net.modules()], torch.get_rng_state()
-    f = empirical_fisher(net, batches)
-    assert same(before, state(net)) and [m.training for m in net.modules()] == modes and torch.equal(rng, torch.get_rng_state())
-    assert all(p.grad is None for p in net.parameters()) and not net[0].conv.weight.requires_grad
-    assert f.diag['conv.weight'].sum() > 0  # a layer that is frozen now may be trained later
-
-
 def test_feature_distance_reductions_and_shapes():
     a, b = torch.randn(4, 5, 2, 3), torch.randn(4, 5, 2, 3)
     total = sum((u - v)**2 for u, v in zip(a.flatten().tolist(), b.flatten().tolist()))
@@ -155,7 +131,7 @@ def test_feature_distance_reductions_and_shapes():
 
 # --- the contract of every strategy -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('name', PENALTIES)
+@pytest.mark.parametrize('name', [n for n, s in STRATEGIES.items() if s.lams])
 def test_lam_0_is_plain_fine_tuning_to_the_bit(name):
     plain, zero = learner(net=model(dropout=.3)), learner(make(name, 0., model(dropout=.3)), net=model(dropout=.3))
     for learn in (plain, zero):
@@ -174,21 +150,23 @@ def test_reported_losses_are_the_task_loss(name):
         learn.fit(2)
     assert [v[:2] for v in plain.recorder.values] == [v[:2] for v in penal.recorder.values]
     assert same(state(plain.model), state(penal.model))
-    assert penal.recorder.metric_names[-2] == name and penal.recorder.values[-1][-1] == 0
+    assert penal.recorder.metric_names[-2] == make(name, 0., model())[0].name
+    if name in AT_0: assert penal.recorder.values[-1][-1] == 0
 
 
 @pytest.mark.parametrize('name', PENALTIES)
 def test_the_column_is_the_mean_term(name):
-    seen = []
+    seen, lam = [], .75
     class Spy(Callback):
         order, run_valid = 6, False
-        def after_loss(self): seen.append(((self.learn.loss_grad - self.learn.loss)/2.5).item())
-    learn = learner([*make(name, 2.5, model()), Spy()])
+        def after_loss(self): seen.append(((self.learn.loss_grad - self.learn.loss)/lam).item())
+    learn = learner([*make(name, lam, model()), Spy()])
     learn.fit(2)
-    assert learn.recorder.values[1][-1] == pytest.approx(sum(seen[6:])/6, rel=1e-3) and seen[-1] > 0
+    assert learn.recorder.values[1][-1] == pytest.approx(sum(seen[6:])/6, rel=1e-3, abs=2e-7) and (seen[-1] != 0 or name == 'r3f')  # its term is 1e-10 of the loss
 
 
-@pytest.mark.parametrize('name', PENALTIES)
+# not so by nature: a spectrum of the batch (bss), noise and source clips drawn batch by batch (r3f, replay)
+@pytest.mark.parametrize('name', [n for n in PENALTIES if n not in ('bss', 'r3f', 'replay')])
 def test_accumulation_equals_one_big_batch(name):
     net = model()
     net[0].bn = nn.GroupNorm(2, 4)  # batch norm itself depends on the micro-batch
@@ -210,23 +188,24 @@ def test_bf16_autocast_keeps_the_meaning(name):
         learn = learner([*make(name, 3., model()), *cbs])
         learn.fit(2)
         return learn.recorder.values[-1][-1]
-    assert run([CPUAutocast('bf16')]) == pytest.approx(run([]), rel=.1)
+    # rounding changes the smallest singular value most (bss), and takes the noise away (r3f)
+    if name not in ('bss', 'r3f'): assert run([CPUAutocast('bf16')]) == pytest.approx(run([]), rel=.1, abs=.01)
     # both forwards are rounded alike: a student that does not move is at distance 0
     learn = learner([*make(name, 3., model()), CPUAutocast('bf16')], lr=0.)
     learn.fit(1)
-    assert learn.recorder.values[-1][-1] == 0
+    if name in AT_0: assert learn.recorder.values[-1][-1] == 0
 
 
 @pytest.mark.parametrize('name', PENALTIES)
 def test_validate_get_preds_and_lr_find_change_nothing(name, tmp_path):
     def run(disturb):
-        cbs = make(name, 3., model())
+        cbs = make(name, .3, model())
         learn = learner(cbs, metrics=accuracy, path=tmp_path)
         if disturb:
             learn.lr_find(num_it=8, show_plot=False)
             assert len(learn.validate()) == 2 and len(learn.metrics) == 1
             learn.get_preds()
-            torch.manual_seed(1), random.seed(1)
+        torch.manual_seed(1), random.seed(1)
         learn.create_opt()
         learn.fit(2)
         if disturb: assert len(learn.validate()) == 2 and learn.get_preds()[0].shape == (16, 3) and len(learn.metrics) == 1
@@ -385,9 +364,9 @@ def test_export_is_no_larger_and_training_on_says_what_is_missing(name, tmp_path
     loaded = load_learner(tmp_path/'x.pkl')
     loaded.dls, loaded.logger = data(), lambda *a: None
     assert same(state(loaded.model), state(learn.model))
-    if name == 'self_distill': loaded.fit(1)  # its teacher is made anew anyway
-    else:
+    if name in TAKES:
         with pytest.raises(ValueError, match='does not carry'): loaded.fit(1)
+    elif name in ('self_distill', 'pskd', 'byot', 'bss'): loaded.fit(1)  # what they teach with is made anew anyway
 
 
 def test_saved_models_hold_no_teacher(tmp_path):
@@ -477,3 +456,56 @@ def test_nonsense_options_are_refused():
         with pytest.raises(ValueError, match=word): call()
     with pytest.raises(InputError, match='no samples'): empirical_fisher(model(), [])
     with pytest.raises(ValueError, match='another encoder'): learner(EWC(1., empirical_fisher(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), data().valid, encoder=lambda m: m[1]))).fit(1)
+
+
+# --- what is left behind, and what is told of it -----------------------------------------------------------------------
+
+class Boom(Callback):
+    order, run_valid = 20, False
+    def after_pred(self):
+        if self.iter == 2: raise RuntimeError('boom')
+
+
+@pytest.mark.parametrize('name', PENALTIES)
+def test_an_exception_leaves_no_hook_no_column_and_no_graph(name):
+    learn = learner([*make(name, .5, model()), Telemetry(), Boom()], metrics=accuracy)
+    with pytest.raises(RuntimeError, match='boom'): learn.fit(1)
+    assert not any(m._forward_hooks for m in learn.model.modules()) and len(learn.metrics) == 1 and '_do_epoch' not in learn.__dict__
+    assert all(getattr(cb, 'pull', None) is None for cb in learn.cbs)
+    learn.remove_cb(next(cb for cb in learn.cbs if isinstance(cb, Boom)))
+    learn.fit(1)
+    assert len(learn.recorder.values[0]) == len(learn.recorder.metric_names) - 2 and len(learn.metrics) == 1
+
+
+def test_telemetry_by_hand():
+    ratios, cosines, ages, cb = [], [], [], SelfDistill(2.)
+    class Spy(Callback):
+        order, run_valid = 8, False
+        def after_loss(self):
+            ratios.append((cb.pull.item(), self.learn.loss.item()))
+            ages.append(self.iter)
+            if self.iter in (1, 3, 5):
+                ws = list(self.learn.model[0].parameters())
+                a, b = (torch.cat([g.flatten() for g in torch.autograd.grad(t, ws, retain_graph=True)]) for t in (self.learn.loss, cb.pull))
+                cosines.append(F.cosine_similarity(a.double(), b.double(), 0).item())
+    net = model()
+    start = {n:p.detach().clone() for n, p in net[0].named_parameters()}
+    learn = learner([cb, Telemetry(every=2), Spy()], net=net)
+    learn.fit(2)
+    row = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[1]))
+    assert row['self_distill_ratio'] == pytest.approx(sum(p for p, _ in ratios[6:])/sum(l for _, l in ratios[6:]), rel=1e-5)
+    assert row['self_distill_cos'] == pytest.approx(sum(cosines[3:])/3, rel=1e-4) and -1 <= row['self_distill_cos'] <= 1
+    assert row['self_distill_age'] == pytest.approx(2.5)  # 0 to 5 batches, from 0 anew in each epoch
+    far = sum(((p - start[n])**2).sum() for n, p in net[0].named_parameters())**.5/sum((w**2).sum() for w in start.values())**.5
+    assert row['moved'] == pytest.approx(far.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize('name', ['finetune', 'self_distill', 'fixed_teacher', 'ema_teacher', 'pskd', 'l2sp', 'ewc'])
+def test_telemetry_changes_nothing(name):
+    plain, watched = learner(make(name, .5, model()), net=model(dropout=.3)), learner([*make(name, .5, model()), Telemetry(every=1)], net=model(dropout=.3))
+    for learn in (plain, watched):
+        torch.manual_seed(3)
+        learn.fit(2)
+    assert same(state(plain.model), state(watched.model)) and len(watched.metrics) == 0
+    ages = dict(zip(watched.recorder.metric_names[1:], watched.recorder.values[1]))
+    if name in ('fixed_teacher', 'ema_teacher'): assert ages[f'{name}_age'] == (8.5 if name == 'fixed_teacher' else 0)

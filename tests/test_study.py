@@ -1,5 +1,6 @@
 "Runs are functions of their `Run`; a study chooses on valid, reads test once, and skips what is done."
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 
 import pandas as pd
 import pytest
@@ -37,14 +38,32 @@ def test_key_is_of_all_fields(base):
     for field, value in asdict(base).items():
         other = replace(base, **{field: (not value) if isinstance(value, bool) else value + 1 if isinstance(value, (int, float)) else f'{value}x'})
         assert other.key != base.key, field
-        told = field in ('strategy', 'lam', 'seed', 'epochs', 'lr', 'bs', 'final', 'task')
+        told = field in ('strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'schedule', 'wd', 'bs', 'valid_frac', 'select', 'final', 'task')
         assert (other.source_key == base.source_key) == told, field  # one source model for all strategies and seeds
+
+
+CLASSIC = ['finetune', 'self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc']
+
+
+def test_every_strategy_of_the_registry_runs(base, tmp_path):
+    names = [s for s in study.STRATEGIES if s != 'lora' or find_spec('peft')]
+    rows = compare(base, {s:strength_grid(s, .01, n=1)[:1] for s in names}, tmp_path, seeds=1)
+    assert set(rows.status) == {'ok'}, rows[rows.status != 'ok'][['strategy', 'error']]
+    assert rows.strategy.tolist() == [*names, 'untouched'] and rows[rows.strategy != 'untouched'].acc1.notna().all()
+    got = rows.set_index('strategy')
+    assert got.weight_distance['linear_probe'] == 0 and got.drift['linear_probe'] == 0
+    # a source read back from disk has all that strategies ask of it
+    study._sources.clear()
+    si = replace(base, strategy='si', lam=.03, lr=.01)
+    assert execute(si, tmp_path)['status'] == 'ok' and execute(replace(si, init=None, source_epochs=0), tmp_path)['error'].startswith('InputError: SI needs the way')
+    log = pd.read_csv(tmp_path/'runs'/got.key['self_distill']/'epochs.csv')
+    assert {'self_distill', 'self_distill_ratio', 'self_distill_cos', 'self_distill_age', 'moved'} <= set(log.columns)
 
 
 def test_compare_end_to_end(base, tmp_path, monkeypatch):
     reads = []
     monkeypatch.setattr(study, '_predict', lambda learn, dl, _f=study._predict: reads.append(1) or _f(learn, dl))
-    grids = {s:strength_grid(s, .05, None, 3)[:2] for s in study.STRATEGIES}
+    grids = {s:strength_grid(s, .05, None, 3)[:2] for s in CLASSIC}
     log = Log()
     rows = compare(base, grids, tmp_path, seeds=2, watch=log)
     assert list(rows.columns[:len(COLUMNS)]) == COLUMNS and len(rows) == 6*(2 + 2) + 1 and log.planned == 24 and set(rows.status) == {'ok'}
@@ -74,7 +93,7 @@ def test_compare_end_to_end(base, tmp_path, monkeypatch):
     # what is written
     table = write_report(rows, tmp_path)
     assert all((tmp_path/n).stat().st_size for n in ('runs.csv', 'table.csv', 'table.md', 'figure.png'))
-    assert table.strategy.tolist() == [*study.STRATEGIES, 'untouched']
+    assert table.strategy.tolist() == [*CLASSIC, 'untouched']
     pd.testing.assert_series_equal(pd.read_csv(tmp_path/'runs.csv').acc1, rows.acc1.astype(float), check_names=False)
 
 
@@ -88,7 +107,7 @@ def test_the_same_numbers_in_another_folder(base, tmp_path):
 
 def test_a_strategy_with_lam_0_ends_where_plain_fine_tuning_does(base, tmp_path):
     "Pairing: head, order and clips are the same, whatever a strategy does in between"
-    rows = [execute(replace(base, strategy=s, lam=0., final=True), tmp_path) for s in study.STRATEGIES]
+    rows = [execute(replace(base, strategy=s, lam=0., final=True), tmp_path) for s, entry in study.STRATEGIES.items() if entry.lams or s == 'finetune']
     for c in ('valid_acc1', 'acc1', 'source_acc', 'source_probe', 'drift', 'weight_distance'): assert len({r[c] for r in rows}) == 1, c
     assert execute(replace(base, seed=1, final=True), tmp_path)['weight_distance'] != rows[0]['weight_distance']
 
@@ -137,7 +156,7 @@ def test_half_written_runs_are_done_again(base, tmp_path):
 
 def test_grids_and_batches():
     assert [g['lr'] for g in strength_grid('finetune', .1, n=3)] == [.1, .05, .025] and [g['lam'] for g in strength_grid('ewc', .1, [3, 1])] == [1, 3]
-    assert {len(s.lams) for n, s in study.STRATEGIES.items() if n != 'finetune'} == {3}
+    assert {len(s.lams) for s in study.STRATEGIES.values()} == {0, 3} and [g['lr'] for g in strength_grid('linear_probe', .1, n=2)] == [.1, .05]
     assert fit_batch_size(100, 32) == 32 and fit_batch_size(63, 32) == 16 and fit_batch_size(2, 32) == 1
     with pytest.raises(InputError, match='same number of trials'): compare(Run(), {'finetune': [{}], 'ewc': [{}, {}]}, '.')
     with pytest.raises(InputError, match='name=value'): Run(model_args='x').options()

@@ -1,144 +1,320 @@
-"""Anchors: penalties on the distance of the weights from where they started."""
+"""Anchors: penalties on how far the weights are from where they started, `lam/2 sum s (w - w0)^2`, and what weighs them.
+
+`L2SP` weighs all weights alike, `EWC` by Fisher information, `MAS` by how much they move the outputs, `SI` by what they
+contributed while the source was learned. lam is in one unit for all: its gradient is `lam s (w - w0)`."""
 import warnings
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.optimizer import momentum_step
 
 from ..errors import InputError
 from ..models import eval_mode
 from .penalty import Anchored, Penalty, find_encoder
 
-__all__ = ['L2SP', 'EWC', 'Fisher', 'empirical_fisher']
+__all__ = ['L2SP', 'EWC', 'MAS', 'SI', 'Importance', 'Fisher', 'fisher_information', 'empirical_fisher', 'mas_importance', 'PathIntegral']
 
 
 class WeightPenalty(Penalty):
-    "A `Penalty` on the trainable weights of the encoder"
+    """A `Penalty` on the trainable weights of the encoder.
+
+    With `direct` its term is not differentiated: the optimizer's step is followed by one of its own (`pull_back`), which
+    neither the gradient scaler nor Adam's scaling bends."""
+    direct, anchors, scale = False, None, None
+    _told, _ids, _skipped = (), {}, False
+    _stateattrs = Penalty._stateattrs + ('anchors', 'scale', '_ids')
 
     def weights(self)->dict[str, torch.nn.Parameter]:
         "Trainable parameters of the encoder by name; frozen ones cannot move"
         return {n:p for n, p in self.module().named_parameters() if p.requires_grad}
 
-    def quadratic(self, weights, anchor, scale=None):
+    def before_train(self):
+        super().before_train()
+        self._warn()
+        if self.direct: self._ids = {id(p):n for n, p in self.weights().items()}
+
+    def term(self):
         "`1/2 sum scale*(weight - anchor)^2`; 0 where nothing is trainable"
         total = torch.zeros((), device=self.learn.loss_grad.device)
-        for n, p in weights.items():
-            d = (p.float() - anchor[n].float()).pow(2)
-            total = total + (d if scale is None else d*scale[n]).sum()
+        for n, p in self.weights().items():
+            d = (p.float() - self.anchors[n].float()).pow(2)
+            total = total + (d if self.scale is None else d*self.scale[n]).sum()
         return total/2
 
-    def warn_of_decay(self):
+    def after_loss(self):
+        if not self.direct: return super().after_loss()
+        with torch.no_grad(): term = self.term()
+        self._sum = term if self._sum is None else self._sum + term
+        self._count += 1
+
+    def before_step(self): self._skipped = False
+    def after_cancel_step(self): self._skipped = True  # the gradient scaler saw an overflow: no step happened
+
+    @torch.no_grad()
+    def after_step(self):
+        if not self.direct or self._skipped: return
+        heavy = momentum_step in self.opt.cbs  # plain momentum adds gradients up: each moves a weight by lr/(1 - mom) in all
+        for p, _, _, h in self.opt.all_params():
+            if (n := self._ids.get(id(p))) is not None:
+                self.pull_back(p, self.anchors[n], self.lam*(1. if self.scale is None else self.scale[n]), h['lr'], h['mom'] if heavy else 0.)
+
+    def _tell(self, what, text):
+        if what not in self._told:
+            warnings.warn(f'{type(self).__name__}{text}')
+            self._told = (*self._told, what)
+
+    def _warn(self):
         decays = {h.get('wd', 0) for h in self.opt.hypers} - {0, None}
-        if decays and not self._warned:
-            warnings.warn(f'{type(self).__name__} pulls the encoder to where it started while weight decay {max(decays)} pulls it to zero: set wd=0')
-            self._warned = True
-    _warned = False
+        if decays: self._tell('decay', f' pulls the encoder to where it started while weight decay {max(decays)} pulls it to zero: set wd=0')
+        for other in self.learn.cbs:
+            if isinstance(other, WeightPenalty) and other is not self and other.anchors is not None and self.anchors is not None:
+                both = self.anchors.keys() & other.anchors.keys() & self.weights().keys()
+                if any(not torch.equal(self.anchors[n], other.anchors[n].to(self.anchors[n].device)) for n in both):
+                    self._tell('other', f' and {type(other).__name__} hold the same parameters to different places: give both the same anchor')
 
 
 class L2SP(Anchored, WeightPenalty):
-    """`lam/2 ||w - w0||^2` over the encoder's weights (Li et al., ICML 2018).
+    """`lam/2 ||w - w0||^2` over the encoder's weights (Li et al., ICML 2018), and `head/2 ||v||^2` over those of the rest.
 
-    As in the original, biases and batch norm are left out; `which='all'` counts them in. The original's second term, a
-    small weight decay on the new head, is left to the optimizer."""
+    As in the original, biases and batch norm are left out; `which='all'` counts them in. `decoupled` moves the weights by
+    `lr*lam*(w0 - w)` after each step instead of adding a gradient (to L2-SP what AdamW is to L2)."""
     name = 'l2sp'
-    anchors = None
-    _stateattrs = Penalty._stateattrs + Anchored._anchorattrs + ('anchors',)
+    _stateattrs = WeightPenalty._stateattrs + Anchored._anchorattrs
 
     def __init__(self,
         lam:float, # Weight of the distance
         which:str='weights', # 'weights' of layers only, or 'all' parameters of the encoder
         encoder=None, # Which part of the model to protect, see `find_encoder`
         anchor=None, # State dict, encoder or file to hold on to; default: the encoder when training begins
+        head:float=0., # Weight decay of the layers behind the encoder, .01 in the original; not in the reported term
+        decoupled:bool=False, # See above
     ):
         super().__init__(lam, encoder)
         if which not in ('weights', 'all'): raise ValueError(f"which must be 'weights' or 'all', not {which!r}")
-        self.which, self.anchor = which, anchor
+        if not head >= 0: raise ValueError(f'head must be a number of at least 0, not {head}')
+        self.which, self.anchor, self.head, self.direct = which, anchor, head, decoupled
 
     def begin(self):
         if (state := self.take()) is not None: self.anchors = state
-        self.warn_of_decay()
 
-    def term(self):
-        return self.quadratic({n:p for n, p in self.weights().items() if self.which == 'all' or p.ndim > 1}, self.anchors)
+    def weights(self): return {n:p for n, p in super().weights().items() if self.which == 'all' or p.ndim > 1}
+
+    def after_loss(self):
+        super().after_loss()
+        if not self.head: return
+        ours = {id(p) for p in self.module().parameters()}
+        rest = [p for p in self.learn.model.parameters() if id(p) not in ours and p.requires_grad and p.ndim > 1]
+        self.learn.loss_grad = self.loss_grad + self.head/2*sum(p.float().pow(2).sum() for p in rest)
+
+    def pull_back(self, p, anchor, strength, lr, mom): p.sub_((p - anchor)*(lr*strength))
 
 
 @dataclass(frozen=True)
-class Fisher:
-    "A diagonal Fisher information and the weights it was taken at, by parameter name of the encoder"
+class Importance:
+    "How much each weight of an encoder matters, and the weights it was taken at, by parameter name"
     diag: dict
     anchor: dict
-    n: int  # samples it is the mean of
+    n: int  # samples it is the mean of; steps, for `PathIntegral`
 
     @property
     def mean(self)->float:
         "Mean over all weights; `lam` times this is the penalty's average strength"
         return (sum(f.sum() for f in self.diag.values())/sum(f.numel() for f in self.diag.values())).item()
 
-    def to(self, device): return Fisher(*({k:v.to(device) for k, v in d.items()} for d in (self.diag, self.anchor)), self.n)
+    def to(self, device): return Importance(*({k:v.to(device) for k, v in d.items()} for d in (self.diag, self.anchor)), self.n)
 
     def normalized(self):
         "Scaled to mean 1, so that a `lam` means the same for another net, data set or recipe"
         mean = self.mean
-        if not mean > 0: raise InputError('the Fisher information is zero everywhere: the model is certain of every sample')
-        return Fisher({k:v/mean for k, v in self.diag.items()}, self.anchor, self.n)
+        if not mean > 0: raise InputError('the importance is zero everywhere: the model is certain of every sample')
+        return Importance({k:v/mean for k, v in self.diag.items()}, self.anchor, self.n)
+
+    def then(self, new:'Importance', gamma:float=1.)->'Importance':
+        "Of one task after another, `gamma*old + new`, held at the new weights (online EWC, Schwarz et al., ICML 2018)"
+        if self.diag.keys() != new.diag.keys(): raise ValueError('both must be of the same encoder: their parameter names differ')
+        return Importance({k:gamma*self.diag[k].to(f.device) + f for k, f in new.diag.items()}, new.anchor, self.n + new.n)
 
 
-def empirical_fisher(
-    model:torch.nn.Module, # The whole model with the head of the task
-    batches, # Yields `(x, y)`; a fastai `DataLoader` of the source task, best without augmentation
-    n:int|None=None, # Samples to use, at least 500 for a good estimate; `None`: all
-    encoder=None, # Which part of the model the weights are from, see `find_encoder`
-)->Fisher:
-    """Mean over samples of the squared gradient of `-log p(y|x)`, y the true label, with respect to each weight of the encoder.
+Fisher = Importance
 
-    Sample by sample, in eval mode: no batch is squared as a whole, and neither buffers, gradients nor modes of the model change
-    (van de Ven 2025, arXiv 2502.11756, on what goes wrong otherwise)."""
+
+def _per_sample(model, batches, n, encoder, gather):
+    """`Importance` from one sample at a time, in eval mode: no batch is squared as a whole, and neither buffers, gradients,
+    modes nor the random state of the model change. `gather(outputs, sample, weights)` returns a list of tensors to add up"""
     part = find_encoder(model, encoder)
     weights = dict(part.named_parameters())
     device, frozen = next(iter(weights.values())).device, [p for p in weights.values() if not p.requires_grad]
-    diag, seen = {k:torch.zeros_like(p) for k, p in weights.items()}, 0
+    diag, seen = {k:torch.zeros_like(p, dtype=torch.float32) for k, p in weights.items()}, 0
     for p in frozen: p.requires_grad_(True)
     try:
         with eval_mode(model), torch.enable_grad():
-            for *xs, ys in batches:
-                xs = [x.as_subclass(torch.Tensor).to(device) for x in xs]
-                for i, y in enumerate(ys.as_subclass(torch.Tensor).to(device)):
+            for batch in batches:
+                batch = [t.as_subclass(torch.Tensor).to(device) for t in (batch if isinstance(batch, (tuple, list)) else [batch])]
+                for i in range(len(batch[0])):
                     if seen == n: break
-                    loss = F.cross_entropy(model(*(x[i:i + 1] for x in xs)).float(), y[None])
-                    grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-                    for f, g in zip(diag.values(), grads):
-                        if g is not None: f.add_(g.detach()**2)
+                    for f, g in zip(diag.values(), gather([t[i:i + 1] for t in batch], list(weights.values()))): f.add_(g)
                     seen += 1
                 if seen == n: break
     finally:
         for p in frozen: p.requires_grad_(False)
-    if not seen: raise InputError('there are no samples to take the Fisher information from')
-    return Fisher({k:f/seen for k, f in diag.items()}, {k:p.detach().clone() for k, p in weights.items()}, seen)
+    if dist.is_available() and dist.is_initialized():  # each process has a part of the samples
+        count = torch.tensor(float(seen), device=device)
+        for t in (*diag.values(), count): dist.all_reduce(t)
+        seen = int(count)
+    if not seen: raise InputError('there are no samples to take the importance from')
+    return Importance({k:f/seen for k, f in diag.items()}, {k:p.detach().clone() for k, p in weights.items()}, seen)
 
 
-class EWC(WeightPenalty):
-    """`lam/2 sum F (w - w*)^2` over the encoder's parameters (Kirkpatrick et al., PNAS 2017).
+def _grads(out, weights, keep=False):
+    return [torch.zeros_like(w) if g is None else g.detach().float() for g, w in zip(torch.autograd.grad(out, weights, allow_unused=True, retain_graph=keep), weights)]
 
-    Plain SGD with momentum m is stable only while `lr*lam*max(F) < 2(1 + m)`. The head is left out: a new task has a new one."""
-    name = 'ewc'
-    fisher = None
-    _stateattrs = Penalty._stateattrs + ('fisher',)
+
+def fisher_information(
+    model:torch.nn.Module, # The whole model with a head: the source's, or one fitted to the target
+    batches, # Yields `(x, y)`, or `x` where no label is needed; a fastai `DataLoader`, best without augmentation
+    n:int|None=None, # Samples to use, at least 500 for a good estimate; `None`: all
+    labels:str='exact', # Whose gradient: of every class weighted with its probability ('exact'), of one drawn by it ('sample'), of the true one ('empirical')
+    encoder=None, # Which part of the model the weights are from, see `find_encoder`
+    loss=None, # Instead of `labels`: a function `(model, *sample)` to a scalar, for instance a pretext loss
+    seed:int=0, # Of 'sample'
+)->Importance:
+    """Diagonal Fisher information: mean over samples of `E_c (d -log p(c|x) / dw)^2` for each weight of the encoder.
+
+    'exact' costs a backward pass a class. Sample by sample and in eval mode (van de Ven 2025, arXiv 2502.11756, on what goes
+    wrong otherwise); under torch.distributed the processes' samples are put together."""
+    if labels not in ('exact', 'sample', 'empirical'): raise ValueError(f"labels must be 'exact', 'sample' or 'empirical', not {labels!r}")
+    draw = torch.Generator().manual_seed(seed)
+
+    def gather(sample, weights):
+        if loss is not None: return [g**2 for g in _grads(loss(model, *sample), weights)]
+        if labels == 'empirical':
+            if len(sample) < 2: raise InputError("labels='empirical' needs labels: batches of (x, y), not of x alone")
+            return [g**2 for g in _grads(F.cross_entropy(model(*sample[:-1]).float(), sample[-1]), weights)]
+        logp = model(sample[0]).float().log_softmax(1)[0]
+        if labels == 'sample': return [g**2 for g in _grads(-logp[torch.multinomial(logp.detach().exp().cpu(), 1, generator=draw).item()], weights)]
+        total = None
+        for c in range(len(logp)):
+            g = [logp[c].detach().exp()*g**2 for g in _grads(-logp[c], weights, keep=c + 1 < len(logp))]
+            total = g if total is None else [t + u for t, u in zip(total, g)]
+        return total
+    return _per_sample(model, batches, n, encoder, gather)
+
+
+def empirical_fisher(model, batches, n:int|None=None, encoder=None)->Importance:
+    "`fisher_information` with the true labels: one backward pass a sample"
+    return fisher_information(model, batches, n, 'empirical', encoder)
+
+
+def mas_importance(
+    model:torch.nn.Module, # The whole model with the source's head, or any whose outputs are to stay as they are
+    batches, # Yields `(x, y)` or `x`: labels are not used
+    n:int|None=None, # Samples to use; `None`: all
+    encoder=None, # Which part of the model the weights are from, see `find_encoder`
+)->Importance:
+    "Mean over samples of `|d ||g(x)||^2 / dw|`, each sample's gradient by itself (Aljundi et al., memory aware synapses, ECCV 2018)"
+    return _per_sample(model, batches, n, encoder, lambda sample, weights: [g.abs() for g in _grads(model(sample[0]).float().pow(2).sum(), weights)])
+
+
+class Weighted(WeightPenalty):
+    "A `WeightPenalty` whose weights count by an `Importance`"
 
     def __init__(self,
         lam:float, # Weight of the penalty
-        fisher:Fisher, # From `empirical_fisher` on the source task; also says which weights to hold on to
-        normalize:bool=False, # Scale F to mean 1, so that `lam` carries over to other nets and data
+        importance:Importance, # Also says which weights to hold on to
+        normalize:bool=False, # Scale it to mean 1, so that `lam` carries over to other nets and data
         encoder=None, # Which part of the model to protect, see `find_encoder`
+        implicit:bool=False, # Step by step towards the anchor instead of by gradient: stable for every lam
     ):
         super().__init__(lam, encoder)
-        self.fisher = fisher.normalized() if normalize else fisher
+        if not isinstance(importance, Importance): raise InputError(f'{type(self).__name__} needs the importance of each weight, {self.how}, not {type(importance).__name__}')
+        if normalize: importance = importance.normalized()
+        self.anchors, self.scale, self.direct = importance.anchor, importance.diag, implicit
 
     def begin(self):
-        if self.fisher is None: raise ValueError('EWC has lost its Fisher information: an exported learner does not carry it; pass a new EWC(lam, fisher)')
+        who = type(self).__name__
+        if self.anchors is None: raise ValueError(f'{who} has lost its importance: an exported learner does not carry it; pass a new {who}(lam, importance)')
         here = dict(self.module().named_parameters())
-        if here.keys() != self.fisher.diag.keys() or any(p.shape != self.fisher.diag[n].shape for n, p in here.items()):
-            raise ValueError('the Fisher information is of another encoder: its parameter names or shapes differ')
-        self.fisher = self.fisher.to(next(iter(here.values())).device)
-        self.warn_of_decay()
+        if here.keys() != self.scale.keys() or any(p.shape != self.scale[n].shape for n, p in here.items()):
+            raise ValueError('the importance is of another encoder: its parameter names or shapes differ')
+        if not self.weights(): self._tell('frozen', ' has nothing to hold, as all parameters of the encoder are frozen: unfreeze some, or leave it away')
+        device = next(iter(here.values())).device
+        self.anchors, self.scale = ({k:v.to(device) for k, v in d.items()} for d in (self.anchors, self.scale))
+        self._largest = max((self.scale[n].max().item() for n in self.weights()), default=0.)
 
-    def term(self): return self.quadratic(self.weights(), self.fisher.anchor, self.fisher.diag)
+    def after_loss(self):
+        super().after_loss()
+        if not self.direct and 'stable' not in self._told and momentum_step in self.opt.cbs and not hasattr(self.learn, 'lr_finder'):
+            h = self.opt.hypers[0]  # here, as a schedule may raise the learning rate later
+            limit = 2*(1 + h['mom'])/(h['lr']*self._largest) if self._largest > 0 and h['lr'] > 0 else float('inf')
+            if self.lam >= limit:
+                self._tell('stable', f': lam {self.lam:g} is unstable at learning rate {h["lr"]:g} and momentum {h["mom"]:g}, the largest safe lam is {limit:.3g} '
+                           '(lr*lam*max importance < 2(1 + momentum)); take a smaller one, or implicit=True')
+
+    def pull_back(self, p, anchor, strength, lr, mom):
+        c = lr*strength/(1 - mom)
+        p.add_(anchor*c).div_(1 + c)  # the minimum of the penalty and the distance to where the step led
+
+
+class EWC(Weighted):
+    """`lam/2 sum F (w - w*)^2` over the encoder's parameters, F from `fisher_information` (Kirkpatrick et al., PNAS 2017).
+
+    By gradient, SGD with momentum m is stable only while `lr*lam*max(F) < 2(1 + m)`: a warning names the largest safe lam.
+    `implicit=True` takes the step `w <- (w + c w*)/(1 + c)`, `c = lr*lam*F/(1 - m)`, with the same place of rest and no such
+    limit. The head is left out: a new task has a new one."""
+    name, how = 'ewc', 'from fisher_information(source_model, source_batches)'
+
+
+class MAS(Weighted):
+    "`lam/2 sum O (w - w*)^2`, O from `mas_importance` (Aljundi et al., ECCV 2018, without the 1/2). Options as in `EWC`"
+    name, how = 'mas', 'from mas_importance(source_model, source_batches)'
+
+
+class SI(Weighted):
+    "`lam/2 sum O (w - w*)^2`, O from a `PathIntegral` over the training on the source (Zenke et al., ICML 2017: 2c is our lam). Options as in `EWC`"
+    name, how = 'si', 'from PathIntegral().importance() after training on the source'
+
+
+class PathIntegral(Callback):
+    """Watches training on the source for `SI`: what each weight contributed to the fall of the loss, `-sum g dw` over steps.
+
+    Only where we train the source: of weights from elsewhere the path is not known. Refuses to run beside a `Penalty`, whose
+    gradient is not the task's."""
+    order, run_valid = 4, False
+    integral, start, steps, _before, _skipped = None, None, 0, None, False
+    _stateattrs = ('integral', 'start', '_before')
+
+    def __init__(self, encoder=None): self.protected = encoder
+
+    def _weights(self): return dict(find_encoder(self.learn.model, self.protected).named_parameters())
+
+    def before_train(self):
+        if any(isinstance(cb, Penalty) and cb.lam for cb in self.learn.cbs): raise InputError('PathIntegral needs the gradient of the task alone: train the source without penalties')
+        if self.integral is None:
+            self.start = {n:p.detach().clone() for n, p in self._weights().items()}
+            self.integral = {n:torch.zeros_like(p, dtype=torch.float32) for n, p in self._weights().items()}
+
+    def before_step(self):
+        self._skipped, scaler = False, getattr(getattr(self.learn, 'mixed_precision', None), 'scaler', None)
+        scale = scaler.get_scale() if scaler is not None else 1.
+        self._before = {n:(p.detach().clone(), p.grad.detach().float()/scale) for n, p in self._weights().items() if p.grad is not None}
+
+    def after_cancel_step(self): self._skipped = True
+
+    def after_step(self):
+        if self._skipped: return
+        for n, p in self._weights().items():
+            if n in self._before:
+                w, g = self._before[n]
+                self.integral[n].sub_(g*(p.detach() - w).float())
+        self.steps, self._before = self.steps + 1, None
+
+    def importance(self,
+        xi:float=.1, # Damping of the division by the squared way
+    )->Importance: # Held at the weights as they are now
+        "`max(0, integral)/((w - w_start)^2 + xi)`"
+        if self.integral is None: raise InputError('PathIntegral has seen no training: add it to the callbacks of the source fit')
+        end = {n:p.detach().clone() for n, p in self._weights().items()}
+        return Importance({n:self.integral[n].clamp(min=0)/((end[n] - self.start[n]).float()**2 + xi) for n in end}, end, self.steps)

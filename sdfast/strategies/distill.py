@@ -1,12 +1,17 @@
-"""Distillation from an earlier state of the same encoder: one class, three teachers.
+"""Distillation from an earlier state of the same encoder: of its features (`Teacher` and its kinds) and its feature maps.
 
-The paper's method is `SelfDistill`: L = CE + lam*||f_t(x) - f'(x)||^2, with f' the encoder at the start of the epoch."""
+The paper's method is `SelfDistill`: L = CE + lam*||f_t(x) - f'(x)||^2, with f' the encoder at the start of the epoch. Wherever a
+teacher is a copy in train mode, it normalises with the batch and leaves batch norm's buffers alone."""
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .penalty import Anchored, FeaturePenalty, frozen_copy
+from ..errors import InputError
+from ..models import eval_mode
+from .penalty import Anchored, FeaturePenalty, block_names, find_encoder, frozen_copy
 
-__all__ = ['feature_distance', 'Teacher', 'SelfDistill', 'FixedTeacher', 'EMATeacher']
+__all__ = ['feature_distance', 'map_distance', 'channel_attention', 'Teacher', 'SelfDistill', 'FixedTeacher', 'EMATeacher', 'FeatureMaps', 'DELTA']
 
 REDUCTIONS = ('mean', 'batchmean', 'sum')
 
@@ -22,13 +27,34 @@ def feature_distance(
     return d.sum()/(len(d) if reduction == 'batchmean' else 1)
 
 
+def map_distance(
+    student:torch.Tensor, # Feature maps `(B, C, ...)`, any number of axes behind the channels, none included
+    teacher:torch.Tensor, # Maps of the same shape
+    weights:torch.Tensor|None=None, # Of the channels `(C,)`, which sum to 1; `None`: equal
+)->torch.Tensor: # Scalar, float32
+    "`1/2 sum_c C w_c mean (s_c - t_c)^2`, averaged over the batch and places (Li et al., DELTA, ICLR 2019, whose code sums over the batch)"
+    d = (student.float() - teacher.float()).pow(2).flatten(2).mean(-1) if student.ndim > 2 else (student.float() - teacher.float()).pow(2)
+    return (d if weights is None else d*weights*d.shape[1]).sum(1).mean()/2
+
+
+def pooled(f): return f.flatten(2).mean(-1) if f.ndim > 2 else f
+
+
+def batch_statistics(teacher):
+    "In train mode its batch norm then uses the batch's statistics and leaves its buffers alone"
+    for m in teacher.modules():
+        if isinstance(m, _BatchNorm): m.track_running_stats = False
+    return teacher
+
+
 class Teacher(FeaturePenalty):
     """`lam` times the distance between the encoder's features and those of a frozen copy of it, on the same batch.
 
     The copy normalises as the student does (`teacher_bn='batch'`: batch statistics wherever the student uses them, so that
     the term is exactly 0 while both have the same weights) or with the running statistics it was copied with ('running').
-    Neither its buffers nor the student's are touched; its dropout is off."""
-    teacher = None
+    Neither its buffers nor the student's are touched; its dropout is off. With `layers` the features are those of several
+    blocks, each averaged over time and space, side by side (as LDIFS)."""
+    teacher, born = None, 0  # `born`: training batches done when the teacher was renewed
     _stateattrs = FeaturePenalty._stateattrs + ('teacher',)
 
     def __init__(self,
@@ -36,26 +62,42 @@ class Teacher(FeaturePenalty):
         reduction:str='mean', # See `feature_distance`
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
         encoder=None, # Which part of the model to protect, see `find_encoder`
+        layers=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
     ):
         super().__init__(lam, encoder)
         if reduction not in REDUCTIONS: raise ValueError(f'reduction must be one of {", ".join(REDUCTIONS)}, not {reduction!r}')
         if teacher_bn not in ('batch', 'running'): raise ValueError(f"teacher_bn must be 'batch' or 'running', not {teacher_bn!r}")
-        self.reduction, self.teacher_bn = reduction, teacher_bn
+        self.reduction, self.teacher_bn, self.layers = reduction, teacher_bn, layers
 
     def renew(self, state:dict|None=None):
         "Copy the encoder, with the weights of `state` if given"
-        self.teacher = frozen_copy(self.module())
+        self.teacher, self.born = frozen_copy(self.module()), self.learn.train_iter
         if state is not None: self.teacher.load_state_dict(state)
-        for m in self.teacher.modules():
-            if isinstance(m, _BatchNorm): m.track_running_stats = False  # in train mode: the batch's statistics, buffers left alone
+        batch_statistics(self.teacher)
 
-    def term(self):
+    def pairs(self):
+        "`(layer, student's output, teacher's)` of each call of the encoder; the layer is '' for what it returns"
         for t, s in zip(self.teacher.modules(), self.module().modules()):
             if isinstance(t, _BatchNorm): t.training = s.training and self.teacher_bn == 'batch'
+        names, calls, found = [n for n in self._watches if n], self.calls(), []
+        for i, (args, kwargs, out) in enumerate(calls):
+            seen = {}
+            hooks = [self.teacher.get_submodule(n).register_forward_hook(lambda m, a, o, n=n: seen.update({n:o})) for n in names]
+            try:
+                with torch.no_grad(): seen[''] = self.teacher(*args, **kwargs)
+            finally:
+                for h in hooks: h.remove()
+            for n in names:
+                if len(self.calls(n)) != len(calls): raise RuntimeError(f'{type(self).__name__}: layer {n!r} is called {len(self.calls(n))} times where the encoder is called {len(calls)} times')
+            found.append([(n, self.calls(n)[i][2], seen[n]) for n in names] or [('', out, seen[''])])
+        return found
+
+    def term(self):
         distances = []
-        for args, kwargs, out in self.calls():
-            with torch.no_grad(): target = self.teacher(*args, **kwargs)
-            distances.append(feature_distance(out, target, self.reduction))
+        for found in self.pairs():
+            (_, s, t), *more = found
+            if self.layers is not None: s, t = (torch.cat([pooled(f[i]).float() for f in found], 1) for i in (1, 2))
+            distances.append(feature_distance(s, t, self.reduction))
         return sum(distances)/len(distances)
 
 
@@ -65,7 +107,7 @@ class SelfDistill(Teacher):
 
 
 class FixedTeacher(Anchored, Teacher):
-    "The teacher is the encoder from before training (as in LDIFS, Mukhoti et al., TMLR 2024, on the last features)"
+    "The teacher is the encoder from before training (LDIFS, Mukhoti et al., TMLR 2024; theirs are the features of several `layers`)"
     _stateattrs = Teacher._stateattrs + Anchored._anchorattrs
 
     def __init__(self,
@@ -74,8 +116,9 @@ class FixedTeacher(Anchored, Teacher):
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
         encoder=None, # Which part of the model to protect, see `find_encoder`
         anchor=None, # State dict, encoder or file to teach; default: the encoder when training begins
+        layers=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
     ):
-        super().__init__(lam, reduction, teacher_bn, encoder)
+        super().__init__(lam, reduction, teacher_bn, encoder, layers)
         self.anchor = anchor
 
     def begin(self):
@@ -93,8 +136,9 @@ class EMATeacher(FixedTeacher):
         encoder=None, # Which part of the model to protect, see `find_encoder`
         anchor=None, # State dict, encoder or file the average starts from; default: the encoder when training begins
         decay:float=.99, # Part of the average that each step keeps
+        layers=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
     ):
-        super().__init__(lam, reduction, teacher_bn, encoder, anchor)
+        super().__init__(lam, reduction, teacher_bn, encoder, anchor, layers)
         if not 0 <= decay <= 1: raise ValueError(f'decay must be between 0 and 1, not {decay}')
         self.decay = decay
 
@@ -108,3 +152,86 @@ class EMATeacher(FixedTeacher):
         floats = [k for k, v in teacher.items() if v.is_floating_point()]
         torch._foreach_lerp_([teacher[k] for k in floats], [student[k] for k in floats], 1 - self.decay)
         for k in teacher.keys() - floats: teacher[k].copy_(student[k])
+        self.born = self.learn.train_iter + 1  # as of the next batch
+
+
+class FeatureMaps(FixedTeacher):
+    "`lam` times `map_distance` of the outputs of `layers` to those of the encoder from before training, summed over the layers"
+    weights = None
+    _stateattrs = FixedTeacher._stateattrs + ('weights',)
+
+    def __init__(self,
+        lam:float, # Weight of the distance
+        layers='blocks', # Names of layers of the encoder, or 'blocks'
+        teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
+        encoder=None, # Which part of the model to protect, see `find_encoder`
+        anchor=None, # State dict, encoder or file to teach; default: the encoder when training begins
+    ):
+        super().__init__(lam, 'mean', teacher_bn, encoder, anchor, layers)
+
+    def term(self):
+        found = self.pairs()
+        return sum(map_distance(s, t, self.weight(n, s)) for call in found for n, s, t in call)/len(found)
+
+    def weight(self, layer, out): return None
+
+
+class DELTA(FeatureMaps):
+    """`FeatureMaps` with attention: a channel counts by how much the loss grows without it (Li et al., DELTA, ICLR 2019).
+
+    The original's second term, a weight decay of the head, is left to the optimizer."""
+    def __init__(self,
+        lam:float, # Weight of the distance
+        weights:dict, # From `channel_attention`: layer -> `(C,)`
+        teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
+        encoder=None, # Which part of the model to protect, see `find_encoder`
+        anchor=None, # State dict, encoder or file to teach; default: the encoder when training begins
+    ):
+        super().__init__(lam, list(weights), teacher_bn, encoder, anchor)
+        self.weights = weights
+
+    def begin(self):
+        if self.weights is None: raise ValueError('DELTA has lost its channel weights: an exported learner does not carry them; pass a new DELTA(lam, weights)')
+        super().begin()
+
+    def weight(self, layer, out):
+        w = self.weights[layer]
+        if len(w) != out.shape[1]: raise ValueError(f'DELTA has {len(w)} weights for layer {layer!r}, which has {out.shape[1]} channels')
+        return w.to(out.device)
+
+
+@torch.no_grad()
+def channel_attention(
+    model:nn.Module, # Whole model, its head fitted to the encoder as it is: the source's, or a probe on the target
+    batches, # Yields `(x, y)` of that head's task
+    layers='blocks', # Names of layers of the encoder, or 'blocks'
+    encoder=None, # Which part of the model the layers are of, see `find_encoder`
+    T:float=5., # Temperature
+)->dict[str, torch.Tensor]: # Layer -> weights `(C,)` that sum to 1
+    "How much each channel matters: softmax over channels of the growth of the loss without the channel, over T (DELTA). One pass a channel, in eval mode"
+    part, device = find_encoder(model, encoder), next(model.parameters()).device
+    layers = block_names(part) if layers == 'blocks' else list(layers)
+    batches = [(x.as_subclass(torch.Tensor).to(device), y.as_subclass(torch.Tensor).to(device)) for x, y in batches]
+    if not batches: raise InputError('there are no samples to weigh the channels on')
+    def loss(): return (sum(F.cross_entropy(model(x).float(), y, reduction='sum') for x, y in batches)/sum(len(y) for _, y in batches)).item()
+    weights = {}
+    with eval_mode(model):
+        whole = loss()
+        for name in layers:
+            dropped, width = [], []
+            def drop(m, args, out):
+                width[:] = [out.shape[1]]
+                if not dropped: return None
+                out = out.clone()
+                out[:, dropped[0]] = 0
+                return out
+            hook = part.get_submodule(name).register_forward_hook(drop)
+            try:
+                model(batches[0][0])
+                growth = []
+                for c in range(width[0]):
+                    dropped[:] = [c]
+                    growth.append(loss() - whole)
+            finally: hook.remove()
+            weights[name] = torch.tensor(growth).div(T).softmax(0)
+    return weights

@@ -3,18 +3,21 @@ back-propagated, and reporting that term in a column of its own.
 
 A new penalty is a subclass of `Penalty` with a `term` method."""
 import hashlib
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
 import torch
-from fastai.callback.core import Callback
+import torch.distributed as dist
+from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.learner import ValueMetric
 from fastai.torch_core import get_model
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models import load_encoder
 
-__all__ = ['find_encoder', 'frozen_copy', 'anchor_state', 'state_hash', 'Penalty', 'FeaturePenalty', 'Anchored']
+__all__ = ['find_encoder', 'frozen_copy', 'anchor_state', 'state_hash', 'keep_buffers', 'block_names', 'Penalty', 'FeaturePenalty', 'Anchored', 'Auxiliary']
 
 
 def find_encoder(
@@ -60,6 +63,16 @@ def state_hash(state:dict)->str:
     return h.hexdigest()[:16]
 
 
+@contextmanager
+def keep_buffers(module:nn.Module):
+    "A forward pass inside uses the batch's statistics where the module does, and leaves batch norm's buffers alone"
+    tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    for m in tracking: m.track_running_stats = False
+    try: yield module
+    finally:
+        for m in tracking: m.track_running_stats = True
+
+
 class _Watch:
     "A forward hook that keeps what went into and came out of a module; pickled or copied, it is empty"
     def __init__(self): self.calls = []
@@ -67,7 +80,40 @@ class _Watch:
     def __reduce__(self): return _Watch, ()
 
 
-class Penalty(Callback):
+class Columns:
+    """Mix-in for a callback that has columns in the recorder while a fit runs, and leaves nothing behind.
+
+    fastai tells no callback of an exception other than its own; `leave` is called then, too."""
+    _columns = ()
+
+    def show(self, columns:dict):
+        "Add columns, name -> function; not for `validate` and `get_preds`, whose results must keep their length"
+        self._drop()
+        self._columns = [ValueMetric(f, n) for n, f in columns.items()]
+        self.learn.metrics, epoch = self.learn.metrics + self._columns, self.learn._do_epoch
+
+        def guarded():
+            try: epoch()
+            except (CancelEpochException, CancelFitException): raise
+            except BaseException:
+                self.leave()
+                raise
+        self.learn._do_epoch = guarded
+
+    def leave(self):
+        "Take the columns away; subclasses drop their hooks and graphs here"
+        self._drop()
+        self.learn.__dict__.pop('_do_epoch', None)
+
+    def _drop(self):
+        mine, self._columns = {id(c) for c in self._columns}, ()
+        self.learn.metrics = type(self.learn.metrics)(m for m in self.learn.metrics if id(m) not in mine)
+
+    def after_fit(self):
+        if not self.learn.lock.locked(): self.leave()
+
+
+class Penalty(Columns, Callback):
     """Add `lam * self.term()` to the gradient of every training batch.
 
     `train_loss` and `valid_loss` stay the task loss; the mean of the term over the epoch's batches, before `lam`, is in a
@@ -75,8 +121,9 @@ class Penalty(Callback):
     starts to train: not for skipped epochs, `validate` or `get_preds`. The term is added before `GradientAccumulation`
     (order 6) divides and inside autocast (left at order 10)."""
     order, run_valid = 5, False
-    _sum, _count, _column = None, 0, None
-    _stateattrs = ('_sum', '_column')  # not exported
+    pull = None  # `lam*term` of the batch at work, with its graph, until the batch ends
+    _sum, _count = None, 0
+    _stateattrs = ('_sum', '_columns', 'pull')  # not exported
 
     def __init__(self,
         lam:float, # Weight of the term, at least 0; at 0 training is plain fine-tuning to the bit
@@ -95,10 +142,7 @@ class Penalty(Callback):
         return find_encoder(self.learn.model, self.protected)
 
     def before_fit(self):
-        if self.learn.lock.locked(): return  # `validate` and `get_preds`, whose results must keep their length
-        if self._column is None: self._column = ValueMetric(self.mean_term, self.name)
-        self._drop_column()  # left there by an interrupted fit
-        self.learn.metrics = self.learn.metrics + [self._column]
+        if not self.learn.lock.locked(): self.show({self.name: self.mean_term})
 
     def mean_term(self)->float:
         "Mean of the term over the batches of the last epoch that trained, before `lam`"
@@ -112,44 +156,73 @@ class Penalty(Callback):
         term = self.term()
         self._sum = term.detach() if self._sum is None else self._sum + term.detach()
         self._count += 1
-        self.learn.loss_grad = self.loss_grad + self.lam*term
+        self.pull = self.lam*term
+        self.learn.loss_grad = self.loss_grad + self.pull
 
-    def after_fit(self):
-        if not self.learn.lock.locked(): self._drop_column()
+    def after_batch(self): self.pull = None
 
-    def _drop_column(self): self.learn.metrics = type(self.learn.metrics)(m for m in self.learn.metrics if m is not self._column)
+    def leave(self):
+        self.pull = None
+        super().leave()
+
+
+def block_names(encoder:nn.Module)->list[str]:
+    "Names of an encoder's blocks from input to output: its children that have weights, or those of its only child"
+    prefix, m = '', encoder
+    while len(kids := list(m.named_children())) == 1: prefix, m = f'{prefix}{kids[0][0]}.', kids[0][1]
+    return [f'{prefix}{n}' for n, k in kids if any(True for _ in k.parameters())]
 
 
 class FeaturePenalty(Penalty):
-    "A `Penalty` on what the encoder returns, taken from the main forward pass by a hook"
-    _handle, _watch = None, None
-    _stateattrs = Penalty._stateattrs + ('_handle', '_watch')
+    """A `Penalty` on what the encoder returns, taken from the main forward pass by a hook.
+
+    `layers` also watches parts of the encoder: names of its submodules, or 'blocks' for all of `block_names`."""
+    layers, _handles, _watches = None, (), None
+    _stateattrs = Penalty._stateattrs + ('_handles', '_watches')
+
+    def layer_names(self)->list[str]:
+        "The submodules of the encoder that are watched; raises `ValueError` for one that it does not have"
+        encoder = self.module()
+        names = [] if self.layers is None else block_names(encoder) if self.layers == 'blocks' else list(self.layers)
+        for n in names:
+            try: encoder.get_submodule(n)
+            except AttributeError: raise ValueError(f'{type(self).__name__}: the encoder has no layer {n!r}; it has {", ".join(dict(encoder.named_modules()))}') from None
+        return names
 
     def before_train(self):
-        self._unhook()  # an interrupted fit leaves its hook behind
+        self._unhook()  # left by a cancelled epoch
         super().before_train()
-        self._watch = _Watch()
-        self._handle = self.module().register_forward_hook(self._watch, with_kwargs=True)
+        encoder, self._watches = self.module(), {n:_Watch() for n in ['', *self.layer_names()]}
+        self._handles = [encoder.get_submodule(n).register_forward_hook(w, with_kwargs=True) for n, w in self._watches.items()]
 
-    def before_batch(self): self._watch.calls.clear()
-    def after_batch(self): self._watch.calls.clear()  # else the last graph stays alive
+    def before_batch(self): self._clear()
 
-    def calls(self):
-        "`[(args, kwargs, out)]` of the encoder in this batch"
-        if not self._watch.calls: raise RuntimeError(f'{type(self).__name__}: the encoder was not called in this forward pass; pass encoder=... to name the module that is')
-        for _, _, out in self._watch.calls:
+    def after_batch(self):
+        super().after_batch()
+        self._clear()  # else the last graph stays alive
+
+    def _clear(self):
+        for w in self._watches.values(): w.calls.clear()
+
+    def calls(self, layer:str='')->list:
+        "`[(args, kwargs, out)]` of the encoder, or of one of its layers, in this batch"
+        calls, who = self._watches[layer].calls, f'layer {layer!r} of the encoder' if layer else 'the encoder'
+        if not calls: raise RuntimeError(f'{type(self).__name__}: {who} was not called in this forward pass; pass encoder=... to name the module that is')
+        for _, _, out in calls:
             if not torch.is_tensor(out):
-                raise TypeError(f'{type(self).__name__} needs an encoder that returns a tensor, this one returned {type(out).__name__}; pass encoder=... to name another module')
-        return self._watch.calls
+                raise TypeError(f'{type(self).__name__} needs {"a layer" if layer else "an encoder"} that returns a tensor, this one returned {type(out).__name__}; pass '
+                                f'{"layers" if layer else "encoder"}=... to name another module')
+        return calls
 
     def after_train(self): self._unhook()
-    def after_fit(self):
-        self._unhook()  # `after_train` does not come when a callback cancels the fit
-        super().after_fit()
+
+    def leave(self):
+        self._unhook()
+        super().leave()
 
     def _unhook(self):
-        if self._handle is not None: self._handle.remove()
-        self._handle = self._watch = None
+        for h in self._handles: h.remove()
+        self._handles, self._watches = (), None
 
 
 class Anchored:
@@ -173,3 +246,47 @@ class Anchored:
     def after_fit(self):
         if self._trial: self._held = False
         super().after_fit()
+
+
+class Auxiliary:
+    """Mix-in for a `Penalty` that trains modules of its own, beside the model and thrown away with the callback.
+
+    They learn by SGD at the learning rate and momentum of the model's last group, and step when the model does: not for
+    micro-batches, nor where the gradient scaler skips."""
+    aux, _aux_opt, _skipped, _aside = None, None, False, None
+    _auxattrs = ('aux', '_aux_opt', '_aside')  # for `_stateattrs`: not exported
+
+    def before_fit(self):
+        super().before_fit()
+        if hasattr(self.learn, 'lr_finder'): self._aside, self.aux = (self.aux, self._aux_opt), None  # a trial's modules are its own
+
+    def leave(self):
+        if self._aside is not None: (self.aux, self._aux_opt), self._aside = self._aside, None
+        super().leave()
+
+    def set_auxiliary(self, make):
+        "Modules from the function `make`, the same whatever was drawn before, without touching the random state"
+        device = next(self.module().parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
+            torch.manual_seed(0)
+            self.aux = make().to(device).train()
+        self._aux_opt = torch.optim.SGD(self.aux.parameters(), lr=1., momentum=.9)
+
+    def before_step(self):
+        self._skipped = False
+        scaler = getattr(getattr(self.learn, 'mixed_precision', None), 'scaler', None)
+        scale = scaler.get_scale() if scaler is not None else 1.
+        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        for p in self.aux.parameters():
+            if p.grad is None: continue
+            if world > 1: dist.all_reduce(p.grad)
+            p.grad.div_(world*scale)
+
+    def after_cancel_step(self): self._skipped = True
+
+    def after_step(self):
+        hyper = self.opt.hypers[-1]
+        if not self._skipped:
+            for g in self._aux_opt.param_groups: g.update(lr=float(hyper['lr']), momentum=float(hyper.get('mom', 0.) or 0.))
+            self._aux_opt.step()
+        self._aux_opt.zero_grad()

@@ -1,0 +1,129 @@
+"Distillation of outputs: of the source head's, of the whole last epoch's net, of the net's own last layer."
+import torch
+import torch.nn.functional as F
+from fastai.torch_core import get_model
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import InputError
+from .distill import FixedTeacher, batch_statistics, pooled
+from .penalty import Auxiliary, FeaturePenalty, Penalty, frozen_copy
+
+__all__ = ['soft_divergence', 'LwF', 'PSKD', 'BYOT']
+
+
+def soft_divergence(
+    student:torch.Tensor, # Logits `(B, C)`
+    teacher:torch.Tensor, # Logits of the same shape
+    T:float=2., # Temperature
+)->torch.Tensor: # Scalar, float32
+    "`T^2 KL(teacher || student)` of softened outputs, averaged over the batch (Hinton et al. 2015); T^2 keeps the gradient's size"
+    return T*T*F.kl_div(F.log_softmax(student.float()/T, 1), F.log_softmax(teacher.float()/T, 1), reduction='batchmean', log_target=True)
+
+
+class LwF(FixedTeacher):
+    """Learning without forgetting: `lam T^2 KL` between the source head's outputs on the old features and on the new ones
+    (Li & Hoiem, 2016). `T^2` is in the term, which other code often leaves out: there lam means 1/T^2 as much.
+
+    The source head stays as it is, so that what is kept is what that head can read. Without one, for a self-supervised
+    encoder, take a probe: `sdfast.forgetting.probe_head`."""
+    head = None
+    _stateattrs = FixedTeacher._stateattrs + ('head',)
+
+    def __init__(self,
+        lam:float, # Weight of the divergence
+        head:nn.Module, # Of the source task, from features to logits
+        T:float=2., # Temperature
+        teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
+        encoder=None, # Which part of the model to protect, see `find_encoder`
+        anchor=None, # State dict, encoder or file to teach; default: the encoder when training begins
+    ):
+        super().__init__(lam, 'mean', teacher_bn, encoder, anchor)
+        if not isinstance(head, nn.Module):
+            raise InputError(f'LwF needs the head of the source task, a module from features to logits, not {type(head).__name__}; for an encoder '
+                             'without one fit a probe: sdfast.forgetting.probe_head(features, labels, n_classes)')
+        if not T > 0: raise ValueError(f'T must be positive, not {T}')
+        self.head, self.T = frozen_copy(head), T
+
+    def begin(self):
+        if self.head is None: raise ValueError('LwF has lost its source head: an exported learner does not carry it; pass a new LwF(lam, head)')
+        super().begin()
+        self.head.to(next(self.module().parameters()).device)
+
+    def term(self):
+        found = self.pairs()
+        return sum(soft_divergence(self.head(s), self.head(t), self.T) for call in found for _, s, t in call)/len(found)
+
+
+class PSKD(Penalty):
+    """Progressive self-knowledge distillation (Kim et al., ICCV 2021): the target is `(1 - a_t) y + a_t p`, p what the whole model
+    of the last epoch says of the same batch, `a_t = lam*t/n_epoch` in epoch t = 1, 2...; in the first epoch p is y.
+
+    The term is what that adds to the cross-entropy with y, `t/n_epoch (CE(p) - CE(y))`; it can be negative. Targets must be
+    class numbers."""
+    name = 'pskd'
+    teacher, born = None, 0
+    _stateattrs = Penalty._stateattrs + ('teacher',)
+
+    def __init__(self,
+        lam:float=.8, # Share of the soft targets in the last epoch, at most 1
+        teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
+    ):
+        super().__init__(lam)
+        if lam > 1: raise ValueError(f'lam of PSKD is a share, at most 1, not {lam}')
+        if teacher_bn not in ('batch', 'running'): raise ValueError(f"teacher_bn must be 'batch' or 'running', not {teacher_bn!r}")
+        self.teacher_bn = teacher_bn
+
+    def begin(self):
+        self.teacher, self.born = batch_statistics(frozen_copy(get_model(self.learn.model))) if self.learn.epoch else None, self.learn.train_iter
+
+    def term(self):
+        y, pred = self.learn.yb[0], self.learn.pred.float()
+        if y.is_floating_point() or y.ndim != 1: raise InputError(f'PSKD needs class numbers as targets, not a {y.dtype} tensor of shape {tuple(y.shape)}')
+        if self.teacher is None: return pred.sum()*0
+        for t, s in zip(self.teacher.modules(), get_model(self.learn.model).modules()):
+            if isinstance(t, _BatchNorm): t.training = s.training and self.teacher_bn == 'batch'
+        with torch.no_grad(): p = self.teacher(*self.learn.xb).float().softmax(1)
+        y = y.as_subclass(torch.Tensor)
+        return (self.learn.epoch + 1)/self.learn.n_epoch*(F.cross_entropy(pred, p) - F.cross_entropy(pred, y))
+
+
+class BYOT(Auxiliary, FeaturePenalty):
+    """Be your own teacher (Zhang et al., ICCV 2019): shallow layers learn from the last one through heads of their own,
+    `sum_l (1 - alpha) CE(q_l, y) + alpha T^2 KL(q || q_l) + beta mean (F_l - F)^2`, q and F of the whole net without gradient.
+
+    A layer's head is: mean over time and space, a linear map to the width of F, ReLU, a linear classifier (the original's are
+    convolutions). They are trained beside the model and thrown away."""
+    _stateattrs = FeaturePenalty._stateattrs + Auxiliary._auxattrs
+
+    def __init__(self,
+        lam:float, # Weight of the whole sum
+        layers='blocks', # Names of layers of the encoder, or 'blocks': all but the last
+        alpha:float=.1, # Share of the last layer's outputs among the targets
+        beta:float=.03, # Weight of the distance of features
+        T:float=3., # Temperature
+        encoder=None, # Which part of the model has the layers, see `find_encoder`
+    ):
+        super().__init__(lam, encoder)
+        if not 0 <= alpha <= 1 or beta < 0 or not T > 0: raise ValueError(f'alpha must be between 0 and 1, beta at least 0 and T positive, not {alpha}, {beta} and {T}')
+        self.layers, self.alpha, self.beta, self.T = layers, alpha, beta, T
+
+    def layer_names(self):
+        names = super().layer_names()
+        return names[:-1] if self.layers == 'blocks' else names
+
+    def term(self):
+        feats, pred = pooled(self.calls()[0][2]), self.learn.pred
+        y = self.learn.yb[0].as_subclass(torch.Tensor)
+        shallow = [pooled(self.calls(n)[0][2]) for n in self._watches if n]
+        if not shallow: raise InputError('BYOT found no layers before the last; pass layers=[NAME, ...] of the encoder')
+        if self.aux is None:
+            d, n = feats.shape[1], pred.shape[1]
+            self.set_auxiliary(lambda: nn.ModuleList(nn.ModuleList([nn.Linear(s.shape[1], d), nn.Linear(d, n)]) for s in shallow))
+        total = 0.
+        for s, (widen, classify) in zip(shallow, self.aux):
+            f = widen(s.float())
+            q = classify(f.relu()).float()
+            total = total + ((1 - self.alpha)*F.cross_entropy(q, y) + self.alpha*soft_divergence(q, pred.detach(), self.T)
+                             + self.beta*(f.float() - feats.detach().float()).pow(2).mean())
+        return total

@@ -1,0 +1,72 @@
+"Source clips beside the target's: what the other strategies are measured against, as an upper bound."
+import random
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastai.torch_core import get_random_states, set_random_states
+from torch import nn
+
+from ..errors import InputError
+from .penalty import Penalty, frozen_copy, keep_buffers
+
+__all__ = ['Replay']
+
+
+def _cycle(dl):
+    while True:
+        batch = None
+        for batch in dl: yield batch
+        if batch is None: raise InputError('Replay: the loader of source clips has no batches (left): pass one that can be read again and again')
+
+
+class Replay(Penalty):
+    """`lam` times the cross-entropy of the source task on one batch of source clips per training batch, by its frozen head.
+
+    An upper bound, not a competitor: it needs the source data, which the other strategies do without. The source batch is
+    normalised with its own statistics where the encoder is in train mode, and leaves the running ones alone; loader and dropout
+    draw from a random state of their own. Raises `InputError` for a loader without batches."""
+    order = 5.5  # behind the other penalties, which have by then read what their hooks saw
+    source, source_head, _batches, _random = None, None, None, None
+    _stateattrs = Penalty._stateattrs + ('source', 'source_head', '_batches', '_random')
+
+    def __init__(self,
+        lam:float, # Weight of the source task
+        dl, # Loader of source clips and labels `(x, y)`
+        head:nn.Module, # From features to the logits of the source task; a frozen copy is used
+        encoder=None, # Which part of the model to protect, see `find_encoder`
+    ):
+        super().__init__(lam, encoder)
+        self.source, self.source_head = dl, frozen_copy(head)
+
+    def begin(self):
+        if self.source is None:
+            raise ValueError('Replay has lost its source clips: an exported learner does not carry them; pass a new Replay(lam, dl, head)')
+        self.source_head.to(next(self.module().parameters()).device)
+        if self._batches is None: self._batches = _cycle(self.source)
+
+    @contextmanager
+    def _own_random(self):
+        "The generators of torch, numpy and Python go on from where they were when this was last left, and outside as if nothing had been drawn"
+        outside = get_random_states()
+        try:
+            if self._random is None:
+                seed = torch.randint(2**32, ()).item()
+                random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+            else: set_random_states(**self._random)
+            yield
+            self._random = get_random_states()
+        finally: set_random_states(**outside)
+
+    def term(self):
+        encoder = self.module()
+        device = next(encoder.parameters()).device
+        with self._own_random(), keep_buffers(encoder):
+            x, y = (t.as_subclass(torch.Tensor).to(device) for t in next(self._batches))
+            logits = self.source_head(encoder.forward(x))  # not a call: the hooks of other callbacks wait for the target's features
+        return F.cross_entropy(logits.float(), y)
+
+    def after_fit(self):
+        super().after_fit()
+        if not self.learn.lock.locked(): self._batches = None  # ends the workers of its loader

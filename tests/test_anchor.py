@@ -1,0 +1,306 @@
+"Importance of weights against closed forms, and what the anchors do with it."
+import copy
+import warnings
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import data, learner, model, same, state
+from fastai.callback.core import Callback
+from fastai.callback.training import GradientAccumulation
+from fastai.optimizer import SGD, Adam
+from torch import nn
+
+from sdfast.errors import InputError
+from sdfast.strategies import EWC, L2SP, MAS, SI, Importance, PathIntegral, SelfDistill, empirical_fisher, fisher_information, mas_importance
+
+
+@pytest.fixture
+def linear():
+    "A linear encoder and head in double-precision reach: `(model, x, y, head weight)`"
+    torch.manual_seed(0)
+    encoder, head = nn.Linear(5, 4), nn.Linear(4, 3)
+    return nn.Sequential(encoder, head), torch.randn(40, 5), torch.randint(0, 3, (40,))
+
+
+# --- importance
+
+def test_exact_fisher_equals_the_closed_form(linear):
+    net, x, _ = linear
+    got = fisher_information(net, [(x[:16],), (x[16:],)])  # no labels needed
+    want_w, want_b = torch.zeros(4, 5, dtype=torch.double), torch.zeros(4, dtype=torch.double)
+    W = net[1].weight.detach().double()
+    with torch.no_grad(): P = net(x).double().softmax(1)
+    for i in range(40):
+        for c in range(3):
+            d = (P[i] - F.one_hot(torch.tensor(c), 3)) @ W
+            want_b += P[i, c]*d**2/40
+            want_w += P[i, c]*(d[:, None]*x[i].double()[None])**2/40
+    assert ((got.diag['weight'] - want_w).abs()/want_w.abs().max()).max() < 1e-5 and ((got.diag['bias'] - want_b).abs()/want_b.abs().max()).max() < 1e-5
+    assert got.n == 40
+
+
+def test_fisher_equals_the_closed_form_of_a_linear_softmax():
+    torch.manual_seed(0)
+    encoder, head = nn.Linear(5, 4, bias=True), nn.Linear(4, 3)
+    x, y = torch.randn(40, 5), torch.randint(0, 3, (40,))
+    got = empirical_fisher(nn.Sequential(encoder, head), [(x[:16], y[:16]), (x[16:], y[16:])])
+    with torch.no_grad():
+        p = head(encoder(x)).softmax(1)
+        d = (p - F.one_hot(y, 3)) @ head.weight  # gradient of -log p(y|x) with respect to the encoder's output
+    torch.testing.assert_close(got.diag['weight'], (d[:, :, None]*x[:, None]).square().mean(0))
+    torch.testing.assert_close(got.diag['bias'], d.square().mean(0))
+    assert got.n == 40 and torch.equal(got.anchor['weight'], encoder.weight)
+    few = empirical_fisher(nn.Sequential(encoder, head), [(x, y)], n=7)
+    torch.testing.assert_close(few.diag['bias'], d[:7].square().mean(0))
+    assert few.n == 7 and few.normalized().mean == pytest.approx(1)
+
+
+def test_sampled_fisher_tends_to_the_exact_one(linear):
+    net, x, _ = linear
+    x = x.repeat(100, 1)
+    rng = torch.get_rng_state()
+    got, again, other = (fisher_information(net, [x], labels='sample', seed=s) for s in (0, 0, 1))
+    exact = fisher_information(net, [x[:40]])
+    assert torch.equal(rng, torch.get_rng_state()) and same(got.diag, again.diag) and not same(got.diag, other.diag)
+    torch.testing.assert_close(got.diag['bias'], exact.diag['bias'], rtol=.1, atol=0)
+
+
+def test_empirical_and_any_loss(linear):
+    net, x, y = linear
+    a = fisher_information(net, [(x, y)], labels='empirical')
+    assert same(a.diag, empirical_fisher(net, [(x, y)]).diag)
+    b = fisher_information(net, [(x, y)], loss=lambda m, x, y: F.cross_entropy(m(x), y))
+    assert same(a.diag, b.diag)
+    pretext = fisher_information(net, [x], loss=lambda m, x: m[0](x).pow(2).sum())  # without labels or head
+    want = torch.stack([(2*net[0](v[None]).detach())[0]**2 for v in x]).mean(0)
+    torch.testing.assert_close(pretext.diag['bias'], want)
+    with pytest.raises(ValueError, match="'exact', 'sample' or 'empirical', not 'true'"): fisher_information(net, [x], labels='true')
+    with pytest.raises(InputError, match='needs labels'): fisher_information(net, [x], labels='empirical')
+
+
+def test_avalanche_agrees_at_batch_size_1(linear):
+    "Their empirical Fisher squares the gradient of a batch: of one sample it is right"
+    pytest.importorskip('avalanche', reason='avalanche-lib is not installed: pip install sdfast[peers]')
+    from avalanche.training.plugins import EWCPlugin
+    net, x, y = linear
+    net.train()
+    data = [(a, b, 0) for a, b in zip(x, y)]
+    class Set(torch.utils.data.Dataset):
+        def __len__(self): return len(data)
+        def __getitem__(self, i): return data[i]
+    plugin = EWCPlugin(1.)
+    theirs = plugin.compute_importances(net, nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), lr=.1), Set(), 'cpu', 1)
+    ours = empirical_fisher(net, [(x, y)])
+    torch.testing.assert_close(theirs['0.weight'].data, ours.diag['weight'], rtol=1e-4, atol=1e-7)
+
+
+def test_mas_equals_the_closed_form(linear):
+    net, x, y = linear
+    got = mas_importance(net, [(x, y)])
+    W, want = net[1].weight.detach(), torch.zeros(4, 5)
+    with torch.no_grad():
+        for v in x: want += ((2*net(v)) @ W)[:, None].mul(v[None]).abs()/40  # d||g||^2/dw = (2 g W)_i v_j, sample by sample
+    torch.testing.assert_close(got.diag['weight'], want, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(got.diag['weight'], (torch.stack([((2*net(v)) @ W)[:, None].mul(v[None]) for v in x]).mean(0).abs()).detach(), rtol=.05)  # not of the batch
+
+
+@pytest.mark.parametrize('take', [fisher_information, partial(fisher_information, labels='sample'), empirical_fisher, mas_importance])
+def test_taking_importance_leaves_the_model_as_it_was(take):
+    net = model(dropout=.5)
+    net[0].bn.eval()
+    net[0].conv.weight.requires_grad_(False)
+    batches = list(data().valid)
+    before, modes, rng = state(net), [m.training for m in net.modules()], torch.get_rng_state()
+    f = take(net, batches)
+    assert same(before, state(net)) and [m.training for m in net.modules()] == modes and torch.equal(rng, torch.get_rng_state())
+    assert all(p.grad is None for p in net.parameters()) and not net[0].conv.weight.requires_grad
+    assert f.diag['conv.weight'].sum() > 0  # a layer that is frozen now may be trained later
+
+
+def test_path_integral_is_minus_gradient_times_step():
+    "By hand over an epoch of plain SGD with momentum; with micro-batches a step is one"
+    for accumulate in (False, True):
+        net, hand = model(), model()
+        path = PathIntegral()
+        cbs = [path, *([GradientAccumulation(24)] if accumulate else [])]
+        learner(cbs, net=net, dls=data(bs=8)).fit(2)
+        opt = torch.optim.SGD(hand.parameters(), lr=.1, momentum=.9)
+        start = {n:p.detach().clone() for n, p in hand[0].named_parameters()}
+        omega, step = {n:torch.zeros_like(p) for n, p in start.items()}, 3 if accumulate else 1
+        for _ in range(2):
+            hand.train()
+            for i, (x, y) in enumerate(data(bs=8).train):
+                (F.cross_entropy(hand(x), y)/step).backward()
+                if (i + 1) % step: continue
+                before = {n:p.detach().clone() for n, p in hand[0].named_parameters()}
+                opt.step()
+                for n, p in hand[0].named_parameters(): omega[n] -= p.grad*(p.detach() - before[n])
+                opt.zero_grad()
+        imp = path.importance(xi=.01)
+        for n, p in hand[0].named_parameters():
+            torch.testing.assert_close(imp.diag[n], omega[n].clamp(min=0)/((p.detach() - start[n])**2 + .01), rtol=2e-3, atol=1e-6)
+        assert same(imp.anchor, {n:p.detach() for n, p in net[0].named_parameters()}) and path.steps == (4 if accumulate else 12)
+    with pytest.raises(InputError, match='seen no training'): PathIntegral().importance()
+    with pytest.raises(InputError, match='without penalties'): learner([PathIntegral(), SelfDistill(1.)]).fit(1)
+
+
+def test_importance_of_one_task_after_another():
+    a, b = (Importance({'w': torch.tensor(v)}, {'w': torch.tensor(w)}, n) for v, w, n in (([1., 3.], [0., 0.], 4), ([2., 2.], [5., 6.], 6)))
+    c = a.then(b, gamma=.5)
+    assert c.diag['w'].tolist() == [2.5, 3.5] and c.anchor['w'].tolist() == [5, 6] and c.n == 10 and c.mean == 3
+    assert a.then(b).normalized().mean == pytest.approx(1) and a.diag['w'].tolist() == [1, 3]
+    with pytest.raises(ValueError, match='same encoder'): a.then(Importance({'v': torch.ones(1)}, {'v': torch.ones(1)}, 1))
+    with pytest.raises(InputError, match='zero everywhere'): Importance({'w': torch.zeros(2)}, {'w': torch.zeros(2)}, 1).normalized()
+
+
+# --- what is done with it
+
+def importance_of(net, seed=3):
+    g = torch.Generator().manual_seed(seed)
+    return Importance({n:torch.rand(p.shape, generator=g) for n, p in net[0].named_parameters()}, {n:p.detach().clone() for n, p in net[0].named_parameters()}, 1)
+
+
+@pytest.mark.parametrize('cls', [EWC, MAS, SI])
+def test_weighted_penalties_equal_a_hand_written_loop(cls):
+    net = model()
+    hand, imp = copy.deepcopy(net), importance_of(net)
+    learner(cls(2., imp), net=net).fit(3)
+    opt = torch.optim.SGD(hand.parameters(), lr=.1, momentum=.9)
+    for _ in range(3):
+        hand.train()
+        for x, y in data().train:
+            opt.zero_grad()
+            (F.cross_entropy(hand(x), y) + sum((imp.diag[n]*(p - imp.anchor[n])**2).sum() for n, p in hand[0].named_parameters())).backward()  # 2/2
+            opt.step()
+    for a, b in zip(state(net).values(), state(hand).values()): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+class Slope(Callback):
+    "In place of data: a loss with gradient `g` on one weight"
+    order = 1
+    def __init__(self, g): self.g = g
+    def after_loss(self): self.learn.loss_grad = (self.learn.model[0].weight*self.g).sum()
+
+
+def one_weight(): return nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 3))
+
+
+def vectors(n=16):
+    from fastai.data.core import DataLoaders, Datasets, TfmdDL
+    from fastai.data.transforms import ItemGetter
+    sets = Datasets([(torch.ones(1), torch.tensor(0))]*n, tfms=[[ItemGetter(0)], [ItemGetter(1)]], splits=[range(n), range(2)])
+    return DataLoaders(TfmdDL(sets.train, bs=1, num_workers=0), TfmdDL(sets.valid, bs=1, num_workers=0), device='cpu')
+
+
+@pytest.mark.parametrize('opt', [partial(SGD, mom=.9), partial(SGD, mom=0.), partial(SGD, mom=.5)])
+def test_implicit_step_rests_where_the_gradient_does(opt):
+    "Stationary point of g w + lam/2 F (w - w*)^2, here w* - g/(lam F), for either way of stepping"
+    imp = Importance({'weight': torch.tensor([[4.]])}, {'weight': torch.tensor([[1.]])}, 1)
+    rest = {}
+    for implicit in (False, True):
+        torch.manual_seed(0)
+        net = one_weight()
+        learner([EWC(.5, imp, implicit=implicit), Slope(3.)], net=net, dls=vectors(), lr=.05, opt_func=partial(opt, wd=0.)).fit(30)
+        rest[implicit] = net[0].weight.item()
+    assert rest[False] == pytest.approx(1 - 3/(.5*4), abs=1e-3) and rest[True] == pytest.approx(1 - 3/(.5*4), abs=1e-3)
+
+
+def test_the_bound_of_stability_and_the_way_around_it():
+    "Heavy ball diverges just above lr*lam*F = 2(1 + m), not just below; the implicit step at 10 times the bound does not"
+    imp = Importance({'weight': torch.tensor([[4.]])}, {'weight': torch.tensor([[1.]])}, 1)
+    limit = 2*(1 + .9)/(.05*4)
+    def end(lam, implicit=False):
+        torch.manual_seed(0)
+        net = one_weight()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter('always')
+            learner([EWC(lam, imp, implicit=implicit), Slope(0.)], net=net, dls=vectors(), lr=.05, opt_func=partial(SGD, mom=.9, wd=0.)).fit(20)
+        return abs(net[0].weight.item() - 1), [str(w.message) for w in told if 'unstable' in str(w.message)]
+    far, told = end(.97*limit)
+    assert far < 1 and not told
+    far, told = end(1.05*limit)
+    assert not far < 1e3 and len(told) == 1 and f'the largest safe lam is {limit:.3g}' in told[0]
+    far, told = end(10*limit, implicit=True)
+    assert far < 1e-3 and not told
+
+
+def test_implicit_step_of_adam_and_l2sp_decoupled():
+    net = model()
+    hand, imp = copy.deepcopy(net), importance_of(net)
+    learner(EWC(2., imp, implicit=True), net=net, opt_func=partial(Adam, wd=0., eps=1e-8), lr=.01).fit(1)
+    opt = torch.optim.Adam(hand.parameters(), lr=.01, betas=(.9, .99))
+    hand2 = copy.deepcopy(hand)
+    def loop(net, opt, pull):
+        net.train()
+        for x, y in data().train:
+            opt.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            opt.step()
+            with torch.no_grad():
+                for n, p in net[0].named_parameters(): p.copy_(pull(n, p))
+    def prox(n, p):
+        c = .01*2*imp.diag[n]
+        return (p + c*imp.anchor[n])/(1 + c)
+    loop(hand, opt, prox)
+    for (n, a), b in zip(net.named_parameters(), hand.parameters()):
+        if n != '0.conv.bias': torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)  # batch norm takes that one out: Adam scales up the rounding of its zero gradient
+    net = model()
+    learn = learner(L2SP(.3, decoupled=True, which='all'), net=net)
+    learn.fit(1)
+    loop(hand2, torch.optim.SGD(hand2.parameters(), lr=.1, momentum=.9), lambda n, p: p - .1*.3*(p - imp.anchor[n]))
+    for a, b in zip(net.parameters(), hand2.parameters()): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert learn.recorder.values[0][-1] > 0  # the distance is reported though it is not differentiated
+
+
+def test_direct_steps_leave_micro_batches_and_skipped_steps_alone():
+    from fastai.callback.core import CancelStepException
+    imp = importance_of(model())
+    runs = []
+    for bs, cbs in ((24, []), (8, [GradientAccumulation(24)])):
+        net = model()
+        net[0].bn = nn.GroupNorm(2, 4)
+        learner([EWC(2., importance_of(net), implicit=True), *cbs], net=net, dls=data(bs=bs)).fit(2)
+        runs.append(state(net))
+    for a, b in zip(runs[0].values(), runs[1].values()): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    class Overflow(Callback):
+        order = 10
+        def before_step(self): raise CancelStepException
+    net = model()
+    with torch.no_grad(): net[0].conv.weight.add_(1)
+    before = [p.detach().clone() for p in net.parameters()]
+    learner([EWC(2., imp, implicit=True), Overflow()], net=net).fit(1)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
+
+
+def test_l2sp_head_term():
+    net = model()
+    hand = copy.deepcopy(net)
+    start = {n:p.detach().clone() for n, p in net[0].named_parameters()}
+    learn = learner(L2SP(.3, head=.2), net=net)
+    learn.fit(2)
+    opt = torch.optim.SGD(hand.parameters(), lr=.1, momentum=.9)
+    for _ in range(2):
+        hand.train()
+        for x, y in data().train:
+            opt.zero_grad()
+            (F.cross_entropy(hand(x), y) + .15*sum(((p - start[n])**2).sum() for n, p in hand[0].named_parameters() if p.ndim > 1) + .1*(hand[1].weight**2).sum()).backward()
+            opt.step()
+    for a, b in zip(net.parameters(), hand.parameters()): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match='head'): L2SP(1., head=-1)
+
+
+def test_what_cannot_be_right_is_told():
+    net = model()
+    imp = importance_of(net)
+    with pytest.raises(InputError, match=r'EWC needs the importance of each weight, from fisher_information\(source_model, source_batches\), not NoneType'): EWC(1., None)
+    with pytest.raises(InputError, match='MAS needs'): MAS(1., 'x')
+    for p in net[0].parameters(): p.requires_grad_(False)
+    with pytest.warns(UserWarning, match='MAS has nothing to hold, as all parameters of the encoder are frozen: unfreeze some'): learner(MAS(1., imp), net=net).fit(1)
+    other = {n:p + 1 for n, p in imp.anchor.items()}
+    with pytest.warns(UserWarning, match='hold the same parameters to different places'): learner([EWC(1., imp), L2SP(1., anchor=dict(model()[0].state_dict()) | other)]).fit(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        learner([EWC(.1, importance_of(model())), L2SP(.1)]).fit(1)  # the same place: nothing to tell
+    with pytest.warns(UserWarning, match='set wd=0'): learner(MAS(1., imp), opt_func=Adam).fit(1)
