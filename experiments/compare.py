@@ -18,8 +18,9 @@ from fastcore.script import call_parse, store_true
 from sdfast.errors import InputError
 from sdfast.models import create_model, is_model
 from sdfast.report import LiveWatch, rich_table, write_report
+from sdfast.stats import ADJUSTMENTS
 from sdfast.strategies import STRATEGIES
-from sdfast.study import QUICK, Run, compare, file_id, fit_batch_size, strength_grid
+from sdfast.study import QUICK, RULES, Run, compare, file_id, fit_batch_size, strength_grid
 from sdfast.tasks import create_task
 
 
@@ -48,7 +49,7 @@ def parse_args(text, strategies):
 
 
 def build(task, source, init, model, model_args, strategies, lams, strategy_args, seeds, trial_seeds, epochs, lr, wd, bs, frames, stride, size, area, flip, clips,
-          source_epochs, source_lr, source_bs, workers, splits, allow_missing, quick):
+          source_epochs, source_lr, source_bs, workers, splits, allow_missing, quick, path, rule, kept, select, patience, others, barrier, adjust):
     "`(base run, grids, lines to tell the reader)`; `InputError` for anything that cannot work"
     for name, v in dict(seeds=seeds, trial_seeds=trial_seeds, epochs=epochs, bs=bs, frames=frames, stride=stride, clips=clips, source_bs=1 if source_bs is None else source_bs).items():
         if v < 1: raise InputError(f'--{name.replace("_", "-")} must be at least 1, not {v}')
@@ -59,6 +60,11 @@ def build(task, source, init, model, model_args, strategies, lams, strategy_args
         if not 0 < v < float('inf'): raise InputError(f'--{name.replace("_", "-")} must be positive, not {v}')
     if not 0 <= wd < float('inf'): raise InputError(f'--wd must be at least 0, not {wd}')
     if not 0 <= area <= 1: raise InputError(f'--area must be a part of the frame between 0 and 1, not {area}')
+    if rule not in RULES: raise InputError(f'--rule must be {" or ".join(RULES)}, not {rule!r}' + (': test is read once, at the end, and never to choose' if rule == 'test' else ''))
+    if kept not in ('source_probe', 'source_acc'): raise InputError(f'--kept must be source_probe or source_acc, not {kept!r}')
+    if select not in ('last', 'valid'): raise InputError(f'--select must be last or valid, not {select!r}' + (': test is read once, at the end, and never to choose' if select == 'test' else ''))
+    if adjust not in ADJUSTMENTS: raise InputError(f'--adjust must be one of {", ".join(ADJUSTMENTS)}, not {adjust!r}')
+    if patience < 0: raise InputError(f'--patience must be at least 0 epochs, not {patience}')
     official = (f',splits={splits}' if splits else '') + (',allow_missing=1' if allow_missing else '')
     task, source = (t + official if t.startswith(('ucf101:', 'hmdb51:')) else t for t in (task, source))
     names = list(STRATEGIES) if strategies == 'all' else list(dict.fromkeys(['finetune', *filter(None, (s.strip() for s in strategies.split(',')))]))
@@ -74,14 +80,18 @@ def build(task, source, init, model, model_args, strategies, lams, strategy_args
     args = parse_args(strategy_args, names)
     grids = {s:[g | dict(strategy_args=args.get(s, '')) for g in grid(s)] for s in names}
 
-    target, src = create_task(task, 'target'), create_task(source, 'source')
-    say = [t.describe() for t in (src, target)]
-    for t in (src, target):
+    target, src, more = create_task(task, 'target'), create_task(source, 'source'), [create_task(o) for o in filter(None, others.split(';'))]
+    if twice := {t.name for t in more if [u.name for u in more].count(t.name) > 1}: raise InputError(f'--others names {twice.pop()} twice')
+    say = [t.describe() for t in (src, target, *more)]
+    for t in (src, target, *more):
         say += [f'{t.name}: {note}' for note in t.notes]
         say += [f'{t.name}: skipped {Path(p).name}: {why}' for p, why in list(t.skipped.items())[:10]]
         if len(t.skipped) > 10: say.append(f'{t.name}: and {len(t.skipped) - 10} more')
     held = target.hold_out()
     if not target.count('valid'): say.append(f'{target.name}: {held.count("valid")} of the train clips are held out, by group, to choose strengths')
+    if rule == 'equal_learning':
+        if not src.count('valid'): say.append(f'{src.name}: {src.hold_out().count("valid")} of the train clips are held out, by group, to choose strengths by what was kept')
+        src = src.hold_out()
     if quick: src, held = src.subset(**QUICK), held.subset(**QUICK)
     source_epochs = source_epochs if source_epochs is not None else 0 if init else 6
     sizes = {}
@@ -90,11 +100,12 @@ def build(task, source, init, model, model_args, strategies, lams, strategy_args
         if sizes[what] < want and not (what == 'source_bs' and not source_epochs): say.append(f'{t.name}: batches of {sizes[what]}, as {t.count("train")} clips make fewer than two of {want}')
     if sizes['bs'] < 2: raise InputError(f'{target.name}: {held.count("train")} train clips are too few')
     create_model(model, len(src.vocab), init, **Run(model_args=model_args).options())  # weights of another model are told now, not after minutes
-    run = Run(task=task, source=source, data='-'.join(filter(None, (src.fingerprint, held.fingerprint, file_id(init)))), wd=wd, area=area, flip=flip, model=model, model_args=model_args, init=init, epochs=epochs, lr=lr,
+    run = Run(task=task, source=source, data='-'.join(filter(None, (src.fingerprint, held.fingerprint, *(t.fingerprint for t in more), file_id(init)))), select=select, patience=patience,
+              others=others, with_barrier=barrier, source_valid=rule == 'equal_learning', wd=wd, area=area, flip=flip, model=model, model_args=model_args, init=init, epochs=epochs, lr=lr,
               frames=frames, stride=stride, size=size or (40 if task.startswith('moving_digits') else 112), clips=clips, workers=workers,
               source_epochs=source_epochs, source_lr=source_lr, quick=quick, **sizes)
     if init and not source_epochs: say.append(f'{src.name}: the encoder stays as {init} has it; the source head is a linear probe')
-    return run, grids, seeds, trial_seeds, say, [f'{t.name}: {n}' for t in (src, target) for n in t.notes]
+    return run, grids, dict(seeds=seeds, trial_seeds=trial_seeds, path=path, rule=rule, kept=kept), say, [f'{t.name}: {n}' for t in (src, target, *more) for n in t.notes]
 
 
 def _fail(message, status=2):
@@ -132,19 +143,27 @@ def main(
     workers:int=0, # Loading processes; 0 keeps decoded videos in memory if they fit
     out:str='runs/compare', # Folder to write to; finished runs in it are not done again
     quick:store_true=False, # All strategies at a reduced size
+    path:store_true=False, # Run every strength with every seed to the end: shows what each keeps at which price, and chooses by all seeds
+    rule:str='accuracy', # Choose strengths by the best `accuracy` on valid, or by `equal_learning`: what keeps most among those within 1 point of it
+    kept:str='source_probe', # What equal learning keeps, on a held-out part of the source: source_probe or source_acc (old head)
+    select:str='last', # Which epoch is measured: the last, or the best on valid
+    patience:int=0, # Stop after so many epochs without a better accuracy on valid; 0: never
+    others:str='', # More tasks, joined by `;`, on which a probe measures what was kept, such as 'moving_digits,part=motion;moving_digits,part=digit'
+    barrier:store_true=False, # Measure the loss on the straight path from the weights before fine-tuning
+    adjust:str='holm', # How p values are adjusted for the number of strategies: holm, bh (false discovery rate) or none
 ):
     "Compare ways to fine-tune a pre-trained video encoder: what was learned, what was forgotten"
     options = {k:v for k, v in locals().items() if k != 'out'}
     try:
-        run, grids, seeds, trial_seeds, say, notes = build(**options)
+        run, grids, how, say, notes = build(**options)
         out = Path(out)
         try: out.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
         with LiveWatch() as watch:
             for line in say: watch.say(line)
-            rows = compare(run, grids, out, seeds, trial_seeds, watch)
+            rows = compare(run, grids, out, watch=watch, **how)
     except InputError as e: sys.exit(_fail(e))
     except KeyboardInterrupt: sys.exit(_fail(f'stopped; finished runs are in {out}, the same command goes on from there', 130))
     title = f'{run.source} → {run.task}, {run.model}'
-    watch.console.print(rich_table(write_report(rows, out, title, notes), title, watch.console.width, notes))
-    watch.say(f'written to {out}: runs.csv, table.csv, table.md, figure.png')
+    watch.console.print(rich_table(write_report(rows, out, title, notes, adjust), title, watch.console.width, notes, adjust))
+    watch.say(f'written to {out}: runs.csv, table.csv, table.md, figure.png' + (', paths.png, trade_off_*.csv and .md' if path else ''))

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.ndimage import zoom
 from sklearn.datasets import load_digits
 
-__all__ = ['SOURCE', 'TARGET', 'CLIPS', 'write_moving_digits']
+__all__ = ['SOURCE', 'TARGET', 'MOTION', 'DIGIT', 'PARTS', 'CLIPS', 'write_moving_digits']
 
 MOTIONS = ['left', 'right', 'up', 'down', 'clockwise', 'anticlockwise']
 # the 8 target classes: a group of digits and a motion; each group has two motions, each motion two groups or more,
@@ -16,8 +16,13 @@ TARGET = {f'{name}_{motion}': (digits, motion) for name, digits, motions in [
     ('024', (0, 2, 4), ('left', 'clockwise')), ('135', (1, 3, 5), ('left', 'clockwise')),
     ('68', (6, 8), ('up', 'anticlockwise')), ('79', (7, 9), ('up', 'anticlockwise'))] for motion in motions}
 SOURCE = {f'{digit}_{motion}': ((digit,), motion) for digit in range(10) for motion in MOTIONS}
+# half of the source's question each: what one of them asks for, the other gives reason to forget
+MOTION = {f'any_{motion}': (range(10), motion) for motion in MOTIONS}
+DIGIT = {f'{digit}_any': ((digit,), MOTIONS) for digit in range(10)}
+PARTS = dict(source=SOURCE, target=TARGET, motion=MOTION, digit=DIGIT)  # a part's place decides its random numbers
 IMAGES = dict(train=range(1000), valid=range(1000, 1200), test=range(1200, 1797))  # handwritten images of each split
-CLIPS = dict(source=dict(train=6000, test=1200), target=dict(train=160, valid=160, test=800))
+CLIPS = dict(source=dict(train=6000, test=1200, valid=600), target=dict(train=160, valid=160, test=800),  # drawn in this order: add behind
+             motion=dict(train=162, valid=162, test=798), digit=dict(train=160, valid=160, test=800))
 
 
 def _draw(rng, image, motion, frames=8, size=40):
@@ -49,10 +54,10 @@ def _write(path, frames, fps=8):
 
 
 def write_moving_digits(root):
-    "Write all videos and a `manifest.csv` for each of source and target below `root`"
+    "Write all videos and a `manifest.csv` for each of `PARTS` below `root`"
     digits = load_digits()
     images = np.stack([zoom(i, 2, order=1) for i in digits.images/16]).astype(np.float32)
-    for p, (part, classes) in enumerate(dict(source=SOURCE, target=TARGET).items()):
+    for p, (part, classes) in enumerate(PARTS.items()):
         rng, rows = np.random.default_rng([2024, p]), []
         for split, n in CLIPS[part].items():
             pool = np.array(IMAGES[split])
@@ -62,6 +67,6 @@ def write_moving_digits(root):
                 image = rng.choice(pool[np.isin(digits.target[pool], of)])
                 file = root/part/split/label/f'{i:05d}.mp4'
                 file.parent.mkdir(parents=True, exist_ok=True)
-                _write(file, _draw(rng, images[image], motion))
+                _write(file, _draw(rng, images[image], motion if isinstance(motion, str) else rng.choice(motion)))
                 rows.append((file.relative_to(root/part), label, split, f'image{image}'))
         pd.DataFrame(rows, columns=['path', 'label', 'split', 'group']).to_csv(root/part/'manifest.csv', index=False)

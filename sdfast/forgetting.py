@@ -1,21 +1,38 @@
-"""What fine-tuning kept of the source task, measured against the untouched model.
+"""What fine-tuning kept of what an encoder knew, measured against the untouched encoder.
 
-Everything is computed in eval mode on the same clips; an untouched encoder scores the reference to the bit."""
-from dataclasses import asdict, dataclass
+Everything is computed in eval mode on the same clips; an untouched encoder is changed by exactly 0. Sources: linear probe after
+fine-tuning, Davari et al., CVPR 2022; ΔLP on other data sets, Mukhoti et al. (LDIFS), TMLR 2024; retrieval R@k, Xu et al. (VCOP),
+CVPR 2019; linear CKA, Kornblith et al., ICML 2019; Procrustes, Ding et al., NeurIPS 2021; barrier, Frankle et al., ICML 2020, with
+batch norm's statistics taken anew, Jordan et al., ICLR 2023."""
+import hashlib, os, random
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
+import numpy as np
 import torch
+from fastai.callback.core import Callback
+from fastai.torch_core import get_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from .errors import InputError
-from .models import extract
+from .models import encode
+from .strategies.averaging import reestimate_bn, wise_ft
+from .strategies.penalty import Columns, block_names, find_encoder, frozen_copy, state_hash
 
-__all__ = ['Retention', 'Kept', 'linear_cka', 'drift', 'weight_distance', 'linear_probe', 'probe_head', 'knn']
+__all__ = ['Retention', 'RetentionCurve', 'Kept', 'linear_cka', 'procrustes', 'drift', 'weight_distance', 'linear_probe', 'probe_head', 'knn',
+           'retrieval', 'loss_barrier']
+
+AT = (1, 5, 10, 20, 50)  # of retrieval
 
 
 def linear_cka(
@@ -33,6 +50,17 @@ def linear_cka(
     return (xy/norm).item() if norm > 0 else float('nan')
 
 
+def procrustes(
+    x:torch.Tensor, # Features `(N, F)`
+    ref:torch.Tensor, # Of the same N samples `(N, F)`, by the untouched encoder
+)->float: # Between 0 and 2; exactly 0 for equal features
+    "Orthogonal Procrustes distance `min_Q ||x Q - ref||^2` of centred features, each scaled to norm 1: what no rotation explains"
+    if torch.equal(x, ref): return 0.  # the singular values below would leave 1e-16
+    x, ref = (f.double() - f.double().mean(0) for f in (x, ref))
+    norm = x.norm()*ref.norm()
+    return max(0., (2 - 2*torch.linalg.svdvals(x.T @ ref).sum()/norm).item()) if 0 < norm < float('inf') else float('nan')
+
+
 def drift(
     x:torch.Tensor, # Features `(N, F)`
     ref:torch.Tensor, # Those of the untouched encoder
@@ -44,9 +72,10 @@ def drift(
 def weight_distance(
     weights:dict, # Parameters by name
     ref:dict, # Those of the untouched encoder
-)->float: # 0 for equal weights
+)->float: # 0 for equal weights; nan where names differ, as under adapters
     "How far weights moved, relative to their size: `||w - ref|| / ||ref||`; buffers do not count"
-    far = sum((weights[k].detach().double().cpu() - r.double()).square().sum() for k, r in ref.items())
+    if not ref or not ref.keys() <= weights.keys(): return float('nan')
+    far = sum((weights[k].detach().to(r.device) - r).double().square().sum() for k, r in ref.items())
     return (far.sqrt()/sum(r.double().square().sum() for r in ref.values()).sqrt()).item()
 
 
@@ -79,48 +108,307 @@ def knn(x, y, xt, yt, k:int=5)->float:
     return float(KNeighborsClassifier(min(k, len(x)), metric='cosine').fit(x.numpy(), y.numpy()).score(xt.numpy(), yt.numpy()))
 
 
+def retrieval(
+    x, y, # Features and labels of the gallery, the train clips
+    xt, yt, # Of the queries, the test clips
+    at=AT,
+)->dict[int, float]: # k -> R@k, without those that exceed the gallery
+    "R@k: share of queries with a clip of their class among the k of the gallery with the largest cosine similarity"
+    x, xt = (nn.functional.normalize(f.double(), dim=1) for f in (x, xt))
+    near = (xt @ x.T).topk(min(max(at), len(x))).indices
+    first = (y[near] == yt[:, None]).cumsum(1) > 0
+    return {k:first[:, k - 1].double().mean().item() for k in at if k <= len(x)}
+
+
+def loss_barrier(
+    losses, # Along the straight path between two sets of weights
+    at, # Where each was taken: from 0, the one end, to 1, the other
+)->float: # 0 where the loss nowhere rises above the line between the ends
+    "The largest height of the loss above the line between the losses of both ends"
+    first, last = losses[0], losses[-1]
+    return max(0., *(l - (first + a*(last - first)) for l, a in zip(losses, at)))
+
+
+@contextmanager
+def _undisturbed():
+    "The random state of Python, numpy and torch is after this what it was before"
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(cuda):
+        try: yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+class _Memo:
+    """Outputs of one encoder by the content of its input, kept as files: the same weights and pixels are computed once.
+
+    A file that cannot be read is computed anew."""
+    def __init__(self, folder, encoder, layers):
+        what = f'{encoder}{layers}{torch.__version__}{next(encoder.parameters()).device.type}{torch.get_num_threads()}'
+        self.folder, self.layers = Path(folder)/f'{state_hash(encoder.state_dict())}-{hashlib.sha256(what.encode()).hexdigest()[:8]}', layers
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, encoder, x, layers=()):
+        pixels = x.detach().as_subclass(torch.Tensor).cpu().contiguous()
+        key = hashlib.sha256(f'{tuple(x.shape)}{x.dtype}'.encode() + pixels.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:24]
+        file = self.folder/f'{key}.safetensors'
+        try: d = load_file(file)
+        except (FileNotFoundError, SafetensorError):
+            f, maps = encode(encoder, x, self.layers)
+            d = {k:v.cpu().contiguous() for k, v in dict(maps, **{'': f}).items()}
+            tmp = file.with_name(f'{file.name}.{os.getpid()}.tmp')
+            save_file(d, tmp)
+            os.replace(tmp, file)
+        return d[''].to(next(encoder.parameters()).device), {n:d[n] for n in self.layers}
+
+
+@dataclass
+class _Read:
+    "What an encoder makes of a loader's clips, on the CPU"
+    x: torch.Tensor  # features (N, F)
+    y: torch.Tensor|None  # labels (N,)
+    logits: torch.Tensor|None  # of the old head (N, classes)
+    layers: dict  # name -> (N, C)
+
+    def accuracy(self): return (self.logits.argmax(1) == self.y).double().mean().item()
+    def loss(self): return cross_entropy(self.logits.double(), self.y).item()
+
+
+@torch.no_grad()
+def _read(encoder, dl, head=None, layers=(), encode=encode):
+    "`encoder` in eval mode over all of `dl`, which yields `(x, y)`, `(x,)` or `x`"
+    xs, ys, logits, maps = [], [], [], {n:[] for n in layers}
+    for batch in dl:
+        x, y = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
+        f, m = encode(encoder, x, layers) if layers else encode(encoder, x)
+        xs.append(f.float().flatten(1).cpu())
+        if y is not None: ys.append(y.as_subclass(torch.Tensor).cpu())
+        if head is not None: logits.append(head.to(f.device)(f).float().cpu())
+        for n in layers: maps[n].append(m[n].cpu())
+    if not xs: raise InputError('retention cannot be measured on a loader without batches')
+    return _Read(torch.cat(xs), torch.cat(ys) if ys else None, torch.cat(logits) if logits else None, {n:torch.cat(m) for n, m in maps.items()})
+
+
 @dataclass(frozen=True)
 class Kept:
-    "What an encoder kept of the source task; accuracies are fractions"
-    source_acc: float  # with the head that was trained on the untouched encoder
-    source_probe: float  # with a linear probe fitted on this encoder's own features
-    source_knn: float  # with the nearest neighbours in this encoder's own features
-    cka: float  # linear CKA with the untouched encoder's features on the test clips; 1: unchanged
-    drift: float  # relative distance of those features; 0: unchanged
-    weight_distance: float  # relative distance of the weights; 0: unchanged
+    "What an encoder kept. Accuracies are fractions; `None` is what was not asked for, or cannot be measured with what was given"
+    source_acc: float|None = None  # with the head that was trained on the untouched encoder
+    source_acc_bn: float|None = None  # the same, after batch norm's statistics were taken anew from source clips: what the weights kept
+    source_probe: float|None = None  # with a linear probe fitted on this encoder's own features
+    source_knn: float|None = None  # with the nearest neighbours in this encoder's own features
+    r1: float|None = None  # retrieval with train as gallery and test as queries: one of the class among the first 1, 5, 10, 20 and 50
+    r5: float|None = None
+    r10: float|None = None
+    r20: float|None = None
+    r50: float|None = None
+    other_probe: float|None = None  # mean over the other tasks of a linear probe's accuracy
+    cka: float|None = None  # linear CKA with the untouched encoder's features; 1: unchanged
+    procrustes: float|None = None  # Procrustes distance to them; 0: unchanged up to rotation and scale
+    drift: float|None = None  # relative distance to them; 0: unchanged
+    weight_distance: float|None = None  # relative distance of the weights; 0: unchanged
+    barrier: float|None = None  # of the old head's loss on the straight path from the untouched weights; 0: same basin
+    pretext: float|None = None  # loss of the task on which the encoder was pre-trained without labels
+    valid_source_acc: float|None = None  # on a held-out part of the source, to choose strengths by
+    valid_source_probe: float|None = None
+    others: dict = field(default_factory=dict)  # other task -> probe accuracy
+    layers: dict = field(default_factory=dict)  # layer -> cka, procrustes, drift, weight_distance
+
+    def flat(self)->dict[str, float]:
+        "Everything that was measured under one name each: `cka`, `others.NAME`, `layers.NAME.cka`"
+        rows = {k:v for k, v in vars(self).items() if k not in ('others', 'layers') and v is not None}
+        return rows | {f'others.{k}':v for k, v in self.others.items()} | {f'layers.{n}.{k}':v for n, d in self.layers.items() for k, v in d.items()}
 
 
 class Retention:
-    """Measures how much of a source task an encoder kept: `Retention(model, train_dl, test_dl)(tuned_encoder)`.
+    """Measures what an encoder kept: `Retention(model, train_dl, test_dl)(tuned_encoder)`.
 
-    The reference is `model` as it is now; its features are computed once. Loaders must not shuffle or augment."""
+    The reference is `model` as it is now; what it makes of the clips is computed once. Loaders must not shuffle or augment; they
+    yield `(x, y)`, and `clips` may yield `x` alone. Measuring draws no random numbers and changes neither modes nor statistics."""
 
     def __init__(self,
-        model:nn.Module, # Untouched `Sequential(encoder, head)` of the source task
-        train_dl, # Source clips to fit the probe and the neighbours on
-        test_dl, # Source clips to measure on
+        model:nn.Module, # Untouched `Sequential(encoder, head)` of the source task, or another that has an encoder, see `find_encoder`
+        train_dl=None, # Source clips to fit the probe and the neighbours on
+        test_dl=None, # Source clips to measure on
+        *,
+        valid_dl=None, # Held-out source clips to choose strengths by
+        clips=None, # Clips for what needs no labels (CKA, Procrustes, drift); by default those of `test_dl`
+        others:dict|None=None, # Other tasks to probe: name -> `(train loader, test loader)`
+        pretext=None, # Function from an encoder to its loss on the task that it was pre-trained on
+        head:nn.Module|None=None, # From the encoder's output to logits of the source; by default the head of a `Sequential(encoder, head)`
+        layers='blocks', # Submodules to compare one by one: names, 'blocks' for all of `block_names`, or none
+        bn:bool=True, # Also measure the old head under batch norm statistics taken anew
+        path=(.25, .5, .75), # Where to measure the loss between untouched (0) and tuned (1) weights; empty: no barrier
+        encoder=None, # Which part of the model, see `find_encoder`
+        cache=None, # Folder that keeps what the untouched encoder computed, by content of weights and clips, for other processes
     ):
-        self.train_dl, self.test_dl = train_dl, test_dl
-        self.head_weights = {k:v.detach().cpu().clone() for k, v in model[1].state_dict().items()}
-        self.n_classes = len(self.head_weights['bias'])
-        self.weights = {k:p.detach().cpu().clone() for k, p in model[0].named_parameters()}
-        self._train, self._test = extract(model[0], train_dl), extract(model[0], test_dl)
+        if train_dl is None and test_dl is None and clips is None and not others and pretext is None:
+            raise InputError('Retention has nothing to measure on: pass train_dl and test_dl of the source, clips without labels, others or pretext')
+        if (train_dl is None) != (test_dl is None): raise InputError('Retention needs both train_dl, to fit the probe, and test_dl, to measure on')
+        model = get_model(model)
+        self.untouched, self.train_dl, self.test_dl, self.valid_dl = frozen_copy(find_encoder(model, encoder)), train_dl, test_dl, valid_dl
+        self.clips, self.others, self.pretext, self.cache = clips if clips is not None else test_dl, others or {}, pretext, cache
+        if head is None and encoder is None and isinstance(model, nn.Sequential): head = model[1]
+        self.head = None if head is None else frozen_copy(head)
+        self.layers = block_names(self.untouched) if layers == 'blocks' else list(layers or ())
+        have = dict(self.untouched.named_modules())
+        if missing := [n for n in self.layers if n not in have]: raise InputError(f'the encoder has no layer {missing[0]!r}; it has {", ".join(have)}')
+        if bad := [a for a in path if not 0 < a < 1]: raise InputError(f'path must lie between 0 and 1, not at {bad[0]}')
+        norms = [m for m in self.untouched.modules() if getattr(m, 'running_mean', None) is not None]
+        self.bn, self.path = bn and bool(norms), tuple(path)
+        self.weights, self._samples = {k:p.detach().clone() for k, p in self.untouched.named_parameters()}, {}
+        with _undisturbed():
+            self._readings = self._read_all(self.untouched, _Memo(cache, self.untouched, self.layers) if cache else encode)
 
     @cached_property
     def reference(self)->Kept:
         "The untouched encoder's scores"
-        return self._score(self._train, self._test, self.weights)
+        with _undisturbed(): return self._score(self.untouched, self._readings)
 
     def __call__(self, encoder:nn.Module)->Kept:
-        "Scores of `encoder`, which has the architecture of the untouched one"
-        return self._score(extract(encoder, self.train_dl), extract(encoder, self.test_dl), dict(encoder.named_parameters()))
+        "Scores of `encoder`, which has the architecture of the untouched one; it may be in the middle of a fit"
+        with _undisturbed():
+            copy = frozen_copy(get_model(encoder))
+            return self._score(copy, self._read_all(copy))
 
-    def change(self, encoder:nn.Module)->dict:
-        "Scores of `encoder` minus those of the untouched one: negative accuracies are forgetting, exactly 0 is untouched"
-        return {k:v - getattr(self.reference, k) for k, v in asdict(self(encoder)).items()}
+    def change(self, encoder:nn.Module)->dict[str, float]:
+        "Scores of `encoder` minus those of the untouched one, by `Kept.flat`: negative accuracies are forgetting, exactly 0 is untouched"
+        ref = self.reference.flat()
+        return {k:v - ref[k] for k, v in self(encoder).flat().items()}
 
-    def _score(self, train, test, weights):
-        (x, y), (xt, yt) = train, test
-        logits = xt @ self.head_weights['weight'].T + self.head_weights['bias']
-        return Kept((logits.argmax(1) == yt).float().mean().item(), linear_probe(x, y, xt, yt), knn(x, y, xt, yt),
-                    linear_cka(xt, self._test[0]), drift(xt, self._test[0]), weight_distance(weights, self.weights))
+    def held_out(self, encoder:nn.Module)->Kept:
+        "Only what a choice of strengths may see: the scores on `valid_dl`"
+        if self.valid_dl is None: raise InputError('Retention was given no valid_dl, so there is nothing that a choice may see')
+        with _undisturbed():
+            copy = frozen_copy(get_model(encoder))
+            train, valid = _read(copy, self.train_dl), _read(copy, self.valid_dl, self.head)
+            return Kept(**self._held_out(_classifier(train.x, train.y), valid))
+
+    def _read_all(self, encoder, encode=encode):
+        def read(dl, head=None, layers=()): return _read(encoder, dl, head, layers, encode)
+        r = dict(others={n:(read(a), read(b)) for n, (a, b) in self.others.items()})
+        if self.test_dl is not None: r |= dict(train=read(self.train_dl), test=read(self.test_dl, self.head, self.layers if self.clips is self.test_dl else ()))
+        if self.valid_dl is not None: r['valid'] = read(self.valid_dl, self.head)
+        if self.clips is not None: r['clips'] = r['test'] if self.clips is self.test_dl else read(self.clips, None, self.layers)
+        return r
+
+    def _held_out(self, probe, valid):
+        return dict(valid_source_probe=float(probe.score(valid.x.numpy(), valid.y.numpy())), **(dict(valid_source_acc=valid.accuracy()) if self.head is not None else {}))
+
+    def _score(self, encoder, r):
+        kept = dict(others={n:linear_probe(a.x, a.y, b.x, b.y) for n, (a, b) in r['others'].items()})
+        if self.others: kept['other_probe'] = float(np.mean(list(kept['others'].values())))
+        if self.test_dl is not None:
+            train, test = r['train'], r['test']
+            probe = _classifier(train.x, train.y)
+            kept |= dict(source_probe=float(probe.score(test.x.numpy(), test.y.numpy())), source_knn=knn(train.x, train.y, test.x, test.y))
+            kept |= {f'r{k}':v for k, v in retrieval(train.x, train.y, test.x, test.y).items()}
+            if 'valid' in r: kept |= self._held_out(probe, r['valid'])
+            if self.head is not None:
+                kept['source_acc'] = test.accuracy()
+                if self.bn or self.path: kept |= self._along(encoder)
+        if self.clips is not None: kept |= self.compare(r['clips'].x, r['clips'].layers, encoder)
+        kept['weight_distance'] = weight_distance(dict(encoder.named_parameters()), self.weights)
+        if self.pretext is not None: kept['pretext'] = float(self.pretext(encoder))
+        return Kept(**kept)
+
+    def compare(self, x, layers, encoder, rows=slice(None))->dict:
+        "Fields of `Kept` that need no labels: of features `x` and what `layers` put out for the clips number `rows`"
+        ref, weights = self._readings['clips'], dict(encoder.named_parameters())
+        def pair(a, b): return dict(cka=linear_cka(a, b), procrustes=procrustes(a, b), drift=drift(a, b))
+        each = {n:pair(layers[n], ref.layers[n][rows]) for n in self.layers}
+        for n, d in each.items():
+            mine = {k:p for k, p in self.weights.items() if k.startswith(f'{n}.')}
+            if mine: d['weight_distance'] = weight_distance(weights, mine)
+        return pair(x, ref.x[rows]) | dict(layers=each)
+
+    def sample(self,
+        n:int, # How many
+        size:int|None=None, # Bytes that they may take, at least two clips
+    )->tuple[torch.Tensor, torch.Tensor]: # Their numbers, and the clips as a loader gives them; kept in memory
+        "Clips spread evenly over those that need no labels"
+        total, at, clips, asked = len(self._readings['clips'].x), 0, [], (n, size)
+        def inputs(): return (b[0] if isinstance(b, (tuple, list)) else b for b in self.clips)
+        if asked in self._samples: return self._samples[asked]
+        with _undisturbed():
+            if size is not None:
+                first = next(inputs())[0]
+                n = min(n, max(2, size//(first.numel()*first.element_size())))
+            rows = torch.linspace(0, total - 1, min(n, total)).round().long().unique()
+            for x in inputs():
+                clips.append(x.as_subclass(torch.Tensor)[rows[(rows >= at) & (rows < at + len(x))].to(x.device) - at].clone())
+                at += len(x)
+        self._samples[asked] = found = rows, torch.cat(clips)
+        return found
+
+    def _along(self, encoder):
+        "With statistics taken anew: the old head's accuracy, and the barrier of its loss on the path from the untouched weights"
+        start, point, at = self.untouched.state_dict(), frozen_copy(encoder), [*self.path, 1.] if self.path else [1.]
+        reads = []
+        for a in at:
+            point.load_state_dict(wise_ft(encoder, start, a))
+            reads.append(self._renewed(point))
+        found = dict(source_acc_bn=reads[-1].accuracy()) if self.bn else {}
+        return found | (dict(barrier=loss_barrier([self._start_loss, *(r.loss() for r in reads)], [0., *at])) if self.path else {})
+
+    @cached_property
+    def _start_loss(self): return self._renewed(frozen_copy(self.untouched)).loss()
+
+    def _renewed(self, encoder):
+        "The test clips read after `encoder` was given statistics of some sixteen batches spread over the train clips"
+        step = max(1, len(self.train_dl)//16)
+        # several clips of a video are as many inputs
+        reestimate_bn(encoder, ((x.flatten(0, 1) if x.ndim == 6 else x, None) for i, (x, *_) in enumerate(self.train_dl) if i % step == 0))
+        return _read(encoder, self.test_dl, self.head)
+
+
+class RetentionCurve(Columns, Callback):
+    """What the encoder keeps, epoch by epoch, for a tenth of an epoch's cost: columns `kept_acc` (with the old head, where there
+    is one), `kept_cka`, `kept_drift` and `kept_weights` in the recorder; layer by layer in `history`.
+
+    Measured on a fixed sample of the clips of `retention`, spread evenly over them and kept in memory. Training is the same to the
+    bit with and without it. Raises `InputError` for a `retention` without clips."""
+    order, run_valid = 8, False  # before the recorder looks at columns
+    history = ()  # of the last fit: one dict an epoch, `Kept.flat` names
+    _stateattrs = ('retention', 'history', '_columns', '_sample')
+    _sample = None
+
+    def __init__(self,
+        retention:Retention, # Of the encoder before training
+        clips:int|None=None, # How many; by default as many as cost a tenth of an epoch, if they fit into 256 MiB
+        every:int=1, # Epochs between two measurements; the last of a fit is always measured
+        encoder=None, # Which part of the model, see `find_encoder`
+    ):
+        if retention.clips is None: raise InputError('RetentionCurve needs a Retention with test_dl or clips')
+        if every < 1 or clips is not None and clips < 2: raise InputError('RetentionCurve needs every of at least 1 and clips of at least 2')
+        self.retention, self.n, self.every, self.protected = retention, clips, every, encoder
+
+    def affordable(self)->int:
+        "How many clips a tenth of an epoch pays for: a training clip costs three forward passes, a validation clip one; a fifth is reserve"
+        valid = len(self.dls.valid_ds) if len(self.dls.loaders) > 1 else 0
+        return max(2, int(.08*(3*len(self.dls.train_ds) + valid)))
+
+    def before_fit(self):
+        if self.learn.lock.locked() or hasattr(self.learn, 'lr_finder'): return  # `validate`, `get_preds`, `lr_find`
+        if self._sample is None: self._sample = self.retention.sample(self.n or self.affordable(), None if self.n else 2**28)
+        self.history, labelled = [], self.retention.head is not None and self.retention._readings['clips'].y is not None
+        names = (dict(kept_acc='source_acc') if labelled else {}) | dict(kept_cka='cka', kept_drift='drift', kept_weights='weight_distance')
+        self.show({column:lambda k=k: self._now(k) for column, k in names.items()})
+
+    def _now(self, name): return self.history[-1].get(name, float('nan')) if self.history and self.history[-1]['epoch'] == self.epoch else float('nan')
+
+    def after_train(self):
+        if self._sample is None or hasattr(self.learn, 'lr_finder') or (self.epoch + 1) % self.every and self.epoch + 1 < self.n_epoch: return
+        rows, clips = self._sample
+        with _undisturbed():
+            copy = frozen_copy(find_encoder(self.learn.model, self.protected))
+            names = dict(copy.named_modules())
+            layers = [n for n in self.retention.layers if n in names]  # adapters rename them
+            whole = len(layers) == len(self.retention.layers)
+            r = _read(copy, clips.split(32), self.retention.head, layers if whole else ())
+            ref = self.retention._readings['clips']
+            kept = self.retention.compare(r.x, r.layers, copy, rows) if whole else dict(cka=linear_cka(r.x, ref.x[rows]), drift=drift(r.x, ref.x[rows]))
+            kept['weight_distance'] = weight_distance(dict(copy.named_parameters()), self.retention.weights)
+            if r.logits is not None and ref.y is not None: kept['source_acc'] = (r.logits.argmax(1) == ref.y[rows]).double().mean().item()
+        self.history.append(dict(epoch=self.epoch) | Kept(**kept).flat())

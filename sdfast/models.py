@@ -18,7 +18,7 @@ from torch import nn
 from .errors import InputError
 
 __all__ = ['create_model', 'create_encoder', 'load_encoder', 'model_stats', 'encoder_head_split', 'tiny', 'c3d', 'r2plus1d', 'SpaceTimeEncoder',
-           'FrameEncoder', 'is_model', 'eval_mode', 'extract', 'save_weights']
+           'FrameEncoder', 'is_model', 'eval_mode', 'encode', 'extract', 'save_weights']
 
 
 class SpaceTimeEncoder(nn.Module):
@@ -207,18 +207,41 @@ def eval_mode(model:nn.Module):
         for m, training in modes.items(): m.training = training
 
 
+def encode(
+    encoder:nn.Module, # From clips `(B, T, C, H, W)` to features `(B, F)`
+    x:torch.Tensor, # One batch; several clips of a video `(B, K, T, C, H, W)` are encoded apart and averaged
+    layers=(), # Names of submodules whose outputs to keep as well
+)->tuple[torch.Tensor, dict]: # The encoder's output, and of each layer `(B, C)` float32: the mean over time and space
+    """One batch through the encoder, in the mode that it is in.
+
+    A layer's output `(B, C, ...)` is averaged over what follows C, tokens `(B, N, C)` over N; frames that a layer sees one by one,
+    `(B*T, C, ...)`, over T as well."""
+    x = x.as_subclass(torch.Tensor).to(next(encoder.parameters()).device)
+    n, maps = len(x), {}
+    def keep(name):
+        def hook(module, args, out):
+            m = out.detach().float()
+            if m.ndim == 3: m = m.mean(1)
+            elif m.ndim > 3: m = m.flatten(2).mean(2)
+            maps[name] = m.unflatten(0, (n, -1)).mean(1)
+        return hook
+    handles = [encoder.get_submodule(name).register_forward_hook(keep(name)) for name in layers]
+    try: f = encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1) if x.ndim == 6 else encoder(x)
+    finally:
+        for h in handles: h.remove()
+    return f, maps
+
+
 @torch.no_grad()
 def extract(
     encoder:nn.Module, # From clips `(B, T, C, H, W)` to features `(B, F)`
-    dl, # Yields `(x, y)`; several clips of a video `(B, K, T, C, H, W)` are encoded apart and averaged
+    dl, # Yields `(x, y)`; see `encode` for several clips of a video
 )->tuple[torch.Tensor, torch.Tensor]: # Features `(N, F)` float32 and labels `(N,)`, on the CPU
     "Features in eval mode"
-    feats, labels, device = [], [], next(encoder.parameters()).device
+    feats, labels = [], []
     with eval_mode(encoder):
         for x, y in dl:
-            x = x.as_subclass(torch.Tensor).to(device)
-            f = encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1) if x.ndim == 6 else encoder(x)
-            feats.append(f.float().flatten(1).cpu())
+            feats.append(encode(encoder, x)[0].float().flatten(1).cpu())
             labels.append(y.as_subclass(torch.Tensor).cpu())
     return torch.cat(feats), torch.cat(labels)
 

@@ -2,55 +2,149 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .stats import mean_interval, paired_difference
+from .stats import adjust, bca_interval, hypervolume, judge, matched_difference, matched_kept, mcnemar, mean_interval, p_value, paired_difference, paired_test, pareto_front, sign_flip
 from .strategies import STRATEGIES
 from .study import Watch
 
-__all__ = ['summary', 'rich_table', 'markdown', 'figure', 'write_report', 'LiveWatch']
+__all__ = ['summary', 'trade_off', 'rich_table', 'markdown', 'trade_off_markdown', 'figure', 'path_figure', 'write_report', 'LiveWatch']
 
-METRICS = ['acc1', 'acc5', 'source_acc', 'source_probe', 'source_knn', 'cka', 'drift', 'weight_distance']
-TITLES = dict(acc1='target acc@1', source_acc='source, old head', source_probe='source, new probe', source_knn='source, kNN', cka='CKA', drift='drift')
-SHARES = {'acc1', 'acc5', 'source_acc', 'source_probe', 'source_knn'}  # shown in %, differences in points
+METRICS = ['acc1', 'acc5', 'source_acc', 'source_acc_bn', 'source_probe', 'source_knn', 'r1', 'r5', 'r10', 'r20', 'r50', 'other_probe', 'cka', 'procrustes', 'drift',
+           'weight_distance', 'barrier']
+TITLES = dict(acc1='target acc@1', source_acc='source, old head', source_acc_bn='old head, BN anew', source_probe='source, new probe', source_knn='source, kNN',
+              other_probe='other tasks, new probe', cka='CKA', drift='drift', barrier='barrier')
+SHARES = {'acc1', 'acc5', 'source_acc', 'source_acc_bn', 'source_probe', 'source_knn', 'r1', 'r5', 'r10', 'r20', 'r50', 'other_probe'}  # shown in %, differences in points
+LESS = {'procrustes', 'drift', 'weight_distance', 'barrier'}  # less is better
+MARGIN = .01  # of target accuracy, that a setting may lie below plain fine-tuning and still count
+
+
+def _final(rows, chosen=True):
+    "Final runs, of the chosen strengths only or of all of them; a file from before there were paths has only the former"
+    final = rows[rows.final.astype(bool)]
+    return final[[pd.isna(c) or bool(c) for c in final.chosen]] if chosen and 'chosen' in final else final
 
 
 def summary(
     rows:pd.DataFrame, # From `compare`
     reference:str='finetune', # Strategy that the others are compared with, seed by seed
-)->pd.DataFrame: # A row a strategy: `lam`, `lr`, `runs`, `failed`, and for each metric its mean, difference to the reference and interval
-    "Means over seeds of final runs, and paired differences with 95 % t intervals"
-    final, out = rows[rows.final.astype(bool)], []
+    method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
+    folder=None, # Of the study: adds McNemar's test on its `scores.csv`
+)->pd.DataFrame: # A row a strategy: `lam`, `lr`, `runs`, `failed`, and for each metric m the columns m, m_low, m_high, m_diff...
+    """Means over seeds of final runs with 95 % t intervals, and paired differences to the reference: m_diff with its t interval
+    (m_diff_low, m_diff_high) and BCa interval (m_bca_low, m_bca_high), the p values of the paired t test (m_p), the same adjusted
+    (m_p_adj) and of the exact sign-flip test (m_p_flip), and m_verdict, by the adjusted one"""
+    final, out = _final(rows), []
+    base = final[(final.strategy == reference) & (final.status == 'ok')].set_index('seed')
+    metrics = [m for m in METRICS if m in final and final[m].notna().any()]
     for strategy, g in final.groupby('strategy', sort=False):
         ok, row = g[g.status == 'ok'], dict(strategy=strategy, lam=g.lam.iloc[0], lr=g.lr.iloc[0], runs=int((g.status == 'ok').sum()), failed=int((g.status != 'ok').sum()))
-        base = final[(final.strategy == reference) & (final.status == 'ok')].set_index('seed')
-        for m in METRICS:
+        for m in metrics:
             mean = mean_interval(ok[m])
             row |= {m: mean.mean, f'{m}_low': mean.low, f'{m}_high': mean.high}
             if strategy in (reference, 'untouched'): continue
             mine = ok.set_index('seed')[m].astype(float)
             seeds = mine.index.intersection(base.index)
-            d = paired_difference(mine[seeds], base.loc[seeds, m])
-            row |= {f'{m}_diff': d.mean, f'{m}_diff_low': d.low, f'{m}_diff_high': d.high, f'{m}_verdict': d.verdict}
+            a, b = mine[seeds], base.loc[seeds, m].astype(float)
+            d, (low, high) = paired_difference(a, b), bca_interval(a - b)
+            row |= {f'{m}_diff': d.mean, f'{m}_diff_low': d.low, f'{m}_diff_high': d.high, f'{m}_bca_low': low, f'{m}_bca_high': high,
+                    f'{m}_p': paired_test(a, b), f'{m}_p_flip': sign_flip(a - b)}
+        if folder is not None and strategy not in (reference, 'untouched'): row['mcnemar'] = _mcnemar(folder, ok, base)
         row['seconds'] = ok.seconds.astype(float).mean()
         out.append(row)
+    table = pd.DataFrame(out).reindex(columns=list(dict.fromkeys(c for r in out for c in r)))
+    for m in metrics:
+        if f'{m}_p' not in table: continue
+        table.insert(table.columns.get_loc(f'{m}_p') + 1, f'{m}_p_adj', adjust(table[f'{m}_p'], method))
+        verdict = [judge(d, p, m not in LESS) for d, p in zip(table[f'{m}_diff'], table[f'{m}_p_adj'])]
+        table.insert(table.columns.get_loc(f'{m}_p_flip') + 1, f'{m}_verdict', pd.Series(verdict).where(table[f'{m}_diff'].notna(), None))
+    return table
+
+
+def _mcnemar(folder, runs, reference):
+    "p of McNemar's test per video, each model the mean over seeds of its probabilities; nan where scores are not there"
+    def right(keys):
+        files = [Path(folder)/'runs'/k/'scores.csv' for k in keys]
+        if not files or not all(f.exists() for f in files): return None
+        scores = [pd.read_csv(f, dtype=dict(label=str)) for f in files]
+        probs = sum(s.drop(columns=['path', 'label']) for s in scores)
+        return (probs.idxmax(axis=1) == scores[0].label).values
+    a, b = right(runs.key), right(reference.key)
+    return float('nan') if a is None or b is None else mcnemar(a, b)
+
+
+def _paths(rows, kept, reference):
+    "Strategy -> accuracies and what was kept, `(seeds, settings)` each, and the settings from weak to strong; lam 0 is the reference at the same lr"
+    final = _final(rows, chosen=False)
+    final = final[final.strategy != 'untouched'].assign(ok=lambda d: d.status == 'ok')
+    seeds, paths = sorted(final.seed.unique()), {}
+    for strategy, g in final.groupby('strategy', sort=False):
+        settings = sorted({(l, r) for l, r in zip(g.lam, g.lr)}, key=lambda s: (s[0], -s[1]))
+        if STRATEGIES[strategy].lams: g, settings = pd.concat([final[final.strategy == reference], g]), [(0., settings[0][1]), *settings]
+        cell = {(s, l, r):(a, k) for s, l, r, a, k in g.loc[g.ok, ['seed', 'lam', 'lr', 'acc1', kept]].astype(float).itertuples(index=False)}
+        both = np.array([[cell.get((s, *at), (np.nan, np.nan)) for at in settings] for s in seeds])
+        here = ~np.isnan(both).all((0, 2))  # the reference may not have run at this lr
+        paths[strategy] = both[:, here, 0], both[:, here, 1], [s for s, h in zip(settings, here) if h]
+    return paths
+
+
+def trade_off(
+    rows:pd.DataFrame, # From `compare` with `path=True`
+    kept:str='source_probe', # What counts as kept: a metric of the source
+    against:str='finetune', # Strategy whose path the others are compared with
+    reference:str='finetune', # Strategy whose target accuracy, at its chosen setting, is the level to compare at
+    method:str='holm', # How p values are adjusted for the number of strategies
+)->pd.DataFrame: # A row a strategy
+    """What keeping costs, from each strategy's path of strengths: `matched`, what it keeps at the target accuracy of the reference,
+    less `MARGIN`, interpolated (`stats.kept_at`); `cost`, what the untouched encoder has more than that: forgetting at equal target
+    accuracy; `diff`, how much more it keeps there than the path of `against` (finetune's is one of learning rates); all with jackknife t
+    intervals.
+    `volume`, the area in points^2 that the path dominates beyond the reference less MARGIN, per seed, with a t interval; `front`,
+    which settings no other setting of any strategy beats in both means"""
+    final, paths, out = _final(rows), _paths(rows, kept, reference), []
+    for name in (reference, against):
+        if name not in paths: raise ValueError(f'there are no final runs of {name}, which the others are compared with')
+    base = final[(final.strategy == reference) & (final.status == 'ok')].sort_values('seed')
+    acc, ref_kept = base.acc1.astype(float).values, base[kept].astype(float).values
+    seeds = sorted(final.seed[final.strategy != 'untouched'].unique())
+    if list(base.seed) != seeds: raise ValueError(f'{reference} failed with some seeds: there is no equal accuracy to compare at')
+    level, untouched = (lambda i: acc[i].mean() - MARGIN), final[final.strategy == 'untouched']
+    points = [(s, at, x.mean(0)[i], y.mean(0)[i]) for s, (x, y, settings) in paths.items() for i, at in enumerate(settings) if at[0] or not STRATEGIES[s].lams]
+    front = pareto_front([p[2] for p in points], [p[3] for p in points])
+    for strategy, (x, y, _) in paths.items():
+        m = matched_kept(x, y, level)
+        row = dict(strategy=strategy, matched=m.mean, matched_low=m.low, matched_high=m.high)
+        if len(untouched): row |= dict(zip(('cost', 'cost_low', 'cost_high'), float(untouched[kept].iloc[0]) - np.array([m.mean, m.high, m.low])))
+        if strategy != against:
+            d = matched_difference(x, y, *paths[against][:2], level)
+            row |= dict(diff=d.mean, diff_low=d.low, diff_high=d.high, p=p_value(d))
+        v = mean_interval([1e4*hypervolume(a, b, (a0 - MARGIN, k0)) for a, b, a0, k0 in zip(x, y, acc, ref_kept)])
+        row |= dict(volume=v.mean, volume_low=v.low, volume_high=v.high,
+                    front=' '.join(f'{_setting(s, *at)}' for (s, at, *_), f in zip(points, front) if f and s == strategy))
+        out.append(row)
     table = pd.DataFrame(out)
-    return table.reindex(columns=list(dict.fromkeys(c for r in out for c in r)))
+    if 'p' not in table: return table
+    table.insert(table.columns.get_loc('p') + 1, 'p_adj', adjust(table.p, method))
+    table.insert(table.columns.get_loc('p_adj') + 1, 'verdict', [None if s == against else judge(d, p) for s, d, p in zip(table.strategy, table['diff'], table.p_adj)])
+    return table
+
+
+def _setting(strategy, lam, lr): return f'λ{lam:g}' if STRATEGIES[strategy].lams else f'lr{lr:g}'
 
 
 def _cells(row, m):
-    "Text of a metric: its mean, and its paired difference with interval where there is one"
+    "Text of a metric: its mean, and its paired difference with interval and verdict where there is one"
     scale, digits = (100, 1) if m in SHARES else (1, 3)
     def f(x, sign=''): return f'{scale*x:{sign}.{digits}f}'
     if pd.isna(row[m]): return '–', ''
     if pd.isna(row.get(f'{m}_diff')): return f(row[m]), ''
     if pd.isna(row[f'{m}_diff_low']): return f(row[m]), f'{f(row[f"{m}_diff"], "+")} (no interval)'
-    star = '' if row[f'{m}_verdict'] == 'not distinguishable' else '*'
-    return f(row[m]), f'{f(row[f"{m}_diff"], "+")}{star} [{f(row[f"{m}_diff_low"], "+")}, {f(row[f"{m}_diff_high"], "+")}]'
+    return f(row[m]), f'{f(row[f"{m}_diff"], "+")} [{f(row[f"{m}_diff_low"], "+")}, {f(row[f"{m}_diff_high"], "+")}] {row[f"{m}_verdict"]}'
 
 
 def _strength(row):
@@ -58,73 +152,147 @@ def _strength(row):
     return (f'λ {row.lam:g}' if STRATEGIES[row.strategy].lams else f'lr {row.lr:g}') + (f', {row.failed} failed' if row.failed else '')
 
 
-CAPTION = ('Accuracies in %, means over {n} seeds; {where} the paired difference to finetune with its 95 % t interval, * where it excludes 0, '
-           'else not distinguishable. Strengths chosen on the valid part, test read once.')
+CAPTION = ('Accuracies in %, means over {n} seeds; {where} the paired difference to finetune with its 95 % t interval. Better, worse or not distinguishable: '
+           'by the paired t test, {adjusted}. {mcnemar}Strengths chosen on valid parts, test read once.')
+MCNEMAR = "McNemar's test compares the means over seeds of two strategies' answers video by video, unadjusted. "
+ADJUSTED = dict(holm='adjusted for the number of strategies (Holm)', bh='with the false discovery rate over strategies held at 5 % (Benjamini-Hochberg)', none='not adjusted for the number of strategies')
 
 
-def _caption(table, where): return CAPTION.format(where=where, n=table.runs[table.strategy != 'untouched'].max())
+def _caption(table, where, method):
+    return CAPTION.format(where=where, n=table.runs[table.strategy != 'untouched'].max(), adjusted=ADJUSTED[method], mcnemar=MCNEMAR if 'mcnemar' in table else '')
 
 
-def rich_table(table:pd.DataFrame, title:str='', width:int=80, notes=())->Table:
-    "The summary for a terminal of `width` columns; a narrow one leaves out kNN, CKA and drift. `notes` of its tasks stand below"
-    metrics = [m for m in TITLES if width >= 125 or m in ('acc1', 'source_acc', 'source_probe')]
-    t = Table(title=title, caption='\n'.join([_caption(table, 'below'), *notes]), show_lines=True)
+def rich_table(table:pd.DataFrame, title:str='', width:int=80, notes=(), method:str='holm')->Table:
+    "The summary for a terminal of `width` columns; a narrow one leaves out all but target, old head and probe. `notes` of its tasks stand below"
+    metrics = [m for m in TITLES if m in table and (width >= 30 + 22*sum(m in table for m in TITLES) or m in ('acc1', 'source_acc', 'source_probe'))]
+    t = Table(title=title, caption='\n'.join([_caption(table, 'below', method), *notes]), show_lines=True)
     t.add_column('strategy', no_wrap=True)
     for m in metrics: t.add_column(TITLES[m], justify='right', no_wrap=True)
     for _, row in table.iterrows():
-        t.add_row(f'{row.strategy}\n{_strength(row)}', *('\n'.join(filter(None, _cells(row, m))).replace(' [', '\n[') for m in metrics))
+        t.add_row(f'{row.strategy}\n{_strength(row)}', *('\n'.join(filter(None, _cells(row, m))).replace(' [', '\n[').replace('] ', ']\n').replace('not dis', 'not\ndis') for m in metrics))
     return t
 
 
-def markdown(table:pd.DataFrame, notes=())->str:
-    "The summary as a Markdown table with its caption and the notes of its tasks"
-    lines = ['| ' + ' | '.join(['strategy', 'strength', *TITLES.values()]) + ' |', '|' + '---|'*2 + '--:|'*len(TITLES)]
+def markdown(
+    table:pd.DataFrame, # From `summary`
+    notes=(), # What a reader must know of the tasks
+    metrics=None, # Which columns; by default all of `TITLES` that were measured
+    method:str='holm', # How p values were adjusted
+)->str:
+    "The summary as a Markdown table with its caption"
+    metrics, test = [m for m in metrics or TITLES if m in table], 'mcnemar' in table
+    lines = ['| ' + ' | '.join(['strategy', 'strength', *(TITLES[m] for m in metrics)] + ['McNemar p']*test) + ' |', '|' + '---|'*2 + '--:|'*(len(metrics) + test)]
     for _, row in table.iterrows():
-        lines.append('| ' + ' | '.join([row.strategy, _strength(row), *(' '.join(filter(None, _cells(row, m))) for m in TITLES)]) + ' |')
-    return '\n'.join([*lines, '', _caption(table, "behind"), *(f'\n- {n}' for n in notes[:1]), *(f'- {n}' for n in notes[1:]), ''])
+        cells = [row.strategy, _strength(row), *(' '.join(filter(None, _cells(row, m))) for m in metrics)] + (['' if pd.isna(row.mcnemar) else f'{row.mcnemar:.2g}'] if test else [])
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join([*lines, '', _caption(table, "behind", method), *(f'\n- {n}' for n in notes[:1]), *(f'- {n}' for n in notes[1:]), ''])
+
+
+def trade_off_markdown(
+    table:pd.DataFrame, # From `trade_off`
+    kept:str='source_probe', # As there
+    against:str='finetune', # As there
+    method:str='holm', # As there
+)->str:
+    "What keeping costs, as a Markdown table with its caption"
+    def f(x, sign=''): return '–' if pd.isna(x) else f'{100*x:{sign}.1f}'
+    def ci(r, m, sign='', scale=100):
+        if pd.isna(r[m]): return '–'
+        return f'{scale*r[m]:{sign}.1f}' + (' (no interval)' if pd.isna(r[f'{m}_low']) else f' [{scale*r[f"{m}_low"]:{sign}.1f}, {scale*r[f"{m}_high"]:{sign}.1f}]')
+    lines = [f'| strategy | kept at equal learning | forgotten | against {against}\'s path | volume | on the front |', '|---|--:|--:|--:|--:|---|']
+    for _, r in table.iterrows():
+        diff = '' if pd.isna(r.get('diff')) else f'{ci(r, "diff", "+")} {r.verdict}'
+        lines.append(f'| {r.strategy} | {f(r.matched)} | {ci(r, "cost") if "cost" in table else ""} | {diff} | {ci(r, "volume", scale=1)} | {r.front} |')
+    return '\n'.join([*lines, '', f'{TITLES[kept][0].upper()}{TITLES[kept][1:]}, in %. Equal learning: finetune\'s target accuracy less {100*MARGIN:g} point, on the path of a strategy\'s strengths; – if it nowhere '
+                      f'learns that much. Forgotten: what the untouched encoder has more. 95 % t intervals of the jackknife over seeds, verdicts {ADJUSTED[method]}. Volume: '
+                      'points² that a path dominates beyond finetune (less the same margin). A maximum over a path is optimistic, for all alike.', ''])
 
 
 # Okabe & Ito's colours, told apart by every kind of colour vision; markers tell them apart without colour
-LOOKS = dict(finetune=('#000000', 's'), self_distill=('#D55E00', 'o'), fixed_teacher=('#0072B2', '^'), ema_teacher=('#009E73', 'v'),
-             l2sp=('#CC79A7', 'D'), ewc=('#E69F00', 'P'))
+COLOURS, MARKERS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7A7A00', '#5E3C99'), 'o^vDPX*<>hp8dH'
+LOOKS = dict(finetune=('#000000', 's')) | {s:(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, s in enumerate(['self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc'])}
+LOOKS |= {s:(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, s in enumerate((s for s in STRATEGIES if s not in LOOKS), len(LOOKS) - 1)}
+PANELS = ('source_acc', 'source_probe')
+
+
+def _panels(ax, m, untouched):
+    if untouched is not None:
+        ax.axhline(100*untouched, color='grey', ls='--', lw=1)
+        ax.annotate('untouched', (.01, 100*untouched), xycoords=('axes fraction', 'data'), va='bottom', color='grey', fontsize=8)
+    ax.set(xlabel='learned: target accuracy in %', ylabel=f'kept: {TITLES[m]} in %')
+    ax.grid(alpha=.3)
 
 
 def figure(rows:pd.DataFrame, title:str='')->Figure:
     "Target accuracy against source accuracy, by the old head and by a new probe: each seed, and the means with 95 % intervals"
-    final = rows[rows.final.astype(bool) & (rows.status == 'ok')]
+    final = _final(rows)
+    final = final[final.status == 'ok']
     table = summary(rows).set_index('strategy')
-    named = len(table) > 9  # on the points: a legend of so many is none
-    fig = Figure(figsize=(13, 6.4) if named else (10, 4.4), layout='constrained')
+    named = len(table) > 14  # on the points: a legend of so many is none
+    fig = Figure(figsize=(13, 6.4) if named else (11, 4.6), layout='constrained')
     axes = fig.subplots(1, 2)
-    for ax, m in zip(axes, ('source_acc', 'source_probe')):
+    for ax, m in zip(axes, PANELS):
         for strategy, g in final[final.strategy != 'untouched'].groupby('strategy', sort=False):
-            r, (colour, marker) = table.loc[strategy], LOOKS.get(strategy, ('#0072B2', 'X'))
+            r, (colour, marker) = table.loc[strategy], LOOKS[strategy]
             if not named: ax.plot(100*g.acc1.astype(float), 100*g[m].astype(float), marker, ms=4, color=colour, alpha=.3, lw=0)
             else: ax.annotate(strategy, (100*r.acc1, 100*r[m]), xytext=(5, 4), textcoords='offset points', fontsize=7, color=colour)
             err = [None if pd.isna(r[f'{c}_low']) else [[100*(r[c] - r[f'{c}_low'])], [100*(r[f'{c}_high'] - r[c])]] for c in ('acc1', m)]
             ax.errorbar(100*r.acc1, 100*r[m], xerr=err[0], yerr=err[1], fmt=marker, ms=5 if named else 8, lw=.6 if named else None, color=colour, capsize=0 if named else 3, label=strategy)
-        if 'untouched' in table.index:
-            ax.axhline(100*table.loc['untouched', m], color='grey', ls='--', lw=1)
-            ax.annotate('untouched', (.01, 100*table.loc['untouched', m]), xycoords=('axes fraction', 'data'), va='bottom', color='grey', fontsize=8)
-        ax.set(xlabel='learned: target accuracy in %', ylabel=f'kept: {TITLES[m]} in %')
-        ax.grid(alpha=.3)
-    if not named: axes[1].legend(fontsize=8)
+        _panels(ax, m, table.loc['untouched', m] if 'untouched' in table.index else None)
+    if not named: fig.legend(*axes[1].get_legend_handles_labels(), fontsize=8, loc='outside right center')
+    if title: fig.suptitle(title, fontsize=10)
+    return fig
+
+
+def path_figure(rows:pd.DataFrame, title:str='', reference:str='finetune')->Figure:
+    "Each strategy's path of strengths, means over seeds, from hollow (weak) to its chosen strength (large) and on; the grey steps are the Pareto front"
+    fig, chosen = Figure(figsize=(11, 5), layout='constrained'), _final(rows).drop_duplicates('strategy').set_index('strategy')
+    axes = fig.subplots(1, 2)
+    for ax, m in zip(axes, PANELS):
+        paths = _paths(rows, m, reference)
+        points = np.array([(x, y) for a, b, _ in paths.values() for x, y in zip(100*a.mean(0), 100*b.mean(0))])
+        front = points[pareto_front(*points.T)]
+        front = front[np.argsort(front[:, 0])]
+        ax.step(front[:, 0], front[:, 1], where='pre', color='grey', lw=5, alpha=.25, zorder=0, label='Pareto front')
+        for strategy, (a, b, settings) in paths.items():
+            x, y, (colour, marker) = 100*a.mean(0), 100*b.mean(0), LOOKS[strategy]
+            ax.plot(x, y, marker=marker, ms=4, color=colour, lw=1, alpha=.8, label=strategy)
+            ax.plot(x[:1], y[:1], marker=marker, ms=4, color=colour, mfc='white', lw=0)
+            at = (chosen.lam[strategy], chosen.lr[strategy])
+            if at in settings: ax.plot(x[settings.index(at)], y[settings.index(at)], marker=marker, ms=10, color=colour, lw=0)
+        # what ruined training would squeeze the rest into a corner
+        good = points[points[:, 0] >= 100*(np.nanmean(paths[reference][0]) - .08)]
+        for set_lim, i in ((ax.set_xlim, 0), (ax.set_ylim, 1)):
+            low, high = np.nanmin(good[:, i]), max(np.nanmax(good[:, i]), 100*float(chosen[m]['untouched']) if i and 'untouched' in chosen.index else 0)
+            set_lim(low - .08*(high - low + .1), high + .08*(high - low + .1))
+        if n := len(points) - len(good): ax.annotate(f'{n} settings learned too little to be shown', (.01, .01), xycoords='axes fraction', fontsize=7, color='grey')
+        _panels(ax, m, chosen[m].get('untouched'))
+    fig.legend(*axes[1].get_legend_handles_labels(), fontsize=8, loc='outside right center')
     if title: fig.suptitle(title, fontsize=10)
     return fig
 
 
 def write_report(
     rows:pd.DataFrame, # From `compare`
-    out, # Folder to write `runs.csv`, `table.csv`, `table.md` and `figure.png` to
+    out, # Folder of the study, to write `runs.csv`, `table.csv`, `table.md` and `figure.png` to, with paths also `trade_off_*` and `paths.png`
     title:str='',
     notes=(), # What a reader must know of the tasks
+    method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
 )->pd.DataFrame: # The summary
     "Write what a study found"
-    out, table = Path(out), summary(rows)
+    out, table = Path(out), summary(rows, method=method, folder=out)
     rows.to_csv(out/'runs.csv', index=False)
     table.to_csv(out/'table.csv', index=False, float_format='%.6g')
-    (out/'table.md').write_text(markdown(table, notes))
+    (out/'table.md').write_text(markdown(table, notes, method=method))
     figure(rows, title).savefig(out/'figure.png', dpi=130)
+    if len(_final(rows, chosen=False)) > len(_final(rows)):
+        path_figure(rows, title).savefig(out/'paths.png', dpi=130)
+        for m in PANELS:
+            t = trade_off(rows, m, method=method)
+            t.to_csv(out/f'trade_off_{m}.csv', index=False, float_format='%.6g')
+            text = trade_off_markdown(t, m, method=method)
+            if 'self_distill' in set(t.strategy): text += '\n' + trade_off_markdown(trade_off(rows, m, 'self_distill', method=method), m, 'self_distill', method)
+            (out/f'trade_off_{m}.md').write_text(text)
     return table
 
 

@@ -1,8 +1,8 @@
 """Runs as pure functions of a `Run`, and the comparison of strategies made of them.
 
 A study's folder holds `source/<key>/`, the model before fine-tuning, and `runs/<key>/`: `run.json`, `epochs.csv`,
-`scores.csv` (test videos, final runs only), `log.txt` and, written last and atomically, `result.json`. Finished runs are
-skipped. Trials choose each strategy's strength on the valid part; only final runs read test."""
+`scores.csv`, `kept.json` and `curve.csv` (test videos, what was kept, and its course; final runs only), `log.txt` and, written
+last and atomically, `result.json`. Finished runs are skipped. Strengths are chosen on valid parts; only final runs read test."""
 import hashlib, json, math, os, random, shutil, sys, time, traceback, warnings
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -24,18 +24,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .errors import InputError
-from .forgetting import Retention, extract, probe_head
-from .models import create_model, encoder_head_split, load_encoder, model_stats, save_weights
+from .forgetting import Retention, RetentionCurve, probe_head
+from .models import create_model, encoder_head_split, extract, load_encoder, model_stats, save_weights
 from .strategies import STRATEGIES, Importance, PathIntegral, Telemetry, channel_attention, empirical_fisher, mas_importance
 from .strategies.penalty import Penalty, state_hash
 from .tasks import create_task
 from .video import MultiClip
 
 __all__ = ['Run', 'Source', 'Watch', 'source_model', 'fine_tune', 'execute', 'compare', 'compare_rows', 'strength_grid', 'fit_batch_size',
-           'learning_rates', 'file_id', 'COLUMNS', 'RSPNET']
+           'learning_rates', 'file_id', 'choose', 'COLUMNS', 'RSPNET', 'RULES']
 
-COLUMNS = ['key', 'task', 'source', 'model', 'strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'valid_acc1', 'acc1', 'acc5', 'source_acc',
-           'source_probe', 'source_knn', 'cka', 'drift', 'weight_distance', 'select', 'best_epoch', 'best_valid_acc1', 'best_acc1', 'best_acc5', 'seconds', 'status', 'error', 'final']
+KEPT = ['source_acc', 'source_acc_bn', 'source_probe', 'source_knn', 'r1', 'r5', 'r10', 'r20', 'r50', 'other_probe', 'cka', 'procrustes', 'drift', 'weight_distance',
+        'barrier', 'valid_source_acc', 'valid_source_probe']  # fields of `forgetting.Kept` that are columns; the others are in kept.json
+COLUMNS = ['key', 'task', 'source', 'model', 'strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'valid_acc1', 'acc1', 'acc5', *KEPT, 'select',
+           'best_epoch', 'best_valid_acc1', 'best_acc1', 'best_acc5', 'seconds', 'status', 'error', 'final', 'chosen']
+RULES = ('accuracy', 'equal_learning')  # see `choose`
 PROBE_CLIPS, FISHER_CLIPS = 1200, 500  # of the source's train part, classes balanced
 QUICK = dict(train=12, valid=8, test=6)
 # fields of a `Run` under the protocol of RSPNet's code (commit e069052), for both encoders and data sets
@@ -68,13 +71,23 @@ class Run:
     wrap: bool = False  # a short video begins again instead of repeating its last frame
     clips: int = 1  # of each test video; the valid part is seen by its middle clip
     valid_frac: float = .2  # of train, held out by group where there is no valid part; 0: train on all
-    select: str = 'last'  # also test the epoch that is best on 'valid', or on 'test' (the paper's protocol, not honest)
+    select: str = 'last'  # the epoch to measure: the last, the best on 'valid', or 'paper': the last, and beside it the best on test (not honest)
+    patience: int = 0  # stop after so many epochs without a better accuracy on valid; 0: never
     workers: int = 0
     source_epochs: int = 6
     source_lr: float = .1
     source_bs: int = 32
+    source_valid: bool = False  # hold out a part of the source, too, to choose strengths by what was kept
+    others: str = ''  # other tasks to probe, joined by `;`
+    with_barrier: bool = False  # measure the loss on the way from the weights before
     quick: bool = False  # use only `QUICK` clips of each class
     final: bool = False  # reads test and measures retention; a trial does neither
+
+    def __post_init__(self):
+        if self.select == 'test': raise InputError("choosing an epoch on test is not honest: select='valid' chooses on held-out groups of train; for the "
+                                                   "paper's protocol, labelled as such beside the last epoch, select='paper'")
+        if self.select not in ('last', 'valid', 'paper'): raise InputError(f"select must be last, valid or paper, not {self.select!r}")
+        if self.patience < 0: raise InputError(f'patience must be at least 0 epochs, not {self.patience}')
 
     @property
     def key(self)->str: return _key(asdict(self))
@@ -82,7 +95,7 @@ class Run:
     @property
     def source_key(self)->str:
         "Of what decides the model before fine-tuning"
-        names = 'source data model model_args init frames stride size area flip wrap clips workers source_epochs source_lr source_bs quick'
+        names = 'source data model model_args init frames stride size area flip wrap clips workers source_epochs source_lr source_bs source_valid quick'
         return _key({n:getattr(self, n) for n in names.split()})
 
     @property
@@ -138,12 +151,22 @@ class StopDiverged(Callback):
 
 
 class KeepBest(Callback):
-    "Remembers the weights of the epoch with the best validation accuracy, of equals the first"
-    order, epoch_, best, state = 61, None, -1., None
+    "Remembers the weights of the epoch with the best validation accuracy, of equals the first, and loads them after the fit"
+    order, epoch_, best, state = 61, None, -1., None  # after_fit before recipes that change what was trained
+
+    def __init__(self,
+        load:bool=True, # Load the best epoch's weights when the fit is over
+        patience:int=0, # End the fit after so many epochs without a better one; 0: never
+    ): self.load, self.patience = load, patience
+
     def after_epoch(self):
         if self.learn.lock.locked(): return  # `get_preds`
         acc = dict(zip(self.recorder.metric_names, self.recorder.log))['accuracy']
         if acc > self.best: self.best, self.epoch_, self.state = acc, self.epoch, {k:v.detach().cpu().clone() for k, v in self.learn.model.state_dict().items()}
+        elif self.patience and self.epoch - self.epoch_ >= self.patience: raise CancelFitException
+
+    def after_fit(self):
+        if self.load and self.state is not None and not self.learn.lock.locked(): self.learn.model.load_state_dict(self.state)
 
 
 class NoValidation(Callback):
@@ -177,22 +200,22 @@ def fit_batch_size(n:int, bs:int)->int:
 
 
 @lru_cache(maxsize=4)
-def _data(spec, part, quick, frames, stride, size, area, flip, wrap, clips, valid_frac, bs, workers, model):
+def _data(spec, part, quick, frames, stride, size, area, flip, wrap, clips, held, bs, workers, model):
     "`(task, dls, loader of test)`, kept so that runs of one process share decoded videos"
     task = create_task(spec, part)
-    if part == 'target' and valid_frac: task = task.hold_out(valid_frac)
+    if held: task = task.hold_out(held)
     if quick: task = task.subset(**QUICK)
     def dls(bs, k): return task.dls(frames, stride, size, bs, k, workers, stats=model_stats(model), area=(area, 1.) if area else None, flip=flip, wrap=wrap)
     train = dls(bs, 1)
     return task, train, task.dl(train if clips == 1 else dls(max(1, 2*bs//clips), clips), 'test')
 
 
-def _loaded(run, spec, part, bs):
-    return _data(spec, part, run.quick, run.frames, run.stride, run.size, run.area, run.flip, run.wrap, run.clips, run.valid_frac, bs, run.workers, run.model)
+def _loaded(run, spec, part, bs, held=0.):
+    return _data(spec, part, run.quick, run.frames, run.stride, run.size, run.area, run.flip, run.wrap, run.clips, held, bs, run.workers, run.model)
 
 
-def _target(run): return _loaded(run, run.task, 'target', run.bs)
-def _source(run): return _loaded(run, run.source, 'source', run.source_bs)
+def _target(run): return _loaded(run, run.task, 'target', run.bs, run.valid_frac)
+def _source(run): return _loaded(run, run.source, 'source', run.source_bs, .2*run.source_valid)
 
 
 def _fit(dls, model, epochs, lr, seed, cbs, watch, schedule='cosine', wd=0.):
@@ -244,11 +267,12 @@ def source_model(
     With no source epochs the encoder stays as it is, and the source head is a linear probe on its features. Saved in
     `out/source/<source_key>` and loaded from there the next time. With no source task nothing of it is measured."""
     folder = Path(out)/'source'/run.source_key
-    if (hit := _sources.get(str(folder.resolve()))) is not None: return hit
+    place = f'{folder.resolve()} {run.others} {run.with_barrier}'
+    if (hit := _sources.get(place)) is not None: return hit
     if not run.source:
         set_seed(0)
         model = create_model(run.model, 1, run.init, **run.options())
-        _sources[str(folder.resolve())] = hit = Source(model, None, None, state_hash(model[0].state_dict()))
+        _sources[place] = hit = Source(model, None, None, state_hash(model[0].state_dict()))
         return hit
     task, dls, test = _source(run)
     set_seed(0)
@@ -275,8 +299,13 @@ def source_model(
         if path is not None: save_file({f'{part}.{k}':v.cpu().contiguous() for part in ('diag', 'anchor') for k, v in getattr(path, part).items()}, str(folder/'path.safetensors'))
         _write_json(folder/'source.json', dict(seconds=time.time() - start, encoder=state_hash(model[0].state_dict()), **_versions()))
     for p in model.parameters(): p.requires_grad_(True)
-    retention = Retention(model, _balanced(task, dls, PROBE_CLIPS), test)
-    _sources[str(folder.resolve())] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path)
+    def loaders(spec):
+        task, dls, test = _loaded(run, spec, 'target', run.bs)
+        return _balanced(task, dls, PROBE_CLIPS), test
+    retention = Retention(model, _balanced(task, dls, PROBE_CLIPS), test, valid_dl=task.dl(dls, 'valid') if run.source_valid else None,
+                          others={create_task(spec).name:loaders(spec) for spec in filter(None, run.others.split(';'))}, path=(.25, .5, .75) if run.with_barrier else (),
+                          cache=folder/'features')
+    _sources[place] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path)
     return hit
 
 
@@ -336,16 +365,20 @@ def fine_tune(
     run:Run,
     source:Source, # From `source_model`
     watch:Watch=Watch(),
+    cbs=(), # More callbacks
 )->tuple: # The learner after training, and why it stopped early or `None`
     "Train the source's encoder with a new head on the target task, as `run` says"
     task, dls, _ = _target(run)
     set_seed(run.seed)
     model = create_model(run.model, len(task.vocab), **run.options())
     model[0].load_state_dict(source.model[0].state_dict())
-    cbs = [*STRATEGIES[run.strategy].callbacks(run.lam, source, **run.options('strategy_args')), Telemetry()]
-    if run.select == 'test': dls = DataLoaders(dls.train, task.dl(dls, 'test'), device=dls.device)
-    elif not task.count('valid'): cbs.append(NoValidation())
-    if run.select != 'last': cbs.append(KeepBest())
+    cbs = [*STRATEGIES[run.strategy].callbacks(run.lam, source, **run.options('strategy_args')), Telemetry(), *cbs]
+    if run.final and source.retention is not None: cbs.append(RetentionCurve(source.retention))
+    if run.select == 'paper': dls = DataLoaders(dls.train, task.dl(dls, 'test'), device=dls.device)
+    elif not task.count('valid'):
+        if run.select == 'valid' or run.patience: raise InputError(f'{task.name} has no valid part to choose an epoch or to stop by: valid_frac is {run.valid_frac:g}')
+        cbs.append(NoValidation())
+    if run.select != 'last' or run.patience: cbs.append(KeepBest(run.select == 'valid', run.patience))
     return _fit(dls, model, run.epochs, run.lr, run.seed, cbs, watch, run.schedule, run.wd)
 
 
@@ -353,19 +386,26 @@ def _measure(run, source, folder, watch):
     "Fine-tune and measure: `(status, numbers, error)`"
     learn, why = fine_tune(run, source, watch)
     log = pd.DataFrame(list(learn.recorder.values), columns=[n for n in learn.recorder.metric_names[1:] if n != 'time'])
-    if run.select == 'test': log = log.rename(columns=dict(valid_loss='test_loss', accuracy='test_accuracy'))
+    if run.select == 'paper': log = log.rename(columns=dict(valid_loss='test_loss', accuracy='test_accuracy'))
     log.rename_axis('epoch').to_csv(folder/'epochs.csv')
     if why: return 'diverged', {}, why
-    measured = dict(valid_acc1=_valid(learn) if run.select != 'test' and _target(run)[0].count('valid') else None)
+    measured, best = dict(valid_acc1=_valid(learn) if run.select != 'paper' and _target(run)[0].count('valid') else None), getattr(learn, 'keep_best', None)
+    if run.select != 'last': measured |= dict(best_epoch=best.epoch_, best_valid_acc1=best.best if run.select == 'valid' else None)
     if run.final:
         measured |= _score(run, learn, folder/'scores.csv')
-        if source.retention is not None: measured |= asdict(source.retention(learn.model[0]))
-        if run.select != 'last':
-            learn.model.load_state_dict(learn.keep_best.state)
-            best = learn.keep_best
-            measured |= {f'best_{k}':v for k, v in _score(run, learn, folder/'scores_best.csv').items()} | dict(
-                best_epoch=best.epoch_, best_valid_acc1=best.best if run.select == 'valid' else None)
+        if source.retention is not None:
+            kept = source.retention(learn.model[0]).flat()
+            _write_json(folder/'kept.json', kept)
+            pd.DataFrame(learn.retention_curve.history).to_csv(folder/'curve.csv', index=False)
+            measured |= _columns(kept)
+        if run.select == 'paper':
+            learn.model.load_state_dict(best.state)
+            measured |= {f'best_{k}':v for k, v in _score(run, learn, folder/'scores_best.csv').items()}
+    elif run.source_valid and source.retention is not None: measured |= _columns(source.retention.held_out(learn.model[0]).flat())
     return 'ok', measured, ''
+
+
+def _columns(kept): return {k:v for k, v in kept.items() if k in KEPT}
 
 
 def _valid(learn):
@@ -403,6 +443,24 @@ def strength_grid(
     return [dict(lam=float(lam), lr=lr) for lam in sorted(lams or STRATEGIES[strategy].lams)]
 
 
+def choose(
+    valid, # Accuracy on the target's valid part of each setting, from weak to strong protection; nan for one that failed
+    kept=None, # What each kept on the source's valid part
+    rule:str='accuracy', # 'accuracy': the best on valid; 'equal_learning': of those within `margin` of it, the one that keeps most
+    margin:float=.01,
+)->int: # The setting to take; of equals the strongest
+    "Choose a setting by held-out data"
+    if rule == 'test': raise InputError(f'strengths cannot be chosen on test: it is read once, at the end; choose by {" or ".join(RULES)}')
+    if rule not in RULES: raise InputError(f'unknown rule {rule!r} to choose by; known are {" and ".join(RULES)}')
+    valid = np.nan_to_num(np.asarray(valid, float), nan=-1.)
+    score = valid
+    if rule == 'equal_learning':
+        if kept is None: raise InputError('equal_learning chooses by what was kept of a held-out part of the source: a Run with source_valid measures it')
+        # accuracies are counts of clips: rounding must not decide what is within the margin
+        score = np.where(valid >= valid.max() - margin - 1e-9, np.nan_to_num(np.asarray(kept, float), nan=-1.), -2.)
+    return int(max(range(len(score)), key=lambda i: (score[i], i)))
+
+
 def compare(
     base:Run, # What all runs share
     grids:dict, # Strategy -> its `strength_grid`; all of one length
@@ -410,27 +468,30 @@ def compare(
     seeds:int=6, # Final runs of each strategy
     trial_seeds:int=1, # Trials of each strength
     watch:Watch=Watch(),
-)->pd.DataFrame: # A row a run, trials too, and one `untouched`; columns `COLUMNS`
-    "Choose each strategy's strength on the valid part, then run it with every seed and read test"
+    path:bool=False, # Run every strength with every seed to the end; these are the trials then
+    rule:str='accuracy', # How to choose a strength, see `choose`
+    kept:str='source_probe', # What equal learning keeps: 'source_probe' or 'source_acc', on the source's valid part
+)->pd.DataFrame: # A row a run, trials too, and one `untouched`; columns `COLUMNS`. `chosen` are those of the chosen strengths
+    "Choose each strategy's strength on valid parts, then run it with every seed and read test"
     if len({len(g) for g in grids.values()}) > 1:
         raise InputError('each strategy must get the same number of trials, not ' + ', '.join(f'{s} {len(g)}' for s, g in grids.items()))
-    trials = {s:[[replace(base, strategy=s, seed=i, **g) for i in range(trial_seeds)] for g in grid] for s, grid in grids.items()}
-    choose = len(next(iter(grids.values()))) > 1
-    finals = {s:[replace(base, strategy=s, seed=i, final=True, **grid[0]) for i in range(seeds)] for s, grid in grids.items()}
-    watch.plan([r for t in trials.values() for same in t for r in same if choose] + [r for f in finals.values() for r in f])
+    if f'valid_{kept}' not in KEPT: raise InputError(f'equal learning can keep source_probe or source_acc, not {kept!r}')
+    choose([0.], [0.], rule)  # raises for what cannot be chosen by
+    if rule == 'equal_learning': base = replace(base, source_valid=True)
+    several = len(next(iter(grids.values()))) > 1
+    def runs(strategy, g, n, final): return [replace(base, strategy=strategy, seed=i, final=final, **g) for i in range(n)]
+    trials = {s:[runs(s, g, seeds if path else trial_seeds, path) for g in grid] if several or path else [] for s, grid in grids.items()}
+    watch.plan([r for t in trials.values() for same in t for r in same] + ([] if path else [r for s, grid in grids.items() for r in runs(s, grid[0], seeds, True)]))
     source, rows = source_model(base, out, watch), []
     for strategy, grid in grids.items():
-        best = 0
-        if choose:
-            scores = []
-            for same in trials[strategy]:
-                done = [execute(r, out, watch) for r in same]
-                rows += done
-                scores.append(np.mean([-1. if d['valid_acc1'] is None else d['valid_acc1'] for d in done]))
-            best = max(range(len(grid)), key=lambda i: (scores[i], i))  # of equals the one that protects most
-            watch.say(f'{strategy}: ' + ', '.join(f'{_strength(strategy, g)} {s:.1%}' if s >= 0 else f'{_strength(strategy, g)} failed' for g, s in zip(grid, scores))
+        done, best = [[execute(r, out, watch) for r in same] for same in trials[strategy]], 0
+        if several:
+            valid, keeps = ([float(np.mean([np.nan if d[c] is None else d[c] for d in same])) for same in done] for c in ('valid_acc1', f'valid_{kept}'))
+            best = choose(valid, keeps, rule)
+            watch.say(f'{strategy}: ' + ', '.join(f'{_strength(strategy, g)} {"failed" if np.isnan(v) else f"{v:.1%}"}{f" ({k:.1%} kept)" if k == k else ""}' for g, v, k in zip(grid, valid, keeps))
                       + f' on valid; takes {_strength(strategy, grid[best])}')
-        rows += [execute(replace(r, **grid[best]), out, watch) for r in finals[strategy]]
+        for i, same in enumerate(done): rows += [d | dict(chosen=path and i == best) for d in same]
+        if not path: rows += [execute(r, out, watch) | dict(chosen=True) for r in runs(strategy, grid[best], seeds, True)]
     return compare_rows(rows, source, base)
 
 
@@ -441,8 +502,8 @@ def compare_rows(
 )->pd.DataFrame: # A row a run, and one `untouched`; columns `COLUMNS` and the hash of the weights before fine-tuning
     "Rows of runs beside what the untouched encoder scores"
     untouched = {c:None for c in COLUMNS} | dict(key=base.source_key, task=base.task, source=base.source, model=base.model, strategy='untouched',
-                 status='ok', error='', final=True, anchor=source.id) | asdict(source.retention.reference)
-    return pd.DataFrame([*rows, untouched], columns=[*COLUMNS, 'anchor'])
+                 status='ok', error='', final=True, chosen=True, anchor=source.id) | _columns(source.retention.reference.flat())
+    return pd.DataFrame([*({**r, 'chosen': r['final'] if r['chosen'] is None else r['chosen']} for r in rows), untouched], columns=[*COLUMNS, 'anchor'])
 
 
 def _strength(strategy, g): return f'lam {g["lam"]:g}' if STRATEGIES[strategy].lams else f'lr {g["lr"]:g}'

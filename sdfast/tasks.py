@@ -20,7 +20,7 @@ from .digits import CLIPS, write_moving_digits
 from .errors import InputError
 from .video import VideoBlock, VideoFile, normalize_video
 
-__all__ = ['Task', 'ucf101', 'hmdb51', 'folder', 'csv', 'moving_digits', 'create_task']
+__all__ = ['Task', 'unlabelled', 'ucf101', 'hmdb51', 'folder', 'csv', 'moving_digits', 'create_task']
 
 VIDEO_SUFFIXES = {'.3gp', '.avi', '.flv', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv'}
 CACHE_BYTES = 2**31  # decoded videos of a task are kept in memory if all of them fit into this
@@ -119,6 +119,14 @@ class Task:
     def _decoded_bytes(self, size):
         some = [VideoFile(p) for p in self.df.path.sample(min(16, len(self.df)), random_state=0)]
         return len(self.df)*np.mean([3*v.index.n*np.prod(v.scaled(size)) for v in some])
+
+
+def unlabelled(
+    dls, # From `Task.dls`
+    paths, # Video files
+): # Yields `(x,)`
+    "An unshuffled loader of videos without labels, with the transforms that `dls` uses for validation: for what `Retention` measures on `clips`"
+    return dls.test_dl([(str(p), None) for p in paths])
 
 
 def _split_groups(df, frac, seed, what):
@@ -354,16 +362,17 @@ def _listed(name, path, fold, classes, rows, below, allow_missing):
 
 
 def moving_digits(
-    path=None, # Where the videos are, or are to be written (80 MB): `$SDFAST_HOME`, by default ~/.cache/sdfast
-    part:str='target', # 'target' or 'source'
+    path=None, # Where the videos are, or are to be written (110 MB): `$SDFAST_HOME`, by default ~/.cache/sdfast
+    part:str='target', # 'source', 'target', 'motion' or 'digit'
 )->Task:
     """Handwritten digits (UCI, from scikit-learn) that move over 8 frames of 40x40.
 
-    The source has 60 classes, 10 digits x 6 motions, with 6,000 train and 1,200 test clips; the target 8 classes, groups of
-    digits x motions, with 160 train, 160 valid and 800 test clips. The three splits show different handwritten images.
+    The source has 60 classes, 10 digits x 6 motions, with 6,000 train, 600 valid and 1,200 test clips. The others are few-shot, with
+    about 160 train, 160 valid and 800 test clips: target has 8 classes, groups of digits x motions; motion has 6, whatever the digit;
+    digit has 10, whatever the motion. The three splits show different handwritten images.
     Written once: a second process that comes meanwhile writes its own copy and keeps whichever was first."""
-    if part not in CLIPS: raise InputError(f'moving_digits has the parts source and target, not {part!r}')
-    root = Path(path or os.environ.get('SDFAST_HOME') or '~/.cache/sdfast').expanduser()/'moving_digits-1'
+    if part not in CLIPS: raise InputError(f'moving_digits has the parts {", ".join(CLIPS)}, not {part!r}')
+    root = Path(path or os.environ.get('SDFAST_HOME') or '~/.cache/sdfast').expanduser()/'moving_digits-2'
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         mine = root.with_name(f'{root.name}.{uuid.uuid4().hex[:8]}.tmp')

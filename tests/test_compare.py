@@ -30,17 +30,23 @@ def test_folders_of_videos_end_to_end(spec, tmp_path):
     again = run(*args, '--out', tmp_path/'a')
     assert again.returncode == 0 and 'finished before' in again.stdout
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'a/runs.csv'), rows)
-    q = subprocess.run([sys.executable, str(ROOT/'experiments/bn_statistics.py'), str(tmp_path/'a'), '--seeds', '1'], capture_output=True, text=True)
-    assert q.returncode == 0 and 'source_acc_bn' in q.stdout, q.stderr
-    left = pd.read_csv(tmp_path/'a/bn_statistics.csv').set_index('strategy')
-    final = rows[rows.final & (rows.seed == 0)].set_index('strategy')
-    for s in ('finetune', 'self_distill'): assert left.loc[s, 'drift'] == pytest.approx(final.loc[s, 'drift'], rel=1e-5)  # the repeated run is the run
-    assert (left.weight_distance == left.weight_distance_bn).all() and (left.drift != left.drift_bn).all()
     assert run(*args, '--out', tmp_path/'b').returncode == 0  # pre-trained and run anew: the same numbers
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'b/runs.csv').drop(columns='seconds'), rows.drop(columns='seconds'))
 
 
-BAD = [(['--task', 'folder:nowhere'], 'folder nowhere does not exist'), (['--source', 'csv:no.csv'], 'csv file no.csv does not exist'),
+def test_paths_and_equal_learning_end_to_end(spec, tmp_path):
+    p = run('--task', spec, '--source', spec, '--frames', 4, '--size', 24, '--epochs', 3, '--source-epochs', 2, '--seeds', 2, '--bs', 4, '--lams', '.1,1', '--strategies', 'l2sp',
+            '--path', '--rule', 'equal_learning', '--kept', 'source_acc', '--others', spec, '--barrier', '--select', 'valid', '--patience', 2, '--out', tmp_path)
+    assert p.returncode == 0, p.stderr
+    assert 'held out, by group, to choose strengths by what was kept' in p.stdout and 'kept) on valid; takes' in p.stdout and '8/8' in p.stdout
+    rows = pd.read_csv(tmp_path/'runs.csv')
+    assert len(rows) == 9 and rows.final.all() and rows.chosen.sum() == 5 and set(rows.status) == {'ok'}
+    for c in ('valid_source_acc', 'valid_source_probe', 'other_probe', 'barrier', 'source_acc_bn', 'r1', 'procrustes'): assert rows[c].notna().all(), c
+    assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {'runs.csv', 'table.csv', 'table.md', 'figure.png', 'paths.png', *(f'trade_off_source_{k}.{e}' for k in ('acc', 'probe') for e in ('csv', 'md'))}
+
+
+BAD = [(['--rule', 'test'], 'never to choose'), (['--rule', 'best'], 'accuracy or equal_learning'), (['--select', 'test'], 'never to choose'), (['--select', 'paper'], 'last or valid'),
+       (['--kept', 'cka'], 'source_probe or source_acc'), (['--patience', -1], '--patience'), (['--adjust', 'some'], 'holm, bh, none'), (['--others', 'folder:nowhere'], 'does not exist'), (['--task', 'folder:nowhere'], 'folder nowhere does not exist'), (['--source', 'csv:no.csv'], 'csv file no.csv does not exist'),
        (['--task', 'ucf'], "unknown task 'ucf'"), (['--task', 'folder:EMPTY'], 'has no videos'), (['--task', 'folder:LONELY'], 'has one clip'),
        (['--strategies', 'l2sp,magic'], "unknown strategy 'magic'"), (['--model', 'no_net'], "unknown model 'no_net'"),
        (['--lams', '-1'], 'at least 0, not -1'), (['--lams', 'x'], 'not numbers'), (['--strategy-args', 'magic:a=1'], "'magic' is not among"), (['--strategy-args', 'ewc:implicit'], 'name=value'), (['--lams', 'magic=1'], "'magic'"), (['--lams', 'l2sp=1'], 'same number of trials'),

@@ -1,13 +1,21 @@
 "Each measure against an independent computation; an untouched encoder changed by exactly 0."
-import copy
+import copy, random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import model, state
+from conftest import data, learner, model, same, state
+from scipy.linalg import orthogonal_procrustes
 from torch import nn
+from torch.nn.functional import cross_entropy
 
-from sdfast.forgetting import Retention, drift, extract, knn, linear_cka, linear_probe, probe_head, weight_distance
+from sdfast.errors import InputError
+from sdfast.forgetting import (Kept, Retention, RetentionCurve, drift, knn, linear_cka, linear_probe, loss_barrier, probe_head, procrustes, retrieval,
+                               weight_distance)
+from sdfast.models import create_model, encode, extract
+from sdfast.strategies import L2SP, SelfDistill, WiSEFT
+from sdfast.tasks import folder, unlabelled
 
 
 @pytest.fixture
@@ -20,14 +28,49 @@ def source():
     return model(), batch(0, 60), batch(60, 90)
 
 
+def tuned(net, by=.1):
+    "A copy of the encoder with other weights and other statistics"
+    torch.manual_seed(3)
+    new = copy.deepcopy(net[0])
+    with torch.no_grad():
+        for p in new.parameters(): p.add_(by*torch.randn_like(p))
+        for n, b in new.named_buffers():
+            if n.endswith('running_mean'): b.add_(.3)
+    return new
+
+
+def pretext(encoder): return float(sum(p.detach().abs().sum() for p in encoder.parameters()))
+
+
 def test_untouched_is_exactly_unchanged(source):
     net, train, test = source
     net.train()
-    r = Retention(net, train, test)
+    r = Retention(net, train, test, valid_dl=test, others=dict(a=(train, test), b=(test, train)), pretext=pretext)
     before, rng = state(net), torch.get_rng_state()
-    assert set(r.change(copy.deepcopy(net[0])).values()) == {0.} and set(r.change(net[0]).values()) == {0.}
-    assert (r.reference.cka, r.reference.drift, r.reference.weight_distance) == (1., 0., 0.)
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and net.training and torch.equal(rng, torch.get_rng_state())
+    change = r.change(copy.deepcopy(net[0]))
+    assert set(change.values()) == {0.} == set(r.change(net[0]).values())
+    everything = {'source_acc', 'source_acc_bn', 'source_probe', 'source_knn', 'r1', 'r5', 'r10', 'r20', 'r50', 'other_probe', 'cka', 'procrustes', 'drift', 'weight_distance',
+                  'barrier', 'pretext', 'valid_source_acc', 'valid_source_probe', 'others.a', 'others.b'}
+    assert set(change) == everything | {f'layers.{n}.{k}' for n in ('conv', 'bn', 'out') for k in ('cka', 'procrustes', 'drift', 'weight_distance')}
+    assert (r.reference.cka, r.reference.procrustes, r.reference.drift, r.reference.weight_distance, r.reference.barrier) == (1., 0., 0., 0., 0.)
+    assert same(state(net), before) and net.training and torch.equal(rng, torch.get_rng_state())
+    assert all(v != 0 for k, v in r.change(tuned(net)).items() if k.startswith(('layers', 'cka', 'proc', 'drift', 'weight', 'pretext')) and k != 'layers.bn.procrustes')
+
+
+def test_measuring_disturbs_nothing(source):
+    "Not even with what draws random numbers, and for an encoder that carries hooks and is in the middle of a fit"
+    net, train, test = source
+    seen = []
+    net[0].register_forward_hook(lambda *a: seen.append(1))
+    def noisy(encoder):
+        torch.randn(3), random.random(), np.random.rand()
+        return 0.
+    r = Retention(net, train, test, pretext=noisy)
+    net.train()
+    before, rng = state(net), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())
+    r(net[0]), r.held_out
+    assert same(state(net), before) and net.training and not seen and all(p.requires_grad for p in net.parameters())
+    assert torch.equal(rng[0], torch.get_rng_state()) and rng[1] == random.getstate() and (rng[2] == np.random.get_state()[1]).all()
 
 
 def test_the_reference_is_a_copy(source):
@@ -55,6 +98,212 @@ def test_scores_equal_a_computation_by_hand(source):
     assert got.drift == pytest.approx(np.sqrt(((f - f0)**2).sum()/(f0**2).sum()))
     flat = lambda m: torch.cat([p.flatten() for p in m.parameters()])
     assert got.weight_distance == pytest.approx(((flat(tuned) - flat(net[0])).norm()/flat(net[0]).norm()).item(), rel=1e-5)
+
+
+def test_every_line_by_hand(source):
+    net, train, test = source
+    got, new, ref = Retention(net, train, test, valid_dl=train, others=dict(o=(test, train)), layers=['conv', 'out'])(tuned(net)), tuned(net).eval(), net[0].eval()
+    (x, y), (xt, yt) = ((torch.cat(t) for t in zip(*dl)) for dl in (train, test))
+    with torch.no_grad(): f, ft, g = new(x), new(xt), ref(xt)
+    assert got.source_probe == linear_probe(f, y, ft, yt) and got.source_knn == knn(f, y, ft, yt) and got.others == dict(o=linear_probe(ft, yt, f, y)) and got.other_probe == got.others['o']
+    assert got.valid_source_probe == linear_probe(f, y, f, y) and got.valid_source_acc == (net[1](f).argmax(1) == y).double().mean().item()
+    # statistics anew: one pass in train mode with cumulative average, over all batches as there are fewer than sixteen
+    def renewed(weights):
+        m = copy.deepcopy(new)
+        m.load_state_dict(weights)
+        m.bn.reset_running_stats()
+        m.bn.momentum = None
+        m.bn.train()
+        with torch.no_grad():
+            for b, _ in train: m(b)
+        m.eval()
+        with torch.no_grad(): return net[1](m(xt))
+    start, end = net[0].state_dict(), new.state_dict()
+    at = (0., .25, .5, .75, 1.)
+    logits = [renewed({k:(1 - a)*start[k] + a*v if v.is_floating_point() else v for k, v in end.items()}) for a in at]
+    losses = [cross_entropy(l, yt).item() for l in logits]
+    assert got.source_acc_bn == (logits[-1].argmax(1) == yt).double().mean().item()
+    assert got.barrier == pytest.approx(max(l - (1 - a)*losses[0] - a*losses[-1] for l, a in zip(losses, at)), abs=1e-5) and got.barrier >= 0
+    # layers: the mean over space of what they put out
+    with torch.no_grad(): a, b = (m.conv(xt).mean((2, 3)) for m in (new, ref))
+    assert got.layers['conv']['cka'] == pytest.approx(linear_cka(a, b), abs=1e-6) and got.layers['conv']['drift'] == pytest.approx(drift(a, b), rel=1e-4)
+    w = lambda m: torch.cat([p.flatten() for p in m.parameters()])
+    assert got.layers['out']['weight_distance'] == pytest.approx(((w(new.out) - w(ref.out)).norm()/w(ref.out).norm()).item(), rel=1e-5)
+    assert got.cka == got.layers['out']['cka'] and list(got.layers) == ['conv', 'out']
+
+
+def test_barrier_is_the_height_above_the_line():
+    assert loss_barrier([1., 3., 2.], [0., .5, 1.]) == 1.5 and loss_barrier([1., 1.2, 2.], [0., .5, 1.]) == 0. and loss_barrier([2., 2.], [0., 1.]) == 0.
+    at = np.linspace(0, 1, 5)
+    assert loss_barrier(list(1 + at), at) == 0.
+
+
+def test_a_barrier_between_two_permuted_nets():
+    "Two nets that compute the same with hidden units in another order: no change at the ends, a barrier between them"
+    torch.manual_seed(0)
+    x = torch.randn(300, 8)
+    body = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    y, order = body(x).argmax(1), torch.randperm(32)
+    other = copy.deepcopy(body)
+    with torch.no_grad():
+        for p, q in ((other[0].weight, body[0].weight[order]), (other[0].bias, body[0].bias[order]), (other[2].weight, body[2].weight[:, order])): p.copy_(q)
+    dl = [(x[i:i + 50], y[i:i + 50]) for i in range(0, 300, 50)]
+    head = nn.Linear(4, 4)
+    with torch.no_grad(): head.weight.copy_(20*torch.eye(4)), head.bias.zero_()
+    got = Retention(nn.Sequential(body, head), dl, dl)(other)
+    assert got.drift < 1e-5 and got.source_acc > .9 and got.weight_distance > .5 and got.barrier > .05 and got.source_acc_bn is None
+
+
+def test_procrustes_against_scipy_and_its_invariances():
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 6).double(), torch.randn(40, 6).double()
+    a, b = ((f - f.mean(0))/(f - f.mean(0)).norm() for f in (x, y))
+    q, _ = orthogonal_procrustes(a.numpy(), b.numpy())
+    assert procrustes(x, y) == pytest.approx(((a.numpy() @ q - b.numpy())**2).sum()) and procrustes(x, x) == 0
+    turn = torch.linalg.qr(torch.randn(6, 6).double())[0]
+    assert procrustes(3*x @ turn + 1, x) == pytest.approx(0, abs=1e-9) and np.isnan(procrustes(torch.ones(5, 2), torch.zeros(5, 2)))
+
+
+def test_retrieval_by_a_loop():
+    torch.manual_seed(0)
+    x, y, xt, yt = torch.randn(60, 5), torch.randint(0, 6, (60,)), torch.randn(25, 5), torch.randint(0, 6, (25,))
+    got = retrieval(x, y, xt, yt)
+    assert list(got) == [1, 5, 10, 20, 50] and list(retrieval(x[:12], y[:12], xt, yt)) == [1, 5, 10]
+    for k, v in got.items():
+        hits = 0
+        for q, label in zip(xt, yt):
+            cos = [(q @ g/(q.norm()*g.norm())).item() for g in x]
+            hits += any(y[i] == label for i in sorted(range(60), key=lambda i: -cos[i])[:k])
+        assert v == hits/25
+
+
+def test_without_labels(source):
+    "Loaders that yield x alone, as a tensor or in a tuple"
+    net, train, test = source
+    want = Retention(net, train, test)(tuned(net))
+    for clips in ([x for x, _ in test], [(x,) for x, _ in test]):
+        r = Retention(net, clips=clips, pretext=pretext)
+        got = r(tuned(net))
+        assert (got.cka, got.procrustes, got.drift, got.layers, got.weight_distance) == (want.cka, want.procrustes, want.drift, want.layers, want.weight_distance)
+        assert got.source_acc is got.barrier is got.source_probe is None and got.pretext == pretext(tuned(net)) and set(r.change(net[0]).values()) == {0.}
+        learn = learner(cbs=RetentionCurve(r, clips=10), net=copy.deepcopy(net))
+        learn.fit(1)
+        assert learn.recorder.metric_names[-5:-1] == ['valid_loss', 'kept_cka', 'kept_drift', 'kept_weights']
+
+
+def test_unlabelled_videos(clips):
+    task = folder(clips, group=r'(p\d)_')
+    dls = task.dls(frames=4, size=24, bs=4)
+    net, other = (create_model('tiny', 2, width=8) for _ in range(2))
+    paths = [p for p, _ in task.items('test')]
+    got, want = (Retention(net, clips=dl).change(other[0]) for dl in (unlabelled(dls, paths), task.dl(dls, 'test')))
+    assert got == want and set(got) >= {'cka', 'drift', 'layers.body.0.cka'} and len(next(iter(unlabelled(dls, paths)))) == 1
+
+
+def test_what_cannot_be_measured_is_said(source):
+    net, train, test = source
+    with pytest.raises(InputError, match='nothing to measure'): Retention(net)
+    with pytest.raises(InputError, match='both train_dl'): Retention(net, train)
+    with pytest.raises(InputError, match="no layer 'x'"): Retention(net, train, test, layers=['x'])
+    with pytest.raises(InputError, match='between 0 and 1'): Retention(net, train, test, path=(0., .5))
+    with pytest.raises(InputError, match='without batches'): Retention(net, train, [])
+    with pytest.raises(InputError, match='no valid_dl'): Retention(net, train, test).held_out(net[0])
+    with pytest.raises(InputError, match='with test_dl or clips'): RetentionCurve(Retention(net, pretext=pretext))
+    with pytest.raises(InputError, match='at least'): RetentionCurve(Retention(net, train, test), every=0)
+
+
+def test_references_are_kept_by_content(source, tmp_path, monkeypatch):
+    import sdfast.forgetting as f
+    net, train, test = source
+    calls, inside = [], f.encode
+    monkeypatch.setattr(f, 'encode', lambda *a: calls.append(1) or inside(*a))
+    def build(net, test=test): return len(calls), Retention(net, train, test, cache=tmp_path), len(calls)
+    _, first, n = build(net)
+    assert n == 6  # batches: four of train, two of test
+    before, second, after = build(net)
+    assert before == after and second.reference == first.reference and set(second.change(net[0]).values()) == {0.}
+    before, _, after = build(net, [(x + (i == 1), y) for i, (x, y) in enumerate(test)])
+    assert after - before == 1  # one batch is new
+    other = nn.Sequential(tuned(net), net[1])
+    before, third, after = build(other)
+    assert after - before == 6 and third.reference.source_acc == Retention(other, train, test).reference.source_acc
+    for file in tmp_path.rglob('*.safetensors'): file.write_bytes(file.read_bytes()[:-9])  # cut off: found out and computed anew
+    before, fourth, after = build(net)
+    assert after - before == 6 and fourth.reference == first.reference and not list(tmp_path.rglob('*.tmp'))
+
+
+def curve(net=None, **kwargs):
+    net, dls = net or model(), data()
+    batches = list(data(seed=5).valid)
+    return RetentionCurve(Retention(net, batches, batches), **kwargs)
+
+
+@pytest.mark.parametrize('cbs', [[], [lambda: SelfDistill(3.), lambda: L2SP(.1)], [lambda: WiSEFT(.5)]], ids=['plain', 'penalties', 'wise'])
+def test_a_curve_leaves_training_as_it_is(cbs):
+    "Weights, statistics, optimizer and random states to the bit, with dropout"
+    def fit(extra):
+        net = model(dropout=.3)
+        learn = learner(cbs=[c() for c in cbs] + [c(net) for c in extra], net=net)
+        learn.fit(3)
+        return state(learn.model), torch.get_rng_state(), random.getstate(), learn
+    a, b = fit([]), fit([lambda net: curve(net)])
+    assert same(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2] == b[2]
+    got, names = b[3].retention_curve.history, b[3].recorder.metric_names
+    assert [d['epoch'] for d in got] == [0, 1, 2] and got[2]['drift'] > 0 and got[0].keys() >= {'source_acc', 'cka', 'procrustes', 'layers.conv.cka', 'layers.out.weight_distance'}
+    assert [row[list(names).index('kept_cka') - 1] for row in b[3].recorder.values] == [d['cka'] for d in got]
+    assert not [n for n in a[3].recorder.metric_names if n.startswith('kept')]
+
+
+def test_a_curve_is_retention_on_its_sample():
+    net = model()
+    cb = curve(net, clips=16)
+    learn = learner(cbs=cb, net=net)
+    learn.fit(2)
+    last, whole = cb.history[-1], cb.retention(learn.model[0]).flat()  # the sample is all 16 clips
+    for k, v in last.items():
+        if k != 'epoch': assert v == pytest.approx(whole[k], rel=1e-4), k
+    some = curve(model(), clips=5)
+    rows, clips = some.retention.sample(5)
+    x = torch.cat([x for x, _ in data(seed=5).valid])
+    assert rows.tolist() == [0, 4, 8, 11, 15] and torch.equal(clips, x[rows].as_subclass(torch.Tensor)) and some.retention.sample(5)[1] is clips
+    assert len(some.retention.sample(9, size=3*36*4)[0]) == 3  # as many as fit into so many bytes
+
+
+def test_a_curve_in_all_kinds_of_fits():
+    net = model()
+    cb = curve(net, every=2)
+    learn = learner(cbs=cb, net=net)
+    assert cb.n is None
+    learn.fit(4)
+    assert [d['epoch'] for d in cb.history] == [1, 3] and np.isnan(learn.recorder.values[0][-1])
+    assert cb.affordable() == int(.08*(3*48 + 16)) == len(cb._sample[0])
+    history = cb.history
+    learn.validate(), learn.get_preds()
+    assert cb.history is history and not learn.metrics
+    learn.fit(1)
+    assert [d['epoch'] for d in cb.history] == [0]
+
+
+def test_frames_tokens_and_clips_are_averaged_in_layers():
+    "Layers that see frames one by one, tokens, and several clips of a video"
+    class Frames(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.mix, self.out = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 4), nn.Linear(4, 5)
+        def forward(self, x):
+            b, t = x.shape[:2]
+            m = self.conv(x.flatten(0, 1)).flatten(2).transpose(1, 2)
+            return self.out(self.mix(m).mean(1)).unflatten(0, (b, t)).mean(1)
+    torch.manual_seed(0)
+    net, x = Frames(), torch.rand(2, 3, 4, 3, 5, 5)  # two videos of three clips of four frames
+    with torch.no_grad():
+        f, maps = encode(net, x, ['conv', 'mix', 'out'])
+        want = net.conv(x.flatten(0, 2))
+        torch.testing.assert_close(maps['conv'], want.mean((2, 3)).unflatten(0, (2, 12)).mean(1))
+        tokens = net.mix(want.flatten(2).transpose(1, 2))
+        torch.testing.assert_close(maps['mix'], tokens.mean(1).unflatten(0, (2, 12)).mean(1))
+        torch.testing.assert_close(f, maps['out'])
+    assert not net.conv._forward_hooks
 
 
 def test_cka_equals_its_definition_and_ignores_rotation_and_scale():

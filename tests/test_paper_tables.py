@@ -71,7 +71,7 @@ def test_table_2(done):
     a = t[(t.encoder == 'r2plus1d') & (t.data == 'hmdb51') & (t.lam == 100)]
     assert set(a.printed_acc1) == {46.3} and set(a.printed_acc5) == {76.3}
     mine = runs[(runs.model == 'c3d') & runs.task.str.startswith('ucf101')]
-    full, held = (mine[mine['select'] == s].set_index('lam') for s in ('test', 'valid'))
+    full, held = (mine[mine['select'] == s].set_index('lam') for s in ('paper', 'valid'))
     assert full.best_acc1.notna().all() and full.best_valid_acc1.isna().all() and held.best_valid_acc1.notna().all() and full.valid_acc1.isna().all()
     log = pd.read_csv(out/'runs'/full.key[100.]/'epochs.csv')
     assert {'test_accuracy', 'self_distill', 'self_distill_ratio'} <= set(log.columns) and 'accuracy' not in log.columns and len(log) == 2
@@ -93,7 +93,7 @@ def test_numbers_of_a_table_from_scores(script, tmp_path, seeds):
     "Made-up scores of 40 videos, so that models differ: each figure against one computed by hand"
     from scipy.stats import t as student
     rng, base = np.random.default_rng(0), script.Run(model='c3d', task='ucf101:x', source='', final=True)
-    runs = [script.replace(base, lam=lam, seed=s, select=k, valid_frac=.2*(k == 'valid')) for lam in (0., 1., 10.) for s in range(seeds) for k in ('test', 'valid')]
+    runs = [script.replace(base, lam=lam, seed=s, select=k, valid_frac=.2*(k == 'valid')) for lam in (0., 1., 10.) for s in range(seeds) for k in ('paper', 'valid')]
     cell, results, right = script.Cell('c3d', 'ucf101', runs), {}, {}
     for r in runs:
         d, row = tmp_path/'runs'/r.key, dict(key=r.key, seed=r.seed, status='ok', n_test=40, best_valid_acc1=rng.random(), acc5=.9, best_acc5=.95)
@@ -106,26 +106,26 @@ def test_numbers_of_a_table_from_scores(script, tmp_path, seeds):
             row['best_acc1' if best else 'acc1'] = float((guess == label).mean())
         results[r.key] = row
     if seeds == 3: results[runs[-2].key]['status'] = 'diverged'  # lambda 10, the last seed, trained on all
-    t = script.measure([cell], results, tmp_path, (1., 10.), ['last', 'valid', 'test'])
+    t = script.measure([cell], results, tmp_path, (1., 10.), ['last', 'valid', 'paper'])
     assert len(t) == 9
     for _, r in t.iterrows():
         kind = {v:k for k, v in script.SELECTIONS.items()}[r.selection]
         mine = {q.seed:q.key for q in cell.select(r.lam, kind) if results[q.key]['status'] == 'ok'}
         ref = {q.seed:q.key for q in cell.select(0., kind)}
-        acc = np.array([100*right[k, kind != 'last'].mean() for k in mine.values()])
+        acc = np.array([100*right[k, kind == 'paper'].mean() for k in mine.values()])
         assert r.runs == len(mine) and r.failed == seeds - len(mine) and r.acc1 == pytest.approx(acc.mean())
         if seeds > 1: assert r.acc1_high - r.acc1 == pytest.approx(student.ppf(.975, len(acc) - 1)*acc.std(ddof=1)/len(acc)**.5)
         else:
             p, n, z = acc[0]/100, 40, 1.959964
             assert r.acc1_low == pytest.approx(100*((p + z*z/2/n - z*np.sqrt(p*(1 - p)/n + z*z/4/n/n))/(1 + z*z/n)), abs=1e-3)  # Wilson
         if r.lam:
-            assert r['diff'] == pytest.approx(np.mean([100*right[k, kind != 'last'].mean() - 100*right[ref[s], kind != 'last'].mean() for s, k in mine.items()]))
-            assert r.mcnemar == pytest.approx(np.median([mcnemar_by_hand(right[k, kind != 'last'], right[ref[s], kind != 'last']) for s, k in mine.items()]))
-    text = script.markdown(t, ['last', 'valid', 'test'], ['a note'])
+            assert r['diff'] == pytest.approx(np.mean([100*right[k, kind == 'paper'].mean() - 100*right[ref[s], kind == 'paper'].mean() for s, k in mine.items()]))
+            assert r.mcnemar == pytest.approx(np.median([mcnemar_by_hand(right[k, kind == 'paper'], right[ref[s], kind == 'paper']) for s, k in mine.items()]))
+    text = script.markdown(t, ['last', 'valid', 'paper'], ['a note'])
     assert '1 failed' in text if seeds == 3 else 'failed' not in text
-    one = script.choose(t, ['last', 'valid', 'test']).dropna(subset='lam')
+    one = script.choose(t, ['last', 'valid', 'paper']).dropna(subset='lam')
     best = one[one.method == 'self-distillation'].set_index('selection').lam
-    v, p = (t[(t.selection == script.SELECTIONS[k]) & (t.lam > 0)].set_index('lam') for k in ('valid', 'test'))
+    v, p = (t[(t.selection == script.SELECTIONS[k]) & (t.lam > 0)].set_index('lam') for k in ('valid', 'paper'))
     assert best['last epoch'] == best['best on valid'] == v.valid_acc1.idxmax() and best['paper protocol'] == p.acc1.idxmax()
 
 
@@ -152,7 +152,7 @@ def test_table_1_has_the_same_runs_and_chooses_lambda(done, there, call):
 
 def test_missing_parts_are_empty_cells(done, there, call):
     out = done[1]
-    text = call('table2', data=there/'data', weights=f'c3d={there/"weights/rspnet_c3d.pth.tar"}', out=out, allow_missing=True, selections='last,test', seeds=2, datasets='ucf101')
+    text = call('table2', data=there/'data', weights=f'c3d={there/"weights/rspnet_c3d.pth.tar"}', out=out, allow_missing=True, selections='last,paper', seeds=2, datasets='ucf101')
     assert 'no weights of R(2+1)D' in text and text.count('finished before') <= 2
     table = (out/'table2.md').read_text()
     assert re.search(r'\| R\(2\+1\)D \| 100 \| 82\.3 / 96\.3 \|  \|  \|', table) and 'HMDB51' not in table.split('\n-')[0] and "Student's t over 2 seeds" in table and 'best on valid' not in table

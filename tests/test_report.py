@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from sdfast.report import LiveWatch, figure, markdown, rich_table, summary
+from sdfast.report import MARGIN, LiveWatch, figure, markdown, path_figure, rich_table, summary, trade_off, trade_off_markdown, write_report
 from sdfast.strategies import STRATEGIES
 from sdfast.study import COLUMNS, Run
 
@@ -33,7 +33,92 @@ def test_summary_by_hand(rows):
     want = stats.ttest_rel(a, b).confidence_interval(.95)
     r = table.loc['self_distill']
     assert (r.acc1, r.acc1_diff, r.acc1_diff_low, r.acc1_diff_high) == pytest.approx((a.mean(), (a - b).mean(), want.low, want.high))
-    assert r.acc1_verdict == 'higher' and r.runs == 4 and r.failed == 0 and pd.isna(table.loc['finetune', 'acc1_diff'])
+    assert r.acc1_verdict == 'better' and r.drift_verdict == 'worse' and r.runs == 4 and r.failed == 0 and pd.isna(table.loc['finetune', 'acc1_diff'])
+
+
+def test_verdicts_are_adjusted_for_the_number_of_strategies():
+    rng, out = np.random.default_rng(1), []
+    for s in ('finetune', 'l2sp', 'ewc', 'lwf', 'mas'):
+        shift = dict(ewc=.03, mas=.012).get(s, 0.)
+        for seed in range(6): out.append({c:None for c in COLUMNS} | dict(strategy=s, seed=seed, lam=1., lr=.05, status='ok', final=True, chosen=True, seconds=1., acc1=.8 + shift + rng.normal(0, .006)))
+    rows = pd.DataFrame(out)
+    t = summary(rows).set_index('strategy')
+    acc = lambda s: rows[rows.strategy == s].acc1.to_numpy(float)
+    p = {s:stats.ttest_rel(acc(s), acc('finetune')).pvalue for s in ('l2sp', 'ewc', 'lwf', 'mas')}
+    ranked, low = sorted(p, key=p.get), 0.
+    for i, s in enumerate(ranked):
+        low = max(low, min(1, p[s]*(4 - i)))
+        assert t.acc1_p[s] == pytest.approx(p[s]) and t.acc1_p_adj[s] == pytest.approx(low) and t.acc1_verdict[s] == ('better' if low < .05 else 'not distinguishable')
+        assert t.acc1_p_flip[s] == pytest.approx(stats.permutation_test((acc(s) - acc('finetune'),), np.mean, permutation_type='samples').pvalue)
+        assert t.acc1_bca_low[s] < t.acc1_diff[s] < t.acc1_bca_high[s]
+    assert t.acc1_verdict['ewc'] == 'better' and pd.isna(t.acc1_verdict['finetune'])
+    plain = summary(rows, method='none').set_index('strategy')
+    assert 'not adjusted' in markdown(summary(rows, method='none'), method='none') and 'Benjamini' in markdown(summary(rows, method='bh'), method='bh')
+    assert plain.acc1_p_adj.equals(plain.acc1_p.rename('acc1_p_adj'))
+
+
+def test_mcnemar_is_of_the_mean_over_seeds(tmp_path):
+    rng, out, probs = np.random.default_rng(0), [], {}
+    label = rng.integers(0, 3, 50)
+    for s in ('finetune', 'l2sp'):
+        for seed in range(3):
+            key = f'{s}{seed}'
+            p = rng.dirichlet([1, 1, 1], 50) + np.eye(3)[label]*(.5 if s == 'l2sp' else .1)
+            probs.setdefault(s, []).append(p)
+            (tmp_path/'runs'/key).mkdir(parents=True)
+            pd.DataFrame(p, columns=['0', '1', '2']).assign(path='x', label=label)[['path', 'label', '0', '1', '2']].to_csv(tmp_path/'runs'/key/'scores.csv', index=False)
+            out.append({c:None for c in COLUMNS} | dict(key=key, strategy=s, seed=seed, lam=1., lr=.05, status='ok', final=True, seconds=1., acc1=.5))
+    right = {s:np.mean(p, 0).argmax(1) == label for s, p in probs.items()}
+    a, b = (right['l2sp'] & ~right['finetune']).sum(), (~right['l2sp'] & right['finetune']).sum()
+    t = summary(pd.DataFrame(out), folder=tmp_path).set_index('strategy')
+    assert t.mcnemar['l2sp'] == pytest.approx(stats.binomtest(a, a + b).pvalue) and t.mcnemar['l2sp'] < .05 and pd.isna(t.mcnemar['finetune'])
+    assert f'| McNemar p |' in markdown(t.reset_index()) and markdown(t.reset_index()).split('\n')[3].endswith(f'| {t.mcnemar["l2sp"]:.2g} |')
+    assert pd.isna(summary(pd.DataFrame(out), folder=tmp_path/'x').set_index('strategy').mcnemar['l2sp'])
+
+
+@pytest.fixture
+def path():
+    "Six seeds; l2sp trades 2 points of source for 1 of target, linearly; lwf never learns enough; finetune has three learning rates"
+    rng, out = np.random.default_rng(0), []
+    def add(s, seed, lam, lr, acc, kept, chosen, status='ok'):
+        out.append({c:None for c in COLUMNS} | dict(key=f'{s}{lam}{lr}{seed}', strategy=s, seed=seed, lam=lam, lr=lr, status=status, final=True, chosen=chosen, seconds=1., acc1=acc, source_acc=kept, source_probe=kept))
+    for seed in range(6):
+        e, k = rng.normal(0, .002, 2)
+        for lr, acc, kept in ((.05, .9, .80), (.025, .895, .81), (.0125, .86, .82)): add('finetune', seed, 0., lr, acc + e, kept + k, lr == .05)
+        for lam, acc in ((1., .898), (2., .894), (3., .884), (4., .874)): add('l2sp', seed, lam, .05, acc + e, .80 + 2*(.9 - acc) + k + .001*(-1)**seed, lam == 2.)
+        for lam in (1., 2.): add('lwf', seed, lam, .05, .7 + e, .85 + k, lam == 1., 'diverged' if lam == 2. and seed == 3 else 'ok')
+    out.append({c:None for c in COLUMNS} | dict(strategy='untouched', status='ok', final=True, chosen=True, source_acc=.9, source_probe=.9))
+    return pd.DataFrame(out)
+
+
+def test_trade_off_by_hand(path):
+    t = trade_off(path).set_index('strategy')
+    base = path[(path.strategy == 'finetune') & (path.lr == .05)]
+    k = base.source_probe.mean() - .80  # seeds shift target and source alike for all settings
+    # l2sp's line crosses .89, a point below finetune: .80 + 2 x .01
+    assert t.matched['l2sp'] == pytest.approx(.82 + k) and t.cost['l2sp'] == pytest.approx(.9 - .82 - k)
+    # finetune's own path crosses it between its second and third learning rate
+    own = .81 + .01*(.895 - .89)/(.895 - .86)
+    assert t.matched['finetune'] == pytest.approx(own + k) and t['diff']['l2sp'] == pytest.approx(.82 - own) and t.verdict['l2sp'] == 'better'
+    half = stats.t.ppf(.975, 5)*np.std([.001, -.001]*3, ddof=1)/6**.5  # paired: the seeds' shifts cancel, what is left is l2sp's own noise
+    assert t['diff']['l2sp'] - t.diff_low['l2sp'] == pytest.approx(half, rel=1e-4) and t.p['l2sp'] == pytest.approx(2*stats.t.sf(t['diff']['l2sp']/half*stats.t.ppf(.975, 5), 5), rel=1e-3)
+    assert t.matched['lwf'] == pytest.approx(.80 + k + .05*.01/.2)  # on the line from plain fine-tuning to its first strength
+    # volume beyond (finetune - 1 point, what it keeps): a staircase over l2sp's points within the margin
+    assert t.volume['l2sp'] == pytest.approx(1e4*(.004*.012 + .004*.004), rel=1e-6) and t.volume_low['l2sp'] < t.volume['l2sp'] < t.volume_high['l2sp']
+    assert 'lr0.05' in t.front['finetune'] and t.front['l2sp'].split() == ['λ1', 'λ2', 'λ3', 'λ4']
+    text = trade_off_markdown(trade_off(path))
+    assert f'| l2sp | {100*t.matched["l2sp"]:.1f} |' in text and 'better' in text and 'Holm' in text
+    assert len(path_figure(path).axes) == 2
+    only = summary(path).set_index('strategy')
+    assert only.lam['l2sp'] == 2. and only.acc1['l2sp'] == pytest.approx(.894 + base.acc1.mean() - .9)
+    with pytest.raises(ValueError, match='failed with some seeds'): trade_off(path.assign(status=['diverged', *path.status[1:]]))
+
+
+def test_paths_are_written(path, tmp_path):
+    write_report(path, tmp_path)
+    assert {'paths.png', 'trade_off_source_acc.md', 'trade_off_source_probe.csv', 'table.md'} <= {f.name for f in tmp_path.iterdir()}
+    write_report(path[path.chosen], tmp_path/'..'/tmp_path.name)
+    assert pd.read_csv(tmp_path/'trade_off_source_probe.csv').strategy.tolist() == ['finetune', 'l2sp', 'lwf']
 
 
 def test_pairs_are_by_seed_and_failures_leave_the_pair_out(rows):
@@ -50,11 +135,11 @@ def test_tables_say_what_they_show(rows):
     table = summary(rows)
     text = markdown(table)
     r = table.set_index('strategy').loc['self_distill']
-    assert f'{100*r.acc1:.1f} {100*r.acc1_diff:+.1f}* [{100*r.acc1_diff_low:+.1f}, {100*r.acc1_diff_high:+.1f}]' in text
+    assert f'{100*r.acc1:.1f} {100*r.acc1_diff:+.1f} [{100*r.acc1_diff_low:+.1f}, {100*r.acc1_diff_high:+.1f}] better' in text
     assert '4 seeds' in text and '| untouched |  | – | 90.0 |' in text
     one = markdown(summary(rows[rows.seed.isin([0]) | rows.seed.isna()]))
     assert '(no interval)' in one and '[' not in one.split('\n\n')[0]
-    for width in (80, 160):
+    for width in (80, 190):
         console = Console(width=width, record=True, file=open('/dev/null', 'w'))
         console.print(rich_table(table, 'x', width))
         out = console.export_text()

@@ -1,15 +1,21 @@
 "Runs are functions of their `Run`; a study chooses on valid, reads test once, and skips what is done."
+import json
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import learner
+from fastai.learner import ValueMetric
 
 from sdfast import study, tasks
 from sdfast.errors import InputError
 from sdfast.report import summary, write_report
-from sdfast.study import COLUMNS, Run, Watch, compare, execute, fit_batch_size, source_model, strength_grid
+from sdfast.forgetting import linear_probe
+from sdfast.models import create_model, extract
+from sdfast.study import COLUMNS, KeepBest, Run, Watch, choose, compare, execute, fine_tune, fit_batch_size, source_model, strength_grid
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +42,10 @@ class Log(Watch):
 def test_key_is_of_all_fields(base):
     assert base.key == replace(base).key and len(base.key) == 12
     for field, value in asdict(base).items():
-        other = replace(base, **{field: (not value) if isinstance(value, bool) else value + 1 if isinstance(value, (int, float)) else f'{value}x'})
+        new = 'valid' if field == 'select' else (not value) if isinstance(value, bool) else value + 1 if isinstance(value, (int, float)) else f'{value}x'
+        other = replace(base, **{field: new})
         assert other.key != base.key, field
-        told = field in ('strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'schedule', 'wd', 'bs', 'valid_frac', 'select', 'final', 'task')
+        told = field in ('strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'schedule', 'wd', 'bs', 'valid_frac', 'select', 'patience', 'others', 'with_barrier', 'final', 'task')
         assert (other.source_key == base.source_key) == told, field  # one source model for all strategies and seeds
 
 
@@ -81,8 +88,13 @@ def test_compare_end_to_end(base, tmp_path, monkeypatch):
         assert set(final[final.strategy == s][strength]) == {best[strength]}
     # folders
     run = tmp_path/'runs'/final.key.iloc[0]
-    assert {p.name for p in run.iterdir()} == {'run.json', 'result.json', 'epochs.csv', 'scores.csv', 'log.txt'}
-    assert len(pd.read_csv(run/'epochs.csv')) == 2
+    assert {p.name for p in run.iterdir()} == {'run.json', 'result.json', 'epochs.csv', 'scores.csv', 'log.txt', 'kept.json', 'curve.csv'}
+    log = pd.read_csv(run/'epochs.csv')
+    assert len(log) == 2 and {'kept_acc', 'kept_cka', 'kept_drift', 'kept_weights'} <= set(log.columns)
+    assert pd.read_csv(run/'curve.csv').cka.tolist() == pytest.approx(log.kept_cka.tolist())
+    kept = json.loads((run/'kept.json').read_text())
+    assert kept['source_probe'] == final.source_probe.iloc[0] and any(k.startswith('layers.') for k in kept)
+    assert not (tmp_path/'runs'/trial.key.iloc[0]/'kept.json').exists()
     scores = pd.read_csv(run/'scores.csv')
     assert (scores[['down', 'right']].idxmax(axis=1) == scores.label).mean() == pytest.approx(final.acc1.iloc[0])
     # again: nothing is done, nothing changes
@@ -119,7 +131,7 @@ def test_no_training_forgets_nothing(base, tmp_path):
 
 
 def test_source_without_training_is_the_given_weights(base, tmp_path):
-    from sdfast.models import create_model, save_weights
+    from sdfast.models import save_weights
     model = create_model('tiny', 2, width=8)
     save_weights(model[0], tmp_path/'w.safetensors')
     run = replace(base, init=str(tmp_path/'w.safetensors'), source_epochs=0)
@@ -152,6 +164,90 @@ def test_half_written_runs_are_done_again(base, tmp_path):
     result.unlink()
     (result.parent/'epochs.csv').write_text('half')
     assert {k:v for k, v in execute(base, tmp_path).items() if k != 'seconds'} == {k:v for k, v in row.items() if k != 'seconds'}
+
+
+def test_choices_see_held_out_data_only():
+    assert choose([.8, .9, .9]) == 2 and choose([.9, np.nan, .8]) == 0 and choose([np.nan, np.nan]) == 1  # of equals the strongest
+    valid, kept = [.95, .945, .94, .93], [.5, .7, .7, .9]
+    assert choose(valid, kept) == 0 and choose(valid, kept, 'equal_learning') == 2 and choose(valid, kept, 'equal_learning', margin=.02) == 3
+    assert choose(valid, [.5, np.nan, np.nan, np.nan], 'equal_learning') == 0
+    assert choose([.95, .95 - .01, .9], [0, 1, 2], 'equal_learning') == 1  # just within, whatever the rounding
+    with pytest.raises(InputError, match='cannot be chosen on test'): choose(valid, kept, 'test')
+    with pytest.raises(InputError, match='unknown rule'): choose(valid, kept, 'best')
+    with pytest.raises(InputError, match='source_valid'): choose(valid, None, 'equal_learning')
+    with pytest.raises(InputError, match='test is not honest'): Run(select='test')
+    with pytest.raises(InputError, match='last, valid or paper'): Run(select='best')
+    with pytest.raises(InputError, match='cannot be chosen on test'): compare(Run(), {'finetune': [{}]}, '.', rule='test')
+    with pytest.raises(InputError, match='source_probe or source_acc'): compare(Run(), {'finetune': [{}]}, '.', kept='cka')
+
+
+def test_trials_of_equal_learning_measure_what_was_kept_without_test(base, tmp_path, monkeypatch):
+    run = replace(base, strategy='l2sp', lam=.1, source_valid=True)
+    source = source_model(run, tmp_path)
+    row = execute(run, tmp_path)
+    assert row['acc1'] is row['source_acc'] is row['source_probe'] is None and row['valid_source_probe'] is not None
+    # by hand: the probe on what is left of train, scored on the groups held out of it
+    learn, _ = fine_tune(run, source)
+    task, dls, _ = study._source(run)
+    groups = task.df.groupby('split').group.agg(set)
+    assert task.count('valid') and not groups['valid'] & groups['train'] and not groups['valid'] & groups['test']
+    train, valid = (extract(learn.model[0], task.dl(dls, s)) for s in ('train', 'valid'))
+    assert row['valid_source_probe'] == pytest.approx(linear_probe(*train, *valid))
+    assert row['valid_source_acc'] == pytest.approx((source.model[1](valid[0]).argmax(1) == valid[1]).float().mean().item())
+    # the choice follows these columns
+    def trial(run, *a, **kw):
+        i = [1., 2., 3.].index(run.lam) if run.strategy == 'l2sp' else [.05, .025, .0125].index(run.lr)
+        return {c:None for c in COLUMNS} | dict(strategy=run.strategy, lam=run.lam, lr=run.lr, seed=run.seed, final=run.final, status='ok', valid_acc1=[.9, .895, .8][i],
+                                                valid_source_probe=[.5, .6, .9][i], valid_source_acc=[.7, .6, .9][i], acc1=[.1, .2, .99][i])
+    monkeypatch.setattr(study, 'execute', trial)
+    grids = dict(l2sp=strength_grid('l2sp', .05, [1, 2, 3]), finetune=strength_grid('finetune', .05))
+    for rule, kept, want in (('accuracy', 'source_probe', 1.), ('equal_learning', 'source_probe', 2.), ('equal_learning', 'source_acc', 1.)):
+        for path in (False, True):
+            rows = compare(base, grids, tmp_path, seeds=2, rule=rule, kept=kept, path=path)
+            mine = rows[(rows.strategy == 'l2sp') & rows.chosen.astype(bool)]
+            assert set(mine.lam) == {want} and len(mine) == 2 and mine.final.all() and len(rows) == 1 + (12 if path else 6 + 4)
+
+
+def test_paths_run_every_strength_with_every_seed(base, tmp_path):
+    grids = {s:strength_grid(s, .05, None, 2)[:2] for s in ('finetune', 'l2sp')}
+    log = Log()
+    rows = compare(base, grids, tmp_path, seeds=2, path=True, watch=log)
+    assert len(rows) == 2*2*2 + 1 and log.planned == 8 and rows.final.all() and rows.acc1[:-1].notna().all() and rows.chosen.sum() == 2*2 + 1
+    for s, g in rows[rows.strategy != 'untouched'].groupby('strategy'):
+        setting = 'lam' if s == 'l2sp' else 'lr'
+        valid = g.astype(dict(valid_acc1=float)).groupby(setting).valid_acc1.mean()
+        assert g[g.chosen.astype(bool)][setting].nunique() == 1 and valid[g[g.chosen.astype(bool)][setting].iloc[0]] == valid.max()
+    write_report(rows, tmp_path)
+    for n in ('paths.png', 'trade_off_source_acc.csv', 'trade_off_source_probe.md'): assert (tmp_path/n).stat().st_size
+
+
+def test_other_tasks_and_the_barrier_are_columns(base, tmp_path):
+    row = execute(replace(base, others=base.task, with_barrier=True, final=True), tmp_path)
+    kept = json.loads((tmp_path/'runs'/row['key']/'kept.json').read_text())
+    name = tasks.create_task(base.task).name
+    assert row['other_probe'] == kept[f'others.{name}'] and row['barrier'] >= 0 and 0 <= row['source_acc_bn'] <= 1
+    assert execute(replace(base, final=True), tmp_path)['barrier'] is None
+
+
+def test_the_best_epoch_on_valid_is_what_is_measured(base, tmp_path):
+    run = replace(base, epochs=4, lr=.4, select='valid', final=True)
+    row = execute(run, tmp_path)
+    log = pd.read_csv(tmp_path/'runs'/run.key/'epochs.csv')
+    assert row['best_epoch'] == log.accuracy.idxmax() and row['valid_acc1'] == row['best_valid_acc1'] == pytest.approx(log.accuracy.max()) and row['best_acc1'] is None
+    if row['best_epoch'] < 3:
+        curve = pd.read_csv(tmp_path/'runs'/run.key/'curve.csv')
+        assert row['weight_distance'] == pytest.approx(curve.weight_distance[row['best_epoch']], rel=1e-5) != curve.weight_distance[3]
+    with pytest.raises(InputError, match='no valid part'): fine_tune(replace(run, valid_frac=0.), source_model(run, tmp_path))
+
+
+def test_early_stopping_counts_epochs_without_a_better_one(base, tmp_path):
+    accs = iter([.5, .6, .6, .55, .4, .9])
+    stop = KeepBest(load=False, patience=3)
+    learn = learner(cbs=stop, metrics=ValueMetric(lambda: next(accs), 'accuracy'))
+    learn.fit(9)
+    assert len(learn.recorder.values) == 5 and (stop.epoch_, stop.best) == (1, .6) and next(accs) == .9
+    row = execute(replace(base, epochs=6, lr=1e-30, patience=2), tmp_path)  # nothing gets better
+    assert len(pd.read_csv(tmp_path/'runs'/row['key']/'epochs.csv')) == 3 and row['status'] == 'ok'
 
 
 def test_grids_and_batches():

@@ -94,7 +94,7 @@ def test_folder_errors_are_one_clear_line(clips, tmp_path):
                        (lambda: folder(clips, group='(zzz)'), 'does not match 16 of 16'), (lambda: folder(clips, test_frac=2), 'between 0 and 1'),
                        (lambda: folder(clips, group='(down|right)'), 'at least two groups'), (lambda: csv(tmp_path/'no.csv'), 'does not exist'),
                        (lambda: create_task('ucf'), 'known are moving_digits'), (lambda: create_task('folder'), 'needs a path'),
-                       (lambda: create_task(f'folder:{clips},sed=1'), "unknown option 'sed'"), (lambda: moving_digits(tmp_path, 'x'), 'parts source and target')]:
+                       (lambda: create_task(f'folder:{clips},sed=1'), "unknown option 'sed'"), (lambda: moving_digits(tmp_path, 'x'), "parts source, target, motion, digit, not 'x'")]:
         with pytest.raises(InputError, match=word) as e: call()
         assert '\n' not in str(e.value)
 
@@ -148,16 +148,20 @@ def test_loaders_keep_only_what_does_not_change(clips):
 
 # --- moving digits ------------------------------------------------------------------------------------------------------
 
+FEW = dict(source=dict(train=120, test=60, valid=60), target=dict(train=16, valid=8, test=16), motion=dict(train=12, valid=6, test=12),
+           digit=dict(train=20, valid=10, test=20))
+
+
 @pytest.fixture
-def few(monkeypatch): monkeypatch.setattr(digits, 'CLIPS', dict(source=dict(train=120, test=60), target=dict(train=16, valid=8, test=16)))
+def few(monkeypatch): monkeypatch.setattr(digits, 'CLIPS', FEW)
 
 
 def test_moving_digits(tmp_path, few):
-    target, source = moving_digits(tmp_path), moving_digits(tmp_path, 'source')
-    assert len(source.vocab) == 60 and len(target.vocab) == 8
-    for task in (target, source):
-        assert not groups_of(task, 'train') & groups_of(task, 'test')  # other handwriting
-        assert task.df[task.df.split == 'train'].label.value_counts().nunique() == 1
+    target, source, motion, digit = (moving_digits(tmp_path, part) for part in ('target', 'source', 'motion', 'digit'))
+    assert [len(t.vocab) for t in (source, target, motion, digit)] == [60, 8, 6, 10]
+    for task in (target, source, motion, digit):
+        assert not groups_of(task, 'train') & groups_of(task, 'test') and not groups_of(task, 'valid') & (groups_of(task, 'train') | groups_of(task, 'test'))  # other handwriting
+        assert task.df[task.df.split == 'train'].label.value_counts().nunique() == 1 and task.count('valid') == FEW[task.name.split(':')[1]]['valid']
     v = VideoFile(target.df.path[0])
     assert v.index.n == 8 and v.scaled(None) == (40, 40)
     assert not [p for p in tmp_path.iterdir() if p.suffix == '.tmp']
@@ -170,6 +174,37 @@ def test_neither_frame_nor_motion_tells_the_class():
     for part in range(2):  # digits, motion
         for value in {str(v[part]) for v in digits.TARGET.values()}:
             assert sum(str(v[part]) == value for v in digits.TARGET.values()) == 2
+
+
+def test_specs_name_the_parts(tmp_path, few, monkeypatch):
+    monkeypatch.setenv('SDFAST_HOME', str(tmp_path))
+    create_task.cache_clear()
+    for part, classes in digits.PARTS.items():
+        task = create_task(f'moving_digits,part={part}')
+        assert task.name == f'moving_digits:{part}' and set(task.vocab) == set(classes)
+    create_task.cache_clear()
+
+
+def test_what_a_part_does_not_ask_for_varies(tmp_path, few, monkeypatch):
+    "Digits of `motion` and motions of `digit`; all images of a class of `digit` are of that digit"
+    from sklearn.datasets import load_digits
+    drawn, draw, truth = [], digits._draw, load_digits().target
+    monkeypatch.setattr(digits, '_draw', lambda rng, image, motion: drawn.append(str(motion)) or draw(rng, image, motion))
+    digits.write_moving_digits(tmp_path)
+    table = pd.concat([pd.read_csv(tmp_path/part/'manifest.csv').assign(part=part) for part in digits.PARTS], ignore_index=True)
+    table['motion'], table['digit'] = drawn, truth[table.group.str.removeprefix('image').astype(int)]
+    motion, digit = table[table.part == 'motion'], table[table.part == 'digit']
+    assert (motion.label == 'any_' + motion.motion).all() and motion.digit.nunique() > 6
+    assert (digit.label == digit.digit.astype(str) + '_any').all() and set(digit.motion) == set(digits.MOTIONS)
+
+
+def test_new_parts_and_splits_left_the_old_clips_as_they_were(tmp_path, few, monkeypatch):
+    digits.write_moving_digits(tmp_path/'all')
+    monkeypatch.setattr(digits, 'PARTS', dict(source=digits.SOURCE, target=digits.TARGET))
+    monkeypatch.setattr(digits, 'CLIPS', {p:{s:n for s, n in FEW[p].items() if (p, s) != ('source', 'valid')} for p in ('source', 'target')})
+    digits.write_moving_digits(tmp_path/'old')
+    old = [p.relative_to(tmp_path/'old') for p in (tmp_path/'old').rglob('*.mp4')]
+    assert len(old) == 220 and all((tmp_path/'all'/p).read_bytes() == (tmp_path/'old'/p).read_bytes() for p in old)
 
 
 def test_drawn_motion_is_what_the_label_says():
@@ -188,7 +223,7 @@ def test_drawn_motion_is_what_the_label_says():
 
 
 def _make_in_process(path, out):
-    digits.CLIPS = dict(source=dict(train=60, test=60), target=dict(train=16, valid=8, test=16))
+    digits.CLIPS = FEW
     out.put(moving_digits(path).fingerprint)
 
 
@@ -199,4 +234,4 @@ def test_two_processes_at_once(tmp_path):
     for p in both: p.start()
     prints = {out.get(timeout=120) for _ in both}
     for p in both: p.join(timeout=60)
-    assert len(prints) == 1 and [p.name for p in tmp_path.iterdir()] == ['moving_digits-1']
+    assert len(prints) == 1 and [p.name for p in tmp_path.iterdir()] == ['moving_digits-2']

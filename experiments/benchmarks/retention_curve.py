@@ -1,0 +1,72 @@
+"""What does watching retention during training cost?
+
+    python experiments/benchmarks/retention_curve.py        # about 3 minutes on 2 CPU cores
+
+Fine-tunes the embedded task without and with `RetentionCurve`, in turns in one process, and prints the median epoch of both, their
+ratio for each pair of fits, and what is paid once at the start of a fit. Writes JSON to --out. The goal is a ratio below 1.10."""
+import json, sys, time, warnings
+from dataclasses import replace
+from pathlib import Path
+
+warnings.filterwarnings('ignore', category=FutureWarning)
+warnings.filterwarnings('ignore', category=DeprecationWarning)
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+from fastcore.script import call_parse
+
+from sdfast.forgetting import RetentionCurve
+from sdfast.study import Run, fine_tune, source_model
+
+
+class Clock(Callback):
+    "Seconds before the first epoch, and of each epoch"
+    order = -100
+    def before_fit(self): self.start, self.setup, self.epochs = time.perf_counter(), None, []
+    def before_epoch(self):
+        now = time.perf_counter()
+        if self.setup is None: self.setup = now - self.start
+        self.since = now
+
+
+class ClockEnd(Callback):
+    "Behind all others"
+    order = 1000
+    def after_epoch(self):
+        clock = self.learn.clock
+        clock.epochs.append(time.perf_counter() - clock.since)
+
+
+@call_parse
+def main(
+    fits:int=6, # Pairs of fits
+    epochs:int=12, # Of each
+    threads:int=1, # Of torch
+    device:str='cpu', # Or cuda
+    out:str='runs/benchmarks', # Folder for the source model and retention_curve.json
+):
+    "Time of an epoch with and without `RetentionCurve`"
+    if device == 'cuda' and not torch.cuda.is_available(): sys.exit('retention_curve.py: there is no CUDA device here')
+    import fastai.torch_core as core
+    core.defaults.use_cuda = device != 'cpu'
+    torch.set_num_threads(threads)
+    run = Run(source_epochs=1, epochs=epochs)
+    source = source_model(run, out)
+
+    def fit(seed, cbs=()):
+        clock = Clock()
+        fine_tune(replace(run, seed=seed), source, cbs=[clock, ClockEnd(), *cbs])
+        return np.median(clock.epochs), clock.setup
+    fit(0, [RetentionCurve(source.retention)])  # decodes, and fills what is kept in memory
+    rows = []
+    for i in range(fits):
+        source.retention._samples.clear()
+        plain, with_curve = (fit(i, c)[:2] for c in ((), [curve := RetentionCurve(source.retention)]))
+        rows.append(dict(plain=plain[0], curve=with_curve[0], ratio=with_curve[0]/plain[0], once=with_curve[1] - plain[1], clips=len(curve._sample[0])))
+        print(f'{i + 1}/{fits}: epoch {plain[0]:.3f} s, with the curve {with_curve[0]:.3f} s, ratio {rows[-1]["ratio"]:.3f}; once {rows[-1]["once"]:.2f} s', flush=True)
+    ratios = [r['ratio'] for r in rows]
+    found = dict(ratio=float(np.median(ratios)), low=min(ratios), high=max(ratios), clips=rows[0]['clips'], threads=threads, device=device, torch=torch.__version__, rows=rows)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    (Path(out)/'retention_curve.json').write_text(json.dumps(found, indent=1))
+    print(f'an epoch with RetentionCurve ({found["clips"]} clips) takes {found["ratio"]:.3f} times as long [{min(ratios):.3f}, {max(ratios):.3f}]')
