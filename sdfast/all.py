@@ -6,6 +6,7 @@ from .errors import InputError
 from .forgetting import *
 from .models import *
 from .report import *
+from .sequence import *
 from .stats import *
 from .strategies import *
 from .study import *

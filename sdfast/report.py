@@ -97,7 +97,7 @@ def trade_off(
     rows:pd.DataFrame, # From `compare` with `path=True`
     kept:str='source_probe', # What counts as kept: a metric of the source
     against:str='finetune', # Strategy whose path the others are compared with
-    reference:str='finetune', # Strategy whose target accuracy, at its chosen setting, is the level to compare at
+    reference:str='finetune', # Strategy whose target accuracy, at the setting with the best on valid, is the level to compare at
     method:str='holm', # How p values are adjusted for the number of strategies
 )->pd.DataFrame: # A row a strategy
     """What keeping costs, from each strategy's path of strengths: `matched`, what it keeps at the target accuracy of the reference,
@@ -109,7 +109,9 @@ def trade_off(
     final, paths, out = _final(rows), _paths(rows, kept, reference), []
     for name in (reference, against):
         if name not in paths: raise ValueError(f'there are no final runs of {name}, which the others are compared with')
-    base = final[(final.strategy == reference) & (final.status == 'ok')].sort_values('seed')
+    base = _final(rows, chosen=False)
+    base = base[(base.strategy == reference) & (base.status == 'ok')].astype(dict(valid_acc1=float))
+    base = base[(base.lr == base.groupby('lr').valid_acc1.mean().idxmax())].sort_values('seed')
     acc, ref_kept = base.acc1.astype(float).values, base[kept].astype(float).values
     seeds = sorted(final.seed[final.strategy != 'untouched'].unique())
     if list(base.seed) != seeds: raise ValueError(f'{reference} failed with some seeds: there is no equal accuracy to compare at')
@@ -203,15 +205,15 @@ def trade_off_markdown(
     for _, r in table.iterrows():
         diff = '' if pd.isna(r.get('diff')) else f'{ci(r, "diff", "+")} {r.verdict}'
         lines.append(f'| {r.strategy} | {f(r.matched)} | {ci(r, "cost") if "cost" in table else ""} | {diff} | {ci(r, "volume", scale=1)} | {r.front} |')
-    return '\n'.join([*lines, '', f'{TITLES[kept][0].upper()}{TITLES[kept][1:]}, in %. Equal learning: finetune\'s target accuracy less {100*MARGIN:g} point, on the path of a strategy\'s strengths; – if it nowhere '
+    return '\n'.join([*lines, '', f'{TITLES[kept][0].upper()}{TITLES[kept][1:]}, in %. Equal learning: the target accuracy of finetune, at its best learning rate on valid, less {100*MARGIN:g} point, on the path of a strategy\'s strengths; – if it nowhere '
                       f'learns that much. Forgotten: what the untouched encoder has more. 95 % t intervals of the jackknife over seeds, verdicts {ADJUSTED[method]}. Volume: '
                       'points² that a path dominates beyond finetune (less the same margin). A maximum over a path is optimistic, for all alike.', ''])
 
 
 # Okabe & Ito's colours, told apart by every kind of colour vision; markers tell them apart without colour
 COLOURS, MARKERS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7A7A00', '#5E3C99'), 'o^vDPX*<>hp8dH'
-LOOKS = dict(finetune=('#000000', 's')) | {s:(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, s in enumerate(['self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc'])}
-LOOKS |= {s:(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, s in enumerate((s for s in STRATEGIES if s not in LOOKS), len(LOOKS) - 1)}
+_FIRST = ['self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc', 'lower_lr', 'linear_probe', 'lp_ft']  # each has a colour of its own
+LOOKS = {s:(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, s in enumerate([*_FIRST, *(s for s in STRATEGIES if s not in _FIRST)])} | dict(finetune=('#000000', 's'))
 PANELS = ('source_acc', 'source_probe')
 
 
@@ -261,11 +263,11 @@ def path_figure(rows:pd.DataFrame, title:str='', reference:str='finetune')->Figu
             at = (chosen.lam[strategy], chosen.lr[strategy])
             if at in settings: ax.plot(x[settings.index(at)], y[settings.index(at)], marker=marker, ms=10, color=colour, lw=0)
         # what ruined training would squeeze the rest into a corner
-        good = points[points[:, 0] >= 100*(np.nanmean(paths[reference][0]) - .08)]
+        good = points[points[:, 0] >= 100*(np.nanmax(paths[reference][0].mean(0)) - .03)]
         for set_lim, i in ((ax.set_xlim, 0), (ax.set_ylim, 1)):
             low, high = np.nanmin(good[:, i]), max(np.nanmax(good[:, i]), 100*float(chosen[m]['untouched']) if i and 'untouched' in chosen.index else 0)
             set_lim(low - .08*(high - low + .1), high + .08*(high - low + .1))
-        if n := len(points) - len(good): ax.annotate(f'{n} settings learned too little to be shown', (.01, .01), xycoords='axes fraction', fontsize=7, color='grey')
+        if n := len(points) - len(good): ax.annotate(f'{n} more learned too little to be shown', (.01, .01), xycoords='axes fraction', fontsize=7, color='grey')
         _panels(ax, m, chosen[m].get('untouched'))
     fig.legend(*axes[1].get_legend_handles_labels(), fontsize=8, loc='outside right center')
     if title: fig.suptitle(title, fontsize=10)

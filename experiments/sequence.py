@@ -1,0 +1,156 @@
+"""A chain of tasks, one after another: which way to fine-tune keeps the most of all of them?
+
+    python experiments/sequence.py                   # the embedded task, source → target → motion → digit: see experiments/README.md for the time
+    python experiments/sequence.py --quick           # the same at a reduced size
+    python experiments/sequence.py --source folder:A --tasks 'folder:B;ucf101:C' --model r2plus1d_18 --init weights.pth --size 112
+
+Every strategy trains through the whole chain. Accuracies after each stage are measured with each task's own head, as it was left, and
+with new linear probes on the encoder. Strengths are chosen by the mean accuracy on the valid parts of source and tasks after the last
+stage, from the same number of trials. Writes runs.csv (a row a stage), matrix.csv, table.csv and table.md to --out."""
+import inspect, sys, warnings
+from dataclasses import replace
+from pathlib import Path
+
+warnings.filterwarnings('ignore', category=FutureWarning)  # of the libraries about each other
+warnings.filterwarnings('ignore', category=DeprecationWarning)
+
+import compare
+import numpy as np
+import pandas as pd
+from fastcore.script import call_parse, store_true
+from rich.table import Table
+
+from sdfast.errors import InputError
+from sdfast.report import LiveWatch
+from sdfast.sequence import accuracy_matrices, compare_sequences, sequence_summary
+from sdfast.stats import mean_interval
+from sdfast.strategies import STRATEGIES
+
+
+def plan(tasks, source, size, **options):
+    "`(a run for each task, grids, number of seeds, lines to tell the reader, notes of the tasks)`; `InputError` for anything that cannot work"
+    tasks = [t.strip() for t in tasks.split(';') if t.strip()]
+    if not tasks: raise InputError("--tasks names no task: write TASK;TASK;..., such as 'moving_digits,part=motion;moving_digits,part=digit'")
+    size = size or (40 if all(t.startswith('moving_digits') for t in [source, *tasks]) else 112)
+    # what compare.py asks beside this stays at its default; its rule is for the source's part that it holds out
+    options = {n:p.default for n, p in inspect.signature(compare.main).parameters.items() if n != 'out'} | options | dict(source=source, size=size, rule='equal_learning')
+    built = [compare.build(**options | dict(task=t)) for t in tasks]
+    data = '-'.join(dict.fromkeys(part for run, *_ in built for part in run.data.split('-')))  # one source for all
+    _, grids, how, _, _ = built[0]
+    say, notes = (list(dict.fromkeys(line for b in built for line in b[i])) for i in (3, 4))
+    return [replace(run, data=data) for run, *_ in built], grids, {k:how[k] for k in ('seeds', 'trial_seeds')}, say, notes
+
+
+def names(rows): return [c.removeprefix('probe.') for c in rows if c.startswith('probe.')]
+
+
+def matrix(rows):
+    "Mean accuracies after each stage, long: strategy, kind ('head' or 'probe'), after, task, accuracy, low, high, seeds"
+    tasks, out = names(rows), []
+    for kind in ('head', 'probe'):
+        found = accuracy_matrices(rows, kind)
+        for strategy in dict.fromkeys(s for s, _ in found):
+            R = np.stack([m for (s, _), m in found.items() if s == strategy])
+            for i, j in zip(*np.nonzero(~np.isnan(R).any(0))):
+                m = mean_interval(R[:, i, j])
+                out.append(dict(strategy=strategy, kind=kind, after=tasks[i], task=tasks[j], accuracy=m.mean, low=m.low, high=m.high, seeds=m.n))
+    random = rows[rows.strategy == 'random'].iloc[0]
+    return pd.DataFrame([*out, *(dict(strategy='random', kind='probe', task=n, accuracy=random[f'probe.{n}'], seeds=1) for n in tasks)])
+
+
+def titles(table):
+    "Columns to show, and what they are called"
+    lost = {c:f'forgetting {c.removeprefix("forgetting.")}' for c in table if c.startswith('forgetting.') and f'{c}_low' in table and not c.endswith('_diff')}
+    return dict(average='average accuracy', learned='when learned', bwt='BWT') | lost | dict(probe_average='average, new probes', fwt='FWT, new probes')
+
+
+def cells(row, m):
+    "Text of a metric: its mean, and its paired difference to finetune with interval"
+    if pd.isna(row[m]): return '–', ''
+    if pd.isna(row.get(f'{m}_diff')): return f'{100*row[m]:.1f}', ''
+    low, high, star = row[f'{m}_diff_low'], row[f'{m}_diff_high'], '*' if row[f'{m}_verdict'] in ('better', 'worse') else ''
+    return f'{100*row[m]:.1f}', f'{100*row[f"{m}_diff"]:+.1f}{star} ' + ('(no interval)' if pd.isna(low) else f'[{100*low:+.1f}, {100*high:+.1f}]')
+
+
+def strength(row): return (f'λ {row.lam:g}' if STRATEGIES[row.strategy].lams else f'lr {row.lr:g}') + (f', {row.failed} failed' if row.failed else '')
+
+
+def caption(table, where):
+    return (f'In %, means over {table.runs.max()} seeds; {where} the paired difference to finetune with its 95 % t interval, * where the paired t test, adjusted for the number of '
+            'strategies (Holm), is below .05. Each task with its own head as it was left; BWT and forgetting: after the last stage against when learned. FWT: a new probe just before a '
+            'task is learned, against one on a random encoder. Strengths chosen on valid parts, test read by final runs alone.')
+
+
+def markdown(table, notes=()):
+    shown = titles(table)
+    lines = ['| ' + ' | '.join(['strategy', 'strength', *shown.values()]) + ' |', '|---|---|' + '--:|'*len(shown)]
+    lines += ['| ' + ' | '.join([r.strategy, strength(r), *(' '.join(filter(None, cells(r, m))) for m in shown)]) + ' |' for _, r in table.iterrows()]
+    return '\n'.join([*lines, '', caption(table, 'behind'), *(f'\n- {n}' for n in notes[:1]), *(f'- {n}' for n in notes[1:]), ''])
+
+
+def rich_table(table, title, width, notes=()):
+    "For a terminal; a narrow one shows average accuracy, BWT and FWT alone"
+    shown = titles(table)
+    if width < 22 + 17*len(shown): shown = {m:shown[m] for m in ('average', 'bwt', 'fwt')}
+    t = Table(title=title, caption='\n'.join([caption(table, 'below'), *notes]), show_lines=True)
+    t.add_column('strategy', no_wrap=True)
+    for name in shown.values(): t.add_column(name, justify='right')
+    for _, r in table.iterrows(): t.add_row(f'{r.strategy}\n{strength(r)}', *('\n'.join(filter(None, cells(r, m))).replace(' [', '\n[') for m in shown))
+    return t
+
+
+def _fail(message, status=2):
+    print(f'sequence.py: {message}', file=sys.stderr)
+    return status
+
+
+@call_parse  # runs at once in a script, so it comes last
+def main(
+    tasks:str='moving_digits,part=target;moving_digits,part=motion;moving_digits,part=digit', # Joined by `;`, see compare.py's --task
+    source:str='moving_digits', # Source task, the first of the chain
+    init:str=None, # Weights of the encoder before the source stage: a file, or `pretrained`
+    model:str='tiny', # tiny, the paper's c3d and r2plus1d, a video net of torchvision, or any image model of timm
+    model_args:str='', # For the model's constructor, such as pad_type=same
+    strategies:str='self_distill,fixed_teacher,l2sp,ewc,linear_probe', # Which to compare, or `all`; finetune, the reference, is always in
+    lams:str='', # Strengths to choose from: .1,1,10 for all, or l2sp=.01,.1;ewc=.1,1
+    strategy_args:str='', # Options of strategies: ewc:implicit=true;self_distill:reduction=sum,teacher_bn=running
+    seeds:int=6, # Final chains of each strategy
+    trial_seeds:int=1, # Trials of each strength
+    epochs:int=8, # Of each stage
+    lr:float=.05, # Of each stage: SGD, momentum .9, cosine to 0
+    wd:float=0., # Of each stage: L2 regularisation of all parameters
+    bs:int=32, # Batch size
+    frames:int=8, # Frames in a clip
+    stride:int=1, # Frames between two of the clip
+    size:int=None, # Side of the square crop; default 40 for moving_digits, else 112
+    area:float=0., # Smallest part of the frame that a training crop covers, such as .25; 0: squares of the scaled frame
+    flip:store_true=False, # Mirror half of the training clips
+    clips:int=1, # Clips of each video in tests
+    source_epochs:int=None, # Of the source stage; default 6, or 0 with --init
+    source_lr:float=.1, # Of the source stage
+    source_bs:int=None, # Batch size of the source stage, by default --bs
+    splits:str=None, # Folder of the official lists of ucf101 and hmdb51, by default in and beside the videos
+    allow_missing:store_true=False, # Use what is there of ucf101 and hmdb51
+    workers:int=0, # Loading processes; 0 keeps decoded videos in memory if they fit
+    out:str='runs/sequence', # Folder to write to; finished stages in it are not done again
+    quick:store_true=False, # All strategies at a reduced size
+):
+    "Train ways to fine-tune through a chain of tasks: what was learned, what was forgotten of each"
+    options = {k:v for k, v in locals().items() if k != 'out'}
+    try:
+        runs, grids, how, say, notes = plan(**options)
+        out = Path(out)
+        try: out.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
+        with LiveWatch() as watch:
+            for line in say: watch.say(line)
+            rows = compare_sequences(runs, grids, out, watch=watch, **how)
+        rows.to_csv(out/'runs.csv', index=False)
+        table, title = sequence_summary(rows), ' → '.join([source, *names(rows)[1:]]) + f', {model}'
+    except InputError as e: sys.exit(_fail(e))
+    except KeyboardInterrupt: sys.exit(_fail(f'stopped; finished stages are in {out}, the same command goes on from there', 130))
+    matrix(rows).to_csv(out/'matrix.csv', index=False, float_format='%.6g')
+    table.to_csv(out/'table.csv', index=False, float_format='%.6g')
+    (out/'table.md').write_text(markdown(table, notes))
+    watch.console.print(rich_table(table, title, watch.console.width, notes))
+    watch.say(f'written to {out}: runs.csv, matrix.csv, table.csv, table.md')

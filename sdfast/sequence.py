@@ -1,0 +1,327 @@
+"""Chains of tasks, source → A → B → ...: what each stage learns, and what becomes of all that was learned before.
+
+`R[i, j]` is the accuracy on task j after stage i. Task 0 is the source, row 0 the model before fine-tuning. Each task has its own head
+(task-incremental), so there are two such matrices: with the **old head** of task j, kept as stage j left it, which is nan above the
+diagonal; and with a new linear **probe** on the encoder's features, which is complete.
+
+A strategy protects the encoder as it stands when a stage begins. What it knows of the stages before: EWC, MAS and SI hold on with the
+sum of all their importances, each scaled to mean 1 so that tasks count alike (online EWC with gamma 1, Schwarz et al., ICML 2018);
+LwF and Replay have a term for each old head, as Li & Hoiem (2016) sum them; Co-Tuning and DELTA look at the stage before only.
+
+A study's folder holds `stages/<key>/`: `run.json`, `encoder.safetensors`, `head.safetensors`, `epochs.csv`, `log.txt` and, written last
+and atomically, `result.json`. The key is of the `Run` and of the stage before: a finished stage is read, not trained again."""
+import json, re, shutil, time, traceback, warnings
+from dataclasses import asdict, replace
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.torch_core import set_seed
+from safetensors.torch import load_file, save_file
+
+from .errors import InputError
+from .forgetting import linear_probe
+from .models import create_model, extract, load_encoder, save_weights
+from .stats import adjust, judge, mean_interval, paired_difference, paired_test
+from .strategies import STRATEGIES, Importance, PathIntegral
+from .strategies.penalty import frozen_copy, state_hash
+from .study import (FISHER_CLIPS, PROBE_CLIPS, Run, Source, Watch, _balanced, _key, _load_path, _source, _strength, _target, _versions, _write_json, choose, fine_tune,
+                    source_model)
+
+__all__ = ['average_accuracy', 'learning_accuracy', 'backward_transfer', 'forgetting', 'forward_transfer', 'TaskPath', 'Carried', 'Accuracies', 'train_chain',
+           'compare_sequences', 'accuracy_matrices', 'sequence_summary']
+
+
+# --- metrics ------------------------------------------------------------------------------------------------------------
+
+def _matrix(R, least=1):
+    R = np.asarray(R, float)
+    if R.ndim != 2 or R.shape[0] != R.shape[1] or len(R) < least:
+        raise InputError(f'an accuracy matrix has a row a stage and a column a task, at least {least} of each and as many: stage i learns task i; this one is {R.shape}. '
+                         'Of an unfinished chain of k stages take R[:k, :k]')
+    return R
+
+
+def average_accuracy(
+    R, # Accuracies `(stages, tasks)`
+)->float:
+    "Mean over all tasks after the last stage (Lopez-Paz & Ranzato, NeurIPS 2017)"
+    return float(_matrix(R)[-1].mean())
+
+
+def learning_accuracy(R)->float:
+    "Mean over all tasks of the accuracy just after each was learned (Riemer et al., ICLR 2019)"
+    return float(np.diag(_matrix(R)).mean())
+
+
+def backward_transfer(R)->float:
+    "BWT: mean over all tasks but the last of accuracy after the last stage less accuracy when learned (Lopez-Paz & Ranzato, NeurIPS 2017); negative is forgetting"
+    return float(-forgetting(R).mean())
+
+
+def forgetting(
+    R, # Accuracies `(stages, tasks)`
+    best:bool=False, # Less than its best in any stage before (Chaudhry et al., ECCV 2018) instead of less than when learned
+)->np.ndarray: # One a task but the last; the mean is the forgetting of the chain, -BWT unless `best`
+    "How much accuracy each task has lost: when learned (as avalanche-lib has it), or at best, less after the last stage; negative is a gain"
+    R = _matrix(R, 2)
+    past = R[:-1, :-1]
+    return (np.where(np.isnan(past), -np.inf, past).max(0) if best else np.diag(past)) - R[-1, :-1]
+
+
+def forward_transfer(
+    R, # Accuracies `(stages, tasks)`; with old heads there are none before a task is learned, so of probes
+    initial, # Of each task, with a random encoder
+)->float:
+    "FWT: mean over all tasks but the first of accuracy just before the task is learned less that of a random initialisation (Lopez-Paz & Ranzato, NeurIPS 2017)"
+    R, initial = _matrix(R, 2), np.asarray(initial, float)
+    if initial.shape != R.shape[1:]: raise InputError(f'initial needs an accuracy for each of {R.shape[1]} tasks, not {initial.shape}')
+    return float((np.diag(R, 1) - initial[1:]).mean())
+
+
+# --- what a stage knows of those before ---------------------------------------------------------------------------------
+
+class TaskPath(PathIntegral):
+    "A `PathIntegral` beside penalties: it follows the gradient of the task alone, taken before they add theirs, at the price of a second backward pass"
+    _task = None
+
+    def before_train(self):
+        if self.integral is not None: return
+        self.start = {n:p.detach().clone() for n, p in self._weights().items()}
+        self.integral = {n:torch.zeros_like(p, dtype=torch.float32) for n, p in self._weights().items()}
+
+    def after_loss(self):  # at order 4, the penalties' is 5 and more
+        self._task = {n:p for n, p in self._weights().items() if p.requires_grad}
+        if self._task: self._task = dict(zip(self._task, torch.autograd.grad(self.learn.loss_grad, list(self._task.values()), retain_graph=True, allow_unused=True)))
+
+    def before_step(self):
+        weights, self._skipped = self._weights(), False
+        self._before = {n:(weights[n].detach().clone(), g.float()) for n, g in self._task.items() if g is not None}
+
+
+class Carried(Source):
+    "What a stage protects: the model that the last of `past` left, with the importance of them all"
+    def __init__(self,
+        past:list, # A `Source` for the source and each stage since
+    ):
+        last = past[-1]
+        super().__init__(last.model, None, last.batches, last.id, last.path)
+        self.past = list(past)
+
+    def _sum(self, name): return getattr(self.past[0], name) if len(self.past) == 1 else reduce(Importance.then, (getattr(s, name).normalized() for s in self.past))
+    @property
+    def fisher(self): return self._sum('fisher')
+    @property
+    def mas(self): return self._sum('mas')
+    @property
+    def si(self): return self._sum('si')
+
+
+def _beside(run, past):
+    "Callbacks that a stage needs beside the strategy's own: LwF and Replay for each older head, what SI learns of this stage"
+    older = past[:-1] if run.strategy in ('lwf', 'replay') else []
+    return [cb for s in older for cb in STRATEGIES[run.strategy].callbacks(run.lam, s, **run.options('strategy_args'))] + ([TaskPath()] if run.strategy == 'si' else [])
+
+
+# --- a chain ------------------------------------------------------------------------------------------------------------
+
+class Accuracies:
+    """Measures an encoder on the source and all tasks of a chain: `Accuracies(runs)(encoder, heads)`.
+
+    Its `names` are 'source' and the tasks'. Raises `InputError` if a task has no valid part, as strengths are chosen on it."""
+    def __init__(self,
+        runs:list, # A `Run` for each task, of one source
+    ):
+        if not runs: raise InputError('a chain needs at least one task after the source')
+        if not runs[0].source or len({r.source_key for r in runs}) > 1:
+            raise InputError('the runs of a chain need one source, the same for all, with the same `data`, model and clips')
+        parts = [_source(runs[0]), *map(_target, runs)]
+        short = ['source', *(re.split('[:/]', task.name.rstrip('/'))[-1] for task, _, _ in parts[1:])]
+        self.names = [n if short.index(n) == i else f'{n}-{i}' for i, n in enumerate(short)]
+        for task, _, _ in parts:
+            if not task.count('valid'):
+                raise InputError(f'{task.name} has no valid part to choose strengths on: set source_valid=True for the source, valid_frac above 0 for the others')
+        self.tasks = [task for task, _, _ in parts]
+        self.train = [_balanced(task, dls, PROBE_CLIPS) for task, dls, _ in parts]
+        self.valid = [task.dl(dls, 'valid') for task, dls, _ in parts]
+        self.test = [test for _, _, test in parts]
+
+    def __call__(self,
+        encoder,
+        heads, # Of the tasks learned so far, as each was left
+        final:bool=True, # Read test, with old heads and probes, and not only valid
+    )->dict: # `valid.NAME` and `head.NAME` of the tasks that have a head, `probe.NAME` of all
+        "Accuracies on valid and test"
+        def right(head, x, y):
+            with torch.no_grad(): return (frozen_copy(head).cpu()(x).argmax(1) == y).double().mean().item()
+        found = {f'valid.{n}':right(h, *extract(encoder, dl)) for n, h, dl in zip(self.names, heads, self.valid)}
+        if not final: return found
+        test = [extract(encoder, dl) for dl in self.test]
+        found |= {f'head.{n}':right(h, *xy) for n, h, xy in zip(self.names, heads, test)}
+        return found | {f'probe.{n}':linear_probe(*extract(encoder, dl), *xy) for n, dl, xy in zip(self.names, self.train, test)}
+
+
+def train_chain(
+    runs:list, # A `Run` for each task in order; all but `task` and `bs` the same
+    source:Source, # From `source_model`
+    out, # Folder of the study
+    accuracies:Accuracies,
+    watch:Watch=Watch(),
+)->list[dict]: # A row a stage, up to the first that failed or diverged
+    "Fine-tune on one task after another with one strategy, or read what is finished"
+    past, before, rows, skipped = [source], runs[0].source_key, [], True
+    for i, run in enumerate(runs, 1):
+        key = _key(asdict(run) | dict(before=before))
+        folder = Path(out)/'stages'/key
+        row = json.loads((folder/'result.json').read_text()) if (folder/'result.json').exists() else None
+        if row is None or row['status'] == 'failed':  # an error of the machine may be gone by now
+            row, skipped = _train(run, past, folder, accuracies, watch, dict(key=key, before=before, stage=i, task=accuracies.names[i])), False
+        rows.append(row)
+        if row['status'] != 'ok': break
+        if i < len(runs): past.append(_left(run, folder))
+        before = key
+    last = rows[-1]
+    head = [v for k, v in last.items() if k.startswith('head.')]
+    watch.done(asdict(run) | dict(status=last['status'], error=f'{last["task"]}: {last["error"]}', seconds=sum(r['seconds'] for r in rows), source_acc=last.get('head.source'),
+                                  valid_acc1=_score(rows, runs) if last['status'] == 'ok' else None, acc1=float(np.mean(head)) if head else None), skipped=skipped)
+    return rows
+
+
+def _score(rows, runs):
+    "What strengths are chosen by: the mean over source and tasks of the accuracy on valid, with old heads, after the last stage; nan if it was not reached"
+    valid = [v for k, v in rows[-1].items() if k.startswith('valid.')]
+    return float(np.mean(valid)) if len(valid) == len(runs) + 1 else float('nan')
+
+
+def _left(run, folder):
+    "The `Source` that a finished stage is for the next"
+    task, dls, _ = _target(run)
+    model = create_model(run.model, len(task.vocab), **run.options())
+    load_encoder(model[0], folder/'encoder.safetensors')
+    model[1].load_state_dict(load_file(folder/'head.safetensors'))
+    return Source(model.to(dls.device), None, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), _load_path(folder))
+
+
+def _train(run, past, folder, accuracies, watch, row):
+    "Train one stage, measure it and write its folder"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _write_json(folder/'run.json', asdict(run) | dict(before=row['before']))
+    start, measured, trace = time.time(), {}, ''
+    watch.start(run, run.epochs)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        try:
+            cbs = _beside(run, past)
+            learn, why = fine_tune(run, Carried(past), watch, cbs)
+            pd.DataFrame(list(learn.recorder.values), columns=[n for n in learn.recorder.metric_names[1:] if n != 'time']).rename_axis('epoch').to_csv(folder/'epochs.csv')
+            status, error = ('diverged', why) if why else ('ok', '')
+            if not why:
+                encoder, head = learn.model
+                measured = accuracies(encoder, [*(s.model[1] for s in past), head], run.final)
+                save_weights(encoder, folder/'encoder.safetensors')
+                save_weights(head, folder/'head.safetensors')
+                for path in (cb.importance() for cb in cbs if isinstance(cb, TaskPath)):
+                    save_file({f'{part}.{k}':v.cpu().contiguous() for part in ('diag', 'anchor') for k, v in getattr(path, part).items()}, str(folder/'path.safetensors'))
+        except Exception as e: status, error, trace = 'failed', f'{type(e).__name__}: {e}'.splitlines()[0], traceback.format_exc()
+    notes = '\n'.join(dict.fromkeys(f'{w.category.__name__}: {w.message}' for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))))
+    (folder/'log.txt').write_text(f'{time.strftime("%F %T")}\n{run}\n{_versions()}\n{notes}\n{trace}')
+    row |= {k:getattr(run, k) for k in ('strategy', 'strategy_args', 'lam', 'lr', 'seed', 'epochs', 'final')} | dict(
+        seconds=round(time.time() - start, 2), status=status, error=error, anchor=past[-1].id) | measured
+    _write_json(folder/'result.json', row)
+    return row
+
+
+# --- a study of chains --------------------------------------------------------------------------------------------------
+
+def compare_sequences(
+    bases:list, # A `Run` for each task in order: what all strategies share
+    grids:dict, # Strategy -> its `strength_grid`; all of one length
+    out, # Folder of the study
+    seeds:int=6, # Final chains of each strategy
+    trial_seeds:int=1, # Trials of each strength
+    watch:Watch=Watch(),
+)->pd.DataFrame: # A row a stage, trials too, and one each for the model before ('untouched', stage 0) and for a random encoder ('random')
+    """Train every strategy through the chain. Its strength is the one with the best mean accuracy over source and tasks on their valid parts,
+    with old heads, after the last stage; then it is run with every seed and reads test"""
+    if len({len(g) for g in grids.values()}) > 1:
+        raise InputError('each strategy must get the same number of trials, not ' + ', '.join(f'{s} {len(g)}' for s, g in grids.items()))
+    several = len(next(iter(grids.values()))) > 1
+    def chain(strategy, g, seed, final): return [replace(r, strategy=strategy, seed=seed, final=final, **g) for r in bases]
+    trials = {s:[[chain(s, g, i, False) for i in range(trial_seeds)] for g in grid] if several else [] for s, grid in grids.items()}
+    watch.plan([c[-1] for t in trials.values() for same in t for c in same] + [chain(s, grid[0], i, True)[-1] for s, grid in grids.items() for i in range(seeds)])
+    accuracies, source, rows = Accuracies(bases), replace(source_model(bases[0], out, watch), retention=None), []
+    def train(runs):
+        done = train_chain(runs, source, out, accuracies, watch)
+        rows.extend(done)
+        return _score(done, runs)
+    for strategy, grid in grids.items():
+        best = 0
+        if several:
+            valid = [float(np.mean([train(c) for c in same])) for same in trials[strategy]]
+            best = choose(valid)
+            watch.say(f'{strategy}: ' + ', '.join(f'{_strength(strategy, g)} {"failed" if np.isnan(v) else f"{v:.1%}"}' for g, v in zip(grid, valid))
+                      + f' on valid, mean of all tasks; takes {_strength(strategy, grid[best])}')
+        for i in range(seeds): train(chain(strategy, grid[best], i, True))
+    set_seed(0)
+    random = create_model(bases[0].model, 1, **bases[0].options())[0].to(next(source.model.parameters()).device)
+    shared = dict(status='ok', error='', final=True)
+    untouched = dict(strategy='untouched', key=bases[0].source_key, stage=0, task='source', anchor=source.id) | shared | accuracies(source.model[0], [source.head])
+    return pd.DataFrame([*rows, untouched, dict(strategy='random') | shared | accuracies(random, [])])
+
+
+def accuracy_matrices(
+    rows:pd.DataFrame, # From `compare_sequences`
+    kind:str='head', # With old heads, or of a 'probe'
+)->dict: # (strategy, seed) -> `R`
+    "Accuracy matrices of the final chains that reached their end"
+    final = rows[rows.final.astype(bool) & (rows.status == 'ok')]
+    columns = [c for c in rows if c.startswith(f'{kind}.')]
+    start, runs = final[final.strategy == 'untouched'], final[~final.strategy.isin(['untouched', 'random'])]
+    whole = {at:pd.concat([start, g.sort_values('stage')])[columns].to_numpy(float) for at, g in runs.groupby(['strategy', 'seed'], sort=False)}
+    return {at:R for at, R in whole.items() if len(R) == len(columns)}
+
+
+def sequence_summary(
+    rows:pd.DataFrame, # From `compare_sequences`
+    reference:str='finetune', # Strategy that the others are compared with, seed by seed
+    method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
+)->pd.DataFrame: # A row a strategy
+    """Means over seeds with 95 % t intervals (m, m_low, m_high) and paired differences to the reference (m_diff with m_diff_low and m_diff_high,
+    m_p, m_p_adj, m_verdict) of each metric m: with old heads `average`, `learned`, `bwt`, `forgetting.TASK` and `forgetting_best`, the mean
+    over tasks of how far each is below its best; of probes the same under `probe_` and `fwt`"""
+    heads, probes, final = accuracy_matrices(rows), accuracy_matrices(rows, 'probe'), rows[rows.final.astype(bool)]
+    if not heads: raise InputError('no chain reached its end, so there is nothing to show; the first error: ' + next((e for e in rows.error if e), 'none'))
+    names = [c.removeprefix('probe.') for c in rows if c.startswith('probe.')]
+    initial = final.loc[final.strategy == 'random', [f'probe.{n}' for n in names]].to_numpy(float)[0]
+    def measure(at):
+        found = {}
+        for kind, R in (('', heads[at]), ('probe_', probes[at])):
+            lost = forgetting(R)
+            found |= {f'{kind}average': average_accuracy(R), f'{kind}learned': learning_accuracy(R), f'{kind}bwt': backward_transfer(R)}
+            found |= {f'{kind}forgetting.{n}':f for n, f in zip(names, lost)} | {f'{kind}forgetting_best': float(forgetting(R, best=True).mean())}
+        return found | dict(fwt=forward_transfer(probes[at], initial))
+    values = pd.DataFrame({at:measure(at) for at in heads}).T.rename_axis(['strategy', 'seed'])
+    out, chains = [], final[~final.strategy.isin(['untouched', 'random'])]
+    for strategy, g in chains.groupby('strategy', sort=False):
+        mine = values.loc[[strategy]].droplevel(0) if strategy in values.index.get_level_values(0) else values.iloc[:0].droplevel(0)
+        base = values.loc[[reference]].droplevel(0) if reference in values.index.get_level_values(0) else values.iloc[:0].droplevel(0)
+        seeds, row = mine.index.intersection(base.index), dict(strategy=strategy, lam=g.lam.iloc[0], lr=g.lr.iloc[0], runs=len(mine), failed=g.seed.nunique() - len(mine))
+        for m in values:
+            mean = mean_interval(mine[m])
+            row |= {m: mean.mean, f'{m}_low': mean.low, f'{m}_high': mean.high}
+            if strategy == reference: continue
+            d = paired_difference(mine.loc[seeds, m], base.loc[seeds, m])
+            row |= {f'{m}_diff': d.mean, f'{m}_diff_low': d.low, f'{m}_diff_high': d.high, f'{m}_p': paired_test(mine.loc[seeds, m], base.loc[seeds, m])}
+        row['seconds'] = g.groupby('seed').seconds.sum().mean()
+        out.append(row)
+    table = pd.DataFrame(out).reindex(columns=list(dict.fromkeys(c for r in out for c in r)))
+    for m in values:
+        if f'{m}_p' not in table: continue
+        at = table.columns.get_loc(f'{m}_p') + 1
+        table.insert(at, f'{m}_p_adj', adjust(table[f'{m}_p'], method))
+        verdict = [judge(d, p, 'forgetting' not in m) for d, p in zip(table[f'{m}_diff'], table[f'{m}_p_adj'])]
+        table.insert(at + 1, f'{m}_verdict', pd.Series(verdict).where(table.strategy != reference, None))
+    return table
