@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.callback.core import Callback
-from fastai.torch_core import get_model
+from fastai.torch_core import get_model, num_distrib
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
@@ -39,7 +39,8 @@ def linear_cka(
     x:torch.Tensor, # Features `(N, F)`
     y:torch.Tensor, # Features of the same N samples `(N, G)`
 )->float: # Between 0 and 1; exactly 1 for equal features
-    "Linear centred kernel alignment (Kornblith et al., ICML 2019)"
+    "Linear centred kernel alignment (Kornblith et al., ICML 2019); nan where one is constant and the other is another"
+    if torch.equal(x, y): return 1.
     x, y = (f.double() - f.double().mean(0) for f in (x, y))
     # the Gram matrix of samples or the covariance of features, whichever is smaller, give the same numbers
     if len(x) < max(x.shape[1], y.shape[1]):
@@ -66,7 +67,7 @@ def drift(
     ref:torch.Tensor, # Those of the untouched encoder
 )->float: # 0 for equal features
     "How far features moved, relative to their size: `||x - ref|| / ||ref||`"
-    return ((x.double() - ref.double()).norm()/ref.double().norm()).item()
+    return 0. if torch.equal(x, ref) else ((x.double() - ref.double()).norm()/ref.double().norm()).item()
 
 
 def weight_distance(
@@ -75,22 +76,32 @@ def weight_distance(
 )->float: # 0 for equal weights; nan where names differ, as under adapters
     "How far weights moved, relative to their size: `||w - ref|| / ||ref||`; buffers do not count"
     if not ref or not ref.keys() <= weights.keys(): return float('nan')
-    far = sum((weights[k].detach().to(r.device) - r).double().square().sum() for k, r in ref.items())
-    return (far.sqrt()/sum(r.double().square().sum() for r in ref.values()).sqrt()).item()
+    far = sum((weights[k].detach().cpu().double() - r.cpu().double()).square().sum() for k, r in ref.items())
+    return 0. if far == 0 else (far.sqrt()/sum(r.cpu().double().square().sum() for r in ref.values()).sqrt()).item()
 
 
 def _classifier(x, y):
+    if len(y.unique()) < 2: raise InputError(f'a probe needs train clips of at least two classes, not {len(y.unique())}')
+    if not torch.isfinite(x).all(): raise FloatingPointError('the features are not finite')
     with threadpool_limits(1):  # small matrices: threads would cost more than they give, and could change the last digits
         return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=.1)).fit(x.numpy(), y.numpy())
 
 
-def linear_probe(x, y, xt, yt)->float:
-    "Test accuracy of a logistic regression on standardised train features (L2, C = 0.1, to convergence; deterministic)"
+def linear_probe(
+    x, y, # Train features `(N, F)` and labels `(N,)`
+    xt, yt, # Test features `(M, F)` and labels `(M,)`
+)->float:
+    """Test accuracy of a logistic regression on standardised train features (L2, C = 0.1, at most 1000 steps of L-BFGS; deterministic).
+
+    Raises `InputError` for fewer than two classes, `FloatingPointError` for features that are not finite."""
     return float(_classifier(x, y).score(xt.numpy(), yt.numpy()))
 
 
-def probe_head(x, y, n_classes:int)->nn.Linear:
-    "The linear probe on features `x` and labels `y` as a layer: a head for an encoder that came without one"
+def probe_head(
+    x, y, # Features `(N, F)` and labels `(N,)` that show each class
+    n_classes:int,
+)->nn.Linear: # From F to `n_classes`
+    "The linear probe as a layer: a head for an encoder that came without one. Raises `InputError` if a class is missing"
     scale, probe = _classifier(x, y)
     if len(probe.classes_) != n_classes: raise InputError(f'train features have {len(probe.classes_)} classes of {n_classes}')
     w, b = torch.tensor(probe.coef_), torch.tensor(probe.intercept_)
@@ -103,14 +114,18 @@ def probe_head(x, y, n_classes:int)->nn.Linear:
     return head
 
 
-def knn(x, y, xt, yt, k:int=5)->float:
+def knn(
+    x, y, # Train features `(N, F)` and labels `(N,)`
+    xt, yt, # Test features `(M, F)` and labels `(M,)`
+    k:int=5,
+)->float:
     "Test accuracy of the vote of the `k` train clips with the largest cosine similarity"
     return float(KNeighborsClassifier(min(k, len(x)), metric='cosine').fit(x.numpy(), y.numpy()).score(xt.numpy(), yt.numpy()))
 
 
 def retrieval(
-    x, y, # Features and labels of the gallery, the train clips
-    xt, yt, # Of the queries, the test clips
+    x, y, # Features `(N, F)` and labels `(N,)` of the gallery, the train clips
+    xt, yt, # `(M, F)` and `(M,)`, of the queries, the test clips
     at=AT,
 )->dict[int, float]: # k -> R@k, without those that exceed the gallery
     "R@k: share of queries with a clip of their class among the k of the gallery with the largest cosine similarity"
@@ -124,7 +139,8 @@ def loss_barrier(
     losses, # Along the straight path between two sets of weights
     at, # Where each was taken: from 0, the one end, to 1, the other
 )->float: # 0 where the loss nowhere rises above the line between the ends
-    "The largest height of the loss above the line between the losses of both ends"
+    "The largest height of the loss above the line between the losses of both ends; nan if one of them is not finite"
+    if not np.isfinite(losses).all(): return float('nan')
     first, last = losses[0], losses[-1]
     return max(0., *(l - (first + a*(last - first)) for l, a in zip(losses, at)))
 
@@ -267,10 +283,17 @@ class Retention:
         with _undisturbed(): return self._score(self.untouched, self._readings)
 
     def __call__(self, encoder:nn.Module)->Kept:
-        "Scores of `encoder`, which has the architecture of the untouched one; it may be in the middle of a fit"
+        """Scores of `encoder` (not of the whole model), which has the architecture of the untouched one; it may be in the middle of a fit.
+        Under adapters, which rename weights, what compares weights is nan or missing. Raises `FloatingPointError` for features that are not finite"""
         with _undisturbed():
-            copy = frozen_copy(get_model(encoder))
+            copy = self._copy(encoder)
             return self._score(copy, self._read_all(copy))
+
+    def _copy(self, encoder):
+        encoder = get_model(encoder)
+        if next(iter(self.weights)) not in (names := dict(encoder.named_parameters())) and f'0.{next(iter(self.weights))}' in names:
+            raise InputError('Retention measures encoders: pass learn.model[0], not the whole model')
+        return frozen_copy(encoder)
 
     def change(self, encoder:nn.Module)->dict[str, float]:
         "Scores of `encoder` minus those of the untouched one, by `Kept.flat`: negative accuracies are forgetting, exactly 0 is untouched"
@@ -281,7 +304,7 @@ class Retention:
         "Only what a choice of strengths may see: the scores on `valid_dl`"
         if self.valid_dl is None: raise InputError('Retention was given no valid_dl, so there is nothing that a choice may see')
         with _undisturbed():
-            copy = frozen_copy(get_model(encoder))
+            copy = self._copy(encoder)
             train, valid = _read(copy, self.train_dl), _read(copy, self.valid_dl, self.head)
             return Kept(**self._held_out(_classifier(train.x, train.y), valid))
 
@@ -325,7 +348,7 @@ class Retention:
 
     def sample(self,
         n:int, # How many
-        size:int|None=None, # Bytes that they may take, at least two clips
+        size:int|None=None, # Bytes that they may take; then each of several clips of a video counts, too. At least two videos
     )->tuple[torch.Tensor, torch.Tensor]: # Their numbers, and the clips as a loader gives them; kept in memory
         "Clips spread evenly over those that need no labels"
         total, at, clips, asked = len(self._readings['clips'].x), 0, [], (n, size)
@@ -334,7 +357,7 @@ class Retention:
         with _undisturbed():
             if size is not None:
                 first = next(inputs())[0]
-                n = min(n, max(2, size//(first.numel()*first.element_size())))
+                n = min(max(2, n//(len(first) if first.ndim == 5 else 1)), max(2, size//(first.numel()*first.element_size())))
             rows = torch.linspace(0, total - 1, min(n, total)).round().long().unique()
             for x in inputs():
                 clips.append(x.as_subclass(torch.Tensor)[rows[(rows >= at) & (rows < at + len(x))].to(x.device) - at].clone())
@@ -345,6 +368,7 @@ class Retention:
     def _along(self, encoder):
         "With statistics taken anew: the old head's accuracy, and the barrier of its loss on the path from the untouched weights"
         start, point, at = self.untouched.state_dict(), frozen_copy(encoder), [*self.path, 1.] if self.path else [1.]
+        if start.keys() != point.state_dict().keys(): return {}  # adapters: there is no straight path
         reads = []
         for a in at:
             point.load_state_dict(wise_ft(encoder, start, a))
@@ -358,8 +382,9 @@ class Retention:
     def _renewed(self, encoder):
         "The test clips read after `encoder` was given statistics of some sixteen batches spread over the train clips"
         step = max(1, len(self.train_dl)//16)
-        # several clips of a video are as many inputs
-        reestimate_bn(encoder, ((x.flatten(0, 1) if x.ndim == 6 else x, None) for i, (x, *_) in enumerate(self.train_dl) if i % step == 0))
+        # several clips of a video are as many inputs; a last batch of one clip may have no spread to tell
+        batches = (x.flatten(0, 1) if x.ndim == 6 else x for i, (x, *_) in enumerate(self.train_dl) if i % step == 0)
+        reestimate_bn(encoder, ((x, None) for i, x in enumerate(batches) if i == 0 or len(x) > 1))
         return _read(encoder, self.test_dl, self.head)
 
 
@@ -385,14 +410,14 @@ class RetentionCurve(Columns, Callback):
         self.retention, self.n, self.every, self.protected = retention, clips, every, encoder
 
     def affordable(self)->int:
-        "How many clips a tenth of an epoch pays for: a training clip costs three forward passes, a validation clip one; a fifth is reserve"
+        "How many clips a tenth of an epoch pays for: a training clip costs three forward passes, a validation clip one; half is for all else"
         valid = len(self.dls.valid_ds) if len(self.dls.loaders) > 1 else 0
-        return max(2, int(.08*(3*len(self.dls.train_ds) + valid)))
+        return max(2, int(.05*(3*len(self.dls.train_ds) + valid)/max(1, num_distrib())))
 
     def before_fit(self):
         if self.learn.lock.locked() or hasattr(self.learn, 'lr_finder'): return  # `validate`, `get_preds`, `lr_find`
         if self._sample is None: self._sample = self.retention.sample(self.n or self.affordable(), None if self.n else 2**28)
-        self.history, labelled = [], self.retention.head is not None and self.retention._readings['clips'].y is not None
+        self.history, labelled = [], self.retention.head is not None and self.retention.clips is self.retention.test_dl
         names = (dict(kept_acc='source_acc') if labelled else {}) | dict(kept_cka='cka', kept_drift='drift', kept_weights='weight_distance')
         self.show({column:lambda k=k: self._now(k) for column, k in names.items()})
 
@@ -406,9 +431,12 @@ class RetentionCurve(Columns, Callback):
             names = dict(copy.named_modules())
             layers = [n for n in self.retention.layers if n in names]  # adapters rename them
             whole = len(layers) == len(self.retention.layers)
-            r = _read(copy, clips.split(32), self.retention.head, layers if whole else ())
+            # batches as large as in training
+            bs = max(1, (getattr(self.dls.train, 'bs', None) or 32)//(clips.shape[1] if clips.ndim == 6 else 1))
+            old_head = self.retention.head if self.retention.clips is self.retention.test_dl else None
+            r = _read(copy, clips.split(bs), old_head, layers if whole else ())
             ref = self.retention._readings['clips']
             kept = self.retention.compare(r.x, r.layers, copy, rows) if whole else dict(cka=linear_cka(r.x, ref.x[rows]), drift=drift(r.x, ref.x[rows]))
             kept['weight_distance'] = weight_distance(dict(copy.named_parameters()), self.retention.weights)
-            if r.logits is not None and ref.y is not None: kept['source_acc'] = (r.logits.argmax(1) == ref.y[rows]).double().mean().item()
+            if r.logits is not None: kept['source_acc'] = (r.logits.argmax(1) == ref.y[rows]).double().mean().item()
         self.history.append(dict(epoch=self.epoch) | Kept(**kept).flat())

@@ -74,7 +74,8 @@ def _mcnemar(folder, runs, reference):
         scores = [pd.read_csv(f, dtype=dict(label=str)) for f in files]
         probs = sum(s.drop(columns=['path', 'label']) for s in scores)
         return (probs.idxmax(axis=1) == scores[0].label).values
-    a, b = right(runs.key), right(reference.key)
+    both = set(runs.seed) & set(reference.index)  # a seed that failed for one is left out for both
+    a, b = right(runs.key[runs.seed.isin(both)]), right(reference.key[reference.index.isin(both)])
     return float('nan') if a is None or b is None else mcnemar(a, b)
 
 
@@ -155,7 +156,7 @@ def _strength(row):
 
 
 CAPTION = ('Accuracies in %, means over {n} seeds; {where} the paired difference to finetune with its 95 % t interval. Better, worse or not distinguishable: '
-           'by the paired t test, {adjusted}. {mcnemar}Strengths chosen on valid parts, test read once.')
+           'by the paired t test, {adjusted}. {mcnemar}Strengths chosen on valid parts, never on test.')
 MCNEMAR = "McNemar's test compares the means over seeds of two strategies' answers video by video, unadjusted. "
 ADJUSTED = dict(holm='adjusted for the number of strategies (Holm)', bh='with the false discovery rate over strategies held at 5 % (Benjamini-Hochberg)', none='not adjusted for the number of strategies')
 
@@ -207,7 +208,7 @@ def trade_off_markdown(
         lines.append(f'| {r.strategy} | {f(r.matched)} | {ci(r, "cost") if "cost" in table else ""} | {diff} | {ci(r, "volume", scale=1)} | {r.front} |')
     return '\n'.join([*lines, '', f'{TITLES[kept][0].upper()}{TITLES[kept][1:]}, in %. Equal learning: the target accuracy of finetune, at its best learning rate on valid, less {100*MARGIN:g} point, on the path of a strategy\'s strengths; – if it nowhere '
                       f'learns that much. Forgotten: what the untouched encoder has more. 95 % t intervals of the jackknife over seeds, verdicts {ADJUSTED[method]}. Volume: '
-                      'points² that a path dominates beyond finetune (less the same margin). A maximum over a path is optimistic, for all alike.', ''])
+                      'points² that a path dominates beyond finetune (less the same margin). A maximum over a path is optimistic, a little more over more settings.', ''])
 
 
 # Okabe & Ito's colours, told apart by every kind of colour vision; markers tell them apart without colour

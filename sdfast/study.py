@@ -140,13 +140,13 @@ class Seeded(Callback):
 
 
 class StopDiverged(Callback):
-    "Ends a fit at the first epoch after which the loss, the penalty or a weight is not finite; `why` says which"
+    "Ends a fit at the first epoch after which the loss, the penalty, a weight or a statistic is not finite; `why` says which"
     order, why = 60, None
     def after_train(self):
         terms = {cb.name:cb.mean_term() for cb in self.learn.cbs if isinstance(cb, Penalty)}
         bad = [n for n, v in dict(loss=self.learn.loss_grad.item(), **terms).items() if not np.isfinite(v)]
-        if not bad and all(torch.isfinite(p).all() for p in self.learn.model.parameters()): return
-        self.why = f'diverged in epoch {self.epoch}: {", ".join(bad) or "a weight"} is not finite'
+        if not bad and all(torch.isfinite(t).all() for t in self.learn.model.state_dict().values() if t.is_floating_point()): return
+        self.why = f'diverged in epoch {self.epoch}: {", ".join(bad) or "a weight or statistic"} is not finite'
         raise CancelFitException
 
 
@@ -199,7 +199,7 @@ def fit_batch_size(n:int, bs:int)->int:
     return bs
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _data(spec, part, quick, frames, stride, size, area, flip, wrap, clips, held, bs, workers, model):
     "`(task, dls, loader of test)`, kept so that runs of one process share decoded videos"
     task = create_task(spec, part)
@@ -350,6 +350,7 @@ def execute(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         try: status, measured, error = _measure(run, source, folder, watch)
+        except FloatingPointError as e: status, error, trace = 'diverged', str(e), ''
         except Exception as e: status, error, trace = 'failed', f'{type(e).__name__}: {e}'.splitlines()[0], traceback.format_exc()
         else: trace = ''
     notes = '\n'.join(dict.fromkeys(f'{w.category.__name__}: {w.message}' for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))))
@@ -500,7 +501,8 @@ def compare_rows(
     source:Source, # From `source_model`
     base:Run, # What the runs share
 )->pd.DataFrame: # A row a run, and one `untouched`; columns `COLUMNS` and the hash of the weights before fine-tuning
-    "Rows of runs beside what the untouched encoder scores"
+    "Rows of runs beside what the untouched encoder scores; raises `InputError` without a source task"
+    if source.retention is None: raise InputError('a comparison needs a source task, on which to measure what was kept')
     untouched = {c:None for c in COLUMNS} | dict(key=base.source_key, task=base.task, source=base.source, model=base.model, strategy='untouched',
                  status='ok', error='', final=True, chosen=True, anchor=source.id) | _columns(source.retention.reference.flat())
     return pd.DataFrame([*({**r, 'chosen': r['final'] if r['chosen'] is None else r['chosen']} for r in rows), untouched], columns=[*COLUMNS, 'anchor'])

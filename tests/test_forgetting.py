@@ -14,7 +14,7 @@ from sdfast.errors import InputError
 from sdfast.forgetting import (Kept, Retention, RetentionCurve, drift, knn, linear_cka, linear_probe, loss_barrier, probe_head, procrustes, retrieval,
                                weight_distance)
 from sdfast.models import create_model, encode, extract
-from sdfast.strategies import L2SP, SelfDistill, WiSEFT
+from sdfast.strategies import L2SP, SelfDistill, WiSEFT, block_names
 from sdfast.tasks import folder, unlabelled
 
 
@@ -134,6 +134,7 @@ def test_every_line_by_hand(source):
 
 def test_barrier_is_the_height_above_the_line():
     assert loss_barrier([1., 3., 2.], [0., .5, 1.]) == 1.5 and loss_barrier([1., 1.2, 2.], [0., .5, 1.]) == 0. and loss_barrier([2., 2.], [0., 1.]) == 0.
+    assert np.isnan(loss_barrier([1., np.nan, 2.], [0., .5, 1.])) and np.isnan(loss_barrier([1., 3., np.inf], [0., .5, 1.]))
     at = np.linspace(0, 1, 5)
     assert loss_barrier(list(1 + at), at) == 0.
 
@@ -207,6 +208,8 @@ def test_what_cannot_be_measured_is_said(source):
     with pytest.raises(InputError, match="no layer 'x'"): Retention(net, train, test, layers=['x'])
     with pytest.raises(InputError, match='between 0 and 1'): Retention(net, train, test, path=(0., .5))
     with pytest.raises(InputError, match='without batches'): Retention(net, train, [])
+    with pytest.raises(InputError, match='not the whole model'): Retention(net, train, test)(net)
+    with pytest.raises(InputError, match='two classes'): Retention(net, [(x, 0*y) for x, y in train], test).reference
     with pytest.raises(InputError, match='no valid_dl'): Retention(net, train, test).held_out(net[0])
     with pytest.raises(InputError, match='with test_dl or clips'): RetentionCurve(Retention(net, pretext=pretext))
     with pytest.raises(InputError, match='at least'): RetentionCurve(Retention(net, train, test), every=0)
@@ -276,12 +279,76 @@ def test_a_curve_in_all_kinds_of_fits():
     assert cb.n is None
     learn.fit(4)
     assert [d['epoch'] for d in cb.history] == [1, 3] and np.isnan(learn.recorder.values[0][-1])
-    assert cb.affordable() == int(.08*(3*48 + 16)) == len(cb._sample[0])
+    assert cb.affordable() == int(.05*(3*48 + 16)) == len(cb._sample[0])
     history = cb.history
     learn.validate(), learn.get_preds()
     assert cb.history is history and not learn.metrics
     learn.fit(1)
     assert [d['epoch'] for d in cb.history] == [0]
+
+
+def test_an_encoder_that_is_not_finite_is_an_error_of_its_own(source):
+    net, train, test = source
+    r, bad = Retention(net, train, test), copy.deepcopy(net[0])
+    with torch.no_grad(): bad.out.weight[0, 0] = float('nan')
+    with pytest.raises(FloatingPointError, match='not finite'): r(bad)
+
+
+def test_a_curve_looks_at_no_labels_of_other_clips(source):
+    net, train, test = source
+    cb = RetentionCurve(Retention(net, train, test, clips=train), clips=10)
+    learner(cbs=cb, net=copy.deepcopy(net)).fit(1)
+    assert 'source_acc' not in cb.history[0] and 'cka' in cb.history[0]
+
+
+def test_a_curve_pays_for_each_clip_of_a_video():
+    net = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), nn.Linear(5, 3))
+    dl = [(torch.rand(6, 4, 1, 3, 2, 2), torch.arange(6) % 3) for _ in range(3)]  # 18 videos of 4 clips
+    r = Retention(net, dl, dl)
+    assert len(r.sample(12, 2**28)[0]) == 3 and len(r.sample(12)[0]) == 12
+
+
+def test_in_the_middle_of_a_fit_with_adapters(source):
+    pytest.importorskip('peft', reason="LoRA needs PEFT: pip install -e '.[peers]'")
+    from fastai.callback.core import Callback
+    from sdfast.strategies import LoRA
+    net, train, test = source
+    r, found = Retention(net, train, test), []
+    class Measure(Callback):
+        def after_train(self): found.append(r(self.learn.model[0]).flat())
+    learn = learner(cbs=[LoRA(r=2), Measure(), RetentionCurve(r, clips=10)], net=copy.deepcopy(net))
+    learn.fit(1)
+    assert 'source_probe' in found[0] and 'barrier' not in found[0] and np.isnan(found[0]['weight_distance']) and r(learn.model[0]).barrier is not None
+
+
+def test_a_last_batch_of_one_clip(source):
+    net, train, test = source
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.BatchNorm1d(6))
+    r = Retention(nn.Sequential(encoder, nn.Linear(6, 3)), [*train, (train[0][0][:1], train[0][1][:1])], test)
+    assert set(r.change(copy.deepcopy(encoder)).values()) == {0.}
+
+
+def test_layers_of_all_kinds_of_encoders():
+    "Lists of blocks, channels last, tuples; what is not called is said"
+    class Swin(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.blocks, self.spare, self.last = nn.Conv2d(1, 4, 1), nn.ModuleList([nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)) for _ in range(2)]), nn.Linear(2, 2), nn.GRU(4, 5, batch_first=True)
+        def forward(self, x):
+            m = self.embed(x).permute(0, 2, 3, 1)
+            for b in self.blocks: m = b(m)
+            return self.last(m.flatten(1, 2))[0].mean(1)
+    torch.manual_seed(0)
+    net, x = Swin(), torch.rand(3, 1, 6, 7)
+    names = block_names(net)
+    assert names == ['embed', 'blocks.0', 'blocks.1', 'spare', 'last']
+    with torch.no_grad():
+        maps = encode(net, x, ['embed', 'blocks.0', 'last'])[1]
+        m = net.blocks[0](net.embed(x).permute(0, 2, 3, 1))
+        torch.testing.assert_close(maps['blocks.0'], m.mean((1, 2)))
+        torch.testing.assert_close(maps['embed'], net.embed(x).mean((2, 3)))
+        assert maps['last'].shape == (3, 5)
+        with pytest.raises(InputError, match="'spare' was not called"): encode(net, x, names)
 
 
 def test_frames_tokens_and_clips_are_averaged_in_layers():
@@ -315,12 +382,12 @@ def test_cka_equals_its_definition_and_ignores_rotation_and_scale():
         assert linear_cka(x, y) == pytest.approx(hsic(x, y)/np.sqrt(hsic(x, x)*hsic(y, y)), rel=1e-5)
         q = torch.linalg.qr(torch.randn(f, f))[0]
         assert linear_cka(x, 3*x @ q + 2) == pytest.approx(1, abs=1e-5) and linear_cka(x, x) == 1.
-    assert np.isnan(linear_cka(torch.ones(5, 2), torch.ones(5, 2)))
+    assert np.isnan(linear_cka(torch.ones(5, 2), torch.zeros(5, 2))) and linear_cka(torch.ones(5, 2), torch.ones(5, 2)) == 1
 
 
 def test_drift_and_weight_distance():
     a = torch.tensor([[3., 4.]])
-    assert drift(a, a) == 0 and drift(2*a, a) == pytest.approx(1)
+    assert drift(a, a) == drift(0*a, 0*a) == weight_distance(dict(w=0*a), dict(w=0*a)) == 0 and drift(2*a, a) == pytest.approx(1)
     assert weight_distance(dict(w=torch.tensor([3., 4.]), b=torch.zeros(1)), dict(w=torch.zeros(2) + 3., b=torch.zeros(1))) == pytest.approx(1/np.sqrt(18))
 
 

@@ -62,7 +62,8 @@ def main(
     rows = []
     for i in range(fits):
         source.retention._samples.clear()
-        plain, with_curve = (fit(i, c)[:2] for c in ((), [curve := RetentionCurve(source.retention)]))
+        curve = RetentionCurve(source.retention)
+        plain, with_curve = fit(i), fit(i, [curve])
         rows.append(dict(plain=plain[0], curve=with_curve[0], ratio=with_curve[0]/plain[0], once=with_curve[1] - plain[1], clips=len(curve._sample[0])))
         print(f'{i + 1}/{fits}: epoch {plain[0]:.3f} s, with the curve {with_curve[0]:.3f} s, ratio {rows[-1]["ratio"]:.3f}; once {rows[-1]["once"]:.2f} s', flush=True)
     ratios = [r['ratio'] for r in rows]

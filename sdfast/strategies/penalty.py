@@ -167,10 +167,11 @@ class Penalty(Columns, Callback):
 
 
 def block_names(encoder:nn.Module)->list[str]:
-    "Names of an encoder's blocks from input to output: its children that have weights, or those of its only child"
+    "Names of an encoder's blocks from input to output: its children that have weights, or those of its only child; of a `ModuleList` its members"
     prefix, m = '', encoder
     while len(kids := list(m.named_children())) == 1: prefix, m = f'{prefix}{kids[0][0]}.', kids[0][1]
-    return [f'{prefix}{n}' for n, k in kids if any(True for _ in k.parameters())]
+    def members(name, k): return [x for n, c in k.named_children() for x in members(f'{name}.{n}', c)] if isinstance(k, nn.ModuleList) else [(name, k)]
+    return [f'{prefix}{n}' for name, kid in kids for n, k in members(name, kid) if any(True for _ in k.parameters())]
 
 
 class FeaturePenalty(Penalty):
