@@ -230,6 +230,7 @@ def test_kept_at_by_hand():
     assert kept_at(learned, kept, .6) == pytest.approx(.65) and kept_at(learned, kept, .7) == .4 and kept_at(learned, kept, .5) == .9
     assert np.isnan(kept_at(learned, kept, .81)) and kept_at(learned, kept, .8) == .2
     assert np.isnan(kept_at([], [], .5)) and np.isnan(kept_at(learned, kept, nan))
+    assert kept_at([.3, .2], [.5, .9], .1 + .2) == .5  # the same level, but for rounding
     assert kept_at([.8, .6, .8, .5], [.2, .9, .3, .1], .7) == pytest.approx(.6)  # passes .7 three times: at kept .55, .6 and .23
     for gap in (nan, .4), (.7, nan): assert kept_at([.8, gap[0], .5], [.2, gap[1], .9], .6) == .2  # no line over a setting that failed
     with pytest.raises(ValueError, match='pairs'): kept_at([1, 2], [1], 0)
