@@ -1,5 +1,5 @@
 "Numbers of the table by hand; the README shows the shipped results."
-import io
+import io, json
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +246,13 @@ def test_shipped_runs_are_complete():
         assert final.groupby(setting, dropna=False).seed.apply(lambda s: tuple(sorted(s))).nunique() == 1, 'seeds are paired'
         assert rows[~rows.final].groupby('strategy').size().nunique() <= 1, 'each strategy has as many trials'
         assert rows[~rows.final].acc1.isna().all(), 'trials do not read test'
+
+
+def test_the_pages_say_what_watching_costs():
+    cost = json.loads((ROOT/'experiments/results/retention_curve.json').read_text())
+    assert cost['ratio'] < 1.1 and cost['share'] < .1 and 'less than a tenth' in (ROOT/'README.md').read_text()  # the goal, and the claim
+    assert cost['share'] == pytest.approx(np.median([r['share'] for r in cost['rows']])) and cost['ratio'] == pytest.approx(np.median([r['ratio'] for r in cost['rows']]))
+    for text in (f'{cost["ratio"]:.2f} times as long', f'{cost["share"]:.1%} are'.replace('%', ' %'), f'{cost["clips"]} clips', f'{cost["low"]:.2f} to {cost["high"]:.2f}'): assert text in (ROOT/'experiments/README.md').read_text(), text
 
 
 def test_the_results_page_shows_the_sweep():
