@@ -3,7 +3,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import linprog
@@ -12,6 +12,8 @@ from sdfast.errors import InputError
 from sdfast.stats import (adjust, bca_interval, benjamini_hochberg, holm, hypervolume, judge, kept_at, matched_difference, matched_kept, mean_interval,
                           p_value, paired_difference, paired_test, pareto_front, sign_flip)
 
+settings.register_profile('sdfast', deadline=None)  # a busy machine is no error
+settings.load_profile('sdfast')
 pytestmark = pytest.mark.filterwarnings('error::RuntimeWarning')
 nan = np.nan
 share = st.floats(0, 1).map(lambda x: round(x, 3))
