@@ -296,7 +296,7 @@ def write_report(
             t.to_csv(out/f'trade_off_{m}.csv', index=False, float_format='%.6g')
             text = trade_off_markdown(t, m, method=method)
             if 'self_distill' in set(t.strategy): text += '\n' + trade_off_markdown(trade_off(rows, m, 'self_distill', method=method), m, 'self_distill', method)
-            (out/f'trade_off_{m}.md').write_text(text)
+            (out/f'trade_off_{m}.md').write_text(text + ''.join(f'\n- {n}' for n in notes) + '\n'*bool(notes))
     return table
 
 
