@@ -54,8 +54,8 @@ def markdown(t):
             if pd.isna(r[m]): cells.append('–')
             elif pd.isna(r.get(f'{m}_diff')): cells.append(f'{100*r[m]:.1f}')
             else:
-                star = '*' if r[f'{m}_verdict'] in ('higher', 'lower') else ''
-                where = f' [{100*r[f"{m}_diff_low"]:+.1f}, {100*r[f"{m}_diff_high"]:+.1f}]' if pd.notna(r[f'{m}_diff_low']) else ' (no interval)'
+                low, high = (100*r[f'{m}_diff_{end}'] for end in ('low', 'high'))
+                star, where = '*' if low > 0 or high < 0 else '', f' [{low:+.1f}, {high:+.1f}]' if pd.notna(low) else ' (no interval)'
                 cells.append(f'{100*r[m]:.1f} {100*r[f"{m}_diff"]:+.1f}{star}{where}')
         lines.append('| ' + ' | '.join([*what, *cells, '' if pd.isna(r.pull) or n == 'finetune' else f'{r.pull:.2g}', f'{r.failed} of {r.failed + r.runs}' if r.failed else '']) + ' |')
     return '\n'.join(lines)

@@ -325,7 +325,8 @@ def write_report(
             t.to_csv(out/f'trade_off_{m}.csv', index=False, float_format='%.6g')
             texts, against = [trade_off_markdown(t, m, method=method)], 'self_distill' if 'self_distill' in set(t.strategy) else 'finetune'
             if against != 'finetune': texts.append(trade_off_markdown(trade_off(rows, m, against, method=method), m, against, method))
-            (out/f'trade_off_{m}.md').write_text('\n'.join([*texts, margins_markdown(rows, m, against, method)]))
+            texts += [margins_markdown(rows, m, against, method), *(['\n'.join([*(f'- {n}' for n in notes), ''])] if notes else [])]
+            (out/f'trade_off_{m}.md').write_text('\n'.join(texts))
     return table
 
 

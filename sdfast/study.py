@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelFitException, CancelValidException
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import ParamScheduler, SchedCos
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -181,11 +181,6 @@ class KeepBest(Stateful, Callback):
 
     def after_fit(self):
         if self.load and self.state is not None and not self.learn.lock.locked(): self.learn.model.load_state_dict(self.state)
-
-
-class NoValidation(Callback):
-    "For fits that have nothing to validate on"
-    def before_validate(self): raise CancelValidException
 
 
 def learning_rates(
@@ -532,9 +527,8 @@ def fine_tune(
     cbs = [*STRATEGIES[run.strategy].callbacks(run.lam, source, **run.options('strategy_args')), Telemetry(), *cbs]
     if run.final and source.retention is not None: cbs.append(RetentionCurve(source.retention))
     if run.select == 'paper': dls = DataLoaders(dls.train, task.dl(dls, 'test'), device=dls.device)
-    elif not task.count('valid'):
-        if run.select == 'valid' or run.patience: raise InputError(f'{task.name} has no valid part to choose an epoch or to stop by: valid_frac is {run.valid_frac:g}')
-        cbs.append(NoValidation())
+    elif not task.count('valid') and (run.select == 'valid' or run.patience):
+        raise InputError(f'{task.name} has no valid part to choose an epoch or to stop by: valid_frac is {run.valid_frac:g}')
     if run.select != 'last' or run.patience: cbs.append(KeepBest(run.select == 'valid', run.patience))
     return _fit(dls, model, run.epochs, run.lr, run.seed, cbs, watch, run.schedule, run.wd)
 
