@@ -121,6 +121,9 @@ class WiSEFT(Anchored, Recipe):
         self._whole = False
         if (state := self.take()) is not None: self._start = state
 
+    def held(self): return self._start
+    def hold(self, state): self._start = state
+
     def after_train(self): self._whole = True
 
     def after_fit(self):

@@ -134,7 +134,7 @@ class StochNorm(Columns, Callback):
         self.p, self.protected = p, encoder
 
     def before_fit(self):
-        if not self.learn.lock.locked(): self.show({})  # no columns, but `leave` after an exception
+        if self.starts(): self.show({})  # no columns, but `leave` after an exception
 
     def before_train(self): stoch_norm(find_encoder(self.learn.model, self.protected), self.p)
     def after_train(self): plain_norm(self.learn.model)
@@ -228,6 +228,12 @@ class CoTuning(Auxiliary, FeaturePenalty):
             if self.relation.ndim != 2 or (self.relation < 0).any() or (self.relation.sum(1) - 1).abs().max() > 1e-2:
                 raise InputError('relation must be a matrix p(y_s|y_t) of (target, source) classes whose rows sum to 1, see category_relation; '
                                  f'this one is {tuple(self.relation.shape)}')
+
+    def memory(self): return (m | dict(relation=self.relation)) if (m := super().memory()) else m
+
+    def remember(self, memory):
+        super().remember(memory)
+        self.relation = memory['relation']
 
     def _check_head(self):
         if not isinstance(self.head, nn.Module):

@@ -15,9 +15,11 @@ from fastai.torch_core import get_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import InputError
 from ..models import load_encoder
 
-__all__ = ['find_encoder', 'frozen_copy', 'anchor_state', 'state_hash', 'keep_buffers', 'block_names', 'Penalty', 'FeaturePenalty', 'Anchored', 'Auxiliary']
+__all__ = ['find_encoder', 'frozen_copy', 'anchor_state', 'state_hash', 'keep_buffers', 'block_names', 'strategy_state', 'load_strategy_state', 'Lasting', 'Penalty',
+           'FeaturePenalty', 'Anchored', 'Auxiliary']
 
 
 def find_encoder(
@@ -73,6 +75,34 @@ def keep_buffers(module:nn.Module):
         for m in tracking: m.track_running_stats = True
 
 
+class Lasting:
+    "Mix-in for a callback with a memory that outlasts an epoch, see `strategy_state`"
+    def memory(self)->dict: "For `torch.save`; empty if there is nothing to remember yet"
+    def remember(self, memory:dict): "Go on with a memory of another such callback"
+
+
+def _lasting(learn): return [cb for cb in learn.cbs.sorted('order') if isinstance(cb, Lasting)]
+
+
+def strategy_state(learn)->list:
+    """What strategies need to go on from the end of an epoch as if nothing had been between, beside the states of the model, the
+    optimizer and the random generators; for `torch.save`"""
+    return [(cb.name, cb.memory()) for cb in _lasting(learn)]
+
+
+def load_strategy_state(
+    learn, # With callbacks like those of the learner that `state` is from
+    state:list, # From `strategy_state`
+):
+    """Hand on what strategies knew, before `fit(start_epoch=...)` or, for `LoRA`, whose adapters the model must have by then, in its
+    `before_fit`. Raises `InputError` for other callbacks"""
+    cbs = _lasting(learn)
+    if (here := [cb.name for cb in cbs]) != (there := [n for n, _ in state]):
+        raise InputError(f'the state is of the callbacks {", ".join(there) or "none"}, this learner has {", ".join(here) or "none"}: make it with the same strategy')
+    for cb, (_, memory) in zip(cbs, state):
+        if memory: cb.remember(memory)
+
+
 class _Watch:
     "A forward hook that keeps what went into and came out of a module; pickled or copied, it is empty"
     def __init__(self): self.calls = []
@@ -83,16 +113,24 @@ class _Watch:
 class Columns:
     """Mix-in for a callback that has columns in the recorder while a fit runs, and leaves nothing behind.
 
-    fastai tells no callback of an exception other than its own; `leave` is called then, too."""
-    _columns = ()
+    fastai tells no callback of an exception other than its own; `leave` is called then, too: at once where an epoch failed, where
+    the fit failed before its first one when the callback is taken off or asked for anything else."""
+    _columns, _waiting = (), False
+
+    def starts(self)->bool:
+        "In `before_fit`: this is a fit, not `validate` or `get_preds`"
+        if not self.learn.lock.locked(): return True
+        if self._waiting: self.leave()
+        return False
 
     def show(self, columns:dict):
         "Add columns, name -> function; not for `validate` and `get_preds`, whose results must keep their length"
         self._drop()
         self._columns = [ValueMetric(f, n) for n, f in columns.items()]
-        self.learn.metrics, epoch = self.learn.metrics + self._columns, self.learn._do_epoch
+        self.learn.metrics, epoch, self._waiting = self.learn.metrics + self._columns, self.learn._do_epoch, True
 
         def guarded():
+            self._waiting = False
             try: epoch()
             except (CancelEpochException, CancelFitException): raise
             except BaseException:
@@ -103,7 +141,12 @@ class Columns:
     def leave(self):
         "Take the columns away; subclasses drop their hooks and graphs here"
         self._drop()
+        self._waiting = False
         self.learn.__dict__.pop('_do_epoch', None)
+
+    def __setattr__(self, name, value):
+        if name == 'learn' and value is None and self._waiting: self.leave()  # taken off, as `fit(cbs=...)` does after an exception too
+        super().__setattr__(name, value)
 
     def _drop(self):
         mine, self._columns = {id(c) for c in self._columns}, ()
@@ -142,7 +185,7 @@ class Penalty(Columns, Callback):
         return find_encoder(self.learn.model, self.protected)
 
     def before_fit(self):
-        if not self.learn.lock.locked(): self.show({self.name: self.mean_term})
+        if self.starts(): self.show({self.name: self.mean_term})
 
     def mean_term(self)->float:
         "Mean of the term over the batches of the last epoch that trained, before `lam`"
@@ -226,10 +269,11 @@ class FeaturePenalty(Penalty):
         self._handles, self._watches = (), None
 
 
-class Anchored:
+class Anchored(Lasting):
     """Mix-in for a `Penalty` that holds on to weights from before training: it takes them once and never again.
 
     They are `anchor` or, without one, the encoder as it stands when the first real fit begins to train (`lr_find` is none).
+    Subclasses keep them: `held` returns their state dict, `hold` is given one.
     Where that moment has passed, in a fit that starts at a later epoch or after `load_learner`, training is an error."""
     anchor, _held, _trial, _taken = None, False, False, False
     _anchorattrs = ('anchor', '_held', '_trial')  # for `_stateattrs`: not exported
@@ -238,24 +282,34 @@ class Anchored:
         "`anchor_state` if this is the moment to take it, else `None`: what was taken stays"
         trial = hasattr(self.learn, 'lr_finder')
         if self._held and (trial or not self._trial): return None
-        if self.anchor is None and not trial and (self._taken or self.learn.epoch > 0):
+        if self.anchor is None and not trial and self.late():
             raise ValueError(f'{type(self).__name__} has no weights to hold on to: an exported learner does not carry them, and a fit that starts '
                              f'at epoch {self.learn.epoch} is too late to take them. Pass anchor=STATE_DICT, ENCODER or FILE')
         self._held, self._trial, self._taken = True, trial, self._taken or not trial
-        return anchor_state(self.module(), self.anchor)
+        return self.snapshot()
+
+    def snapshot(self)->dict: return anchor_state(self.module(), self.anchor)
+    def late(self)->bool: return self._taken or self.learn.epoch > 0
+
+    def memory(self): return dict(anchor=self.held()) if self._held and not self._trial else {}
+
+    def remember(self, memory):
+        device = next(self.module().parameters()).device
+        self.hold({k:v.to(device) for k, v in memory['anchor'].items()})
+        self._held, self._trial, self._taken = True, False, True
 
     def after_fit(self):
         if self._trial: self._held = False
         super().after_fit()
 
 
-class Auxiliary:
+class Auxiliary(Lasting):
     """Mix-in for a `Penalty` that trains modules of its own, beside the model and thrown away with the callback.
 
     They learn by SGD at the learning rate and momentum of the model's last group, and step when the model does: not for
     micro-batches, nor where the gradient scaler skips."""
-    aux, _aux_opt, _skipped, _aside = None, None, False, None
-    _auxattrs = ('aux', '_aux_opt', '_aside')  # for `_stateattrs`: not exported
+    aux, _aux_opt, _skipped, _aside, _learnt = None, None, False, None, None
+    _auxattrs = ('aux', '_aux_opt', '_aside', '_learnt')  # for `_stateattrs`: not exported
 
     def before_fit(self):
         super().before_fit()
@@ -272,22 +326,31 @@ class Auxiliary:
             torch.manual_seed(0)
             self.aux = make().to(device).train()
         self._aux_opt = torch.optim.SGD(self.aux.parameters(), lr=1., momentum=.9)
+        if self._learnt is not None and not hasattr(self.learn, 'lr_finder'):
+            learnt, self._learnt = self._learnt, None
+            self.aux.load_state_dict(learnt['aux'])
+            self._aux_opt.load_state_dict(learnt['opt'])
 
-    def before_step(self):
-        self._skipped = False
-        scaler = getattr(getattr(self.learn, 'mixed_precision', None), 'scaler', None)
-        scale = scaler.get_scale() if scaler is not None else 1.
+    def memory(self): return {} if self.aux is None else deepcopy(dict(aux=self.aux.state_dict(), opt=self._aux_opt.state_dict()))
+    def remember(self, memory): self._learnt, self.aux = memory, None  # for the modules when they are made
+
+    def before_step(self): self._skipped = False
+    def after_cancel_step(self): self._skipped = True
+
+    def after_step(self):
+        if not self._skipped: self._step_aux()
+        self._aux_opt.zero_grad()
+
+    def _step_aux(self):
+        # here, not in `before_step`, which micro-batches have too: what they add up is put together and unscaled once
+        scaler = vars(self.learn).get('scaler')  # of `MixedPrecision`
+        scale = scaler.get_scale() if scaler is not None else 1.  # as it was in this batch: `MixedPrecision` updates it later
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         for p in self.aux.parameters():
             if p.grad is None: continue
             if world > 1: dist.all_reduce(p.grad)
             p.grad.div_(world*scale)
-
-    def after_cancel_step(self): self._skipped = True
-
-    def after_step(self):
+        if scaler is not None and not all(p.grad.isfinite().all() for p in self.aux.parameters() if p.grad is not None): return
         hyper = self.opt.hypers[-1]
-        if not self._skipped:
-            for g in self._aux_opt.param_groups: g.update(lr=float(hyper['lr']), momentum=float(hyper.get('mom', 0.) or 0.))
-            self._aux_opt.step()
-        self._aux_opt.zero_grad()
+        for g in self._aux_opt.param_groups: g.update(lr=float(hyper['lr']), momentum=float(hyper.get('mom', 0.) or 0.))
+        self._aux_opt.step()
