@@ -496,6 +496,8 @@ def test_export_is_no_larger_and_training_on_says_what_is_missing(name, tmp_path
     plain.export('plain.pkl'), learn.export('x.pkl')
     assert (tmp_path/'x.pkl').stat().st_size < (tmp_path/'plain.pkl').stat().st_size + 1500
     loaded = load_learner(tmp_path/'x.pkl')
+    def holds(v): return torch.is_tensor(v) or isinstance(v, nn.Module) or isinstance(v, dict) and any(map(holds, v.values()))
+    assert not [(cb, k) for cb in loaded.cbs if isinstance(cb, Penalty) for k, v in vars(cb).items() if holds(v)]
     loaded.dls, loaded.logger = data(), lambda *a: None
     assert same(state(loaded.model), state(learn.model))
     if name in TAKES:
