@@ -29,7 +29,7 @@ CHECKS = {
     'loss scaling': ['test_loss_scaling_changes_nothing', 'test_a_step_that_the_scaler_skips_is_no_step'],
     '2 processes': ['test_two_processes_equal_one'],
     'freezing': ['test_freezing_keeps_the_meaning'],
-    'resume': ['test_a_fit_that_goes_on_equals_one_that_never_stopped'],
+    'resume': ['test_every_strategy_goes_on_to_the_bit'],
     'validate, lr_find, 2nd fit': ['test_validate_get_preds_and_lr_find_change_nothing', 'test_the_anchor_survives_whatever_a_learner_does'],
     'exception': ['test_an_exception_leaves_no_hook_no_column_and_no_graph', 'test_interrupts_leave_nothing_behind', 'test_a_fit_that_fails_before_its_first_epoch_leaves_nothing_either'],
     'save, export': ['test_saved_models_hold_no_teacher', 'test_export_is_no_larger_and_training_on_says_what_is_missing', 'test_export_is_no_larger', 'test_export_and_save_carry_nothing_extra'],
@@ -212,7 +212,7 @@ def main(
     "Run the tests of the strategies and print strategy by check"
     os.chdir(ROOT)
     from sdfast.strategies import STRATEGIES
-    seen, files = Outcomes(), [f'tests/test_{n}.py' for n in ('strategies', 'distill', 'anchor', 'features', 'recipes', 'distributed', 'protocol')]
+    seen, files = Outcomes(), [f'tests/test_{n}.py' for n in ('strategies', 'distill', 'anchor', 'features', 'recipes', 'distributed', 'protocol', 'resume')]
     status = pytest.main(['-q', '--no-header', '--durations=0', '-p', 'no:cacheprovider', *files], plugins=[seen])
     table = grid(seen.of, STRATEGIES)
     console, headers, rows = Console(width=160), ['strategy', *CHECKS], [[n, *r.values()] for n, r in table.items()]

@@ -1,4 +1,4 @@
-"Two gloo processes with a strategy on equal one process."
+"Two gloo processes that train together through fastai's `distrib_ctx`, with each strategy, equal one process."
 import os
 import socket
 from importlib.util import find_spec
@@ -8,12 +8,19 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import Source, learner, model
-from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import ItemGetter
+from fastai.metrics import accuracy
 from torch import nn
 
-from sdfast.strategies import R3F, STRATEGIES, fisher_information
+from sdfast.launch import join_processes
+from sdfast.strategies import BSS, R3F, STRATEGIES, bss, fisher_information
+from sdfast.study import Seeded, _together
+
+
+class HalvesBSS(BSS):
+    "A spectrum is a property of each process's batch: here of either half of one process's, dealt out as to two"
+    def term(self): return sum(bss(self.calls()[0][2][i::2], self.k) for i in range(2))/2
 
 
 class SineR3F(R3F):
@@ -29,31 +36,21 @@ def net(name=''):
 
 
 def loaders(rank, world, n=48, bs=16):
-    "The same global batches, dealt out over the processes"
+    "Loaders of all items, shuffled for training, with each process's share of a batch. A valid part of no whole number of batches"
     g = torch.Generator().manual_seed(0)
     items = list(zip(torch.randn(n, 1, 6, 6, generator=g), torch.randint(0, 3, (n,), generator=g)))
-    mine = [i for i in range(n) if i % world == rank]
-    sets = Datasets(items, tfms=[[ItemGetter(0)], [ItemGetter(1)]], splits=[mine, range(8)])
-    return DataLoaders(TfmdDL(sets.train, bs=bs//world, num_workers=0), TfmdDL(sets.valid, bs=8, num_workers=0), device='cpu')
+    sets = Datasets(items, tfms=[[ItemGetter(0)], [ItemGetter(1)]], splits=[range(n), range(11)])
+    return DataLoaders(TfmdDL(sets.train, bs=bs//world, num_workers=0, shuffle=True, drop_last=True), TfmdDL(sets.valid, bs=8//world, num_workers=0), device='cpu')
 
 
 def train(name, rank=0, world=1):
-    from fastai.callback.core import Callback
-    class DDP(Callback):
-        "What `DistributedTrainer` does to the model, which on a CPU fails in `.cuda()` of its loader"
-        order = 11
-        def before_fit(self): self.learn.model = nn.parallel.DistributedDataParallel(self.learn.model)
-        def after_fit(self): self.learn.model = self.learn.model.module
     m = net(name)
     source = Source(m)
     source.batches = loaders(0, 1).valid
-    cbs, dls = [SineR3F(.5)] if name == 'r3f' else STRATEGIES[name].callbacks(.5, source), loaders(rank, world)
-    if name == 'bss' and world == 1:  # a property of each process's batch: micro-batches of the same images, one process's and then the other's
-        cbs, parts = [*cbs, GradientAccumulation(16)], [list(loaders(r, 2).train) for r in range(2)]
-        dls = DataLoaders([b for pair in zip(*parts) for b in pair], dls.valid)
-    learn = learner([*cbs, *([DDP()] if world > 1 else [])], dls=dls, net=m)
-    learn.fit(3)
-    return [p.detach() for p in learn.model.parameters()]
+    cbs = [SineR3F(.5)] if name == 'r3f' else [HalvesBSS(.5)] if name == 'bss' and world == 1 else STRATEGIES[name].callbacks(.5, source)
+    learn = learner([*cbs, Seeded(3)], dls=loaders(rank, world), net=m, metrics=accuracy)
+    with _together(learn): learn.fit(3)
+    return [p.detach() for p in learn.model.parameters()] + [torch.tensor(learn.recorder.values[-1][2])]
 
 
 # stochastic normalisation is by the statistics of a process's own batch: its two processes agree, but not with one
@@ -63,13 +60,13 @@ needs_peft = pytest.mark.skipif(find_spec('peft') is None, reason="LoRA needs PE
 
 def fisher(rank, world):
     "Of each process's part of the samples, put together"
-    return fisher_information(net(), loaders(rank, world).train).diag
+    return fisher_information(net(), list(loaders(0, 1).valid)[rank::world]).diag
 
 
 def work(rank, port, folder):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
-    dist.init_process_group('gloo', rank=rank, world_size=2)
+    join_processes()
     out, failed = {}, {}
     for name in STRATEGIES:
         if name == 'lora' and not find_spec('peft'): continue

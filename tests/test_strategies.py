@@ -18,13 +18,11 @@ from fastai.callback.training import GradientAccumulation
 from fastai.learner import load_learner
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD, Adam
-from fastai.torch_core import get_random_states, set_random_states
 from torch import nn
 
 from sdfast.errors import InputError
 from sdfast.models import save_weights
-from sdfast.strategies import (EWC, L2SP, STRATEGIES, EMATeacher, FeaturePenalty, FixedTeacher, LoRA, Penalty, SelfDistill, Telemetry, empirical_fisher, feature_distance, find_encoder, load_strategy_state,
-                               state_hash, strategy_state)
+from sdfast.strategies import (EWC, L2SP, STRATEGIES, EMATeacher, FeaturePenalty, FixedTeacher, LoRA, Penalty, SelfDistill, Telemetry, empirical_fisher, feature_distance, find_encoder, state_hash)
 
 
 def fisher_of(net, n=None):
@@ -365,58 +363,6 @@ def test_freezing_keeps_the_meaning(name):
     part, row = run(.5, lambda e: e.conv.parameters())
     assert torch.equal(part['0.conv.weight'], start['0.conv.weight']) and row['moved'] > 0
     if name != 'r3f': assert not torch.allclose(part['0.out.weight'], run(0., lambda e: e.conv.parameters())[0]['0.out.weight'], atol=1e-7)
-
-
-# --- going on from a checkpoint -----------------------------------------------------------------------------------------
-
-class Checkpoint(Callback):
-    "All that a run keeps at the end of an epoch, as a file would hold it"
-    order = 95
-    def __init__(self, path): self.path = path
-    def after_epoch(self):
-        if self.epoch == 0: torch.save(dict(model=state(self.learn.model), opt=self.opt.state_dict(), strategy=strategy_state(self.learn), random=get_random_states(), rng=self.dls.train.rng.getstate()), self.path)
-
-
-class GoOn(Callback):
-    "Take up what `Checkpoint` has saved: behind `LoRA`, which puts its adapters in first"
-    order = -4
-    def __init__(self, path): self.saved = torch.load(path, weights_only=False)
-    def before_fit(self):
-        self.learn.model.load_state_dict(self.saved['model'])
-        self.opt.load_state_dict(self.saved['opt'])
-        load_strategy_state(self.learn, self.saved['strategy'])
-    def before_train(self):
-        if self.epoch == 1: set_random_states(**self.saved['random']), self.dls.train.rng.setstate(self.saved['rng'])
-
-
-@pytest.mark.parametrize('name', STRATEGIES)
-def test_a_fit_that_goes_on_equals_one_that_never_stopped(name, tmp_path):
-    def run(*cbs, **kw):
-        lam = 2. if name == 'lp_ft' else .3
-        dls = data()
-        dls = type(dls)(dls.train.new(shuffle=True), dls.valid, device='cpu')
-        source = Source(model())
-        if name == 'replay': source.batches = data(n=44, seed=5).train.new(shuffle=True, drop_last=False)  # the epoch ends in the middle of a reading of it
-        with torch.random.fork_rng():
-            if name == 'lora': pytest.importorskip('peft', reason="LoRA needs PEFT: pip install -e '.[peers]'")
-            ours = STRATEGIES[name].callbacks(lam, source, **(dict(eps=.1) if name == 'r3f' else {}))
-        learn = learner([*ours, Telemetry(), *cbs], dls=dls, net=model(dropout=.3))
-        learn.fit(4, **kw)
-        return state(learn.model), [row[2:] for row in learn.recorder.values]
-    whole, rows = run(Checkpoint(tmp_path/'x.pth'))
-    torch.manual_seed(99), random.seed(99)
-    part, later = run(GoOn(tmp_path/'x.pth'), start_epoch=1)
-    assert same(whole, part) and str(later[-3:]) == str(rows[1:])  # as text: nan is not equal to itself
-
-
-def test_a_state_of_other_strategies_is_refused(tmp_path):
-    learn = learner(FixedTeacher(1.))
-    assert strategy_state(learn) == [('fixed_teacher', {})]
-    learn.fit(1)
-    saved = strategy_state(learn)
-    with pytest.raises(InputError, match='of the callbacks fixed_teacher, this learner has l2sp: make it with the same strategy'): load_strategy_state(learner(L2SP(1.)), saved)
-    learn.lr_find(num_it=8, show_plot=False)
-    assert saved[0][1]['age'] == 6 and strategy_state(learn)[0][1]['anchor'].keys() == state(model()[0]).keys()
 
 
 def test_weight_decay_warns():

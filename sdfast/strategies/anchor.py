@@ -13,6 +13,7 @@ from fastai.optimizer import momentum_step, sgd_step
 
 from ..errors import InputError
 from ..models import eval_mode
+from ..resume import Stateful
 from .penalty import Anchored, Penalty, find_encoder
 from .recipes import _core
 
@@ -92,7 +93,7 @@ class L2SP(Anchored, WeightPenalty):
     As in the original, biases and batch norm are left out; `which='all'` counts them in. `decoupled` moves the weights by
     `lr*lam*(w0 - w)` after each step instead of adding a gradient (to L2-SP what AdamW is to L2)."""
     name = 'l2sp'
-    _stateattrs = WeightPenalty._stateattrs + Anchored._anchorattrs
+    _stateattrs, _kept = WeightPenalty._stateattrs + Anchored._anchorattrs, Anchored._kept + ('anchors',)
 
     def __init__(self,
         lam:float, # Weight of the distance
@@ -109,9 +110,6 @@ class L2SP(Anchored, WeightPenalty):
 
     def begin(self):
         if (state := self.take()) is not None: self.anchors = state
-
-    def held(self): return self.anchors
-    def hold(self, state): self.anchors = state
 
     def weights(self): return {n:p for n, p in super().weights().items() if self.which == 'all' or p.ndim > 1}
 
@@ -303,14 +301,14 @@ class SI(Weighted):
     name, how = 'si', 'from PathIntegral().importance() after training on the source'
 
 
-class PathIntegral(Callback):
+class PathIntegral(Stateful, Callback):
     """Watches training on the source for `SI`: what each weight contributed to the fall of the loss, `-sum g dw` over steps.
 
     Only where we train the source: of weights from elsewhere the path is not known. Refuses to run beside a `Penalty`, whose
     gradient is not the task's."""
     order, run_valid = 4, False
     integral, start, steps, _before, _skipped = None, None, 0, None, False
-    _stateattrs = ('integral', 'start', '_before')
+    _stateattrs, _kept = ('integral', 'start', '_before'), ('integral', 'start', 'steps')
 
     def __init__(self, encoder=None): self.protected = encoder
 

@@ -112,7 +112,7 @@ class SelfDistill(Teacher):
 
 class FixedTeacher(Anchored, Teacher):
     "The teacher is the encoder from before training (LDIFS, Mukhoti et al., TMLR 2024; theirs are the features of several `layers`)"
-    _stateattrs = Teacher._stateattrs + Anchored._anchorattrs
+    _stateattrs, _kept = Teacher._stateattrs + Anchored._anchorattrs, Anchored._kept + ('age',)
 
     def __init__(self,
         lam:float, # Weight of the distance
@@ -128,13 +128,11 @@ class FixedTeacher(Anchored, Teacher):
     def begin(self):
         if (state := self.take()) is not None: self.renew(state)
 
-    def held(self): return {k:v.clone() for k, v in self.teacher.state_dict().items()}
-    def hold(self, state): self.renew(state)
-    def memory(self): return (m | dict(age=self.age)) if (m := super().memory()) else m
+    def state_dict(self): return super().state_dict() | dict(teacher=None if self.teacher is None else self.teacher.state_dict())
 
-    def remember(self, memory):
-        super().remember(memory)
-        self.age = memory['age']
+    def load_state_dict(self, state):
+        if state['teacher'] is not None: self.renew(state['teacher'])
+        super().load_state_dict(state)
 
 
 class EMATeacher(FixedTeacher):

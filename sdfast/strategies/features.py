@@ -210,7 +210,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
     moment has passed, `InputError`."""
     name = 'co_tuning'
     head, relation, _before = None, None, None
-    _stateattrs = FeaturePenalty._stateattrs + Auxiliary._auxattrs + ('head', 'relation', '_before')
+    _stateattrs, _kept = FeaturePenalty._stateattrs + Auxiliary._auxattrs + ('head', 'relation', '_before'), ('relation',)
 
     def __init__(self,
         lam:float=2.3, # Weight of the cross-entropy
@@ -228,12 +228,6 @@ class CoTuning(Auxiliary, FeaturePenalty):
             if self.relation.ndim != 2 or (self.relation < 0).any() or (self.relation.sum(1) - 1).abs().max() > 1e-2:
                 raise InputError('relation must be a matrix p(y_s|y_t) of (target, source) classes whose rows sum to 1, see category_relation; '
                                  f'this one is {tuple(self.relation.shape)}')
-
-    def memory(self): return (m | dict(relation=self.relation)) if (m := super().memory()) else m
-
-    def remember(self, memory):
-        super().remember(memory)
-        self.relation = memory['relation']
 
     def _check_head(self):
         if not isinstance(self.head, nn.Module):

@@ -15,11 +15,10 @@ from fastai.torch_core import get_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import InputError
 from ..models import load_encoder
+from ..resume import Stateful
 
-__all__ = ['find_encoder', 'frozen_copy', 'anchor_state', 'state_hash', 'keep_buffers', 'block_names', 'strategy_state', 'load_strategy_state', 'Lasting', 'Penalty',
-           'FeaturePenalty', 'Anchored', 'Auxiliary']
+__all__ = ['find_encoder', 'frozen_copy', 'anchor_state', 'state_hash', 'keep_buffers', 'block_names', 'Penalty', 'FeaturePenalty', 'Anchored', 'Auxiliary']
 
 
 def find_encoder(
@@ -75,34 +74,6 @@ def keep_buffers(module:nn.Module):
         for m in tracking: m.track_running_stats = True
 
 
-class Lasting:
-    "Mix-in for a callback with a memory that outlasts an epoch, see `strategy_state`"
-    def memory(self)->dict: "For `torch.save`; empty if there is nothing to remember yet"
-    def remember(self, memory:dict): "Go on with a memory of another such callback"
-
-
-def _lasting(learn): return [cb for cb in learn.cbs.sorted('order') if isinstance(cb, Lasting)]
-
-
-def strategy_state(learn)->list:
-    """What strategies need to go on from the end of an epoch as if nothing had been between, beside the states of the model, the
-    optimizer and the random generators; for `torch.save`"""
-    return [(cb.name, cb.memory()) for cb in _lasting(learn)]
-
-
-def load_strategy_state(
-    learn, # With callbacks like those of the learner that `state` is from
-    state:list, # From `strategy_state`
-):
-    """Hand on what strategies knew, before `fit(start_epoch=...)` or, for `LoRA`, whose adapters the model must have by then, in its
-    `before_fit`. Raises `InputError` for other callbacks"""
-    cbs = _lasting(learn)
-    if (here := [cb.name for cb in cbs]) != (there := [n for n, _ in state]):
-        raise InputError(f'the state is of the callbacks {", ".join(there) or "none"}, this learner has {", ".join(here) or "none"}: make it with the same strategy')
-    for cb, (_, memory) in zip(cbs, state):
-        if memory: cb.remember(memory)
-
-
 class _Watch:
     "A forward hook that keeps what went into and came out of a module; pickled or copied, it is empty"
     def __init__(self): self.calls = []
@@ -156,7 +127,7 @@ class Columns:
         if not self.learn.lock.locked(): self.leave()
 
 
-class Penalty(Columns, Callback):
+class Penalty(Stateful, Columns, Callback):
     """Add `lam * self.term()` to the gradient of every training batch.
 
     `train_loss` and `valid_loss` stay the task loss; the mean of the term over the epoch's batches, before `lam`, is in a
@@ -269,13 +240,14 @@ class FeaturePenalty(Penalty):
         self._handles, self._watches = (), None
 
 
-class Anchored(Lasting):
+class Anchored:
     """Mix-in for a `Penalty` that holds on to weights from before training: it takes them once and never again.
 
     They are `anchor` or, without one, the encoder as it stands when the first real fit begins to train (`lr_find` is none).
-    Subclasses keep them: `held` returns their state dict, `hold` is given one.
-    Where that moment has passed, in a fit that starts at a later epoch or after `load_learner`, training is an error."""
+    Where that moment has passed, in a fit that starts at a later epoch or after `load_learner`, training is an error. A fit that
+    goes on by `Resume` has them from there."""
     anchor, _held, _trial, _taken = None, False, False, False
+    _kept = ('_held', '_trial', '_taken')
     _anchorattrs = ('anchor', '_held', '_trial')  # for `_stateattrs`: not exported
 
     def take(self)->dict|None:
@@ -291,25 +263,18 @@ class Anchored(Lasting):
     def snapshot(self)->dict: return anchor_state(self.module(), self.anchor)
     def late(self)->bool: return self._taken or self.learn.epoch > 0
 
-    def memory(self): return dict(anchor=self.held()) if self._held and not self._trial else {}
-
-    def remember(self, memory):
-        device = next(self.module().parameters()).device
-        self.hold({k:v.to(device) for k, v in memory['anchor'].items()})
-        self._held, self._trial, self._taken = True, False, True
-
     def after_fit(self):
         if self._trial: self._held = False
         super().after_fit()
 
 
-class Auxiliary(Lasting):
+class Auxiliary:
     """Mix-in for a `Penalty` that trains modules of its own, beside the model and thrown away with the callback.
 
     They learn by SGD at the learning rate and momentum of the model's last group, and step when the model does: not for
     micro-batches, nor where the gradient scaler skips."""
-    aux, _aux_opt, _skipped, _aside, _learnt = None, None, False, None, None
-    _auxattrs = ('aux', '_aux_opt', '_aside', '_learnt')  # for `_stateattrs`: not exported
+    aux, _aux_opt, _skipped, _aside, _saved = None, None, False, None, None
+    _auxattrs = ('aux', '_aux_opt', '_aside')  # for `_stateattrs`: not exported
 
     def before_fit(self):
         super().before_fit()
@@ -319,6 +284,19 @@ class Auxiliary(Lasting):
         if self._aside is not None: (self.aux, self._aux_opt), self._aside = self._aside, None
         super().leave()
 
+    def state_dict(self): return super().state_dict() | ({} if self.aux is None else dict(aux=self.aux.state_dict(), aux_opt=self._aux_opt.state_dict()))
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self._saved = state if 'aux' in state else None
+        if self.aux is not None: self._restore()
+
+    def _restore(self):
+        if self._saved is None: return
+        self.aux.load_state_dict(self._saved['aux'])
+        self._aux_opt.load_state_dict(self._saved['aux_opt'])
+        self._saved = None
+
     def set_auxiliary(self, make):
         "Modules from the function `make`, the same whatever was drawn before, without touching the random state"
         device = next(self.module().parameters()).device
@@ -326,13 +304,7 @@ class Auxiliary(Lasting):
             torch.manual_seed(0)
             self.aux = make().to(device).train()
         self._aux_opt = torch.optim.SGD(self.aux.parameters(), lr=1., momentum=.9)
-        if self._learnt is not None and not hasattr(self.learn, 'lr_finder'):
-            learnt, self._learnt = self._learnt, None
-            self.aux.load_state_dict(learnt['aux'])
-            self._aux_opt.load_state_dict(learnt['opt'])
-
-    def memory(self): return {} if self.aux is None else deepcopy(dict(aux=self.aux.state_dict(), opt=self._aux_opt.state_dict()))
-    def remember(self, memory): self._learnt, self.aux = memory, None  # for the modules when they are made
+        self._restore()
 
     def before_step(self): self._skipped = False
     def after_cancel_step(self): self._skipped = True

@@ -1,6 +1,8 @@
 "Source clips beside the target's: what the other strategies are measured against, as an upper bound."
 import random
+from collections import deque
 from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 import torch
@@ -9,20 +11,28 @@ from fastai.torch_core import get_random_states, set_random_states
 from torch import nn
 
 from ..errors import InputError
-from .penalty import Lasting, Penalty, frozen_copy, keep_buffers
+from ..resume import as_states
+from .penalty import Penalty, frozen_copy, keep_buffers
 
 __all__ = ['Replay']
 
 
-class Replay(Lasting, Penalty):
+def _cycle(dl):
+    while True:
+        batch = None
+        for batch in dl: yield batch
+        if batch is None: raise InputError('Replay: the loader of source clips has no batches (left): pass one that can be read again and again')
+
+
+class Replay(Penalty):
     """`lam` times the cross-entropy of the source task on one batch of source clips per training batch, by its frozen head.
 
     An upper bound, not a competitor: it needs the source data, which the other strategies do without. The source batch is
     normalised with its own statistics where the encoder is in train mode, and leaves the running ones alone; loader and dropout
     draw from a random state of their own. Raises `InputError` for a loader without batches."""
     order = 5.5  # behind the other penalties, which have by then read what their hooks saw
-    source, source_head, _batches, _random, _place, _past = None, None, None, None, None, None
-    _stateattrs = Penalty._stateattrs + ('source', 'source_head', '_batches', '_random', '_place', '_past')
+    source, source_head, _batches, _random, _read, _order = None, None, None, None, 0, None
+    _stateattrs, _kept = Penalty._stateattrs + ('source', 'source_head', '_batches', '_random', '_order'), ('_random', '_read', '_order')
 
     def __init__(self,
         lam:float, # Weight of the source task
@@ -41,30 +51,15 @@ class Replay(Lasting, Penalty):
         if self.source is None:
             raise ValueError('Replay has lost its source clips: an exported learner does not carry them; pass a new Replay(lam, dl, head)')
         self.source_head.to(next(self.module().parameters()).device)
-        if self._batches is None:
-            self._batches = self._cycle()
-            if self._past is not None: self._wind()
-
-    def _cycle(self):
-        while True:
-            batch, rng = None, vars(self.source).get('rng') if hasattr(self.source, '__dict__') else None  # fastai's loaders shuffle by one of their own
-            self._place = dict(read=0, random=get_random_states(), rng=rng and rng.getstate())
-            for batch in self.source:
-                self._place['read'] += 1
-                yield batch
-            if batch is None: raise InputError('Replay: the loader of source clips has no batches (left): pass one that can be read again and again')
-
-    def _wind(self):
-        "To the batch that comes next according to `remember`"
-        place, random_state = self._past['place'], self._past['random']
-        self._past, self._random = None, place['random']
-        if place['rng'] is not None: self.source.rng.setstate(place['rng'])
-        with self._own_random():
-            for _ in range(place['read']): next(self._batches)
-        self._random = random_state
-
-    def memory(self): return dict(place=dict(self._place), random=self._random) if self._place is not None else {}
-    def remember(self, memory): self._past, self._batches = memory, None
+        if self._batches is not None: return
+        # a resumed fit reads the source up to where it was, in the order in which it was read
+        shuffled, rng = getattr(self.source, 'shuffle', True), getattr(self.source, 'rng', None)
+        if self._order is not None: rng.setstate(self._order)
+        elif rng is not None: self._order = rng.getstate()
+        self._batches, known = _cycle(self.source), self._random
+        if self._read:
+            with self._own_random(): deque(islice(self._batches, self._read if shuffled else self._read % len(self.source)), maxlen=0)
+            self._random = known
 
     @contextmanager
     def _own_random(self):
@@ -79,14 +74,19 @@ class Replay(Lasting, Penalty):
             self._random = get_random_states()
         finally: set_random_states(**outside)
 
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        if self._random is not None: self._random = as_states(self._random)
+
     def term(self):
         encoder = self.module()
         device = next(encoder.parameters()).device
         with self._own_random(), keep_buffers(encoder):
             x, y = (t.as_subclass(torch.Tensor).to(device) for t in next(self._batches))
+            self._read += 1
             logits = self.source_head(encoder.forward(x))  # not a call: the hooks of other callbacks wait for the target's features
         return F.cross_entropy(logits.float(), y)
 
     def after_fit(self):
         super().after_fit()
-        if not self.learn.lock.locked(): self._batches = None  # ends the workers of its loader
+        if not self.learn.lock.locked(): self._batches, self._read, self._order = None, 0, None  # ends the workers of its loader

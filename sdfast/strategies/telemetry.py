@@ -4,13 +4,14 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from ..errors import InputError
+from ..resume import Stateful
 from .lora import LoRA
 from .penalty import Anchored, Columns, Penalty, find_encoder
 
 __all__ = ['Telemetry']
 
 
-class Telemetry(Anchored, Columns, Callback):
+class Telemetry(Anchored, Stateful, Columns, Callback):
     """Columns for the recorder: for each `Penalty` NAME_ratio, the sum over the epoch's batches of `lam*term` relative to the
     task loss's; NAME_cos, the cosine between its gradient and the task's on the encoder, the mean of a few batches; NAME_age,
     batches since its teacher was renewed, their mean; and, without a penalty too, `moved`, `||w - w0|| / ||w0||` of the encoder's
@@ -18,7 +19,7 @@ class Telemetry(Anchored, Columns, Callback):
 
     The cosine costs two more backward passes on every `every`-th batch. Nothing of training changes."""
     order, run_valid = 7, False  # behind the penalties
-    _stateattrs = ('_start', '_columns', '_sums') + Anchored._anchorattrs
+    _stateattrs, _kept = ('_start', '_columns', '_sums') + Anchored._anchorattrs, Anchored._kept + ('_start',)
     _start, _sums = None, None
 
     def __init__(self,
@@ -70,9 +71,6 @@ class Telemetry(Anchored, Columns, Callback):
             raise InputError('Telemetry measures from a state dict or an encoder that has all of the weights of the one in training'
                              + (f'; {", ".join(sorted(missing))} {"is" if len(missing) == 1 else "are"} not in this one' if isinstance(given, dict) else f', not from {type(given).__name__}'))
         return {n:given[n].detach().to(p.device, p.dtype, copy=True) for n, p in now.items()}
-
-    def held(self): return self._start
-    def hold(self, state): self._start = state
 
     def _moved(self):
         if self._start is None: return float('nan')
