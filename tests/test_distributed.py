@@ -90,7 +90,8 @@ def two(tmp_path_factory):
 @pytest.mark.parametrize('name', [pytest.param(n, marks=needs_peft) if n == 'lora' else n for n in SAME])
 def test_two_processes_equal_one(two, name):
     assert name not in two[0]['failed'], two[0]['failed'][name]
-    for a, b in zip(two[0][name], train(name)): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    # the smallest singular value feels rounding most
+    for a, b in zip(two[0][name], train(name)): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 if name == 'bss' else 1e-6)
 
 
 @pytest.mark.parametrize('name', [pytest.param(n, marks=needs_peft) if n == 'lora' else n for n in STRATEGIES])
