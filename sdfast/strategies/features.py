@@ -134,7 +134,7 @@ class StochNorm(Columns, Callback):
         self.p, self.protected = p, encoder
 
     def before_fit(self):
-        if not self.learn.lock.locked(): self.show({})  # no columns, but `leave` after an exception
+        if self.starts(): self.show({})  # no columns, but `leave` after an exception
 
     def before_train(self): stoch_norm(find_encoder(self.learn.model, self.protected), self.p)
     def after_train(self): plain_norm(self.learn.model)

@@ -84,16 +84,24 @@ class _Watch:
 class Columns:
     """Mix-in for a callback that has columns in the recorder while a fit runs, and leaves nothing behind.
 
-    fastai tells no callback of an exception other than its own; `leave` is called then, too."""
-    _columns = ()
+    fastai tells no callback of an exception other than its own; `leave` is called then, too: at once where an epoch failed, where
+    the fit failed before its first one when the callback is taken off or asked for anything else."""
+    _columns, _waiting = (), False
+
+    def starts(self)->bool:
+        "In `before_fit`: this is a fit, not `validate` or `get_preds`"
+        if not self.learn.lock.locked(): return True
+        if self._waiting: self.leave()
+        return False
 
     def show(self, columns:dict):
         "Add columns, name -> function; not for `validate` and `get_preds`, whose results must keep their length"
         self._drop()
         self._columns = [ValueMetric(f, n) for n, f in columns.items()]
-        self.learn.metrics, epoch = self.learn.metrics + self._columns, self.learn._do_epoch
+        self.learn.metrics, epoch, self._waiting = self.learn.metrics + self._columns, self.learn._do_epoch, True
 
         def guarded():
+            self._waiting = False
             try: epoch()
             except (CancelEpochException, CancelFitException): raise
             except BaseException:
@@ -104,7 +112,12 @@ class Columns:
     def leave(self):
         "Take the columns away; subclasses drop their hooks and graphs here"
         self._drop()
+        self._waiting = False
         self.learn.__dict__.pop('_do_epoch', None)
+
+    def __setattr__(self, name, value):
+        if name == 'learn' and value is None and self._waiting: self.leave()  # taken off, as `fit(cbs=...)` does after an exception too
+        super().__setattr__(name, value)
 
     def _drop(self):
         mine, self._columns = {id(c) for c in self._columns}, ()
@@ -143,7 +156,7 @@ class Penalty(Stateful, Columns, Callback):
         return find_encoder(self.learn.model, self.protected)
 
     def before_fit(self):
-        if not self.learn.lock.locked(): self.show({self.name: self.mean_term})
+        if self.starts(): self.show({self.name: self.mean_term})
 
     def mean_term(self)->float:
         "Mean of the term over the batches of the last epoch that trained, before `lam`"
@@ -241,11 +254,14 @@ class Anchored:
         "`anchor_state` if this is the moment to take it, else `None`: what was taken stays"
         trial = hasattr(self.learn, 'lr_finder')
         if self._held and (trial or not self._trial): return None
-        if self.anchor is None and not trial and (self._taken or self.learn.epoch > 0):
+        if self.anchor is None and not trial and self.late():
             raise ValueError(f'{type(self).__name__} has no weights to hold on to: an exported learner does not carry them, and a fit that starts '
                              f'at epoch {self.learn.epoch} is too late to take them. Pass anchor=STATE_DICT, ENCODER or FILE')
         self._held, self._trial, self._taken = True, trial, self._taken or not trial
-        return anchor_state(self.module(), self.anchor)
+        return self.snapshot()
+
+    def snapshot(self)->dict: return anchor_state(self.module(), self.anchor)
+    def late(self)->bool: return self._taken or self.learn.epoch > 0
 
     def after_fit(self):
         if self._trial: self._held = False
@@ -290,21 +306,23 @@ class Auxiliary:
         self._aux_opt = torch.optim.SGD(self.aux.parameters(), lr=1., momentum=.9)
         self._restore()
 
-    def before_step(self):
-        self._skipped = False
-        scaler = getattr(getattr(self.learn, 'mixed_precision', None), 'scaler', None)
-        scale = scaler.get_scale() if scaler is not None else 1.
+    def before_step(self): self._skipped = False
+    def after_cancel_step(self): self._skipped = True
+
+    def after_step(self):
+        if not self._skipped: self._step_aux()
+        self._aux_opt.zero_grad()
+
+    def _step_aux(self):
+        # here, not in `before_step`, which micro-batches have too: what they add up is put together and unscaled once
+        scaler = vars(self.learn).get('scaler')  # of `MixedPrecision`
+        scale = scaler.get_scale() if scaler is not None else 1.  # as it was in this batch: `MixedPrecision` updates it later
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         for p in self.aux.parameters():
             if p.grad is None: continue
             if world > 1: dist.all_reduce(p.grad)
             p.grad.div_(world*scale)
-
-    def after_cancel_step(self): self._skipped = True
-
-    def after_step(self):
+        if scaler is not None and not all(p.grad.isfinite().all() for p in self.aux.parameters() if p.grad is not None): return
         hyper = self.opt.hypers[-1]
-        if not self._skipped:
-            for g in self._aux_opt.param_groups: g.update(lr=float(hyper['lr']), momentum=float(hyper.get('mom', 0.) or 0.))
-            self._aux_opt.step()
-        self._aux_opt.zero_grad()
+        for g in self._aux_opt.param_groups: g.update(lr=float(hyper['lr']), momentum=float(hyper.get('mom', 0.) or 0.))
+        self._aux_opt.step()

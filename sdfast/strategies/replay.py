@@ -41,6 +41,10 @@ class Replay(Penalty):
         encoder=None, # Which part of the model to protect, see `find_encoder`
     ):
         super().__init__(lam, encoder)
+        if dl is None: raise InputError('Replay needs clips of the source task: pass a loader of its (x, y), not None; without them take a strategy that does not see the source')
+        if not isinstance(head, nn.Module):
+            raise InputError(f'Replay needs the head of the source task, a module from features to logits, not {type(head).__name__}; for an encoder without one '
+                             'fit a probe: sdfast.forgetting.probe_head(features, labels, n_classes)')
         self.source, self.source_head = dl, frozen_copy(head)
 
     def begin(self):
