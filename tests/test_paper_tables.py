@@ -20,7 +20,7 @@ SMALL = dict(frames=8, size=16, epochs=2, clips=2, bs=4, workers=0, lams='100')
 def run(*args):
     "The script as a process"
     options = [f'--{k}={v}' for k, v in SMALL.items()]
-    return subprocess.run([sys.executable, str(ROOT/'experiments/paper_tables.py'), *map(str, args), *options], capture_output=True, text=True, timeout=900, env=os.environ | dict(COLUMNS='200'))
+    return subprocess.run([sys.executable, str(ROOT/'experiments/paper_tables.py'), *map(str, args), *options], capture_output=True, text=True, timeout=1800, env=os.environ | dict(COLUMNS='200'))
 
 
 @pytest.fixture
