@@ -8,6 +8,7 @@ Every strategy trains through the whole chain. Accuracies after each stage are m
 with new linear probes on the encoder. Strengths are chosen by the mean accuracy on the valid parts of source and tasks after the last
 stage, from the same number of trials. Writes runs.csv (a row a stage), matrix.csv, table.csv and table.md to --out."""
 import inspect, sys, warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,12 @@ warnings.filterwarnings('ignore', category=DeprecationWarning)
 import compare
 import numpy as np
 import pandas as pd
+from fastai.torch_core import rank_distrib
 from fastcore.script import call_parse, store_true
 from rich.table import Table
 
 from sdfast.errors import InputError, StoreError
-from sdfast.launch import Launcher
+from sdfast.launch import Launcher, Watch, join_processes
 from sdfast.report import LiveWatch
 from sdfast.sequence import accuracy_matrices, compare_sequences, sequence_summary
 from sdfast.stats import mean_interval
@@ -142,14 +144,15 @@ def main(
     "Train ways to fine-tune through a chain of tasks: what was learned, what was forgotten of each"
     options = {k:v for k, v in locals().items() if k not in ('out', 'jobs', 'launcher', 'slurm')}
     try:
-        launcher = Launcher(jobs, launcher, slurm)
-        runs, grids, how, say, notes = plan(**options)
+        processes, launcher = join_processes(), Launcher(jobs, launcher, slurm)
+        runs, grids, how, say, notes = plan(**options, processes=processes)
         out = Path(out)
         try: out.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
-        with LiveWatch() as watch:
+        with nullcontext(Watch()) if rank_distrib() else LiveWatch() as watch:
             for line in say: watch.say(line)
             rows = compare_sequences(runs, grids, out, watch=watch, launcher=launcher, **how)
+        if rank_distrib(): return
         rows.to_csv(out/'runs.csv', index=False)
         table, title = sequence_summary(rows), ' → '.join([source, *names(rows)[1:]]) + f', {model}'
     except (InputError, StoreError) as e: sys.exit(_fail(e))

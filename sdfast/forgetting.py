@@ -4,7 +4,7 @@ Everything is computed in eval mode on the same clips; an untouched encoder is c
 fine-tuning, Davari et al., CVPR 2022; ΔLP on other data sets, Mukhoti et al. (LDIFS), TMLR 2024; retrieval R@k, Xu et al. (VCOP),
 CVPR 2019; linear CKA, Kornblith et al., ICML 2019; Procrustes, Ding et al., NeurIPS 2021; barrier, Frankle et al., ICML 2020, with
 batch norm's statistics taken anew, Jordan et al., ICLR 2023."""
-import hashlib, os, random
+import hashlib, random
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model, num_distrib
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -25,7 +24,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import RandomSampler
 
-from .errors import InputError
+from . import store
+from .errors import Damaged, InputError
 from .models import encode
 from .resume import Stateful
 from .strategies.averaging import reestimate_bn, wise_ft
@@ -173,7 +173,7 @@ def _must_not_shuffle(name, dl):
 class _Memo:
     """Outputs of one encoder by the content of its input, kept as files: the same weights and pixels are computed once.
 
-    A file that cannot be read is computed anew."""
+    A file that is not what was written is computed anew."""
     def __init__(self, folder, encoder, layers):
         what = f'{encoder}{layers}{torch.__version__}{next(encoder.parameters()).device.type}{torch.get_num_threads()}'
         self.folder, self.layers = Path(folder)/f'{state_hash(encoder.state_dict())}-{hashlib.sha256(what.encode()).hexdigest()[:8]}', layers
@@ -182,14 +182,11 @@ class _Memo:
     def __call__(self, encoder, x, layers=()):
         pixels = x.detach().as_subclass(torch.Tensor).cpu().contiguous()
         key = hashlib.sha256(f'{tuple(x.shape)}{x.dtype}'.encode() + pixels.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:24]
-        file = self.folder/f'{key}.safetensors'
-        try: d = load_file(file)
-        except (FileNotFoundError, SafetensorError):
+        try: d = load_file(store.find(self.folder, key, 'safetensors')[0])
+        except (IndexError, Damaged):
             f, maps = encode(encoder, x, self.layers)
             d = {k:v.cpu().contiguous() for k, v in dict(maps, **{'': f}).items()}
-            tmp = file.with_name(f'{file.name}.{os.getpid()}.tmp')
-            save_file(d, tmp)
-            os.replace(tmp, file)
+            store.put(self.folder, key, save(d), 'safetensors')
         return d[''].to(next(encoder.parameters()).device), {n:d[n] for n in self.layers}
 
 

@@ -60,6 +60,7 @@ class Launcher:
         if pairs and cluster != 'slurm': raise InputError('--slurm is for --launcher slurm')
         if bad := [k for k, eq, v in pairs if k not in SLURM or not v]: raise InputError(f'--slurm must be name=value,... of {", ".join(SLURM)}, not {bad[0]!r}')
         if cluster == 'slurm' and not shutil.which('sbatch'): raise InputError('--launcher slurm needs Slurm: there is no sbatch on this machine')
+        if num_distrib() > 1 and not dist.is_initialized(): raise InputError('this script does not take part in what torchrun starts; compare.py and sequence.py do')
         if num_distrib() > 1 and (jobs > 1 or cluster): raise InputError('under torchrun all processes do one run together: --jobs and --launcher cannot be set')
         self.jobs, self.cluster, self.poll = jobs, cluster or ('local' if jobs > 1 else ''), max(poll, 2.) if cluster == 'slurm' else poll
         number = dict(time=int, gpus=int, cpus=int, mem=float)

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .stats import adjust, bca_interval, hypervolume, judge, matched_difference, matched_kept, mcnemar, mean_interval, p_value, paired_difference, paired_test, pareto_front, sign_flip
+from . import store
 from .launch import Watch
+from .stats import adjust, bca_interval, hypervolume, judge, matched_difference, matched_kept, mcnemar, mean_interval, p_value, paired_difference, paired_test, pareto_front, sign_flip
 from .status import run_cost, run_name
 from .strategies import STRATEGIES
 
@@ -314,19 +315,19 @@ def write_report(
 )->pd.DataFrame: # The summary
     "Write what a study found"
     out, table = Path(out), summary(rows, method=method, folder=out)
-    rows.to_csv(out/'runs.csv', index=False)
-    table.to_csv(out/'table.csv', index=False, float_format='%.6g')
-    (out/'table.md').write_text(markdown(table, notes, method=method))
+    store.write(out/'runs.csv', rows.to_csv(index=False))
+    store.write(out/'table.csv', table.to_csv(index=False, float_format='%.6g'))
+    store.write(out/'table.md', markdown(table, notes, method=method))
     figure(rows, title).savefig(out/'figure.png', dpi=130)
     if len(_final(rows, chosen=False)) > len(_final(rows)):
         path_figure(rows, title).savefig(out/'paths.png', dpi=130)
         for m in PANELS:
             t = trade_off(rows, m, method=method)
-            t.to_csv(out/f'trade_off_{m}.csv', index=False, float_format='%.6g')
+            store.write(out/f'trade_off_{m}.csv', t.to_csv(index=False, float_format='%.6g'))
             texts, against = [trade_off_markdown(t, m, method=method)], 'self_distill' if 'self_distill' in set(t.strategy) else 'finetune'
             if against != 'finetune': texts.append(trade_off_markdown(trade_off(rows, m, against, method=method), m, against, method))
             texts += [margins_markdown(rows, m, against, method), *(['\n'.join([*(f'- {n}' for n in notes), ''])] if notes else [])]
-            (out/f'trade_off_{m}.md').write_text('\n'.join(texts))
+            store.write(out/f'trade_off_{m}.md', '\n'.join(texts))
     return table
 
 
@@ -345,7 +346,7 @@ class LiveWatch(Watch):
     def __exit__(self, *_): self.bars.stop()
 
     def plan(self, runs):
-        self.n, self.ended = len(runs), 0
+        self.n, self.ended, self.failed, self.best = len(runs), 0, 0, None
         self.study = self.bars.add_task('study', total=sum(run_cost(asdict(r)) for r in runs), where=f'0/{self.n} runs')
         self.now = self.bars.add_task('', total=1, where='')
 
@@ -362,8 +363,10 @@ class LiveWatch(Watch):
         self.bars.reset(self.now, description=f'{len(pieces)} running', total=max(1, sum(run.epochs for run, _ in pieces)), completed=sum(n for _, n in pieces), where=text)
 
     def done(self, row, skipped=False):
-        self.ended += 1
-        self.bars.update(self.study, advance=run_cost(row), where=f'{self.ended}/{self.n} runs')
+        self.ended, self.failed = self.ended + 1, self.failed + (row['status'] != 'ok')
+        if row['status'] == 'ok' and row['valid_acc1'] is not None: self.best = max(self.best or 0., row['valid_acc1'])
+        where = f'{self.ended}/{self.n} runs' + (f', {self.failed} failed' if self.failed else '') + (f', best on valid {self.best:.1%}' if self.best is not None else '')
+        self.bars.update(self.study, advance=run_cost(row), where=where)
         line = f'{self.ended}/{self.n} {run_name(row)}: '
         if row['status'] != 'ok': self.say(f'{line}{row["status"]}: {row["error"]}')
         elif not self.console.is_terminal:

@@ -248,6 +248,7 @@ def _train(run, past, folder, accuracies, watch, row):
     def measure(cbs):
         beside = _beside(run, past)
         learn, why = fine_tune(run, Carried(past), watch, [*beside, *cbs])
+        if rank_distrib(): return 'ok', {}, ''  # the first process measures
         _log_csv(learn, folder)
         if why: return 'diverged', {}, why
         encoder, head = learn.model
