@@ -27,7 +27,7 @@ from sdfast.models import c3d, encoder_head_split, r2plus1d, tiny
 from sdfast.strategies import (
     L2SP, LPFT, FixedTeacher, FrozenBN, LayerDecay, LinearProbe, LoRA, LowerLR, Replay, SelfDistill, WiSEFT, layer_groups, reestimate_bn, wise_ft, wise_ft_sweep)
 
-needs_peft = pytest.mark.skipif(find_spec('peft') is None, reason='no peft')
+needs_peft = pytest.mark.skipif(find_spec('peft') is None, reason="LoRA needs PEFT: pip install -e '.[peers]'")
 
 
 @pytest.fixture(autouse=True, scope='module')
