@@ -21,9 +21,15 @@ def _tensorboard(run, out):
 def _wandb(run, out):
     import wandb
     from fastai.callback.wandb import WandbCallback
+
+    class Wandb(WandbCallback):
+        def before_fit(self):
+            self.learn.gather_args = dict  # a `Run` says all; fastai's own walk over the learner stumbles over what has no __dict__
+            try: super().before_fit()
+            finally: del self.learn.gather_args
     name = f'{run.strategy} {run.lam:g} {run.seed}'
     with wandb.init(project='sdfast', id=run.key, name=name, group=run.task, config=asdict(run), dir=str(out), resume='allow'):
-        yield WandbCallback(log=None, log_preds=False, log_model=False)
+        yield Wandb(log=None, log_preds=False, log_model=False)
 
 
 LOGGERS = dict(tensorboard=_tensorboard, wandb=_wandb)

@@ -280,6 +280,7 @@ def compare_sequences(
     def chain(strategy, g, seed, final): return [replace(r, strategy=strategy, seed=seed, final=final, **g) for r in bases]
     trials = {s:[[chain(s, g, i, False) for i in range(trial_seeds)] for g in grid] if several else [] for s, grid in grids.items()}
     watch.plan([c[-1] for t in trials.values() for same in t for c in same] + [chain(s, grid[0], i, True)[-1] for s, grid in grids.items() for i in range(seeds)])
+    if launcher is None or launcher.inside: source_model(bases[0], out, watch)
     work, rows, final = Chains(str(out), tuple(bases)), {}, {}
     def do(chains, known): return share(chains, work, out, watch, launcher, planned=(known, total))
     flat = [c for t in trials.values() for same in t for c in same]
