@@ -110,7 +110,7 @@ class Pretext(Columns, Callback):
     def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor): raise NotImplementedError(f'{type(self).__name__} must define `forward`')
     def loss(self, pred, *y)->torch.Tensor: raise NotImplementedError(f'{type(self).__name__} must define `loss`')
     def scores(self, pred, *y)->dict: return {}  # name of `score_names` -> value of each video `(B,)`
-    def prepare(self, train_dl): "A fit is about to begin: look at its training videos, `train_dl.items`"
+    def prepare(self, train_dl): "A fit is about to begin, heads may not be made yet: look at its training videos, `train_dl.items`"
 
     # what they share
     def build(self,
@@ -161,12 +161,12 @@ class Pretext(Columns, Callback):
         if any(isinstance(cb, MultiClip) for cb in self.learn.cbs): raise InputError(f'{type(self).__name__} has several clips of a video that belong together: remove the MultiClip callback')
         if self._users is None: self._users = self.learn.model, self.learn.loss_func
         self._nested = 0
+        if not locked: self.prepare(self.dls.train)
         encoder = self._encoder(self._users[0])
         clip = None if hasattr(encoder, 'num_features') else self._one_clip(next(encoder.parameters()).device)
         self.learn.model, self.learn.loss_func = self.build(encoder, clip), self.loss
         self.learn.add_cb(_Leave(self))
         if not locked:
-            self.prepare(self.dls.train)
             if self.learn.opt is not None: self._join(self.learn.opt)
             self.show({f'{part}{n}':lambda part=part, n=n: self.score(n, bool(part)) for part in ('train_', '') for n in self.score_names})
 
