@@ -63,4 +63,6 @@ class ClipOrder(Pretext):
     def heads(self, n): return _Pairs(n, self.clips, self.hidden, self.dropout)
     def forward(self, encoder, heads, x): return heads(encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
     def loss(self, pred, y): return F.cross_entropy(pred, y)
+    @property
+    def chances(self): return dict(order_acc=1/factorial(self.clips))
     def scores(self, pred, y): return dict(order_acc=pred.argmax(1) == y)

@@ -109,6 +109,8 @@ class Pretext(Columns, Callback):
     def heads(self, n:int)->nn.Module: raise NotImplementedError(f'{type(self).__name__} must define `heads`')  # of `n` features
     def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor): raise NotImplementedError(f'{type(self).__name__} must define `forward`')
     def loss(self, pred, *y)->torch.Tensor: raise NotImplementedError(f'{type(self).__name__} must define `loss`')
+    @property
+    def chances(self)->dict: return {}  # name of `score_names` -> what guessing scores
     def scores(self, pred, *y)->dict: return {}  # name of `score_names` -> value of each video `(B,)`
     def prepare(self, train_dl): "A fit is about to begin, heads may not be made yet: look at its training videos, `train_dl.items`"
 

@@ -105,8 +105,8 @@ class RSPNet(Pretext):
     `speed`-th. A random half of the batch plays query and key at the slow speed, the other half at the fast one; the negative key is the
     same key clip at the other speed, so that neither appearance nor augmentation tells it from the positive. It is what joins the queue.
 
-    Scores: `rsp_acc`, the same speed is closer (chance 1/2), and `avid_acc`, the key is closer than all of the queue (chance
-    1/(queue + 1)). Videos in the queue that are the query's own, or just like it, are taken for others: keep the queue shorter than an epoch.
+    Scores, of which chance is 1/2: `rsp_acc`, the key at the same speed is closer than at the other; `avid_acc`, the key of the same
+    video is closer than that of the next in the batch. Videos in the queue that are the query's own, or just like it, are taken for others: keep the queue shorter than an epoch.
     On held-out clips (`held_out`) an encoder's queries meet the keys of the momentum encoder and the queue as training left them."""
     area, flip, score_names = (.4, 1.), True, ('rsp_acc', 'avid_acc')
 
@@ -148,17 +148,20 @@ class RSPNet(Pretext):
         a, m = (F.normalize(h(f).float(), dim=1) for h in (heads.appearance, heads.motion))
         if encoder.training: heads.follow(encoder, self.momentum)
         (same_a, same_m), (other_a, other_m) = heads.keys(same), heads.keys(other)
-        found = [(q*k).sum(1)/self.temperature for q, k in ((a, same_a), (a, other_a), (m, same_m), (m, other_m))] + [a @ heads.queue.clone()/self.temperature]
+        found = [(q*k).sum(1)/self.temperature for q, k in ((a, same_a), (a, other_a), (m, same_m), (m, other_m), (a, same_a.roll(1, 0)))] + [a @ heads.queue.clone()/self.temperature]
         if encoder.training: heads.enqueue(other_a)
         return tuple(found)
 
     def loss(self, pred, y):
-        same_a, other_a, same_m, other_m, queue = pred
+        same_a, other_a, same_m, other_m, _, queue = pred
         return self.appearance*avid_loss(same_a, other_a, queue) + self.motion*rsp_loss(same_m, other_m, self.margin)
 
+    @property
+    def chances(self): return dict(rsp_acc=.5, avid_acc=.5)
+
     def scores(self, pred, y):
-        same_a, _, same_m, other_m, queue = pred
-        return dict(rsp_acc=same_m > other_m, avid_acc=same_a > queue.amax(1))
+        same_a, _, same_m, other_m, next_a, _ = pred
+        return dict(rsp_acc=same_m > other_m, avid_acc=same_a > next_a)
 
 
 # our names of the heads' parts in RSPNet's checkpoints, whose heads are (pool, flatten, linear)
