@@ -5,6 +5,7 @@ from fastai.metrics import accuracy
 from .errors import InputError
 from .forgetting import *
 from .models import *
+from .pretext import *
 from .report import *
 from .sequence import *
 from .stats import *

@@ -16,6 +16,7 @@ from fastai.torch_core import set_seed
 from torch import nn
 from torchvision.transforms.v2 import functional as tvf
 
+from sdfast.digits import _write
 from sdfast.errors import InputError
 from sdfast.forgetting import Retention
 from sdfast.models import create_encoder, encoder_head_split, load_encoder
@@ -54,7 +55,6 @@ def dls(clips):
 @pytest.fixture(scope='module')
 def counted(tmp_path_factory):
     "Videos of 20 frames whose level tells the frame"
-    from sdfast.digits import _write
     root = tmp_path_factory.mktemp('counted')
     for i in range(6): _write(root/f'v{i}.mp4', numbered(20))
     return sorted(root.glob('*.mp4'))
@@ -303,7 +303,19 @@ def test_jitter_is_drawn_for_frames_or_clips_and_for_training_alone(each_frame):
     assert .3 < is_grey.float().mean() < .7
 
 
-def test_pace_jitters_each_frame_on_its_own(): assert Pace().batch_tfms[0].each_frame
+def test_jitter_of_frames_hides_the_pace_that_brightness_would_tell(counted):
+    "In videos that only grow brighter the slope of a clip's brightness is its pace, and no longer so when frames are jittered one by one"
+    dls = video_dls(counted, counted[:1], frames=4, size=24, bs=6)
+    def told(jitter):
+        pace, slopes, labels = Pace(paces=(1, 3), restart=False, jitter=jitter), [], []
+        for _ in range(20):
+            for x, y in pace.loader(dls.train):
+                level = dls.train.after_batch.decode((x,))[0].as_subclass(torch.Tensor).float().mean((-3, -2, -1))[:, 0]
+                slopes += (level[:, -1] - level[:, 0]).tolist()
+                labels += y.tolist()
+        fast, slow = ([s for s, l in zip(slopes, labels) if l == k] for k in (1, 0))
+        return np.mean([f > s for f in fast for s in slow])
+    assert told((0, 0, 0, 0)) == 1 and told(Pace().jitter) < .85
 
 
 # held out, checkpoints, resume
