@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from .errors import InputError
 from .models import encode
+from .resume import Stateful
 from .strategies.averaging import reestimate_bn, wise_ft
 from .strategies.penalty import Columns, block_names, find_encoder, frozen_copy, state_hash
 
@@ -388,7 +389,7 @@ class Retention:
         return _read(encoder, self.test_dl, self.head)
 
 
-class RetentionCurve(Columns, Callback):
+class RetentionCurve(Stateful, Columns, Callback):
     """What the encoder keeps, epoch by epoch, for a tenth of an epoch's cost: columns `kept_acc` (with the old head, where there
     is one), `kept_cka`, `kept_drift` and `kept_weights` in the recorder; layer by layer in `history`.
 
@@ -396,7 +397,7 @@ class RetentionCurve(Columns, Callback):
     bit with and without it. Raises `InputError` for a `retention` without clips."""
     order, run_valid = 8, False  # before the recorder looks at columns
     history = ()  # of the last fit: one dict an epoch, `Kept.flat` names
-    _stateattrs = ('retention', 'history', '_columns', '_sample')
+    _stateattrs, _kept = ('retention', 'history', '_columns', '_sample'), ('history',)
     _sample = None
 
     def __init__(self,

@@ -10,8 +10,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from .stats import adjust, bca_interval, hypervolume, judge, matched_difference, matched_kept, mcnemar, mean_interval, p_value, paired_difference, paired_test, pareto_front, sign_flip
+from .launch import Watch
+from .status import run_cost, run_name
 from .strategies import STRATEGIES
-from .study import Watch
 
 __all__ = ['summary', 'trade_off', 'rich_table', 'markdown', 'trade_off_markdown', 'figure', 'path_figure', 'write_report', 'LiveWatch']
 
@@ -315,28 +316,25 @@ class LiveWatch(Watch):
 
     def plan(self, runs):
         self.n, self.ended = len(runs), 0
-        self.study = self.bars.add_task('study', total=sum(self._cost(asdict(r)) for r in runs), where=f'0/{self.n} runs')
+        self.study = self.bars.add_task('study', total=sum(run_cost(asdict(r)) for r in runs), where=f'0/{self.n} runs')
         self.now = self.bars.add_task('', total=1, where='')
-
-    @staticmethod
-    def _cost(run): return run['epochs'] + 4*run['final']  # in epochs: reading test and measuring retention takes about four
-
-    @staticmethod
-    def _name(run):
-        strength = f'λ {run["lam"]:g}' if STRATEGIES[run['strategy']].lams else f'lr {run["lr"]:g}'
-        return f'{run["strategy"]} {strength}, seed {run["seed"]}, {"final" if run["final"] else "trial"}'
 
     def start(self, what, epochs):
         self.epochs = max(1, epochs)
-        self.bars.reset(self.now, description=what if isinstance(what, str) else self._name(asdict(what)), total=self.epochs, where='')
+        self.bars.reset(self.now, description=what if isinstance(what, str) else run_name(asdict(what)), total=self.epochs, where='')
         if not self.console.is_terminal and isinstance(what, str): self.say(f'{what}: {epochs} epochs')
 
     def epoch(self, epoch, done): self.bars.update(self.now, completed=epoch + done, where=f'epoch {epoch + 1}/{self.epochs}')
 
+    def running(self, pieces):
+        if not self.console.is_terminal: return
+        text = '; '.join(f'{run_name(asdict(run))}: {n}/{run.epochs}' for run, n in pieces[:3]) + (f' and {len(pieces) - 3} more' if len(pieces) > 3 else '')
+        self.bars.reset(self.now, description=f'{len(pieces)} running', total=max(1, sum(run.epochs for run, _ in pieces)), completed=sum(n for _, n in pieces), where=text)
+
     def done(self, row, skipped=False):
         self.ended += 1
-        self.bars.update(self.study, advance=self._cost(row), where=f'{self.ended}/{self.n} runs')
-        line = f'{self.ended}/{self.n} {self._name(row)}: '
+        self.bars.update(self.study, advance=run_cost(row), where=f'{self.ended}/{self.n} runs')
+        line = f'{self.ended}/{self.n} {run_name(row)}: '
         if row['status'] != 'ok': self.say(f'{line}{row["status"]}: {row["error"]}')
         elif not self.console.is_terminal:
             found = ', '.join(f'{name} {row[k]:.1%}' for name, k in dict(valid='valid_acc1', test='acc1', source='source_acc').items() if row[k] is not None)

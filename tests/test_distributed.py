@@ -1,4 +1,4 @@
-"Two gloo processes with a strategy on equal one process."
+"Two gloo processes that train together through fastai's `distrib_ctx`, with each strategy, equal one process."
 import os
 import socket
 from importlib.util import find_spec
@@ -10,9 +10,12 @@ import torch.multiprocessing as mp
 from conftest import Source, learner, model
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import ItemGetter
+from fastai.metrics import accuracy
 from torch import nn
 
+from sdfast.launch import join_processes
 from sdfast.strategies import STRATEGIES, fisher_information
+from sdfast.study import Seeded, _together
 
 
 def net(name=''):
@@ -23,27 +26,20 @@ def net(name=''):
 
 
 def loaders(rank, world, n=48, bs=16):
-    "The same global batches, dealt out over the processes"
+    "Loaders of all items, shuffled for training, with each process's share of a batch. A valid part of no whole number of batches"
     g = torch.Generator().manual_seed(0)
     items = list(zip(torch.randn(n, 1, 6, 6, generator=g), torch.randint(0, 3, (n,), generator=g)))
-    mine = [i for i in range(n) if i % world == rank]
-    sets = Datasets(items, tfms=[[ItemGetter(0)], [ItemGetter(1)]], splits=[mine, range(8)])
-    return DataLoaders(TfmdDL(sets.train, bs=bs//world, num_workers=0), TfmdDL(sets.valid, bs=8, num_workers=0), device='cpu')
+    sets = Datasets(items, tfms=[[ItemGetter(0)], [ItemGetter(1)]], splits=[range(n), range(11)])
+    return DataLoaders(TfmdDL(sets.train, bs=bs//world, num_workers=0, shuffle=True, drop_last=True), TfmdDL(sets.valid, bs=8//world, num_workers=0), device='cpu')
 
 
 def train(name, rank=0, world=1):
-    from fastai.callback.core import Callback
-    class DDP(Callback):
-        "What `DistributedTrainer` does to the model, which on a CPU fails in `.cuda()` of its loader"
-        order = 11
-        def before_fit(self): self.learn.model = nn.parallel.DistributedDataParallel(self.learn.model)
-        def after_fit(self): self.learn.model = self.learn.model.module
     m = net(name)
     source = Source(m)
     source.batches = loaders(0, 1).valid
-    learn = learner([*STRATEGIES[name].callbacks(.5, source), *([DDP()] if world > 1 else [])], dls=loaders(rank, world), net=m)
-    learn.fit(3)
-    return [p.detach() for p in learn.model.parameters()]
+    learn = learner([*STRATEGIES[name].callbacks(.5, source), Seeded(3)], dls=loaders(rank, world), net=m, metrics=accuracy)
+    with _together(learn): learn.fit(3)
+    return [p.detach() for p in learn.model.parameters()] + [torch.tensor(learn.recorder.values[-1][2])]
 
 
 # not so by nature: a spectrum of the batch (bss), noise drawn for each process (r3f), batch norm that is not frozen (stoch_norm)
@@ -52,13 +48,13 @@ SAME = [n for n in STRATEGIES if n not in ('bss', 'r3f', 'stoch_norm') and (n !=
 
 def fisher(rank, world):
     "Of each process's part of the samples, put together"
-    return fisher_information(net(), loaders(rank, world).train).diag
+    return fisher_information(net(), list(loaders(0, 1).valid)[rank::world]).diag
 
 
 def work(rank, port, folder):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
-    dist.init_process_group('gloo', rank=rank, world_size=2)
+    join_processes()
     out, failed = {}, {}
     for name in SAME:
         try: out[name] = train(name, rank, 2)

@@ -88,7 +88,7 @@ def test_compare_end_to_end(base, tmp_path, monkeypatch):
         assert set(final[final.strategy == s][strength]) == {best[strength]}
     # folders
     run = tmp_path/'runs'/final.key.iloc[0]
-    assert {p.name for p in run.iterdir()} == {'run.json', 'result.json', 'epochs.csv', 'scores.csv', 'log.txt', 'kept.json', 'curve.csv'}
+    assert {p.name for p in run.iterdir() if p.name[0] != '.'} == {'run.json', 'result.json', 'epochs.csv', 'scores.csv', 'log.txt', 'kept.json', 'curve.csv'}
     log = pd.read_csv(run/'epochs.csv')
     assert len(log) == 2 and {'kept_acc', 'kept_cka', 'kept_drift', 'kept_weights'} <= set(log.columns)
     assert pd.read_csv(run/'curve.csv').cka.tolist() == pytest.approx(log.kept_cka.tolist())

@@ -13,6 +13,7 @@ from fastai.optimizer import momentum_step
 
 from ..errors import InputError
 from ..models import eval_mode
+from ..resume import Stateful
 from .penalty import Anchored, Penalty, find_encoder
 
 __all__ = ['L2SP', 'EWC', 'MAS', 'SI', 'Importance', 'Fisher', 'fisher_information', 'empirical_fisher', 'mas_importance', 'PathIntegral']
@@ -82,7 +83,7 @@ class L2SP(Anchored, WeightPenalty):
     As in the original, biases and batch norm are left out; `which='all'` counts them in. `decoupled` moves the weights by
     `lr*lam*(w0 - w)` after each step instead of adding a gradient (to L2-SP what AdamW is to L2)."""
     name = 'l2sp'
-    _stateattrs = WeightPenalty._stateattrs + Anchored._anchorattrs
+    _stateattrs, _kept = WeightPenalty._stateattrs + Anchored._anchorattrs, Anchored._kept + ('anchors',)
 
     def __init__(self,
         lam:float, # Weight of the distance
@@ -277,14 +278,14 @@ class SI(Weighted):
     name, how = 'si', 'from PathIntegral().importance() after training on the source'
 
 
-class PathIntegral(Callback):
+class PathIntegral(Stateful, Callback):
     """Watches training on the source for `SI`: what each weight contributed to the fall of the loss, `-sum g dw` over steps.
 
     Only where we train the source: of weights from elsewhere the path is not known. Refuses to run beside a `Penalty`, whose
     gradient is not the task's."""
     order, run_valid = 4, False
     integral, start, steps, _before, _skipped = None, None, 0, None, False
-    _stateattrs = ('integral', 'start', '_before')
+    _stateattrs, _kept = ('integral', 'start', '_before'), ('integral', 'start', 'steps')
 
     def __init__(self, encoder=None): self.protected = encoder
 

@@ -108,7 +108,7 @@ class SelfDistill(Teacher):
 
 class FixedTeacher(Anchored, Teacher):
     "The teacher is the encoder from before training (LDIFS, Mukhoti et al., TMLR 2024; theirs are the features of several `layers`)"
-    _stateattrs = Teacher._stateattrs + Anchored._anchorattrs
+    _stateattrs, _kept = Teacher._stateattrs + Anchored._anchorattrs, Anchored._kept + ('born',)
 
     def __init__(self,
         lam:float, # Weight of the distance
@@ -123,6 +123,12 @@ class FixedTeacher(Anchored, Teacher):
 
     def begin(self):
         if (state := self.take()) is not None: self.renew(state)
+
+    def state_dict(self): return super().state_dict() | dict(teacher=None if self.teacher is None else self.teacher.state_dict())
+
+    def load_state_dict(self, state):
+        if state['teacher'] is not None: self.renew(state['teacher'])
+        super().load_state_dict(state)
 
 
 class EMATeacher(FixedTeacher):

@@ -210,7 +210,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
     moment has passed, `InputError`."""
     name = 'co_tuning'
     head, relation, _before = None, None, None
-    _stateattrs = FeaturePenalty._stateattrs + Auxiliary._auxattrs + ('head', 'relation', '_before')
+    _stateattrs, _kept = FeaturePenalty._stateattrs + Auxiliary._auxattrs + ('head', 'relation', '_before'), ('relation',)
 
     def __init__(self,
         lam:float=2.3, # Weight of the cross-entropy

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models import load_encoder
+from ..resume import Stateful
 
 __all__ = ['find_encoder', 'frozen_copy', 'anchor_state', 'state_hash', 'keep_buffers', 'block_names', 'Penalty', 'FeaturePenalty', 'Anchored', 'Auxiliary']
 
@@ -113,7 +114,7 @@ class Columns:
         if not self.learn.lock.locked(): self.leave()
 
 
-class Penalty(Columns, Callback):
+class Penalty(Stateful, Columns, Callback):
     """Add `lam * self.term()` to the gradient of every training batch.
 
     `train_loss` and `valid_loss` stay the task loss; the mean of the term over the epoch's batches, before `lam`, is in a
@@ -230,8 +231,10 @@ class Anchored:
     """Mix-in for a `Penalty` that holds on to weights from before training: it takes them once and never again.
 
     They are `anchor` or, without one, the encoder as it stands when the first real fit begins to train (`lr_find` is none).
-    Where that moment has passed, in a fit that starts at a later epoch or after `load_learner`, training is an error."""
+    Where that moment has passed, in a fit that starts at a later epoch or after `load_learner`, training is an error. A fit that
+    goes on by `Resume` has them from there."""
     anchor, _held, _trial, _taken = None, False, False, False
+    _kept = ('_held', '_trial', '_taken')
     _anchorattrs = ('anchor', '_held', '_trial')  # for `_stateattrs`: not exported
 
     def take(self)->dict|None:
@@ -254,7 +257,7 @@ class Auxiliary:
 
     They learn by SGD at the learning rate and momentum of the model's last group, and step when the model does: not for
     micro-batches, nor where the gradient scaler skips."""
-    aux, _aux_opt, _skipped, _aside = None, None, False, None
+    aux, _aux_opt, _skipped, _aside, _saved = None, None, False, None, None
     _auxattrs = ('aux', '_aux_opt', '_aside')  # for `_stateattrs`: not exported
 
     def before_fit(self):
@@ -265,6 +268,19 @@ class Auxiliary:
         if self._aside is not None: (self.aux, self._aux_opt), self._aside = self._aside, None
         super().leave()
 
+    def state_dict(self): return super().state_dict() | ({} if self.aux is None else dict(aux=self.aux.state_dict(), aux_opt=self._aux_opt.state_dict()))
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self._saved = state if 'aux' in state else None
+        if self.aux is not None: self._restore()
+
+    def _restore(self):
+        if self._saved is None: return
+        self.aux.load_state_dict(self._saved['aux'])
+        self._aux_opt.load_state_dict(self._saved['aux_opt'])
+        self._saved = None
+
     def set_auxiliary(self, make):
         "Modules from the function `make`, the same whatever was drawn before, without touching the random state"
         device = next(self.module().parameters()).device
@@ -272,6 +288,7 @@ class Auxiliary:
             torch.manual_seed(0)
             self.aux = make().to(device).train()
         self._aux_opt = torch.optim.SGD(self.aux.parameters(), lr=1., momentum=.9)
+        self._restore()
 
     def before_step(self):
         self._skipped = False

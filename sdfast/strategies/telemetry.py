@@ -2,19 +2,20 @@
 import torch
 from fastai.callback.core import Callback
 
+from ..resume import Stateful
 from .penalty import Columns, Penalty
 
 __all__ = ['Telemetry']
 
 
-class Telemetry(Columns, Callback):
+class Telemetry(Stateful, Columns, Callback):
     """Columns for the recorder: for each `Penalty` NAME_ratio, the sum over the epoch's batches of `lam*term` relative to the
     task loss's; NAME_cos, the cosine between its gradient and the task's on the encoder, the mean of a few batches; NAME_age,
     batches since its teacher was renewed, their mean; and `moved`, `||w - w0|| / ||w0||` of the encoder since the fit began.
 
     The cosine costs two more backward passes on every `every`-th batch. Nothing of training changes."""
     order, run_valid = 7, False  # behind the penalties
-    _stateattrs = ('_start', '_columns', '_sums')
+    _stateattrs, _kept = ('_start', '_columns', '_sums'), ('_start',)
     _start, _sums = None, None
 
     def __init__(self,
