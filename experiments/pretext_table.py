@@ -17,11 +17,10 @@ warnings.filterwarnings('ignore', category=DeprecationWarning)
 import pandas as pd
 from fastcore.script import call_parse
 from paper_tables import LAMS, NAMES, PRINTED, QUOTED, RECIPE, among
-from pretrain import SHORT, make_stage, pretrain, score_text
+from pretrain import SHORT, StageWatch, make_stage, pretrain, score_text
 
-from sdfast.errors import InputError
+from sdfast.errors import InputError, StoreError
 from sdfast.pretext import METHODS
-from sdfast.report import LiveWatch
 from sdfast.stats import mean_interval, paired_difference
 from sdfast.study import RSPNET, Run, compare, file_id, fit_batch_size, strength_grid
 from sdfast.tasks import create_task
@@ -127,13 +126,13 @@ def work(out, **o):
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
     data = o['task'].split(':')[0]
-    with LiveWatch() as watch:
+    with StageWatch() as watch:
         for (model, method), stage in stages.items():
             run = runs[model]
             watch.plan([])
             if stage is not None:
                 try: results[model, method] = pretrain(stage, out/'pretrain', watch)
-                except (InputError, RuntimeError) as e:
+                except InputError as e:
                     failed[model, method] = str(e).split(':\n\t')[-1]
                     watch.say(f'{method}, {model}: {failed[model, method]}')
                     continue
@@ -177,5 +176,5 @@ def main(
     "The paper's Table 1 with pre-training inside"
     options = dict(locals())
     try: work(**options)
-    except InputError as e: sys.exit(_fail(e))
+    except (InputError, StoreError) as e: sys.exit(_fail(e))
     except KeyboardInterrupt: sys.exit(_fail(f'stopped; what is finished is in {out}, the same command goes on from there', 130))

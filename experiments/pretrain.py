@@ -8,7 +8,7 @@ Hyper-parameters are those of each method's reference code, or for `moving_digit
 Labels of a task are not used. Writes to --out, in a folder for each setting: weights.safetensors (encoder, heads; `load_encoder` and
 `read_checkpoint` read it), for RSPNet rspnet.pth.tar in its own layout, epochs.csv and result.json. A run that was stopped goes on from
 its last finished epoch and ends with the same weights."""
-import hashlib, json, os, random, re, sys, time, warnings
+import hashlib, json, random, re, sys, warnings
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,15 @@ from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 from fastcore.script import call_parse
 
-from sdfast.errors import InputError
+from sdfast import store
+from sdfast.errors import Damaged, InputError, StoreError
+from sdfast.launch import Watch
 from sdfast.models import create_encoder, load_encoder, model_stats
-from sdfast.pretext import METHODS, Checkpoint, save_rspnet, video_dls
+from sdfast.pretext import METHODS, save_rspnet, video_dls
 from sdfast.report import LiveWatch
+from sdfast.resume import Resume, epochs_done
 from sdfast.stats import proportion_interval
-from sdfast.study import Seeded, StopDiverged, Watch, fit_batch_size, learning_rates
+from sdfast.study import Seeded, StopDiverged, fit_batch_size, learning_rates
 from sdfast.tasks import VIDEO_SUFFIXES, create_task
 
 # each reference's own; RSPNet's lr is .05 for R(2+1)D, and both times (global batch)/64
@@ -132,6 +135,14 @@ def rates(stage):
     except InputError: raise InputError(f'unknown schedule {stage.schedule!r}; known are constant, thirds, cosine, epoch_cosine and steps') from None
 
 
+class StageWatch(LiveWatch):
+    "A bar over the stage at work; a new plan takes the place of the one before"
+    def plan(self, runs):
+        for t in list(self.bars.task_ids): self.bars.remove_task(t)
+        super().plan(runs)
+        if not runs: self.bars.update(self.study, visible=False)
+
+
 class Told(Callback):
     "Tells a `Watch` of batches, and of the numbers of each epoch"
     order = 85
@@ -151,31 +162,35 @@ def pretrain(
     out, # Folder of all stages
     watch:Watch=Watch(),
 )->dict: # Stage, scores on held-out videos with intervals and chance, `weights`, the file
-    "Pre-train, go on with a stage that was stopped, or read one that is finished. Raises `RuntimeError` if it diverges"
+    "Pre-train, go on with a stage that was stopped, or read one that is finished. Raises `InputError` if it diverges, `StoreError` if `out` cannot be written to"
     folder = Path(out)/stage.key
-    if (folder/'result.json').exists(): return json.loads((folder/'result.json').read_text())
-    folder.mkdir(parents=True, exist_ok=True)
-    method, (train, valid, _, loaders) = make_method(stage), data(stage)
-    set_seed(stage.seed)
-    encoder = create_encoder(stage.model, **options(stage.model_args))
-    if stage.init: load_encoder(encoder, stage.init)
-    checkpoint, check = Checkpoint(folder/'state.pt'), StopDiverged()
-    cbs = [method, Seeded(stage.seed), check, checkpoint, Told(watch), ParamScheduler(dict(lr=rates(stage)))]
-    learn = Learner(loaders(), encoder, opt_func=partial(SGD, mom=.9, decouple_wd=False), lr=stage.lr, wd=stage.wd, wd_bn_bias=True, cbs=cbs)
-    watch.start(f'{stage.method}, {stage.model}', stage.epochs)
-    if checkpoint.done: watch.say(f'goes on behind epoch {checkpoint.done}')
-    with learn.no_bar(), learn.no_logging(): learn.fit(stage.epochs, start_epoch=checkpoint.done)
-    if check.why: raise RuntimeError(f'{stage.method} {check.why}; try a smaller lr than {stage.lr}')
-    log = pd.DataFrame(checkpoint.history)
-    log.to_csv(folder/'epochs.csv', index=False, float_format='%.6g')
-    method.save(folder/'weights.safetensors')
-    if stage.method == 'rspnet': save_rspnet(method, folder/'rspnet.pth.tar', ARCH.get(stage.model, stage.model), stage.epochs, float(log.train_loss.min()))
-    result = asdict(stage) | dict(key=stage.key, config=method.config, train=len(train), valid=len(valid), valid_loss=float(log.valid_loss.iloc[-1]), weights=str(folder/'weights.safetensors'),
-                                  scores=[score(n, float(log[n].iloc[-1]), len(valid), method.chances[n]) for n in method.score_names])
-    tmp = folder/f'result.json.{os.getpid()}.tmp'
-    tmp.write_text(json.dumps(result, indent=1))
-    os.replace(tmp, folder/'result.json')
-    checkpoint.file.unlink()
+    with store.claim(folder, told=watch.say):
+        try:
+            result = store.read_json(folder/'result.json')
+            store.verify(folder, result['files'])
+            return result | dict(weights=str(folder/'weights.safetensors'))
+        except FileNotFoundError: pass
+        except Damaged as e: watch.say(f'{e}; it is done again')
+        method, (train, valid, _, loaders) = make_method(stage), data(stage)
+        set_seed(stage.seed)
+        encoder = create_encoder(stage.model, **options(stage.model_args))
+        if stage.init: load_encoder(encoder, stage.init)
+        resume, check = Resume(folder, watch.say), StopDiverged()
+        cbs = [method, Seeded(stage.seed), check, resume, Told(watch), ParamScheduler(dict(lr=rates(stage)))]
+        learn = Learner(loaders(), encoder, opt_func=partial(SGD, mom=.9, decouple_wd=False), lr=stage.lr, wd=stage.wd, wd_bn_bias=True, cbs=cbs)
+        watch.start(f'{stage.method}, {stage.model}', stage.epochs)
+        if done := epochs_done(folder): watch.say(f'goes on behind epoch {done}')
+        with learn.no_bar(), learn.no_logging(): learn.fit(stage.epochs)
+        if check.why: raise InputError(f'{stage.method} {check.why}; try a smaller lr than {stage.lr}')
+        log = pd.DataFrame(list(learn.recorder.values), columns=learn.recorder.metric_names[1:-1])
+        log.rename_axis('epoch').to_csv(folder/'epochs.csv', float_format='%.6g')
+        method.save(folder/'weights.safetensors')
+        if stage.method == 'rspnet': save_rspnet(method, folder/'rspnet.pth.tar', ARCH.get(stage.model, stage.model), stage.epochs, float(log.train_loss.min()))
+        result = asdict(stage) | dict(key=stage.key, config=method.config, train=len(train), valid=len(valid), valid_loss=float(log.valid_loss.iloc[-1]), weights=str(folder/'weights.safetensors'),
+                                      scores=[score(n, float(log[n].iloc[-1]), len(valid), method.chances[n]) for n in method.score_names])
+        leave = ['result.json', *(f.name for f in store.find(folder, 'epoch-*', 'pt', check=False))]
+        store.write_json(folder/'result.json', result | dict(files=store.seal(folder, leave)))
+        resume.remove()
     return result
 
 
@@ -221,12 +236,11 @@ def main(
         out = Path(out)
         try: out.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
-        with LiveWatch() as watch:
+        with StageWatch() as watch:
             watch.plan([])
-            watch.bars.update(watch.study, visible=False)
             watch.say(say)
             result = pretrain(stage, out, watch)
-    except (InputError, RuntimeError) as e: sys.exit(_fail(e))
+    except (InputError, StoreError) as e: sys.exit(_fail(str(e).split(':\n\t')[-1]))  # without what fastai puts in front
     except KeyboardInterrupt: sys.exit(_fail(f'stopped; finished epochs are in {out}, the same command goes on from there', 130))
     watch.say('; '.join(map(score_text, result['scores'])) + f' ({result["valid"]} held-out videos)')
     watch.say(f'written to {Path(result["weights"]).parent}')

@@ -2,7 +2,7 @@
 beside the encoder and leave with the callback, columns of their own, the loss on held-out clips, and checkpoints.
 
 A new method is a subclass of `Pretext` with `sample`, `heads`, `forward`, `loss` and `scores`."""
-import json, os, random, warnings, weakref, zlib
+import json, random, warnings, weakref, zlib
 from copy import copy
 from pathlib import Path
 
@@ -19,15 +19,17 @@ from fastcore.basics import init_args
 from fastcore.foundation import L
 from fasttransform import Pipeline, Transform
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
+from .. import store
 from ..errors import InputError
 from ..models import eval_mode
+from ..resume import Stateful
 from ..strategies.penalty import Columns, find_encoder, frozen_copy
 from ..video import MultiClip, SampleClips, TensorVideo, VideoBlock, VideoError, VideoFile, _whole, normalize_video
 
-__all__ = ['Pretext', 'PretextNet', 'PretextClips', 'Checkpoint', 'video_dls', 'read_checkpoint']
+__all__ = ['Pretext', 'PretextNet', 'PretextClips', 'video_dls', 'read_checkpoint']
 
 
 class PretextClips(Transform):
@@ -81,12 +83,13 @@ class _Leave(Callback):
     def after_fit(self): self.method.finish()
 
 
-class Pretext(Columns, Callback):
+class Pretext(Stateful, Columns, Callback):
     """Pre-train an encoder without labels: `Learner(dls, model, cbs=Pace()).fit(10)` on `dls` of any `DataBlock` with a `VideoBlock`.
 
     `model` is an encoder, or has one by `find_encoder`'s convention; a head that it has is left alone. While a fit, `validate` or
     `get_preds` runs, the learner's model is a `PretextNet` of encoder and heads, and its loss is the method's; afterwards the model is
-    the user's own again, its encoder trained. Heads stay with the callback and go on in a second fit. Labels of `dls` are not used.
+    the user's own again, its encoder trained. Heads stay with the callback and go on in a second fit; `Resume` keeps them with the
+    model. Labels of `dls` are not used.
 
     Subclasses define the methods below; those take what they need as arguments and must not look at `self.learn`."""
     order = -5  # before any callback asks for the model, and before `DistributedTrainer` (11) wraps model and loader; the model is on its device by then
@@ -217,6 +220,11 @@ class Pretext(Columns, Callback):
             dist.all_reduce(total)
         return (total[0]/total[1]).item() if total[1] and name in sums else float('nan')
 
+    def state_dict(self)->dict: return dict(loaders=[self.loader(dl).rng.getstate() for dl in self.learn.dls.loaders])  # weights are in the model while a fit runs
+
+    def load_state_dict(self, state):
+        for dl, rng in zip(self.learn.dls.loaders, state['loaders']): self.loader(dl).rng.setstate(rng)
+
     def finish(self):
         if self._nested: self._nested -= 1
         else: self.leave()
@@ -254,9 +262,8 @@ class Pretext(Columns, Callback):
     def save(self, path):
         "Encoder and heads as safetensors, whole or not at all; `load_encoder` reads the encoder of it, `read_checkpoint` both"
         if self.pretext_net is None: raise InputError(f'{type(self).__name__} has nothing to save yet: fit first')
-        state, tmp = {k:v.detach().cpu().contiguous() for k, v in self.pretext_net.state_dict().items()}, f'{path}.{os.getpid()}.tmp'
-        save_file(state, tmp, metadata=dict(method=type(self).__name__, config=json.dumps(self.config)))
-        os.replace(tmp, path)
+        state = {k:v.detach().cpu().contiguous() for k, v in self.pretext_net.state_dict().items()}
+        store.write(path, save(state, dict(method=type(self).__name__, config=json.dumps(self.config))))
 
 
 def read_checkpoint(
@@ -275,42 +282,6 @@ def read_checkpoint(
     try: net.load_state_dict(load_file(str(path), device='cpu'))
     except RuntimeError as e: raise InputError(f'{path} is not of this encoder: {str(e).splitlines()[-1].strip()}') from None
     return method
-
-
-class Checkpoint(Callback):
-    """Writes model, optimizer and history after each epoch, whole or not at all, and goes on from there: `fit(n, start_epoch=cb.epoch)`.
-
-    Epochs must not depend on what ran before them but by weights and optimizer: seed each by its number."""
-    order = 80  # when every other callback has dealt with the epoch
-
-    def __init__(self,
-        path, # Read by `torch.load`
-    ):
-        self.file = Path(path)
-        self.state = torch.load(self.file, map_location='cpu', weights_only=False) if self.file.exists() else None
-        self.history = [] if self.state is None else self.state['history']
-
-    @property
-    def done(self)->int:
-        "Epochs that are finished"
-        return len(self.history)
-
-    def before_fit(self):
-        if self.learn.lock.locked() or self.state is None: return
-        get_model(self.learn.model).load_state_dict(self.state['model'])
-        self.learn.opt.load_state_dict(self.state['opt'])
-        smooth = self.learn.recorder.smooth_loss  # fastai's train_loss is a moving average
-        smooth.val, smooth.count = self.state['smooth']
-        self.state = None
-
-    def after_epoch(self):
-        if self.learn.lock.locked() or self.learn.epoch < self.done: return  # `validate`, and epochs that are skipped
-        self.history.append(dict(zip(self.learn.recorder.metric_names, [self.learn.epoch, *self.learn.recorder.log[1:]])))
-        smooth = self.learn.recorder.smooth_loss
-        state = dict(model=get_model(self.learn.model).state_dict(), opt=self.learn.opt.state_dict(), smooth=(smooth.val, smooth.count), history=self.history)
-        tmp = self.file.with_name(f'{self.file.name}.{os.getpid()}.tmp')
-        torch.save(state, tmp)
-        os.replace(tmp, self.file)
 
 
 class _NoLabels(Transform):
