@@ -39,9 +39,10 @@ from sdfast.tasks import VIDEO_SUFFIXES, create_task
 RECIPES = dict(rspnet=dict(epochs=200, bs=64, lr=.1, wd=1e-4, schedule='epoch_cosine'), pace=dict(epochs=18, bs=30, lr=1e-3, wd=5e-3, schedule='thirds'),
                order=dict(epochs=300, bs=8, lr=1e-3, wd=5e-4, schedule='constant'))
 PAPER = dict(frames=16, stride=1, size=112, method_args='')
-# what fits 8 frames: clips short enough that another speed, or several clips with a gap, find room in them; a queue shorter than an epoch.
+# what fits 8 frames: clips short enough that another speed, or several clips with a gap, find room in them, and that RSPNet's two windows, of
+# 6 frames, start at different ones: with 8, query and positive key would show the same frames. A queue shorter than an epoch.
 # The digits are grey: jitter of saturation and hue would change nothing and cost half of the time
-SHORT = dict(rspnet=dict(frames=4, method_args='queue=1024,momentum=.99,jitter=[.4,.4,0,0],grey=0'), pace=dict(frames=4, method_args='paces=[1,2],restart=false,jitter=[.8,.8,0,0]'),
+SHORT = dict(rspnet=dict(frames=3, method_args='queue=1024,momentum=.99,jitter=[.4,.4,0,0],grey=0'), pace=dict(frames=4, method_args='paces=[1,2],restart=false,jitter=[.8,.8,0,0]'),
              order=dict(frames=2, method_args='gap=1'))
 DIGITS = dict(stride=1, size=40, epochs=10, bs=64, lr=.05, wd=1e-4, schedule='cosine')
 ARCH = dict(c3d='c3d', r2plus1d='r2plus1d-vcop')  # RSPNet's names of our encoders
@@ -144,8 +145,8 @@ class StageWatch(LiveWatch):
 
 
 class Told(Callback):
-    "Tells a `Watch` of batches, and of the numbers of each epoch"
-    order = 85
+    "Tells a `Watch` of batches, and of the numbers of each epoch, once it is safe"
+    order = 98  # behind `Resume`
 
     def __init__(self, watch): self.watch = watch
 

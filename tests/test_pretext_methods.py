@@ -11,14 +11,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import same, state
+import fastai.distributed  # noqa: F401 (patches `distrib_ctx` into `Learner`)
 from fastai.callback.core import Callback
 from test_pretext import Seed, counted, frames, quiet, tiny  # noqa: F401 (a fixture)
 from torch import nn
 
 from sdfast.errors import InputError
+from sdfast.launch import Dealt
 from sdfast.models import c3d, create_encoder, load_encoder, r2plus1d
 from sdfast.pretext import ClipOrder, Pace, RSPNet, avid_loss, order_label, read_checkpoint, read_rspnet, rsp_loss, save_rspnet, trim_queue, video_dls
-from sdfast.pretext.pretext import PretextNet
 
 
 def small(**kwargs): return RSPNet(**dict(queue=8, dim=6) | kwargs)
@@ -206,7 +207,7 @@ def keys_net(norm):
 
 
 def work(rank, port, folder, videos):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
     torch.set_num_threads(1)
     dist.init_process_group('gloo', rank=rank, world_size=2)
     class DDP(Callback):
@@ -229,6 +230,17 @@ def work(rank, port, folder, videos):
         if name == 'rspnet': out['trimmed'] = m.queue
         out[f'{name}.columns'] = list(learn.recorder.values[-1])[2:]
         assert type(learn.model) is type(enc)
+    # as `torchrun` and fastai's own trainer do it: one set of videos, dealt out
+    learn = quiet(video_dls(videos, videos[:2], frames=4, size=24, bs=1), enc := tiny(rank), m := small(queue=9))
+    seen = []
+    class See(Callback):
+        order = 50
+        def before_batch(self): seen.append((self.learn.training, len(self.learn.x)))
+    with learn.distrib_ctx(sync_bn=False, cpu=True):
+        learn.distributed_trainer._wrap_dl = lambda dl: dl if isinstance(dl, Dealt) else Dealt(dl, device=torch.device('cpu'))
+        learn.fit(2, cbs=[Seed(), See()])
+    out['dealt'] = {**state(enc), **{f'heads.{k}':v for k, v in state(m.pretext_net.heads).items()}}
+    out['seen'], out['dealt.columns'] = seen, list(learn.recorder.values[-1])[2:]
     torch.save(out, f'{folder}/{rank}.pt')
     dist.destroy_process_group()
 
@@ -269,12 +281,14 @@ def test_queues_take_the_keys_of_all_processes_and_stay_equal(two):
     assert two[0]['trimmed'] == 8  # 9, for two processes with batches of two
 
 
-@pytest.mark.parametrize('name', ['rspnet', 'pace', 'order'])
+@pytest.mark.parametrize('name', ['rspnet', 'pace', 'order', 'dealt'])
 def test_two_processes_train_one_net(two, name):
     "Encoders, heads, queue; batch norm's own statistics are each process's, as DDP leaves them"
     a, b = ({k:v for k, v in t[name].items() if 'running' not in k and 'num_batches' not in k} for t in two)
     assert same(a, b) and all(torch.isfinite(v).all() for v in a.values())
     assert two[0][f'{name}.columns'] == two[1][f'{name}.columns'] or np.allclose(two[0][f'{name}.columns'], two[1][f'{name}.columns'], equal_nan=True)
+
+    if name == 'dealt': assert two[0]['seen'] == [(True, 1)]*3 + [(False, 1)] + [(True, 1)]*3 + [(False, 1)]  # six videos to train on and two to validate, dealt to two
 
 
 # clip order
