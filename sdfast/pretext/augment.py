@@ -57,8 +57,8 @@ class ColourJitter(Transform):
         shape = (*v.shape[:3 if self.each_frame else 2], *(1,)*(3 if self.each_frame else 4))
         def draw(low, high): return torch.empty(shape, device=v.device).uniform_(low, high)
         some = draw(0, 1) < self.p
-        factors = [torch.where(some, draw(max(0, 1 - f), 1 + f), torch.ones(())) if f else None for f in self.factors]
-        hue = torch.where(some, draw(-self.hue, self.hue), torch.zeros(())) if self.hue else None
+        factors = [torch.where(some, draw(max(0, 1 - f), 1 + f), 1.) if f else None for f in self.factors]
+        hue = torch.where(some, draw(-self.hue, self.hue), 0.) if self.hue else None
         if any(f is not None for f in [*factors, hue]): v = jitter_colours(v, *factors, hue, torch.randperm(4).tolist())
         if self.grey: v = torch.where(draw(0, 1) < self.grey, to_grey(v).expand_as(v), v)
         return TensorVideo(v)
