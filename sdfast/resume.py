@@ -2,6 +2,7 @@
 import io, time
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -79,13 +80,18 @@ class Resume(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self._began, self._done = time.time(), 0
         self.learn.__dict__.pop('_with_events', None)  # left by a fit that failed
-        try: files = store.find(self.folder, 'epoch-*', 'pt')
-        except Damaged as e: files = self.tell(f'{e}; begins anew')
-        if not files: return
-        saved = torch.load(files[0], map_location=next(self.learn.model.parameters()).device, weights_only=True)
+        if (saved := self._read()) is None: return
         if other := [k for k, v in self._what().items() if saved['what'][k] != v]:
             raise InputError(f'Resume: {self.folder} is of a fit with other {" and ".join(other)}; take another folder, or remove this one to begin anew')
         self._load(saved)
+
+    def _read(self):
+        "What the newest file has, if it is ours and whole"
+        try:
+            if not (files := store.find(self.folder, 'epoch-*', 'pt')): return None
+            try: return torch.load(files[0], map_location=next(self.learn.model.parameters()).device, weights_only=True)
+            except (UnpicklingError, RuntimeError, EOFError) as e: raise Damaged(f'{files[0]} is not what Resume writes ({str(e).splitlines()[0]})') from None
+        except Damaged as e: self.tell(f'{e}; the fit begins anew')
 
     def after_epoch(self):
         if self._began is None or not self._real() or rank_distrib(): return

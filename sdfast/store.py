@@ -3,7 +3,7 @@ with one owner at a time.
 
 Locks are the kernel's (flock): they end with their process, however it ends."""
 import hashlib, json, os, re, socket, time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -32,7 +32,7 @@ def write(
         try: os.fsync(folder)  # the new name
         finally: os.close(folder)
     except OSError as e:
-        tmp.unlink(missing_ok=True)
+        with suppress(OSError): tmp.unlink()
         raise StoreError(f'{path} cannot be written: {e.strerror or e}. What was finished is kept; the same command goes on from there') from None
 
 
@@ -118,7 +118,7 @@ def claim(
         except OSError as e: raise StoreError(f'{folder} cannot be written to: {e.strerror or e}') from None
         yield folder
     finally:
-        (folder/OWNER).unlink(missing_ok=True)
+        with suppress(OSError): (folder/OWNER).unlink()
         lock.release()
 
 

@@ -252,7 +252,9 @@ def _fit(dls, model, epochs, lr, seed, cbs, watch, schedule='cosine', wd=0.):
     # fastai's default, decoupled and without batch norm and biases, is another weight decay than torch's and RSPNet's
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9, decouple_wd=False), lr=lr, wd=wd, wd_bn_bias=True,
                     splitter=encoder_head_split, metrics=accuracy, cbs=cbs)
-    with learn.no_bar(), learn.no_logging(), _together(learn): learn.fit(epochs)
+    try:
+        with learn.no_bar(), learn.no_logging(), _together(learn): learn.fit(epochs)
+    except StoreError as e: raise StoreError(_message(e)) from None
     return learn, check.why
 
 
@@ -477,6 +479,7 @@ def write_run(
 )->dict: # `row` with numbers, status, error and seconds
     "Do a run, and write down what it found or how it failed"
     if not rank_distrib():
+        folder.mkdir(parents=True, exist_ok=True)
         leave = [store.LOCK, store.OWNER, *(f.name for f in store.find(folder, 'epoch-*', 'pt', check=False))]
         for f in folder.iterdir():
             if f.is_file() and f.name not in leave: f.unlink()
@@ -486,7 +489,7 @@ def write_run(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         try: status, numbers, error = measure([resume])
-        except StoreError as e: raise StoreError(_message(e)) from None
+        except StoreError: raise
         except Exception as e: status, error, trace = _status(e), f'{type(e).__name__}: {_message(e)}', traceback.format_exc()
     if trace:  # what the exception held on to
         gc.collect()
