@@ -6,6 +6,7 @@ from .errors import InputError
 from .forgetting import *
 from .launch import *
 from .models import *
+from .pretext import *
 from .report import *
 from .resume import *
 from .sequence import *
