@@ -161,7 +161,7 @@ def _supervise(pieces, work, out, watch, launcher, since):
                 now = len(left), sum(work.at(pieces[i])[1] for i in begun)
                 idle, before = idle + 1 if now == before else 0, now
                 if jobs and left: watch.say(f'the workers ended before the work did ({_last_words(jobs)}); {"new ones go on" if idle < 2 else "they got nowhere"}')
-                if idle >= 2:  # no epoch more than two generations ago
+                if idle >= 2:  # two generations of workers, and not an epoch more
                     if not begun: raise RuntimeError(f'workers cannot start: {_last_words(jobs)}; their logs are in {out/"workers"}')
                     for i in begun: work.fail(pieces[i], f'every process that tried it was killed, perhaps for its memory ({_last_words(jobs)})')
                     idle, before = 0, None

@@ -360,7 +360,7 @@ class LiveWatch(Watch):
     def running(self, pieces):
         if not self.console.is_terminal: return
         text = '; '.join(f'{run_name(asdict(run))}: {n}/{run.epochs}' for run, n in pieces[:3]) + (f' and {len(pieces) - 3} more' if len(pieces) > 3 else '')
-        self.bars.reset(self.now, description=f'{len(pieces)} running', total=max(1, sum(run.epochs for run, _ in pieces)), completed=sum(n for _, n in pieces), where=text)
+        self.bars.reset(self.now, description=f'{len(pieces)} running' if pieces else 'workers begin', total=max(1, sum(run.epochs for run, _ in pieces)), completed=sum(n for _, n in pieces), where=text)
 
     def done(self, row, skipped=False):
         self.ended, self.failed = self.ended + 1, self.failed + (row['status'] != 'ok')
