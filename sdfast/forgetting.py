@@ -4,7 +4,7 @@ Everything is computed in eval mode on the same clips; an untouched encoder is c
 fine-tuning, Davari et al., CVPR 2022; ΔLP on other data sets, Mukhoti et al. (LDIFS), TMLR 2024; retrieval R@k, Xu et al. (VCOP),
 CVPR 2019; linear CKA, Kornblith et al., ICML 2019; Procrustes, Ding et al., NeurIPS 2021; barrier, Frankle et al., ICML 2020, with
 batch norm's statistics taken anew, Jordan et al., ICLR 2023."""
-import hashlib, random
+import hashlib, random, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -182,8 +182,10 @@ class _Memo:
     def __call__(self, encoder, x, layers=()):
         pixels = x.detach().as_subclass(torch.Tensor).cpu().contiguous()
         key = hashlib.sha256(f'{tuple(x.shape)}{x.dtype}'.encode() + pixels.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:24]
-        try: d = load_file(store.find(self.folder, key, 'safetensors')[0])
-        except (IndexError, Damaged):
+        d = None
+        try: d = load_file(files[0]) if (files := store.find(self.folder, key, 'safetensors')) else None
+        except Damaged as e: warnings.warn(f'{e}; it is computed anew')
+        if d is None:
             f, maps = encode(encoder, x, self.layers)
             d = {k:v.cpu().contiguous() for k, v in dict(maps, **{'': f}).items()}
             store.put(self.folder, key, save(d), 'safetensors')

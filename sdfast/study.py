@@ -273,7 +273,7 @@ class Source:
         device = next(self.model.parameters()).device
         try:
             if files := store.find(self.folder, name, 'safetensors'): return _load_importance(files[0]).to(device)
-        except Damaged: pass
+        except Damaged as e: warnings.warn(f'{e}; it is computed anew')
         made = make()
         store.put(self.folder, name, _importance_bytes(made), 'safetensors')
         return made
@@ -306,14 +306,19 @@ def _source_folder(run, out): return Path(out)/'source'/run.source_key
 def _reference_file(run, out): return _source_folder(run, out)/f'reference-{_key(dict(others=run.others, barrier=run.with_barrier))}.json'
 
 
+def _reference(run, out, watch):
+    try: return store.read_json(_reference_file(run, out))
+    except FileNotFoundError: return None
+    except Damaged as e: watch.say(f'{e}; it is measured again')
+
+
 def untouched(
     run:Run,
     out, # Folder of the study
     watch:Watch=Watch(),
 )->Untouched|Source:
     "What the untouched encoder of a study scores, for `compare_rows`: as a run wrote it down, else measured"
-    try: return Untouched(**store.read_json(_reference_file(run, out)))
-    except (FileNotFoundError, Damaged): return source_model(run, out, watch)
+    return Untouched(**known) if (known := _reference(run, out, watch)) else source_model(run, out, watch)
 
 
 def source_model(
@@ -353,7 +358,7 @@ def source_model(
                           others={create_task(spec).name:loaders(spec) for spec in filter(None, run.others.split(';'))}, path=(.25, .5, .75) if run.with_barrier else (),
                           cache=folder/'features')
     _sources[place] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path, folder)
-    if not rank_distrib() and not _reference_file(run, out).exists(): store.write_json(_reference_file(run, out), dict(id=hit.id, reference=hit.reference))
+    if not rank_distrib() and _reference(run, out, watch) is None: store.write_json(_reference_file(run, out), dict(id=hit.id, reference=hit.reference))
     return hit
 
 

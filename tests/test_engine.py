@@ -218,7 +218,7 @@ def test_importances_are_computed_once_and_read_by_others(base, tmp_path, monkey
     for x, y in ((a, again.fisher), (b, again.mas)): assert x.n == y.n and all(torch.equal(x.diag[k], y.diag[k]) and torch.equal(x.anchor[k], y.anchor[k]) for k in x.diag)
     next((tmp_path/'source'/base.source_key).glob('fisher-*')).write_bytes(b'damaged')
     study._sources.clear()
-    with pytest.raises(ZeroDivisionError): source_model(base, tmp_path).fisher
+    with pytest.raises(ZeroDivisionError), pytest.warns(UserWarning, match='fisher-.* is damaged.*computed anew'): source_model(base, tmp_path).fisher
 
 
 def test_what_an_untouched_encoder_scores_needs_no_clip(base, tmp_path, monkeypatch):
@@ -226,6 +226,11 @@ def test_what_an_untouched_encoder_scores_needs_no_clip(base, tmp_path, monkeypa
     monkeypatch.setattr(study, 'source_model', lambda *a: 1/0)
     known = untouched(base, tmp_path)
     assert (known.id, known.reference) == (source.id, source.reference)
+    monkeypatch.undo()
+    file, log = study._reference_file(base, tmp_path), Log()
+    file.write_text(file.read_text()[:-9])
+    study._sources.clear()
+    assert untouched(base, tmp_path, log).reference == source.reference and 'measured again' in log.lines[0] and store.read_json(file)['reference'] == source.reference
 
 
 # --- workers ------------------------------------------------------------------------------------------------------------
