@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from .digits import CLIPS, write_moving_digits
 from .errors import InputError
-from .video import VideoBlock, VideoFile, normalize_video
+from .video import PIXELS, VideoBlock, VideoFile, normalize_video
 
 __all__ = ['Task', 'unlabelled', 'ucf101', 'hmdb51', 'folder', 'csv', 'moving_digits', 'create_task']
 
@@ -53,9 +53,9 @@ class Task:
 
     @cached_property
     def fingerprint(self)->str:
-        "Changes when a file's name, size, label, split or group does"
+        "Changes when a file's name, size, label, split or group does, or how sdfast decodes it"
         rows = sorted((Path(p).name, os.path.getsize(p), l, s, g) for p, l, s, g in self.df[['path', 'label', 'split', 'group']].values)
-        return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((PIXELS, rows)).encode()).hexdigest()[:16]
 
     def items(self, *splits)->list[tuple[str, str]]:
         "`(path, label)` of the given splits, in the order of the table"
