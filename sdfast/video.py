@@ -158,14 +158,14 @@ class VideoFile(str):
 
     def read(self,
         frames, # Frame numbers, any order, repeats allowed
-        size:int|None=None, # Short side in pixels, aspect kept; `None`: as shown
+        size:int|tuple|None=None, # Short side in pixels, aspect kept, or width and height; `None`: as shown
     )->torch.Tensor: # uint8 `(len(frames), 3, H, W)`, upright, RGB
         "Decode `frames`; where a file breaks off before its index says, the last decodable frame stands in"
         ix = self.index
         frames = np.asarray(frames)
         if not len(frames) or frames.min() < 0 or frames.max() >= ix.n:
             raise InputError(f'{self}: frames {frames.tolist()} asked for, but it has frames 0 to {ix.n - 1}')
-        got, x = self._decode(np.unique(frames), self.scaled(size))
+        got, x = self._decode(np.unique(frames), size if isinstance(size, tuple) else self.scaled(size))
         if not got: raise VideoError(f'{self}: no frame can be decoded')
         have = np.array(sorted(got))
         if missing := sorted(set(frames.tolist()) - set(got)):

@@ -99,7 +99,12 @@ def main(
                 start = rng.randint(0, max(0, n - (FRAMES - 1)*STRIDE - 1))
                 jobs.append((p, np.unique(np.minimum(start + np.arange(FRAMES)*STRIDE, n - 1)), VideoFile(p).scaled(SIZE)))
         others, why = peers(jobs[0])
-        def all_of(read): return lambda: [x.to(device) for j in jobs if (x := read(*j)) is not None]
+        def all_of(read):
+            def go():
+                for j in jobs:
+                    x = read(*j)
+                    if x is not None: x.to(device)
+            return go
         took = side_by_side({f.__name__:all_of(f) for f in (floor, sdfast, pyav)} | {k:all_of(f) for k, f in others.items()}, rounds, device, time.perf_counter if device.startswith('cuda') else time.process_time)
         rows = [dict(reader=k, ms_min=1e3*t.min()/len(jobs), ms_median=1e3*np.median(t)/len(jobs), **{f'{k}_to_floor':v for k, v in ratio(t, took['floor']).items()},
                      slower_than_sdfast=ratio(t, took['sdfast'])['ratio']) for k, t in took.items()]
