@@ -21,7 +21,7 @@ from fastcore.script import call_parse
 from rich.progress import track
 
 from sdfast.errors import InputError
-from sdfast.tasks import create_task, prepared_copies
+from sdfast.tasks import _manifest, create_task, prepared_copies
 from sdfast.video import VideoFile
 
 EXACT = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
@@ -43,8 +43,8 @@ def encode(path, frames, gop, quality):
 def copy(path, to, size, gop, quality)->dict:
     "Make and check one copy; raises `InputError`"
     v = VideoFile(path)
-    n, (w, h) = v.index.n, v.scaled(min(size, v.index.width, v.index.height))
-    w, h = (max(2, 2*round(x/2)) for x in (w, h))  # H.264 with its usual colours has even sides
+    n, w, h = v.index.n, v.index.width, v.index.height
+    w, h = (max(2, 2*round(x*min(1, size/min(w, h))/2)) for x in (w, h))  # H.264 with its usual colours has even sides
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         x = v.read(np.arange(n), (w, h)).numpy()
@@ -84,8 +84,7 @@ def prepare(spec, to, size, gop, quality, jobs):
     place = Path(to or f'{root}.prepared')
     if place.resolve() == Path(root).resolve(): raise InputError(f'--to {place} is where the originals are; choose another folder')
     made = dict(size=size, gop=gop, quality=quality, files={})
-    if (place/'prepared.json').exists():
-        was = json.loads((place/'prepared.json').read_text())
+    if was := _manifest(place):
         if other := [k for k in ('size', 'gop', 'quality') if was[k] != made[k]]:
             raise InputError(f'{place} has copies made with --{other[0]} {was[other[0]]}, not {made[other[0]]}; delete it or choose another folder with --to')
         made = was
@@ -122,7 +121,7 @@ def main(
     "Make small, quickly decoded copies of a task's videos; after a break the same command goes on"
     start = time.time()
     try:
-        if min(size, gop, jobs) < 1 or not 0 <= quality <= 51: raise InputError(f'size, gop and jobs must be at least 1 and quality 0 to 51, not {size}, {gop}, {jobs} and {quality}')
+        if min(size, gop, jobs) < 1 or size % 2 or not 0 <= quality <= 51: raise InputError(f'size must be even, size, gop and jobs at least 1 and quality 0 to 51, not {size}, {gop}, {jobs} and {quality}')
         made, bad, place = prepare(task, to, size, gop, quality, jobs)
     except (InputError, OSError) as e: sys.exit(f'prepare.py: {e}')
     except KeyboardInterrupt: sys.exit('prepare.py: stopped; the same command goes on from there')

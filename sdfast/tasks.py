@@ -153,6 +153,13 @@ def _split_groups(df, frac, seed, what):
     return best[1]
 
 
+def _manifest(place):
+    "What `prepared.json` says, `None` without one"
+    try: return json.loads((place/'prepared.json').read_text())
+    except FileNotFoundError: return None
+    except ValueError as e: raise InputError(f'{place}/prepared.json cannot be read ({e}); delete it and run experiments/prepare.py again, or set SDFAST_PREPARED to nothing') from None
+
+
 def prepared_copies(
     paths, # Video files
 )->tuple[dict, int|None, Path]: # Original path to that of its copy, for those that have one; short side in pixels; where copies are looked for
@@ -162,9 +169,7 @@ def prepared_copies(
     paths = list(map(str, paths))
     root = os.path.commonpath([os.path.dirname(p) for p in paths])
     place = Path(os.environ.get('SDFAST_PREPARED', f'{root}.prepared'))
-    if os.environ.get('SDFAST_PREPARED') == '' or not (place/'prepared.json').is_file(): return {}, None, place
-    try: made = json.loads((place/'prepared.json').read_text())
-    except ValueError as e: raise InputError(f'{place}/prepared.json cannot be read ({e}); delete it and run experiments/prepare.py again, or set SDFAST_PREPARED to nothing') from None
+    if os.environ.get('SDFAST_PREPARED') == '' or not (made := _manifest(place)): return {}, None, place
     def size(p): return os.path.getsize(p) if os.path.exists(p) else -1
     copies = {}
     for p in paths:
@@ -245,7 +250,7 @@ def folder(
         test = _split_groups(task.df, float(test_frac), int(seed), f'{task.name}: cannot split into train and test')
         df = task.df.copy()
         df.loc[test, 'split'] = 'test'
-        task = replace(task, df=df, notes=(
+        task = replace(task, df=df, notes=(*task.notes,
             f'test is {len(test)} clips split off by group, seed {seed}' if group else
             f'test is {len(test)} files split off at random, seed {seed}: recordings of one person or scene can be on both sides; name them with group=REGEX',))
     return _finish(task)

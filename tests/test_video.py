@@ -14,6 +14,8 @@ from fastai.data.transforms import IndexSplitter, ItemGetter
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.vision.augment import Brightness, Flip
+from fastai.vision.core import imagenet_stats
+from fasttransform import Transform
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -278,6 +280,27 @@ def test_batches_predictions_and_export(clips, tmp_path):
     loaded = load_learner(tmp_path/'export.pkl')
     test = loaded.dls.test_dl([str(p) for p in sorted(clips.rglob('*.mp4'))][:3])
     assert loaded.get_preds(dl=test)[0].shape == (3, 2)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_one_batch_of_bytes_crosses_to_the_device(clips, workers):
+    "All that makes floats of them runs on the batch, behind the transfer"
+    seen, device = [], torch.device('cpu')
+    class Look(Transform):
+        order = -100
+        def encodes(self, x:TensorVideo):
+            seen.append((x.dtype, x.is_contiguous(), x.clone()))
+            return x
+    items = [(str(p), p.parent.name) for p in sorted(clips.rglob('*.mp4'))]
+    d = DataBlock(blocks=(VideoBlock(frames=4, stride=2, size=24), CategoryBlock), getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter([0, 1]),
+                  batch_tfms=[Look(), normalize_video()])
+    dl = d.dataloaders(items, bs=4, num_workers=workers, device=device).train
+    seen.clear()
+    x, _ = next(iter(dl))
+    (dtype, contiguous, raw), = seen
+    assert dtype == torch.uint8 and contiguous and raw.shape == x.shape == (4, 4, 3, 24, 24)
+    mean, std = (torch.tensor(v)[:, None, None] for v in imagenet_stats)
+    torch.testing.assert_close(x.as_subclass(torch.Tensor), (raw.as_subclass(torch.Tensor)/255 - mean)/std)
 
 
 def test_multi_clip_averages_logits_of_a_video(clips):
