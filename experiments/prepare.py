@@ -9,8 +9,9 @@ frame by frame, before it gets its name. Copies that are there already stay: aft
 name then uses the copies, says so, and has other keys for its runs; with `SDFAST_PREPARED=` set to nothing it uses the originals. A video that
 cannot be copied is named, and is used as it is."""
 import json, multiprocessing, os, sys, time, warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from unittest.mock import patch
 
 warnings.filterwarnings('ignore', category=FutureWarning)
 
@@ -76,9 +77,8 @@ def write(place, made):
 
 def prepare(spec, to, size, gop, quality, jobs):
     "The manifest, bad files with the reason, and the folder"
-    os.environ['SDFAST_PREPARED'] = ''  # the originals
     if spec.partition(':')[0] == 'moving_digits': raise InputError('moving_digits is small already: there is nothing to prepare')
-    task = create_task(spec)
+    with patch.dict(os.environ, SDFAST_PREPARED=''): task = create_task.__wrapped__(spec)  # of the originals
     df = task.df
     root = os.path.commonpath([os.path.dirname(p) for p in df.path])
     place = Path(to or f'{root}.prepared')
@@ -89,11 +89,10 @@ def prepare(spec, to, size, gop, quality, jobs):
             raise InputError(f'{place} has copies made with --{other[0]} {was[other[0]]}, not {made[other[0]]}; delete it or choose another folder with --to')
         made = was
     place.mkdir(parents=True, exist_ok=True)
-    os.environ['SDFAST_PREPARED'] = str(place)
-    there = prepared_copies(df.path)[0]
+    with patch.dict(os.environ, SDFAST_PREPARED=str(place)): there = prepared_copies(df.path)[0]
     todo = [p for p in dict.fromkeys(df.path) if p not in there]
     bad, since = {os.path.relpath(p, root):why for p, why in task.skipped.items()}, time.monotonic()
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn')) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn')) if jobs > 1 else ThreadPoolExecutor(1) as pool:
         waiting = {pool.submit(_try, p, place/f'{os.path.relpath(p, root)}.mp4', size, gop, quality):os.path.relpath(p, root) for p in todo}
         try:
             for job in track(as_completed(waiting), f'{len(todo)} of {len(df)} videos', len(todo), disable=not sys.stdout.isatty()):
