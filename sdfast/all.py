@@ -4,10 +4,14 @@ from fastai.metrics import accuracy
 
 from .errors import InputError
 from .forgetting import *
+from .launch import *
 from .models import *
+from .pretext import *
 from .report import *
+from .resume import *
 from .sequence import *
 from .stats import *
+from .status import *
 from .strategies import *
 from .study import *
 from .tasks import *

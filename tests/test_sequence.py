@@ -162,7 +162,7 @@ def test_a_chain_goes_on_where_it_stopped(bases, tmp_path, trained):
     assert trained == runs and [r['status'] for r in rows] == ['ok']*2 and [r['stage'] for r in rows] == [1, 2] and [r['task'] for r in rows] == at[2].names[1:] == ['clips0', 'clips0-2']
     assert rows[0]['before'] == runs[0].source_key and rows[1]['before'] == rows[0]['key'] != rows[1]['key']
     folders = [tmp_path/'stages'/r['key'] for r in rows]
-    for f in folders: assert {p.name for p in f.iterdir()} == {'run.json', 'encoder.safetensors', 'head.safetensors', 'path.safetensors', 'epochs.csv', 'log.txt', 'result.json'}
+    for f in folders: assert {p.name for p in f.iterdir() if p.name[0] != '.'} == {'run.json', 'encoder.safetensors', 'head.safetensors', 'path.safetensors', 'epochs.csv', 'log.txt', 'result.json'}
     assert train_chain(runs, *at) == rows and len(trained) == 2
     (folders[1]/'result.json').unlink()
     (folders[1]/'encoder.safetensors').write_text('half')
@@ -387,5 +387,36 @@ def test_shipped_results_are_complete(module):
     assert final.groupby('strategy').seed.apply(lambda s: tuple(sorted(s))).nunique() == 1, 'seeds are paired, and no stage is missing'
     assert chains[~chains.final].groupby('strategy').size().nunique() == 1, 'each strategy has as many trials'
     assert chains[~chains.final][[c for c in rows if c.startswith(('head.', 'probe.'))]].isna().all(axis=None), 'trials do not read test'
-    assert (folder/'table.md').read_text() == module.markdown(sequence_summary(rows))
+    assert (folder/'table.md').read_text() == module.markdown(sequence_summary(rows)) and module.markdown(sequence_summary(rows)) in (ROOT/'experiments/README.md').read_text()
     pd.testing.assert_frame_equal(pd.read_csv(folder/'matrix.csv'), module.matrix(rows), rtol=1e-5)
+
+
+def test_chains_that_are_killed_or_shared_end_the_same(bases, tmp_path):
+    "Real processes, killed after a random number of batches; then two at once"
+    import multiprocessing as mp
+    import os
+    import signal
+    import time
+
+    from test_engine import fork
+    grids = dict(finetune=[dict(lr=.05)], si=[dict(lam=.1)])
+    whole = compare_sequences(bases, grids, tmp_path/'whole', seeds=1)
+    batches, kills, ended = mp.Value('i', 0), 0, (0, 0)
+    class Count(Watch):
+        def epoch(self, epoch, done): batches.value += 1
+    def go(): compare_sequences(bases, grids, tmp_path/'killed', seeds=1, watch=Count())
+    while True:
+        study._sources.clear(), sequence._shared.cache_clear()
+        pid, until = fork(go), batches.value + 3 + 2*kills
+        while batches.value < until and (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0): time.sleep(.001)
+        if ended != (0, 0): break
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        kills += 1
+    assert ended == (pid, 0) and kills >= 3
+    def clean(rows): return rows.drop(columns='seconds')
+    pd.testing.assert_frame_equal(clean(compare_sequences(bases, grids, tmp_path/'killed', seeds=1)), clean(whole))
+    pids = [fork(lambda: compare_sequences(bases, grids, tmp_path/'two', seeds=1)) for _ in range(2)]
+    assert [os.waitpid(p, 0)[1] for p in pids] == [0, 0]
+    study._sources.clear(), sequence._shared.cache_clear()
+    pd.testing.assert_frame_equal(clean(compare_sequences(bases, grids, tmp_path/'two', seeds=1)), clean(whole))

@@ -1,0 +1,68 @@
+"Video clip order prediction (VCOP): in which order do these clips come? Xu et al., CVPR 2019, as its code trains it (xudejing/video-clip-order-prediction)."
+from itertools import combinations, permutations
+from math import comb, factorial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastcore.basics import store_attr
+from torch import nn
+
+from ..errors import InputError
+from ..video import VideoError
+from .pretext import Pretext
+
+__all__ = ['ClipOrder', 'order_label']
+
+
+def order_label(
+    order, # Which clip stands at each place
+)->int: # Its number among the permutations in lexicographic order
+    "`(0, 1, 2)` is 0, `(0, 2, 1)` is 1, ... `(2, 1, 0)` is 5"
+    return list(permutations(range(len(order)))).index(tuple(order))
+
+
+class _Pairs(nn.Module):
+    "Features of each two clips through one layer, all of them through another"
+    def __init__(self, n, clips, hidden, dropout):
+        super().__init__()
+        self.pair, self.drop, self.out = nn.Linear(2*n, hidden), nn.Dropout(dropout), nn.Linear(comb(clips, 2)*hidden, factorial(clips))
+
+    def forward(self, f):  # (B, K, F)
+        pairs = [self.pair(torch.cat([f[:, i], f[:, j]], 1)).relu() for i, j in combinations(range(f.shape[1]), 2)]
+        return self.out(self.drop(torch.cat(pairs, 1)))
+
+
+class ClipOrder(Pretext):
+    """Classify the order of `clips` clips of a video, shuffled, among all permutations: cross-entropy.
+
+    A gap lies between clips and each is cropped on its own: else the frames where two clips meet, or where things stand in them,
+    tell the order without any notion of motion. Videos that are too short for clips and gaps are left out, as in the reference.
+    Score: `order_acc`, chance 1/clips!."""
+    score_names = ('order_acc',)
+
+    def __init__(self,
+        clips:int=3,
+        gap:int=8, # Frames between two clips, times the stride of the loader
+        hidden:int=512, # Width of the layer on pairs
+        dropout:float=.5,
+        encoder=None, # Which part of the model, see `find_encoder`
+    ):
+        if not 2 <= clips <= 5 or gap < 0: raise InputError(f'clips must be between 2 and 5, as all of their orders are classes, and gap at least 0, not {clips} and {gap}')
+        store_attr('clips,gap,hidden,dropout')
+        self.protected = encoder
+
+    def sample(self, n, frames, stride, rnd):
+        need = (self.clips*frames + (self.clips - 1)*self.gap - 1)*stride + 1
+        if n < need: raise VideoError(f'a video of {n} frames: {self.clips} clips of {frames} frames with gaps of {self.gap} take {need}')
+        first, order = rnd.randrange(n - need + 1), list(range(self.clips))
+        rnd.shuffle(order)
+        starts = first + np.array(order)*(frames + self.gap)*stride
+        return starts[:, None] + np.arange(frames)*stride, order_label(order)
+
+    def heads(self, n): return _Pairs(n, self.clips, self.hidden, self.dropout)
+    def forward(self, encoder, heads, x): return heads(encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+    def loss(self, pred, y): return F.cross_entropy(pred, y)
+    @property
+    def chances(self): return dict(order_acc=1/factorial(self.clips))
+    def scores(self, pred, y): return dict(order_acc=pred.argmax(1) == y)
