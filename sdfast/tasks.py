@@ -3,7 +3,7 @@
 Rows have a `split` ('train', 'valid', 'test') and a `group` (one person, scene or recording). Whatever sdfast
 splits itself, it splits by group, so that no group stands on both sides.
 """
-import hashlib, os, re, shutil, uuid, warnings
+import hashlib, json, math, os, re, shutil, uuid, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -18,9 +18,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from .digits import CLIPS, write_moving_digits
 from .errors import InputError
-from .video import VideoBlock, VideoFile, normalize_video
+from .video import PIXELS, VideoBlock, VideoFile, normalize_video
 
-__all__ = ['Task', 'unlabelled', 'ucf101', 'hmdb51', 'folder', 'csv', 'moving_digits', 'create_task']
+__all__ = ['Task', 'unlabelled', 'ucf101', 'hmdb51', 'folder', 'csv', 'moving_digits', 'create_task', 'prepared_copies']
 
 VIDEO_SUFFIXES = {'.3gp', '.avi', '.flv', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv'}
 CACHE_BYTES = 2**31  # decoded videos of a task are kept in memory if all of them fit into this
@@ -44,6 +44,7 @@ class Task:
     skipped: dict = field(default_factory=dict)  # files that cannot be decoded: path -> reason
     notes: tuple = ()  # what a reader of the results should know
     classes: tuple = ()  # the official order of class names, where there is one
+    prepared: int|None = None  # short side of the prepared copies that stand for the videos, see `prepared_copies`
 
     @cached_property
     def vocab(self)->list[str]:
@@ -53,9 +54,9 @@ class Task:
 
     @cached_property
     def fingerprint(self)->str:
-        "Changes when a file's name, size, label, split or group does"
+        "Changes when a file's name, size, label, split or group does, or how sdfast decodes it"
         rows = sorted((Path(p).name, os.path.getsize(p), l, s, g) for p, l, s, g in self.df[['path', 'label', 'split', 'group']].values)
-        return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((PIXELS, rows)).encode()).hexdigest()[:16]
 
     def items(self, *splits)->list[tuple[str, str]]:
         "`(path, label)` of the given splits, in the order of the table"
@@ -106,6 +107,10 @@ class Task:
         "`DataLoaders` of the train and valid parts; for test see `dl`"
         train, valid = self.items('train'), self.items('valid')
         if not train: raise InputError(f'{self.name}: there are no train clips')
+        need = math.ceil(size/math.sqrt(area[0] if area else 1))
+        if self.prepared and self.prepared < need:
+            raise InputError(f'{self.name}: its prepared copies have a short side of {self.prepared} pixels, too few for size {size}' + (f' and crops of {area[0]:g} of the frame' if area else '') +
+                             f'; prepare with --size {need} or more, or set the environment variable SDFAST_PREPARED to nothing to use the originals')
         cache = workers == 0 and self._decoded_bytes(None if area else size) < CACHE_BYTES
         block = DataBlock(blocks=(VideoBlock(frames, stride, size, k, cache, area=area, flip=flip, wrap=wrap), CategoryBlock(vocab=self.vocab, sort=False)),
                           getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter(range(len(train), len(train) + len(valid))),
@@ -148,10 +153,39 @@ def _split_groups(df, frac, seed, what):
     return best[1]
 
 
+def _manifest(place):
+    "What `prepared.json` says, `None` without one"
+    try: return json.loads((place/'prepared.json').read_text())
+    except FileNotFoundError: return None
+    except ValueError as e: raise InputError(f'{place}/prepared.json cannot be read ({e}); delete it and run experiments/prepare.py again, or set SDFAST_PREPARED to nothing') from None
+
+
+def prepared_copies(
+    paths, # Video files
+)->tuple[dict, int|None, Path]: # Original path to that of its copy, for those that have one; short side in pixels; where copies are looked for
+    """Small copies made by `experiments/prepare.py`: in `ROOT.prepared`, beside the deepest folder ROOT that has all videos, or in `$SDFAST_PREPARED`.
+
+    That variable set to nothing turns them off. A copy counts if both files have the sizes that `prepared.json` says."""
+    paths = list(map(str, paths))
+    root = os.path.commonpath([os.path.dirname(p) for p in paths])
+    place = Path(os.environ.get('SDFAST_PREPARED', f'{root}.prepared'))
+    if os.environ.get('SDFAST_PREPARED') == '' or not (made := _manifest(place)): return {}, None, place
+    def size(p): return os.path.getsize(p) if os.path.exists(p) else -1
+    copies = {}
+    for p in paths:
+        m = made['files'].get(os.path.relpath(p, root))
+        if m and size(p) == m['bytes'] and size(copy := place/f'{os.path.relpath(p, root)}.mp4') == m['copy_bytes']: copies[p] = str(copy)
+    return copies, made['size'] if copies else None, place
+
+
 def _make(name, df, notes=(), check=True, classes=()):
     "A `Task` without the files that cannot be decoded; errors for what no study can use"
-    skipped = {}
+    skipped, prepared = {}, None
     if check:
+        copies, prepared, place = prepared_copies(df.path)
+        if copies:
+            notes = [*notes, f'{len(copies)} of {len(df)} videos are seen as their prepared copies in {place}, short side {prepared} pixels']
+            df = df.assign(path=df.path.map(lambda p: copies.get(p, p)))
         with ThreadPoolExecutor() as pool: problems = list(pool.map(lambda p: VideoFile(p).problem(), df.path))
         skipped = {p:w for p, w in zip(df.path, problems) if w}
         df = df[[w is None for w in problems]]
@@ -161,7 +195,7 @@ def _make(name, df, notes=(), check=True, classes=()):
     if (single := counts[counts < 2]).size:
         raise InputError(f'{name}: class {single.index[0]!r} has one clip that can be decoded; each class needs at least two, one to learn and one to test')
     if len(counts) < 2: raise InputError(f'{name}: there is only one class, {counts.index[0]!r}; at least two are needed')
-    return Task(name, df, skipped, tuple(notes), tuple(classes))
+    return Task(name, df, skipped, tuple(notes), tuple(classes), prepared)
 
 
 def _finish(task):
@@ -216,7 +250,7 @@ def folder(
         test = _split_groups(task.df, float(test_frac), int(seed), f'{task.name}: cannot split into train and test')
         df = task.df.copy()
         df.loc[test, 'split'] = 'test'
-        task = replace(task, df=df, notes=(
+        task = replace(task, df=df, notes=(*task.notes,
             f'test is {len(test)} clips split off by group, seed {seed}' if group else
             f'test is {len(test)} files split off at random, seed {seed}: recordings of one person or scene can be on both sides; name them with group=REGEX',))
     return _finish(task)

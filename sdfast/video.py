@@ -3,7 +3,7 @@
 A clip is `(T, C, H, W)`, several clips of one video `(K, T, C, H, W)`, a batch has one more axis in front.
 Frames are counted in the order in which they are shown, whatever the frame rate does.
 """
-import random, warnings
+import random, threading, warnings
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -30,6 +30,9 @@ from .errors import InputError
 
 __all__ = ['TensorVideo', 'VideoError', 'VideoFile', 'VideoIndex', 'SampleClips', 'ClipTransform', 'MultiClip',
            'VideoBlock', 'clip_indices', 'normalize_video', 'show_batch', 'show_results']
+
+
+PIXELS = 2  # counts changes of what `VideoFile.read` returns: part of the key of a run. 2: scaled frames are converted exactly
 
 
 class VideoError(InputError):
@@ -61,6 +64,7 @@ class VideoIndex:
     width: int  # as shown: after rotation, with square pixels
     height: int
     counted: bool  # the time stamps cannot be trusted, frames must be counted from the start
+    format: str  # of the container, so that it need not be guessed again
 
     @property
     def n(self): return len(self.pts)
@@ -69,8 +73,8 @@ class VideoIndex:
 def _reason(e): return e.strerror if isinstance(e, av.FFmpegError) and e.strerror else str(e) or type(e).__name__
 
 
-def _open(path):
-    try: f = av.open(str(path))
+def _open(path, format=None):
+    try: f = av.open(str(path), format=format)
     except (av.FFmpegError, OSError) as e: raise VideoError(f'{path}: cannot be opened ({_reason(e)})') from None
     if not f.streams.video:
         f.close()
@@ -79,10 +83,27 @@ def _open(path):
     return f, f.streams.video[0]
 
 
-def _frames(f, stream):
-    "Decoded frames until the end or the first that is broken"
-    try: yield from f.decode(stream)
+def _frames(f, stream, times=None):
+    "Decoded frames until the end or the first that is broken; with `times` without others that no frame is made from"
+    try:
+        for packet in f.demux(stream):
+            if times is not None: stream.codec_context.skip_frame = 'DEFAULT' if packet.pts is None or packet.pts in times else 'NONREF'
+            yield from packet.decode()
     except av.FFmpegError: return
+
+
+_local = threading.local()  # a context of swscale is set up anew only for another size
+
+
+def _rgb(frame, out):
+    "Write the frame, upright and scaled, to `out` `(3, H, W)`"
+    out = np.rot90(out, -frame.rotation//90 % 4, (1, 2)) if frame.rotation else out
+    h, w = out.shape[1:]
+    if not hasattr(_local, 'scaler'): _local.scaler = VideoReformatter()
+    scale = _local.scaler.reformat
+    if (w, h) == (frame.width, frame.height): out[:] = scale(frame, w, h, 'rgb24', threads=1).to_ndarray().transpose(2, 0, 1)
+    else:  # in planes swscale is three times as fast as in rgb24, and exact; unscaled it leaves the last columns of some widths unwritten
+        for i, p in zip((1, 2, 0), scale(frame, w, h, 'gbrp', threads=1).planes): out[i] = np.frombuffer(p, np.uint8).reshape(-1, p.line_size)[:h, :w]
 
 
 @lru_cache(maxsize=2**17)
@@ -110,7 +131,7 @@ def _index(path):
         sar = s.sample_aspect_ratio or Fraction(1)
         if Fraction(1, 8) < sar < 8: w = max(1, round(w*sar))
         if first.rotation % 180: w, h = h, w
-        return VideoIndex(pts, keys, w, h, counted)
+        return VideoIndex(pts, keys, w, h, counted, f.format.name.split(',')[0])
 
 
 class VideoFile(str):
@@ -137,44 +158,48 @@ class VideoFile(str):
 
     def read(self,
         frames, # Frame numbers, any order, repeats allowed
-        size:int|None=None, # Short side in pixels, aspect kept; `None`: as shown
+        size:int|tuple|None=None, # Short side in pixels, aspect kept, or width and height; `None`: as shown
     )->torch.Tensor: # uint8 `(len(frames), 3, H, W)`, upright, RGB
         "Decode `frames`; where a file breaks off before its index says, the last decodable frame stands in"
         ix = self.index
         frames = np.asarray(frames)
         if not len(frames) or frames.min() < 0 or frames.max() >= ix.n:
             raise InputError(f'{self}: frames {frames.tolist()} asked for, but it has frames 0 to {ix.n - 1}')
-        got = self._decode(np.unique(frames), self.scaled(size))
+        got, x = self._decode(np.unique(frames), size if isinstance(size, tuple) else self.scaled(size))
         if not got: raise VideoError(f'{self}: no frame can be decoded')
         have = np.array(sorted(got))
         if missing := sorted(set(frames.tolist()) - set(got)):
             warnings.warn(f'{self}: frames {missing[0]} to {missing[-1]} cannot be decoded, the nearest one before stands in')
-        use = have[np.maximum(np.searchsorted(have, frames, side='right') - 1, 0)]
-        return torch.from_numpy(np.stack([got[i] for i in use])).permute(0, 3, 1, 2).contiguous()
+        use = [got[i] for i in have[np.maximum(np.searchsorted(have, frames, side='right') - 1, 0)].tolist()]
+        return torch.from_numpy(x if use == list(range(len(x))) else x[use])
 
-    def _decode(self, want, wh, seek=True):
-        "`{number: (H, W, 3) array}` for those of the ascending frame numbers `want` that can be decoded"
-        ix, scaler, got, last = self.index, VideoReformatter(), {}, None
-        wanted, number = set(want.tolist()), {t:i for i, t in enumerate(ix.pts.tolist())}
+    def _decode(self, want, wh, seek=True, skip=True):
+        "`{number: row}` for those of the ascending frame numbers `want` that can be decoded, and rows `(3, H, W)`"
+        ix, got, last = self.index, {}, None
+        x = np.empty((len(want), 3, *wh[::-1]), np.uint8)
+        number = {t:i for i, t in enumerate(ix.pts.tolist())}
+        wanted, times = set(want.tolist()), set(ix.pts[want].tolist())
 
-        def rgb(frame):
-            w, h = wh[::-1] if frame.rotation % 180 else wh
-            return np.rot90(scaler.reformat(frame, w, h, 'rgb24', threads=1).to_ndarray(), frame.rotation//90 % 4)
+        def keep(i, frame):
+            if i not in got: _rgb(frame, x[got.setdefault(i, len(got))])
 
         seek = seek and not ix.counted and len(ix.keys) > 1 and ix.pts[want[0]] >= ix.keys[1]
-        f, s = _open(self)
+        f, s = _open(self, ix.format)
         with f:
             if seek: f.seek(int(ix.pts[want[0]]), stream=s)
-            for n, frame in enumerate(_frames(f, s)):
+            # only of H.264 does the stream say for certain which frames no other frame is made from
+            skip = skip and not ix.counted and s.codec_context.name == 'h264'
+            for n, frame in enumerate(_frames(f, s, times if skip else None)):
                 i = n if ix.counted else number.get(frame.pts)
                 if i is None: continue
-                if i in wanted: got[i] = rgb(frame)
+                if i in wanted: keep(i, frame)
                 last = i, frame
                 if i >= want[-1]: break
             # broken before the last frame asked for: the last good one stands in
-            if last is not None and last[0] < want[-1]: got.setdefault(last[0], rgb(last[1]))
+            if last is not None and last[0] < want[-1]: keep(*last)
+        if skip and not wanted <= set(got): return self._decode(want, wh, seek, skip=False)
         # some containers land behind the frame they were asked to seek
-        return self._decode(want, wh, seek=False) if seek and (not got or min(got) > want[0]) else got
+        return self._decode(want, wh, seek=False, skip=False) if seek and (not got or min(got) > want[0]) else (got, x)
 
 
 def clip_indices(
