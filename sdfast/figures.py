@@ -68,7 +68,7 @@ def plots(
         t = r.classes(of)
         if t.shape[1]: out.append(Plot(f'classes_{of}', f'{of.capitalize()} classes', f'Change of each class\'s accuracy against {against}, means over seeds' + (f'; the {ROWS} that {reference} '
                                        + ('forgot most and least' if of == 'source' else 'is furthest from') if len(t) > ROWS else '') + '. Left of the line is lost.',
-                                       {f'{of} accuracy by class':partial(_classes, t=t)}, list(t), (6.2, 1.1 + .25*min(len(t), ROWS + 1)), 1))
+                                       {f'{of} accuracy by class':partial(_classes, t=t)}, list(t), (4.6, .9 + .22*min(len(t), ROWS + 1)), 1))
     if len(r.course) and any(c.startswith('layers.') and c.endswith('.drift') for c in r.course):
         top = float(_drift(r.course).max().max())
         out.append(Plot('drift', 'Where features moved', 'Drift ‖f − f₀‖ / ‖f₀‖ of each layer\'s output (rows, first layer on top) after each epoch (columns), mean over seeds.',
@@ -76,10 +76,10 @@ def plots(
     return out
 
 
-def _errors(ax, x, ivs, strategy, scale=100, **kw):
+def _errors(ax, x, ivs, strategy, scale=100, shift=0.):
     colour, marker = look(strategy)
     low, high = (np.nan_to_num([abs(getattr(i, end) - i.mean) for i in ivs])*scale for end in ('low', 'high'))
-    with marks_of(ax, strategy): ax.errorbar(x, [scale*i.mean for i in ivs], yerr=[low, high], color=colour, marker=marker, ms=5, lw=1.2, elinewidth=.8, capsize=2, label=strategy, **kw)
+    with marks_of(ax, strategy): ax.errorbar(np.add(x, shift), [scale*i.mean for i in ivs], yerr=[low, high], color=colour, marker=marker, ms=5, lw=1.2, elinewidth=.8, capsize=2, label=strategy)
     return [dict(strategy=strategy, at=a, mean=i.mean, low=i.low, high=i.high, seeds=i.n) for a, i in zip(x, ivs)]
 
 
@@ -124,9 +124,10 @@ def _trials(ax, rows, table, reference):
 def _course(ax, course, m):
     "A metric after each epoch"
     drawn, scale = [], 100 if m == 'source_acc' else 1
-    for s, g in course.groupby('strategy', sort=False):
+    for i, (s, g) in enumerate(course.groupby('strategy', sort=False)):
         by = g.groupby('epoch')[m]
-        drawn += _errors(ax, [int(e) + 1 for e in by.groups], [mean_interval(v) for _, v in by], s, scale)
+        shift = .3*((i + .5)/course.strategy.nunique() - .5)  # intervals beside each other
+        drawn += _errors(ax, [int(e) + 1 for e in by.groups], [mean_interval(v) for _, v in by], s, scale, shift)
     ax.set(xlabel='epoch', ylabel=f'{TITLES.get(m, m)}' + (' in %' if scale == 100 else ''))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=.3)
@@ -206,7 +207,7 @@ def _escape(t): return t.replace('&', '&amp;').replace('<', '&lt;').replace('>',
 def static(plot:Plot, title:str='')->Figure:
     "All panels of a plot as one figure, with a legend"
     rows = -(-len(plot.panels)//(cols := min(plot.columns, len(plot.panels))))
-    fig = Figure(figsize=(cols*plot.size[0] + 1.6, rows*plot.size[1] + .3*bool(title)), layout='constrained')
+    fig = Figure(figsize=(cols*plot.size[0] + 1.6, max(rows*plot.size[1], .17*len(plot.series)) + .3*bool(title)), layout='constrained')
     axes = list(fig.subplots(rows, cols, squeeze=False).flat)
     for ax, (name, draw) in zip(axes, plot.panels.items()):
         draw(ax)

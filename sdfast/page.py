@@ -27,7 +27,7 @@ from .video import VideoError, VideoFile
 __all__ = ['write_page', 'html_page', 'latex', 'film_strip', 'command']
 
 MAIN = ('acc1', 'source_acc', 'source_probe')
-SIGNS = dict(better='▲ ', worse='▼ ')  # told apart without colour
+SIGNS = {'better':'▲ ', 'worse':'▼ ', 'not distinguishable':'≈ '}  # told apart without colour
 CONTENTS = dict(table='Results', trade='Learning against keeping', strengths='Strength', course='Epochs', classes='What was forgotten', drift='Where it moved',
                 failed='Failed runs', repeat='Repeat it')
 PARTS = dict(trade=('paths', 'means'), strengths=('strengths',), course=('course',), classes=('classes_source', 'classes_target'), drift=('drift',))
@@ -43,6 +43,7 @@ def write_page(
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
     out, studies = Path(out or Path(folders[0])/'report.html'), load_results(*folders)
     tables = [summary(r.rows, method=method, folder=r.folders) for r in studies]
+    tables = [t.drop(columns='mcnemar') if t.get('mcnemar', pd.Series([0])).isna().all() else t for t in tables]  # without scores there is no such test
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html_page(studies, tables, method), encoding='utf-8')
     if figures:
@@ -93,7 +94,7 @@ def _lead(r, table):
     before = ('' if not run else f', trained on it for {run["source_epochs"]} epochs' if run['source_epochs'] else ', as its weights came') + (f' ({Path(run["init"]).name})' if run.get('init') else '')
     return (f'An encoder ({rows.model.iloc[0]}) that knows {rows.source.iloc[0]}{before}, is fine-tuned on {_target_name(r)} for {int(rows.epochs.dropna().iloc[0])} epochs: by plain fine-tuning, and '
             f'by {others} other {"strategy" if others == 1 else "strategies"}. How much of the source is left afterwards, and at what price in target accuracy? Each was run with {seeds} seed{"s"*(seeds != 1)}, '
-            'the same for all; strengths were chosen on held-out data, and test was read once.')
+            'the same for all; strengths were chosen on held-out data, never on test.')
 
 
 def _found(table, main):
@@ -105,7 +106,7 @@ def _found(table, main):
         parts = [dict(verdict='', sign='', text=text)]
         for v in ('better', 'worse', 'not distinguishable', 'no interval'):
             names = [s for s in by.index if by.get(f'{m}_verdict', {}).get(s) == v]
-            if names: parts.append(dict(verdict=v, sign=SIGNS.get(v, ''), text=', '.join(f'{n} {_interval(by.loc[n], m)[0]}' if v in SIGNS else n for n in names)))
+            if names: parts.append(dict(verdict=v, sign=SIGNS.get(v, ''), text=', '.join(f'{n} {_interval(by.loc[n], m)[0]}' if v in ('better', 'worse') else n for n in names) if len(names) < len(by) - len(mean) or v in ('better', 'worse') else f'all {len(names)} others' if len(names) > 1 else names[0]))
         out.append(dict(what=TITLES[m][0].upper() + TITLES[m][1:], parts=parts))
     return out
 
@@ -126,8 +127,7 @@ def _sortable(table, metrics, caption, mcnemar=False):
             diff, interval, verdict = _interval(row, m)
             cells.append(dict(v='' if pd.isna(row[m]) else f'{row[m]:.10g}', mean=_cells(row, m)[0], diff=diff, interval=interval, verdict=verdict, sign=SIGNS.get(verdict, '')))
         if mcnemar: cells.append(dict(v='' if pd.isna(row.mcnemar) else f'{row.mcnemar:.10g}', mean='' if pd.isna(row.mcnemar) else f'{row.mcnemar:.2g}', diff='', interval='', verdict='', sign=''))
-        rows.append(dict(name=row.strategy, swatch='' if row.strategy == 'untouched' else Markup(swatch(row.strategy)), strength=_strength(row) or ('before fine-tuning' if row.strategy == 'untouched' else ''),
-                         reference=row.strategy == 'finetune', cells=cells))
+        rows.append(dict(name=row.strategy, broken=Markup('_<wbr>').join(row.strategy.split('_')), swatch='' if row.strategy == 'untouched' else Markup(swatch(row.strategy)), strength='before fine-tuning' if row.strategy == 'untouched' else _strength(row) + (', reference' if row.strategy == 'finetune' else ''), cells=cells))
     units = {m:(', %' if m in SHARES else '') + (' (less is better)' if m in LESS else '') for m in metrics}
     return dict(caption=f'{caption}; headings sort', columns=['strategy', *(f'{TITLES.get(m, m)}{units[m]}' for m in metrics)] + ['McNemar p']*mcnemar, rows=rows)
 
@@ -226,7 +226,7 @@ def _strips(r):
         for c in t.to_dict('records'):
             strip = film_strip(c['path'])
             src, w, h = strip or ('', 0, 0)
-            right = ', '.join(f'{int(v)}/{seeds[s]} {s}' for k, v in c.items() if k.startswith('right.') and v == v for s in [k.removeprefix('right.')])
+            right = ', '.join(f'{s} {int(v)}/{seeds[s]}' for k, v in c.items() if k.startswith('right.') and v == v for s in [k.removeprefix('right.')])
             clips.append(dict(src=src, width=w, height=h, alt=f'Frames of a video of class {c["label"]}', label=c['label'], answer=c['answer'], right=right, **{k:f'{c[k]:.2f}' for k in ('before', 'after')}))
         if clips: out.append(dict(name=name, clips=clips))
     return out

@@ -247,18 +247,36 @@ def marks_of(ax, strategy):
     for a in set(ax.get_children()) - before: a.set_gid(f'series-{strategy}')
 
 
-def draw_means(ax, rows:pd.DataFrame, m:str, table:pd.DataFrame|None=None)->pd.DataFrame:
-    "Target accuracy against the metric `m` on axes: each seed, and the means with 95 % intervals. Returns the numbers that are drawn"
+def _focus(ax, points):
+    "Limits of the axes without means far out (beyond Tukey's fence of 3 quartile ranges), which would squeeze the rest into a corner; says who is left out"
+    low, high = points.quantile(.25), points.quantile(.75)
+    out = ((points < low - 3*(high - low)) | (points > high + 3*(high - low))).any(axis=1)
+    if len(points) < 8 or not out.any(): return
+    near = points[~out]
+    pad = .12*(near.max() - near.min() + .2)
+    ax.set_xlim(near.iloc[:, 0].min() - pad.iloc[0], near.iloc[:, 0].max() + pad.iloc[0])
+    ax.set_ylim(near.iloc[:, 1].min() - pad.iloc[1], near.iloc[:, 1].max() + pad.iloc[1])
+    ax.annotate(f'outside: {", ".join(points.index[out])}', (.01, .01), xycoords='axes fraction', fontsize=7, color='grey')
+
+
+def draw_means(
+    ax, # Axes
+    rows:pd.DataFrame, # From `compare`
+    m:str, # A metric of the source
+    table:pd.DataFrame|None=None, # The `summary` of the rows
+    named:bool=False, # Names on the points instead of single seeds: a legend of many is none
+)->pd.DataFrame: # The numbers that are drawn
+    "Target accuracy against a metric: each seed, and the means with 95 % intervals"
     final, table = _final(rows), (summary(rows) if table is None else table).set_index('strategy')
-    final = final[final.status == 'ok']
-    named = len(table) > 14  # on the points: a legend of so many is none
+    final, many = final[final.status == 'ok'], len(table) > 14
     for strategy, g in final[final.strategy != 'untouched'].groupby('strategy', sort=False):
         r, (colour, marker) = table.loc[strategy], look(strategy)
         with marks_of(ax, strategy):
-            if not named: ax.plot(100*g.acc1.astype(float), 100*g[m].astype(float), marker, ms=4, color=colour, alpha=.3, lw=0)
-            else: ax.annotate(strategy, (100*r.acc1, 100*r[m]), xytext=(5, 4), textcoords='offset points', fontsize=7, color=colour)
+            if not many: ax.plot(100*g.acc1.astype(float), 100*g[m].astype(float), marker, ms=4, color=colour, alpha=.3, lw=0)
+            elif named: ax.annotate(strategy, (100*r.acc1, 100*r[m]), xytext=(5, 4), textcoords='offset points', fontsize=7, color=colour)
             err = [None if pd.isna(r[f'{c}_low']) else [[100*(r[c] - r[f'{c}_low'])], [100*(r[f'{c}_high'] - r[c])]] for c in ('acc1', m)]
-            ax.errorbar(100*r.acc1, 100*r[m], xerr=err[0], yerr=err[1], fmt=marker, ms=5 if named else 8, lw=.6 if named else None, color=colour, capsize=0 if named else 3, label=strategy)
+            ax.errorbar(100*r.acc1, 100*r[m], xerr=err[0], yerr=err[1], fmt=marker, ms=5 if many else 8, lw=.6 if many else None, color=colour, capsize=0 if many else 3, label=strategy)
+    if not named: _focus(ax, 100*table.loc[table.index != 'untouched', ['acc1', m]].dropna())
     _panels(ax, m, table.loc['untouched', m] if 'untouched' in table.index else None)
     return table.loc[table.index != 'untouched', [f'{c}{end}' for c in ('acc1', m) for end in ('', '_low', '_high')]].reset_index()
 
@@ -305,7 +323,7 @@ def _two_panels(draw, rows, title, legend, figsize):
 def figure(rows:pd.DataFrame, title:str='')->Figure:
     "Target accuracy against source accuracy, by the old head and by a new probe, see `draw_means`"
     named = rows.strategy.nunique() > 14
-    return _two_panels(partial(draw_means, table=summary(rows)), rows, title, not named, (13, 6.4) if named else (11, 4.6))
+    return _two_panels(partial(draw_means, table=summary(rows), named=named), rows, title, not named, (13, 6.4) if named else (11, 4.6))
 
 
 def path_figure(rows:pd.DataFrame, title:str='', reference:str='finetune')->Figure:
