@@ -54,12 +54,13 @@ def plots(
     if paths: out.append(Plot('paths', 'Every strength of every strategy', 'Up is more kept, right is more learned. A path leads from plain fine-tuning or the weakest strength (hollow) over the chosen '
                               'one (large) to the strongest; means over seeds. The grey steps are the Pareto front: what lies below and left of it is beaten in both.',
                               {TITLES[m]:partial(draw_paths, rows=r.rows, m=m, reference=reference) for m in kept}, names))
-    out.append(Plot('means', 'Chosen strengths', 'Each seed (faint) and the mean over seeds with its 95 % interval in both directions. Up is more kept, right is more learned.',
+    out.append(Plot('means', 'Chosen strengths', ('Means over seeds' if len(table) > 14 else 'Each seed (faint) and the mean over seeds') + ' with 95 % intervals in both directions. Up is more kept, right is more learned.',
                     {TITLES[m]:partial(draw_means, rows=r.rows, m=m, table=table) for m in kept}, names))
     if paths: panels = {TITLES[m]:partial(_strengths, rows=r.rows, table=table, m=m, reference=reference) for m in ('acc1', *kept)}
     else: panels = {'target accuracy on valid, trials':partial(_trials, rows=r.rows, table=table, reference=reference)}
     graded = [s for s in names if has_strength(s) and r.rows[r.rows.strategy == s].lam.nunique() > 1]
-    if graded: out.append(Plot('strengths', 'What λ does', f'Means over seeds with 95 % intervals; the band is {reference} with its own.', panels, [*graded, reference], columns=len(panels)))
+    what = f'Means over seeds with 95 % intervals; the band is {reference} with its own.' if paths else f'The trials from which strengths were chosen; the line is {reference} at its chosen learning rate.'
+    if graded: out.append(Plot('strengths', 'What λ does', what, panels, [*graded, reference], columns=len(panels)))
     if len(r.course):
         columns = {k:t for k, t in dict(source_acc='source, old head', cka='CKA with the untouched encoder').items() if k in r.course}
         out.append(Plot('course', 'Epoch by epoch', 'What the encoder keeps after each epoch, on a sample of the source\'s test videos; means over seeds with 95 % intervals.',

@@ -248,9 +248,9 @@ def marks_of(ax, strategy):
 
 
 def _focus(ax, points):
-    "Limits of the axes without means far out (beyond Tukey's fence of 3 quartile ranges), which would squeeze the rest into a corner; says who is left out"
+    "Limits of the axes without means far too low (beyond Tukey's fence of 3 quartile ranges), which would squeeze the rest into a corner; says who is left out"
     low, high = points.quantile(.25), points.quantile(.75)
-    out = ((points < low - 3*(high - low)) | (points > high + 3*(high - low))).any(axis=1)
+    out = (points < low - 3*(high - low)).any(axis=1)
     if len(points) < 8 or not out.any(): return
     near = points[~out]
     pad = .12*(near.max() - near.min() + .2)

@@ -132,7 +132,7 @@ def _read(folder):
 
 
 def load_results(*folders)->list[Results]: # One for each set-up: source, target, model, weights before fine-tuning, and epochs
-    """Read the folders of studies, and merge those of one set-up: equal runs count once, and where folders chose different strengths of a
+    """Read the folders of studies, and merge those of one set-up: equal runs count once (of different ones that should be equal it raises), and where folders chose different strengths of a
     strategy, or none, the one with the best accuracy on valid is taken. Raises `InputError` for a folder that holds no finished comparison"""
     groups = {}
     for folder in folders:
@@ -145,7 +145,12 @@ def _merge(folders, rows, records):
     # a run that failed in one folder may have ended well in another; one that is chosen anywhere is a candidate
     rows = pd.concat(rows, ignore_index=True)
     rows = rows.assign(order=rows.index, bad=rows.status != 'ok', other=[c is False or c == 'False' for c in rows.chosen]).sort_values(['bad', 'other', 'order']).drop_duplicates('key')
-    rows = rows.sort_values('order').drop(columns=['order', 'bad', 'other']).reset_index(drop=True)
+    # an older sdfast may have given the same run another key
+    twice = rows.duplicated(same := ['strategy', 'strategy_args', 'lam', 'lr', 'seed', 'final'], keep=False) & (rows.status == 'ok') & (rows.strategy != 'untouched')
+    for (strategy, *_), g in rows[twice].groupby(same, dropna=False):
+        if g.acc1.nunique() > 1 or g.valid_acc1.nunique() > 1:
+            raise InputError(f'{", ".join(map(str, folders))} cannot be merged: two runs of {strategy} with seed {int(g.seed.iloc[0])} differ in their numbers, so something else differs, too; make a page of each')
+    rows = rows.drop_duplicates(same).sort_values('order').drop(columns=['order', 'bad', 'other']).reset_index(drop=True)
     rows['chosen'] = [bool(f) if pd.isna(c) else str(c) == 'True' for c, f in zip(rows.chosen, rows.final)]
     rows['final'] = rows.final.astype(bool)
     notes, several = list(dict.fromkeys(n for r in records for n in r.get('notes', ()))), rows.groupby('strategy').strategy_args.apply(lambda a: a.fillna('').nunique() > 1)
