@@ -215,9 +215,10 @@ def trade_off_markdown(
 
 
 # Okabe & Ito's colours, told apart by every kind of colour vision; markers tell them apart without colour
-COLOURS, MARKERS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7A7A00', '#5E3C99'), 'o^vDPX*<>hp8dH'
+COLOURS, MARKERS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7A7A00', '#46237A'), 'o^vDPX*<>hp8dH'
 _FIRST = ['self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc', 'lower_lr', 'linear_probe', 'lp_ft']  # each has a colour of its own
-LOOKS = {s:(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, s in enumerate([*_FIRST, *(s for s in STRATEGIES if s not in _FIRST)])} | dict(finetune=('#000000', 's'))
+_OTHER = (3, 4, 7, 0, 1, 6, 5, 2)  # the colour for a marker's second use, which no kind of colour vision takes for the first
+LOOKS = {s:(COLOURS[i % 8 if i < len(MARKERS) else _OTHER[(i - len(MARKERS)) % 8]], MARKERS[i % len(MARKERS)]) for i, s in enumerate([*_FIRST, *(s for s in STRATEGIES if s not in _FIRST)])} | dict(finetune=('#000000', 's'))
 PANELS = ('source_acc', 'source_probe')
 
 
