@@ -3,9 +3,12 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy
 
 from .errors import InputError
+from .figures import *
 from .forgetting import *
 from .models import *
+from .page import *
 from .report import *
+from .results import *
 from .sequence import *
 from .stats import *
 from .strategies import *

@@ -20,7 +20,7 @@ from .report import COLOURS, PANELS, TITLES, _final, _paths, draw_means, draw_pa
 from .results import Results
 from .stats import mean_interval
 
-__all__ = ['Plot', 'plots', 'svg', 'static', 'write_figures', 'swatch']
+__all__ = ['Plot', 'plots', 'write_figures']
 
 # class names may hold a $; ids are the same at each drawing; fonts are the page's
 RC = {'text.parse_math': False, 'svg.fonttype': 'none', 'svg.hashsalt': 'sdfast', 'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False,

@@ -24,7 +24,7 @@ from .results import Results, load_results
 from .study import Run
 from .video import VideoError, VideoFile
 
-__all__ = ['write_page', 'html_page', 'latex', 'film_strip', 'command']
+__all__ = ['write_page', 'html_page', 'latex', 'film_strip']
 
 MAIN = ('acc1', 'source_acc', 'source_probe')
 SIGNS = {'better':'▲ ', 'worse':'▼ ', 'not distinguishable':'≈ '}  # told apart without colour
