@@ -247,6 +247,7 @@ def test_the_command_makes_the_same_runs(tmp_path):
     given = {}
     for i, w in enumerate(words):
         if w.startswith('--'):
+            assert '_' not in w, 'options are written with hyphens'
             v, n = words[i + 1] if i + 1 < len(words) and not words[i + 1].startswith('--') else True, w[2:].replace('-', '_')
             given[n] = v if v is True else sig[n].annotation(v)
     again, grids2, how2, *_ = build(given)
