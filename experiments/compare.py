@@ -6,16 +6,27 @@
 
 A model is trained on the source task (or comes from --init), fine-tuned on the target task by each strategy, and measured on
 both. Each strategy's strength is chosen on held-out data from the same number of trials; plain fine-tuning, which has no
-strength, chooses among as many learning rates. Writes runs.csv, table.csv, table.md and figure.png to --out."""
+strength, chooses among as many learning rates. Writes runs.csv, table.csv, table.md and figure.png to --out.
+
+Killed at any moment, the same command goes on from each run's last finished epoch. Invocations on one --out share the work:
+
+    python experiments/compare.py --jobs 4                            # worker processes, one for each GPU where there are several
+    python experiments/compare.py --jobs 32 --launcher slurm --slurm partition=gpu,gpus=1,cpus=8,time=240
+    torchrun --nproc_per_node 4 experiments/compare.py --bs 128       # four processes for each run
+    python experiments/status.py runs/compare                         # how far it is, in another terminal"""
 import sys, warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 warnings.filterwarnings('ignore', category=FutureWarning)  # of the libraries about each other
 warnings.filterwarnings('ignore', category=DeprecationWarning)
 
+from fastai.torch_core import rank_distrib
 from fastcore.script import call_parse, store_true
 
-from sdfast.errors import InputError
+from sdfast.errors import InputError, StoreError
+from sdfast.launch import Launcher, Watch, join_processes
+from sdfast.loggers import check_loggers
 from sdfast.models import create_model, is_model
 from sdfast.report import LiveWatch, rich_table, write_report
 from sdfast.stats import ADJUSTMENTS
@@ -49,7 +60,7 @@ def parse_args(text, strategies):
 
 
 def build(task, source, init, model, model_args, strategies, lams, strategy_args, seeds, trial_seeds, epochs, lr, wd, bs, frames, stride, size, area, flip, clips,
-          source_epochs, source_lr, source_bs, workers, splits, allow_missing, quick, path, rule, kept, select, patience, others, barrier, adjust):
+          source_epochs, source_lr, source_bs, workers, splits, allow_missing, quick, path, rule, kept, select, patience, others, barrier, adjust, processes=1):
     "`(base run, grids, lines to tell the reader)`; `InputError` for anything that cannot work"
     for name, v in dict(seeds=seeds, trial_seeds=trial_seeds, epochs=epochs, bs=bs, frames=frames, stride=stride, clips=clips, source_bs=1 if source_bs is None else source_bs).items():
         if v < 1: raise InputError(f'--{name.replace("_", "-")} must be at least 1, not {v}')
@@ -66,7 +77,8 @@ def build(task, source, init, model, model_args, strategies, lams, strategy_args
     if adjust not in ADJUSTMENTS: raise InputError(f'--adjust must be one of {", ".join(ADJUSTMENTS)}, not {adjust!r}')
     if patience < 0: raise InputError(f'--patience must be at least 0 epochs, not {patience}')
     official = (f',splits={splits}' if splits else '') + (',allow_missing=1' if allow_missing else '')
-    task, source = (t + official if t.startswith(('ucf101:', 'hmdb51:')) else t for t in (task, source))
+    task, source, *rest = (t + official if t.startswith(('ucf101:', 'hmdb51:')) else t for t in (task, source, *filter(None, others.split(';'))))
+    others = ';'.join(rest)
     names = list(STRATEGIES) if strategies == 'all' else list(dict.fromkeys(['finetune', *filter(None, (s.strip() for s in strategies.split(',')))]))
     if unknown := [s for s in names if s not in STRATEGIES]: raise InputError(f'unknown strategy {unknown[0]!r}; known are {", ".join(STRATEGIES)}')
     given = parse_lams(lams, names)
@@ -103,7 +115,7 @@ def build(task, source, init, model, model_args, strategies, lams, strategy_args
     run = Run(task=task, source=source, data='-'.join(filter(None, (src.fingerprint, held.fingerprint, *(t.fingerprint for t in more), file_id(init)))), select=select, patience=patience,
               others=others, with_barrier=barrier, source_valid=rule == 'equal_learning', wd=wd, area=area, flip=flip, model=model, model_args=model_args, init=init, epochs=epochs, lr=lr,
               frames=frames, stride=stride, size=size or (40 if task.startswith('moving_digits') else 112), clips=clips, workers=workers,
-              source_epochs=source_epochs, source_lr=source_lr, quick=quick, **sizes)
+              source_epochs=source_epochs, source_lr=source_lr, quick=quick, processes=processes, **sizes)
     if init and not source_epochs: say.append(f'{src.name}: the encoder stays as {init} has it; the source head is a linear probe')
     return run, grids, dict(seeds=seeds, trial_seeds=trial_seeds, path=path, rule=rule, kept=kept), say, [f'{t.name}: {n}' for t in (src, target, *more) for n in t.notes]
 
@@ -151,19 +163,25 @@ def main(
     others:str='', # More tasks, joined by `;`, on which a probe measures what was kept, such as 'moving_digits,part=motion;moving_digits,part=digit'
     barrier:store_true=False, # Measure the loss on the straight path from the weights before fine-tuning
     adjust:str='holm', # How p values are adjusted for the number of strategies: holm, bh (false discovery rate) or none
+    jobs:int=1, # Worker processes, one for each GPU where there are several
+    launcher:str='', # Where they are: local, or slurm
+    slurm:str='', # Of Slurm's jobs: partition=NAME,time=MINUTES,gpus=N,cpus=N,mem=GB,account=NAME,qos=NAME
+    log:str='', # Also log each run to tensorboard, wandb or both, in --out
 ):
     "Compare ways to fine-tune a pre-trained video encoder: what was learned, what was forgotten"
-    options = {k:v for k, v in locals().items() if k != 'out'}
+    options = {k:v for k, v in locals().items() if k not in ('out', 'jobs', 'launcher', 'slurm', 'log')}
     try:
-        run, grids, how, say, notes = build(**options)
+        processes, launcher, log = join_processes(), Launcher(jobs, launcher, slurm), check_loggers(log)
+        run, grids, how, say, notes = build(**options, processes=processes)
         out = Path(out)
         try: out.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
-        with LiveWatch() as watch:
+        with nullcontext(Watch()) if rank_distrib() else LiveWatch() as watch:
             for line in say: watch.say(line)
-            rows = compare(run, grids, out, watch=watch, **how)
-    except InputError as e: sys.exit(_fail(e))
-    except KeyboardInterrupt: sys.exit(_fail(f'stopped; finished runs are in {out}, the same command goes on from there', 130))
+            rows = compare(run, grids, out, watch=watch, launcher=launcher, log=log, **how)
+    except (InputError, StoreError) as e: sys.exit(_fail(e))
+    except KeyboardInterrupt: sys.exit(_fail(f'stopped; what is finished is in {out}, the same command goes on from there', 130))
+    if rank_distrib(): return
     title = f'{run.source} → {run.task}, {run.model}'
     watch.console.print(rich_table(write_report(rows, out, title, notes, adjust), title, watch.console.width, notes, adjust))
     watch.say(f'written to {out}: runs.csv, table.csv, table.md, figure.png' + (', paths.png, trade_off_*.csv and .md' if path else ''))

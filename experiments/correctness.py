@@ -3,12 +3,15 @@
     python experiments/correctness.py --out runs/correctness.md      # needs pip install -e '.[dev]'; the peers' part '.[peers]'
 
 Each cell is the outcome of the tests of that name for that strategy: ✓ all passed, ✗ one failed, a dash where the check has no
-meaning for it, `skipped` where something it needs is not installed. Below, where peers are installed, what the same checks say
-of them."""
+meaning for it (a spectrum and statistics of a batch are others for micro-batches and for a process's part), `skipped` where
+something it needs is not installed. Below, where peers are installed, what the same checks say of them."""
 import os, sys, warnings
 from collections import defaultdict
+from copy import deepcopy
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fastcore.script import call_parse
@@ -19,14 +22,17 @@ ROOT = Path(__file__).parents[1]
 # check -> names of tests, which are parametrized with the strategy
 CHECKS = {
     'formula': ['golden'],
-    'λ=0 is plain': ['test_lam_0_is_plain_fine_tuning_to_the_bit', 'test_the_end_of_the_scale_is_plain_fine_tuning_to_the_bit'],
-    'losses, BN untouched': ['test_reported_losses_are_the_task_loss', 'test_reported_losses_are_the_task_loss_and_buffers_stay'],
+    'λ=0 is plain': ['test_lam_0_is_plain_fine_tuning_to_the_bit', 'test_so_is_lam_0_with_options', 'test_the_end_of_the_scale_is_plain_fine_tuning_to_the_bit'],
+    'losses, BN untouched': ['test_reported_losses_are_the_task_loss', 'test_reported_losses_are_the_task_loss_and_buffers_stay', 'test_batch_norm_of_a_recipe'],
     'accumulation': ['test_accumulation_equals_one_big_batch'],
     'bf16': ['test_bf16_autocast_keeps_the_meaning', 'test_composes_with_penalties_mixed_precision_and_accumulation'],
+    'loss scaling': ['test_loss_scaling_changes_nothing', 'test_a_step_that_the_scaler_skips_is_no_step'],
     '2 processes': ['test_two_processes_equal_one'],
-    'validate, lr_find, 2nd fit': ['test_validate_get_preds_and_lr_find_change_nothing'],
-    'exception': ['test_an_exception_leaves_no_hook_no_column_and_no_graph', 'test_interrupts_leave_nothing_behind'],
-    'export': ['test_export_is_no_larger_and_training_on_says_what_is_missing', 'test_export_is_no_larger', 'test_export_and_save_carry_nothing_extra'],
+    'freezing': ['test_freezing_keeps_the_meaning'],
+    'resume': ['test_every_strategy_goes_on_to_the_bit'],
+    'validate, lr_find, 2nd fit': ['test_validate_get_preds_and_lr_find_change_nothing', 'test_the_anchor_survives_whatever_a_learner_does'],
+    'exception': ['test_an_exception_leaves_no_hook_no_column_and_no_graph', 'test_interrupts_leave_nothing_behind', 'test_a_fit_that_fails_before_its_first_epoch_leaves_nothing_either'],
+    'save, export': ['test_saved_models_hold_no_teacher', 'test_export_is_no_larger_and_training_on_says_what_is_missing', 'test_export_is_no_larger', 'test_export_and_save_carry_nothing_extra'],
 }
 # tests of one strategy, by what they begin with
 GOLDEN = dict(
@@ -83,17 +89,55 @@ class _Set:
     def __getitem__(self, i): return self.x[i], self.y[i], 0
 
 
-def avalanche_fisher():
+def avalanche_fisher(bs):
     from avalanche.training.plugins import EWCPlugin
     import torch
     from sdfast.strategies import empirical_fisher
     net, x, y = _net()
     data = _Set(x, y)
     del data.collate_fn
-    theirs = EWCPlugin(1.).compute_importances(net, torch.nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), .1), data, 'cpu', 32)
+    theirs = EWCPlugin(1.).compute_importances(net, torch.nn.CrossEntropyLoss(), torch.optim.SGD(net.parameters(), .1), data, 'cpu', bs)
     ours = empirical_fisher(net, [(x, y)], encoder=lambda m: m)
     share = sum(i.data.sum() for i in theirs.values())/sum(f.sum() for f in ours.diag.values())
-    return abs(share - 1) < .01, f'batches of 32: its sum is {share:.3f} of the mean of per-sample squares'
+    return abs(share - 1) < .01, f'batches of {bs}: its sum is {share:.3f} of the mean of per-sample squares'
+
+
+def avalanche_mas(what):
+    import torch
+    from avalanche.training.plugins import MASPlugin
+    from sdfast.strategies import mas_importance
+    net, x, y = _net()
+    if what == 'samples': net[2] = torch.nn.Identity()  # without batch norm the mode makes no difference
+    data, before = _Set(x, y), deepcopy(net)
+    del data.collate_fn
+    theirs = MASPlugin()._get_importance(SimpleNamespace(model=net, experience=SimpleNamespace(dataset=data), train_mb_size=32, device='cpu', optimizer=torch.optim.SGD(net.parameters(), .1)))
+    if what == 'statistics':
+        moved = (net[2].running_mean - before[2].running_mean).abs().max().item()
+        return moved == 0, f'taking it moved batch norm\'s statistics by {moved:.3f} with 64 samples'
+    share = sum(i.data.sum() for i in theirs.values())/sum(f.sum() for f in mas_importance(net, [(x, y)], encoder=lambda m: m).diag.values())
+    return abs(share - 1) < .01, f'batches of 32: its sum is {share:.3f} of the mean of per-sample sizes'
+
+
+def avalanche_features():
+    import torch
+    from avalanche.training.plugins import FeatureDistillationPlugin
+    net, x, y = _net()
+    net.features, plugin = net[:4](x), FeatureDistillationPlugin(1., 'mse')
+    plugin.prev_model = net
+    plugin.before_backward(SimpleNamespace(mb_x=x, mb_task_id=None, model=net, loss=torch.zeros(())))
+    return True, 'mean squared distance'
+
+
+def avalanche_lfl():
+    from avalanche.training.plugins import LFLPlugin
+    net, x, y = _net()
+    net.get_features = lambda x: net[:4](x)
+    plugin = LFLPlugin(1.)
+    plugin.prev_model = net
+    net.train()
+    plugin.penalty(x, net, 1.)
+    return net.training, 'the penalty leaves the model in evaluation mode' if not net.training else 'it does'
+
 
 
 def avalanche_lwf():
@@ -101,7 +145,6 @@ def avalanche_lwf():
     from avalanche.training.regularization import LearningWithoutForgetting
     net, x, y = _net()
     lwf = LearningWithoutForgetting(1., 2.)
-    from copy import deepcopy
     lwf.prev_model, before = deepcopy(net), net[2].running_mean.clone()
     lwf.prev_classes_by_task = {0: {0, 1, 2}}
     net.train()
@@ -134,7 +177,11 @@ def peft_statistics():
     return moved == 0, f'LoRA, base weights frozen: batch norm\'s statistics moved by {moved:.3f} in one batch (sdfast\'s LoRA freezes them)'
 
 
-PEERS = [('avalanche-lib', 'EWC: the Fisher information is of single samples', avalanche_fisher), ('avalanche-lib', 'LwF: the teacher stays as it was', avalanche_lwf),
+PEERS = [('avalanche-lib', 'EWC: the Fisher information is of single samples', partial(avalanche_fisher, 32)),
+         ('avalanche-lib', 'EWC: the same with batches of one', partial(avalanche_fisher, 1)),
+         ('avalanche-lib', 'MAS: the importance is of single samples', partial(avalanche_mas, 'samples')), ('avalanche-lib', 'MAS: batch norm untouched', partial(avalanche_mas, 'statistics')),
+         ('avalanche-lib', 'LwF: the teacher stays as it was', avalanche_lwf), ('avalanche-lib', 'feature distillation, mse', avalanche_features),
+         ('avalanche-lib', 'LFL: the model goes on in training mode', avalanche_lfl),
          ('timm', 'distillation: T² KL', timm_kl), ('peft', 'LoRA: what is frozen stays', peft_statistics)]
 
 
@@ -165,7 +212,7 @@ def main(
     "Run the tests of the strategies and print strategy by check"
     os.chdir(ROOT)
     from sdfast.strategies import STRATEGIES
-    seen, files = Outcomes(), [f'tests/test_{n}.py' for n in ('strategies', 'distill', 'anchor', 'features', 'recipes', 'distributed', 'protocol')]
+    seen, files = Outcomes(), [f'tests/test_{n}.py' for n in ('strategies', 'distill', 'anchor', 'features', 'recipes', 'distributed', 'protocol', 'resume')]
     status = pytest.main(['-q', '--no-header', '--durations=0', '-p', 'no:cacheprovider', *files], plugins=[seen])
     table = grid(seen.of, STRATEGIES)
     console, headers, rows = Console(width=160), ['strategy', *CHECKS], [[n, *r.values()] for n, r in table.items()]

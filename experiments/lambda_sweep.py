@@ -18,10 +18,11 @@ import pandas as pd
 from fastcore.script import call_parse, store_true
 from matplotlib.figure import Figure
 
-from sdfast.errors import InputError
+from sdfast.errors import InputError, StoreError
+from sdfast.launch import Launcher, share
 from sdfast.report import LiveWatch, summary
 from sdfast.strategies.distill import REDUCTIONS
-from sdfast.study import QUICK, Run, compare_rows, execute, source_model
+from sdfast.study import QUICK, Run, Runs, compare_rows, untouched
 from sdfast.tasks import create_task
 
 LAMS, BN = (.1, 1., 10., 100., 1000.), ('batch', 'running')
@@ -53,8 +54,8 @@ def markdown(t):
             if pd.isna(r[m]): cells.append('–')
             elif pd.isna(r.get(f'{m}_diff')): cells.append(f'{100*r[m]:.1f}')
             else:
-                star = '*' if r[f'{m}_verdict'] in ('higher', 'lower') else ''
-                where = f' [{100*r[f"{m}_diff_low"]:+.1f}, {100*r[f"{m}_diff_high"]:+.1f}]' if pd.notna(r[f'{m}_diff_low']) else ' (no interval)'
+                low, high = (100*r[f'{m}_diff_{end}'] for end in ('low', 'high'))
+                star, where = '*' if low > 0 or high < 0 else '', f' [{low:+.1f}, {high:+.1f}]' if pd.notna(low) else ' (no interval)'
                 cells.append(f'{100*r[m]:.1f} {100*r[f"{m}_diff"]:+.1f}{star}{where}')
         lines.append('| ' + ' | '.join([*what, *cells, '' if pd.isna(r.pull) or n == 'finetune' else f'{r.pull:.2g}', f'{r.failed} of {r.failed + r.runs}' if r.failed else '']) + ' |')
     return '\n'.join(lines)
@@ -94,6 +95,9 @@ def main(
     lr:float=.05, # Of fine-tuning: SGD, momentum .9, cosine to 0
     out:str='runs/lambda_sweep', # Folder to write to; finished runs in it are not done again
     quick:store_true=False, # 2 seeds, 2 epochs, few clips
+    jobs:int=1, # Worker processes, one for each GPU where there are several
+    launcher:str='', # Where they are: local, or slurm
+    slurm:str='', # Of Slurm's jobs, see compare.py
 ):
     "Sweep lambda of self-distillation over reductions and teacher modes on the embedded task"
     if min(seeds, epochs) < 1 or not lr > 0: sys.exit('lambda_sweep.py: --seeds and --epochs must be at least 1, --lr positive')
@@ -103,12 +107,13 @@ def main(
     settings = [base, *(replace(base, strategy='self_distill', strategy_args=f'reduction={r},teacher_bn={bn}', lam=lam) for r in REDUCTIONS for bn in BN for lam in LAMS)]
     out = Path(out)
     try:
+        launcher = Launcher(jobs, launcher, slurm)
         out.mkdir(parents=True, exist_ok=True)
         with LiveWatch() as watch:
             runs = [replace(s, seed=i) for s in settings for i in range(seeds)]
             watch.plan(runs)
-            rows = compare_rows([execute(r, out, watch) for r in runs], source_model(base, out, watch), base)
-    except (InputError, OSError) as e: sys.exit(f'lambda_sweep.py: {e}')
+            rows = compare_rows(share(runs, Runs(str(out)), out, watch, launcher), untouched(base, out, watch), base)
+    except (InputError, StoreError, OSError) as e: sys.exit(f'lambda_sweep.py: {e}')
     except KeyboardInterrupt:
         print(f'lambda_sweep.py: stopped; finished runs are in {out}, the same command goes on from there', file=sys.stderr)
         sys.exit(130)

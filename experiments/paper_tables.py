@@ -24,12 +24,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from sdfast.errors import InputError
+from sdfast.errors import InputError, StoreError
+from sdfast.launch import Launcher, share
 from sdfast.models import create_model
 from sdfast.report import LiveWatch
 from sdfast.stats import mcnemar, mean_interval, paired_difference, proportion_interval
 from sdfast.strategies.distill import REDUCTIONS
-from sdfast.study import RSPNET, Run, execute, file_id, learning_rates
+from sdfast.study import RSPNET, Run, Runs, file_id, learning_rates
 from sdfast.tasks import OFFICIAL, create_task
 from sdfast.video import SampleClips, VideoFile
 
@@ -295,6 +296,7 @@ def among(text, known, option):
 def work(table, out, dry_run, **o):
     "Check the options, plan, run and write"
     among(table, ['table1', 'table2'], 'the first argument')
+    launcher = Launcher(*(o.pop(k) for k in ('jobs', 'launcher', 'slurm')))
     for k in ('seeds', 'epochs', 'frames', 'size', 'clips'):
         if o[k] < 1: raise InputError(f'--{k} must be at least 1, not {o[k]}')
     for k in ('bs', 'lr'):
@@ -318,7 +320,8 @@ def work(table, out, dry_run, **o):
     with LiveWatch(console) as watch:
         for n in notes: watch.say(n)
         watch.plan(todo)
-        results = {r.key:execute(r, out, watch) | dict(n_test=create_task(r.task).count('test')) for r in todo}
+        rows = share(todo, Runs(str(out)), out, watch, launcher)
+        results = {r.key:row | dict(n_test=create_task(r.task).count('test')) for r, row in zip(todo, rows)}
     rows = measure(cells, results, out, o['lams'], o['selections'])
     if table == 'table1': rows = choose(rows, o['selections'])
     text = markdown(rows, o['selections'], [*explain(cells, *(o[k] for k in ('selections', 'seeds', 'fold', 'valid_frac', 'reduction', 'teacher_bn'))),
@@ -355,11 +358,14 @@ def main(
     workers:int=min(8, os.cpu_count()), # Loading processes; 0 keeps decoded videos in memory if they fit
     allow_missing:store_true=False, # Use the videos that are there
     dry_run:store_true=False, # Print the plan with runs, steps and hours, and do nothing
+    jobs:int=1, # Worker processes, one for each GPU where there are several
+    launcher:str='', # Where they are: local, or slurm
+    slurm:str='', # Of Slurm's jobs, see compare.py
 ):
     "Regenerate table 1 or 2 of the paper"
     options = dict(locals())
     try: work(**options)
-    except InputError as e:
+    except (InputError, StoreError) as e:
         print(f'paper_tables.py: {e}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -20,7 +20,8 @@ import pandas as pd
 from fastcore.script import call_parse, store_true
 from rich.table import Table
 
-from sdfast.errors import InputError
+from sdfast.errors import InputError, StoreError
+from sdfast.launch import Launcher
 from sdfast.report import LiveWatch
 from sdfast.sequence import accuracy_matrices, compare_sequences, sequence_summary
 from sdfast.stats import mean_interval
@@ -33,7 +34,7 @@ def plan(tasks, source, size, **options):
     if not tasks: raise InputError("--tasks names no task: write TASK;TASK;..., such as 'moving_digits,part=motion;moving_digits,part=digit'")
     size = size or (40 if all(t.startswith('moving_digits') for t in [source, *tasks]) else 112)
     # what compare.py asks beside this stays at its default; its rule is for the source's part that it holds out
-    options = {n:p.default for n, p in inspect.signature(compare.main).parameters.items() if n != 'out'} | options | dict(source=source, size=size, rule='equal_learning')
+    options = {n:p.default for n, p in inspect.signature(compare.main).parameters.items() if n in inspect.signature(compare.build).parameters} | options | dict(source=source, size=size, rule='equal_learning')
     built = [compare.build(**options | dict(task=t)) for t in tasks]
     data = '-'.join(dict.fromkeys(part for run, *_ in built for part in run.data.split('-')))  # one source for all
     _, grids, how, _, _ = built[0]
@@ -134,20 +135,24 @@ def main(
     workers:int=0, # Loading processes; 0 keeps decoded videos in memory if they fit
     out:str='runs/sequence', # Folder to write to; finished stages in it are not done again
     quick:store_true=False, # All strategies at a reduced size
+    jobs:int=1, # Worker processes, one for each GPU where there are several
+    launcher:str='', # Where they are: local, or slurm
+    slurm:str='', # Of Slurm's jobs: partition=NAME,time=MINUTES,gpus=N,cpus=N,mem=GB,account=NAME,qos=NAME
 ):
     "Train ways to fine-tune through a chain of tasks: what was learned, what was forgotten of each"
-    options = {k:v for k, v in locals().items() if k != 'out'}
+    options = {k:v for k, v in locals().items() if k not in ('out', 'jobs', 'launcher', 'slurm')}
     try:
+        launcher = Launcher(jobs, launcher, slurm)
         runs, grids, how, say, notes = plan(**options)
         out = Path(out)
         try: out.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
         with LiveWatch() as watch:
             for line in say: watch.say(line)
-            rows = compare_sequences(runs, grids, out, watch=watch, **how)
+            rows = compare_sequences(runs, grids, out, watch=watch, launcher=launcher, **how)
         rows.to_csv(out/'runs.csv', index=False)
         table, title = sequence_summary(rows), ' → '.join([source, *names(rows)[1:]]) + f', {model}'
-    except InputError as e: sys.exit(_fail(e))
+    except (InputError, StoreError) as e: sys.exit(_fail(e))
     except KeyboardInterrupt: sys.exit(_fail(f'stopped; finished stages are in {out}, the same command goes on from there', 130))
     matrix(rows).to_csv(out/'matrix.csv', index=False, float_format='%.6g')
     table.to_csv(out/'table.csv', index=False, float_format='%.6g')

@@ -23,9 +23,11 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import RandomSampler
 
 from .errors import InputError
 from .models import encode
+from .resume import Stateful
 from .strategies.averaging import reestimate_bn, wise_ft
 from .strategies.penalty import Columns, block_names, find_encoder, frozen_copy, state_hash
 
@@ -157,6 +159,17 @@ def _undisturbed():
             np.random.set_state(numpy)
 
 
+def _seed():
+    "Within `_undisturbed`: the same random numbers for each encoder. `torch.manual_seed` would also queue a seed for a CUDA that is not up yet"
+    random.seed(0), np.random.seed(0), torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized(): torch.cuda.manual_seed_all(0)
+
+
+def _must_not_shuffle(name, dl):
+    if getattr(dl, 'shuffle', False) or isinstance(getattr(dl, 'sampler', None), RandomSampler):
+        raise InputError(f'{name} shuffles, so two readings of it cannot be compared clip by clip: pass task.dl(dls, "train") or dls.test_dl(items, with_labels=True), which do not augment either')
+
+
 class _Memo:
     """Outputs of one encoder by the content of its input, kept as files: the same weights and pixels are computed once.
 
@@ -252,7 +265,7 @@ class Retention:
         valid_dl=None, # Held-out source clips to choose strengths by
         clips=None, # Clips for what needs no labels (CKA, Procrustes, drift); by default those of `test_dl`
         others:dict|None=None, # Other tasks to probe: name -> `(train loader, test loader)`
-        pretext=None, # Function from an encoder to its loss on the task that it was pre-trained on
+        pretext=None, # Function from an encoder to its loss on the task that it was pre-trained on; it is given a copy and fixed random numbers
         head:nn.Module|None=None, # From the encoder's output to logits of the source; by default the head of a `Sequential(encoder, head)`
         layers='blocks', # Submodules to compare one by one: names, 'blocks' for all of `block_names`, or none
         bn:bool=True, # Also measure the old head under batch norm statistics taken anew
@@ -263,6 +276,8 @@ class Retention:
         if train_dl is None and test_dl is None and clips is None and not others and pretext is None:
             raise InputError('Retention has nothing to measure on: pass train_dl and test_dl of the source, clips without labels, others or pretext')
         if (train_dl is None) != (test_dl is None): raise InputError('Retention needs both train_dl, to fit the probe, and test_dl, to measure on')
+        for name, dl in dict(train_dl=train_dl, test_dl=test_dl, valid_dl=valid_dl, clips=clips).items(): _must_not_shuffle(name, dl)
+        for name, pair in (others or {}).items(): [_must_not_shuffle(f'others[{name!r}]', dl) for dl in pair]
         model = get_model(model)
         self.untouched, self.train_dl, self.test_dl, self.valid_dl = frozen_copy(find_encoder(model, encoder)), train_dl, test_dl, valid_dl
         self.clips, self.others, self.pretext, self.cache = clips if clips is not None else test_dl, others or {}, pretext, cache
@@ -334,7 +349,9 @@ class Retention:
                 if self.bn or self.path: kept |= self._along(encoder)
         if self.clips is not None: kept |= self.compare(r['clips'].x, r['clips'].layers, encoder)
         kept['weight_distance'] = weight_distance(dict(encoder.named_parameters()), self.weights)
-        if self.pretext is not None: kept['pretext'] = float(self.pretext(encoder))
+        if self.pretext is not None:
+            _seed()
+            kept['pretext'] = float(self.pretext(frozen_copy(encoder)))
         return Kept(**kept)
 
     def compare(self, x, layers, encoder, rows=slice(None))->dict:
@@ -389,7 +406,7 @@ class Retention:
         return _read(encoder, self.test_dl, self.head)
 
 
-class RetentionCurve(Columns, Callback):
+class RetentionCurve(Stateful, Columns, Callback):
     """What the encoder keeps, epoch by epoch, for a tenth of an epoch's cost: columns `kept_acc` (with the old head, where there
     is one), `kept_cka`, `kept_drift` and `kept_weights` in the recorder; layer by layer in `history`.
 
@@ -397,7 +414,7 @@ class RetentionCurve(Columns, Callback):
     bit with and without it. Raises `InputError` for a `retention` without clips."""
     order, run_valid = 8, False  # before the recorder looks at columns
     history = ()  # of the last fit: one dict an epoch, `Kept.flat` names
-    _stateattrs = ('retention', 'history', '_columns', '_sample')
+    _stateattrs, _kept = ('retention', 'history', '_columns', '_sample'), ('history',)
     _sample = None
 
     def __init__(self,

@@ -12,10 +12,11 @@ import timm
 import torch
 import torchvision
 from fastai.vision.core import imagenet_stats
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from .errors import InputError
+from .store import write
 
 __all__ = ['create_model', 'create_encoder', 'load_encoder', 'model_stats', 'encoder_head_split', 'tiny', 'c3d', 'r2plus1d', 'SpaceTimeEncoder',
            'FrameEncoder', 'is_model', 'eval_mode', 'encode', 'extract', 'save_weights']
@@ -262,7 +263,7 @@ def extract(
 
 def save_weights(module:nn.Module, path):
     "A module's weights and buffers as safetensors"
-    save_file({k:v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, str(path))
+    write(path, save({k:v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
 
 
 # what numpy's numbers in a checkpoint (an accuracy, a loss) are made of, beside what torch takes for tensors

@@ -262,7 +262,7 @@ def command(r:Results)->str:
 
 
 def _command(r):
-    if r.record.get('command') and len(r.folders) == 1: return dict(about='As it was given.', text=r.record['command'])
+    if r.commands: return dict(about='As given; with another --out it begins anew.', text='\n'.join(r.commands))
     text = command(r)
     return text and dict(about='Put together from what the runs recorded.', text=text)
 

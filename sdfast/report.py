@@ -13,10 +13,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from .stats import adjust, bca_interval, hypervolume, judge, matched_difference, matched_kept, mcnemar, mean_interval, p_value, paired_difference, paired_test, pareto_front, sign_flip
+from .launch import Watch
+from .status import run_cost, run_name
 from .strategies import STRATEGIES
-from .study import Watch
 
-__all__ = ['summary', 'trade_off', 'rich_table', 'markdown', 'trade_off_markdown', 'figure', 'path_figure', 'write_report', 'LiveWatch']
+__all__ = ['summary', 'trade_off', 'rich_table', 'markdown', 'trade_off_markdown', 'margins_markdown', 'figure', 'path_figure', 'write_report', 'LiveWatch']
 
 METRICS = ['acc1', 'acc5', 'source_acc', 'source_acc_bn', 'source_probe', 'source_knn', 'r1', 'r5', 'r10', 'r20', 'r50', 'other_probe', 'cka', 'procrustes', 'drift',
            'weight_distance', 'barrier']
@@ -25,6 +26,7 @@ TITLES = dict(acc1='target acc@1', source_acc='source, old head', source_acc_bn=
 SHARES = {'acc1', 'acc5', 'source_acc', 'source_acc_bn', 'source_probe', 'source_knn', 'r1', 'r5', 'r10', 'r20', 'r50', 'other_probe'}  # shown in %, differences in points
 LESS = {'procrustes', 'drift', 'weight_distance', 'barrier'}  # less is better
 MARGIN = .01  # of target accuracy, that a setting may lie below plain fine-tuning and still count
+MARGINS = 0., .0025, .005, MARGIN, .02  # does what is found depend on it?
 
 
 def _final(rows, chosen=True):
@@ -103,13 +105,14 @@ def trade_off(
     against:str='finetune', # Strategy whose path the others are compared with
     reference:str='finetune', # Strategy whose target accuracy, at the setting with the best on valid, is the level to compare at
     method:str='holm', # How p values are adjusted for the number of strategies
+    margin:float=MARGIN, # Of target accuracy, that may be missing to the reference's
 )->pd.DataFrame: # A row a strategy
     """What keeping costs, from each strategy's path of strengths: `matched`, what it keeps at the target accuracy of the reference,
-    less `MARGIN`, interpolated (`stats.kept_at`); `cost`, what the untouched encoder has more than that: forgetting at equal target
+    less `margin`, interpolated (`stats.kept_at`); `cost`, what the untouched encoder has more than that: forgetting at equal target
     accuracy; `diff`, how much more it keeps there than the path of `against` (finetune's is one of learning rates); all with jackknife t
     intervals.
-    `volume`, the area in points^2 that the path dominates beyond the reference less MARGIN, per seed, with a t interval; `front`,
-    which settings no other setting of any strategy beats in both means"""
+    `volume`, the area in points^2 that the path dominates beyond the reference less `margin`, per seed, with a t interval; `volume_diff`,
+    its paired difference to that of `against`, with the paired t test; `front`, which settings no other setting of any strategy beats in both means"""
     final, paths, out = _final(rows), _paths(rows, kept, reference), []
     for name in (reference, against):
         if name not in paths: raise ValueError(f'there are no final runs of {name}, which the others are compared with')
@@ -119,9 +122,10 @@ def trade_off(
     acc, ref_kept = base.acc1.astype(float).values, base[kept].astype(float).values
     seeds = sorted(final.seed[final.strategy != 'untouched'].unique())
     if list(base.seed) != seeds: raise ValueError(f'{reference} failed with some seeds: there is no equal accuracy to compare at')
-    level, untouched = (lambda i: acc[i].mean() - MARGIN), final[final.strategy == 'untouched']
+    level, untouched = (lambda i: acc[i].mean() - margin), final[final.strategy == 'untouched']
     points = [(s, at, x.mean(0)[i], y.mean(0)[i]) for s, (x, y, settings) in paths.items() for i, at in enumerate(settings) if at[0] or not has_strength(s)]
     front = pareto_front([p[2] for p in points], [p[3] for p in points])
+    volumes = {s:[1e4*hypervolume(a, b, (a0 - margin, k0)) for a, b, a0, k0 in zip(x, y, acc, ref_kept)] for s, (x, y, _) in paths.items()}
     for strategy, (x, y, _) in paths.items():
         m = matched_kept(x, y, level)
         row = dict(strategy=strategy, matched=m.mean, matched_low=m.low, matched_high=m.high)
@@ -129,14 +133,18 @@ def trade_off(
         if strategy != against:
             d = matched_difference(x, y, *paths[against][:2], level)
             row |= dict(diff=d.mean, diff_low=d.low, diff_high=d.high, p=p_value(d))
-        v = mean_interval([1e4*hypervolume(a, b, (a0 - MARGIN, k0)) for a, b, a0, k0 in zip(x, y, acc, ref_kept)])
-        row |= dict(volume=v.mean, volume_low=v.low, volume_high=v.high,
-                    front=' '.join(f'{_setting(s, *at)}' for (s, at, *_), f in zip(points, front) if f and s == strategy))
-        out.append(row)
+        v = mean_interval(volumes[strategy])
+        row |= dict(volume=v.mean, volume_low=v.low, volume_high=v.high)
+        if strategy != against:
+            d = paired_difference(volumes[strategy], volumes[against])
+            row |= dict(volume_diff=d.mean, volume_diff_low=d.low, volume_diff_high=d.high, volume_p=paired_test(volumes[strategy], volumes[against]))
+        out.append(row | dict(front=' '.join(f'{_setting(s, *at)}' for (s, at, *_), f in zip(points, front) if f and s == strategy)))
     table = pd.DataFrame(out)
-    if 'p' not in table: return table
-    table.insert(table.columns.get_loc('p') + 1, 'p_adj', adjust(table.p, method))
-    table.insert(table.columns.get_loc('p_adj') + 1, 'verdict', [None if s == against else judge(d, p) for s, d, p in zip(table.strategy, table['diff'], table.p_adj)])
+    table = table[[c for c in table if c != 'front'] + ['front']]  # the row of `against` has fewer columns
+    for m in ('', 'volume_') if 'p' in table else ():
+        at = table.columns.get_loc(f'{m}p') + 1
+        table.insert(at, f'{m}p_adj', adjust(table[f'{m}p'], method))
+        table.insert(at + 1, f'{m}verdict', [None if s == against else judge(d, p) for s, d, p in zip(table.strategy, table[f'{m}diff'], table[f'{m}p_adj'])])
     return table
 
 
@@ -194,6 +202,18 @@ def markdown(
     return '\n'.join([*lines, '', _caption(table, "behind", method), *(f'\n- {n}' for n in notes[:1]), *(f'- {n}' for n in notes[1:]), ''])
 
 
+def _ci(r, m, sign='', scale=100):
+    "Text of a number of `trade_off` with its interval"
+    if pd.isna(r[m]): return '–'
+    return f'{scale*r[m]:{sign}.1f}' + (' (no interval)' if pd.isna(r[f'{m}_low']) else f' [{scale*r[f"{m}_low"]:{sign}.1f}, {scale*r[f"{m}_high"]:{sign}.1f}]')
+
+
+def _against(r, m='', scale=100):
+    "Text of a difference of `trade_off` with interval and verdict"
+    verdict = r[f'{m}verdict']
+    return _ci(r, f'{m}diff', '+', scale) + ('' if verdict == 'no interval' else f' {verdict}')
+
+
 def trade_off_markdown(
     table:pd.DataFrame, # From `trade_off`
     kept:str='source_probe', # As there
@@ -201,17 +221,27 @@ def trade_off_markdown(
     method:str='holm', # As there
 )->str:
     "What keeping costs, as a Markdown table with its caption"
-    def f(x, sign=''): return '–' if pd.isna(x) else f'{100*x:{sign}.1f}'
-    def ci(r, m, sign='', scale=100):
-        if pd.isna(r[m]): return '–'
-        return f'{scale*r[m]:{sign}.1f}' + (' (no interval)' if pd.isna(r[f'{m}_low']) else f' [{scale*r[f"{m}_low"]:{sign}.1f}, {scale*r[f"{m}_high"]:{sign}.1f}]')
-    lines = [f'| strategy | kept at equal learning | forgotten | against {against}\'s path | volume | on the front |', '|---|--:|--:|--:|--:|---|']
+    lines = [f'| strategy | kept at equal learning | forgotten | against {against}\'s path | volume, against {against}\'s | on the front |', '|---|--:|--:|--:|--:|---|']
     for _, r in table.iterrows():
-        diff = '' if pd.isna(r.get('diff')) else f'{ci(r, "diff", "+")} {r.verdict}'
-        lines.append(f'| {r.strategy} | {f(r.matched)} | {ci(r, "cost") if "cost" in table else ""} | {diff} | {ci(r, "volume", scale=1)} | {r.front} |')
+        diff, volume = ('', _ci(r, 'volume', scale=1)) if r.strategy == against else (_against(r), f'{r.volume:.1f} {_against(r, "volume_", 1)}')
+        lines.append(f'| {r.strategy} | {"–" if pd.isna(r.matched) else f"{100*r.matched:.1f}"} | {_ci(r, "cost") if "cost" in table else ""} | {diff} | {volume} | {r.front} |')
     return '\n'.join([*lines, '', f'{TITLES[kept][0].upper()}{TITLES[kept][1:]}, in %. Equal learning: the target accuracy of finetune, at its best learning rate on valid, less {100*MARGIN:g} point, on the path of a strategy\'s strengths; – if it nowhere '
                       f'learns that much. Forgotten: what the untouched encoder has more. 95 % t intervals of the jackknife over seeds, verdicts {ADJUSTED[method]}. Volume: '
-                      'points² that a path dominates beyond finetune (less the same margin). A maximum over a path is optimistic, a little more over more settings.', ''])
+                      'points² that a path dominates beyond finetune (less the same margin), paired by seed. A maximum over a path is optimistic, a little more over more settings.', ''])
+
+
+def margins_markdown(
+    rows:pd.DataFrame, # As for `trade_off`
+    kept:str='source_probe', # As there
+    against:str='finetune', # As there
+    method:str='holm', # As there
+)->str:
+    "Whether the differences of `trade_off` hang on its margin, as a Markdown table with its caption"
+    tables = [trade_off(rows, kept, against, method=method, margin=m).set_index('strategy') for m in MARGINS]
+    lines = ['| strategy | ' + ' | '.join(f'less {100*m:g}' for m in MARGINS) + ' |', '|---|' + '--:|'*len(MARGINS)]
+    lines += [f'| {s} | ' + ' | '.join(_against(t.loc[s]) for t in tables) + ' |' for s in tables[0].index if s != against]
+    return '\n'.join([*lines, '', f'{TITLES[kept][0].upper()}{TITLES[kept][1:]}: what each path keeps more than {against}\'s where both learn the target as well as finetune does, less so many points. '
+                      f'Intervals and verdicts as above. With no margin a path counts from where it meets finetune\'s own accuracy, and chance decides whether it does: there the jackknife is rough. A dash: one of the two nowhere learns that much.', ''])
 
 
 # Okabe & Ito's colours, told apart by every kind of colour vision; markers tell them apart without colour
@@ -350,9 +380,10 @@ def write_report(
         for m in PANELS:
             t = trade_off(rows, m, method=method)
             t.to_csv(out/f'trade_off_{m}.csv', index=False, float_format='%.6g')
-            text = trade_off_markdown(t, m, method=method)
-            if 'self_distill' in set(t.strategy): text += '\n' + trade_off_markdown(trade_off(rows, m, 'self_distill', method=method), m, 'self_distill', method)
-            (out/f'trade_off_{m}.md').write_text(text)
+            texts, against = [trade_off_markdown(t, m, method=method)], 'self_distill' if 'self_distill' in set(t.strategy) else 'finetune'
+            if against != 'finetune': texts.append(trade_off_markdown(trade_off(rows, m, against, method=method), m, against, method))
+            texts += [margins_markdown(rows, m, against, method), *(['\n'.join([*(f'- {n}' for n in notes), ''])] if notes else [])]
+            (out/f'trade_off_{m}.md').write_text('\n'.join(texts))
     return table
 
 
@@ -372,28 +403,25 @@ class LiveWatch(Watch):
 
     def plan(self, runs):
         self.n, self.ended = len(runs), 0
-        self.study = self.bars.add_task('study', total=sum(self._cost(asdict(r)) for r in runs), where=f'0/{self.n} runs')
+        self.study = self.bars.add_task('study', total=sum(run_cost(asdict(r)) for r in runs), where=f'0/{self.n} runs')
         self.now = self.bars.add_task('', total=1, where='')
-
-    @staticmethod
-    def _cost(run): return run['epochs'] + 4*run['final']  # in epochs: reading test and measuring retention takes about four
-
-    @staticmethod
-    def _name(run):
-        strength = f'λ {run["lam"]:g}' if STRATEGIES[run['strategy']].lams else f'lr {run["lr"]:g}'
-        return f'{run["strategy"]} {strength}, seed {run["seed"]}, {"final" if run["final"] else "trial"}'
 
     def start(self, what, epochs):
         self.epochs = max(1, epochs)
-        self.bars.reset(self.now, description=what if isinstance(what, str) else self._name(asdict(what)), total=self.epochs, where='')
+        self.bars.reset(self.now, description=what if isinstance(what, str) else run_name(asdict(what)), total=self.epochs, where='')
         if not self.console.is_terminal and isinstance(what, str): self.say(f'{what}: {epochs} epochs')
 
     def epoch(self, epoch, done): self.bars.update(self.now, completed=epoch + done, where=f'epoch {epoch + 1}/{self.epochs}')
 
+    def running(self, pieces):
+        if not self.console.is_terminal: return
+        text = '; '.join(f'{run_name(asdict(run))}: {n}/{run.epochs}' for run, n in pieces[:3]) + (f' and {len(pieces) - 3} more' if len(pieces) > 3 else '')
+        self.bars.reset(self.now, description=f'{len(pieces)} running', total=max(1, sum(run.epochs for run, _ in pieces)), completed=sum(n for _, n in pieces), where=text)
+
     def done(self, row, skipped=False):
         self.ended += 1
-        self.bars.update(self.study, advance=self._cost(row), where=f'{self.ended}/{self.n} runs')
-        line = f'{self.ended}/{self.n} {self._name(row)}: '
+        self.bars.update(self.study, advance=run_cost(row), where=f'{self.ended}/{self.n} runs')
+        line = f'{self.ended}/{self.n} {run_name(row)}: '
         if row['status'] != 'ok': self.say(f'{line}{row["status"]}: {row["error"]}')
         elif not self.console.is_terminal:
             found = ', '.join(f'{name} {row[k]:.1%}' for name, k in dict(valid='valid_acc1', test='acc1', source='source_acc').items() if row[k] is not None)

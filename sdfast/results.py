@@ -1,7 +1,7 @@
 """What a study left in its folder, read again from the files alone: rows, courses, answers, versions.
 
 What a folder lacks, as an old one or one of which only `runs.csv` was kept, is an empty table or `None`."""
-import ast, json, re
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +25,7 @@ class Results:
     "A study, or several of one set-up merged"
     rows: pd.DataFrame  # as from `compare`; strategies with several options have them behind their names
     folders: list  # where it was read from
-    record: dict = field(default_factory=dict)  # of `study.json`: `command` and `notes`, where it was written
+    commands: list = field(default_factory=list)  # that made it, as `plan.json` has them
     notes: list = field(default_factory=list)  # what a reader must know
 
     @cached_property
@@ -53,10 +53,8 @@ class Results:
         "What the runs were made with, most used first, and the number of `runs` of each"
         found = Counter()
         for k in self.rows.key:
-            if m := re.search(r'^\{.*\}$', self.text('runs', k, 'log.txt'), re.M):
-                try: d = ast.literal_eval(m[0])
-                except (SyntaxError, ValueError): continue
-                found[tuple((d.pop('versions', {}) | d).items())] += 1
+            d = json.loads(self.text('runs', k, 'result.json') or '{}')
+            if 'versions' in d: found[tuple((d['versions'] | {n:d[n] for n in ('python', 'threads') if n in d}).items())] += 1
         return [dict(v) | dict(runs=n) for v, n in found.most_common()]
 
     @cached_property
@@ -126,9 +124,10 @@ def _read(folder):
     if not (rows.strategy == 'finetune').any(): raise InputError(f'{file} has no runs of finetune, which all others are compared with')
     if 'strategy_args' not in rows: rows['strategy_args'] = None
     if 'chosen' not in rows: rows['chosen'] = None
-    record = json.loads((Path(folder)/'study.json').read_text()) if (Path(folder)/'study.json').exists() else {}
+    plan = Path(folder)/'plan.json'
+    command = json.loads(plan.read_text()).get('command') if plan.exists() else None
     setup = (*(rows[c].dropna().iloc[0] for c in SETUP), int(rows.epochs.dropna().iloc[0]))
-    return setup, rows, record
+    return setup, rows, command
 
 
 def load_results(*folders)->list[Results]: # One for each set-up: source, target, model, weights before fine-tuning, and epochs
@@ -136,12 +135,12 @@ def load_results(*folders)->list[Results]: # One for each set-up: source, target
     strategy, or none, the one with the best accuracy on valid is taken. Raises `InputError` for a folder that holds no finished comparison"""
     groups = {}
     for folder in folders:
-        setup, rows, record = _read(folder)
-        groups.setdefault(setup, []).append((folder, rows, record))
+        setup, rows, command = _read(folder)
+        groups.setdefault(setup, []).append((folder, rows, command))
     return [_merge(*zip(*g)) for g in groups.values()]
 
 
-def _merge(folders, rows, records):
+def _merge(folders, rows, commands):
     # a run that failed in one folder may have ended well in another; one that is chosen anywhere is a candidate
     rows = pd.concat(rows, ignore_index=True)
     rows = rows.assign(order=rows.index, bad=rows.status != 'ok', other=[c is False or c == 'False' for c in rows.chosen]).sort_values(['bad', 'other', 'order']).drop_duplicates('key')
@@ -153,7 +152,7 @@ def _merge(folders, rows, records):
     rows = rows.drop_duplicates(same).sort_values('order').drop(columns=['order', 'bad', 'other']).reset_index(drop=True)
     rows['chosen'] = [bool(f) if pd.isna(c) else str(c) == 'True' for c, f in zip(rows.chosen, rows.final)]
     rows['final'] = rows.final.astype(bool)
-    notes, several = list(dict.fromkeys(n for r in records for n in r.get('notes', ()))), rows.groupby('strategy').strategy_args.apply(lambda a: a.fillna('').nunique() > 1)
+    notes, several = [], rows.groupby('strategy').strategy_args.apply(lambda a: a.fillna('').nunique() > 1)
     rows['strategy'] = [f'{s} {a}' if several[s] and isinstance(a, str) and a else s for s, a in zip(rows.strategy, rows.strategy_args)]
     for strategy, g in rows[rows.final & rows.chosen & (rows.strategy != 'untouched')].groupby('strategy', sort=False):
         settings = sorted({(l, r) for l, r in zip(g.lam, g.lr)}, key=lambda s: (s[0], -s[1]))
@@ -162,4 +161,4 @@ def _merge(folders, rows, records):
         lam, lr = settings[choose(valid)]
         rows.loc[rows.final & (rows.strategy == strategy), 'chosen'] = [l == lam and r == lr for l, r in rows.loc[rows.final & (rows.strategy == strategy), ['lam', 'lr']].itertuples(index=False)]
         notes.append(f'{strategy}: the runs leave open which of {len(settings)} settings was chosen; taken is {f"λ {lam:g}" if has_strength(strategy) else f"lr {lr:g}"}, the best on valid.')
-    return Results(rows, list(folders), next((r for r in records if r), {}), notes)
+    return Results(rows, list(folders), list(dict.fromkeys(filter(None, commands))), notes)

@@ -8,29 +8,33 @@ A strategy protects the encoder as it stands when a stage begins. What it knows 
 sum of all their importances, each scaled to mean 1 so that tasks count alike (online EWC with gamma 1, Schwarz et al., ICML 2018);
 LwF and Replay have a term for each old head, as Li & Hoiem (2016) sum them; Co-Tuning and DELTA look at the stage before only.
 
-A study's folder holds `stages/<key>/`: `run.json`, `encoder.safetensors`, `head.safetensors`, `epochs.csv`, `log.txt` and, written last
-and atomically, `result.json`. The key is of the `Run` and of the stage before: a finished stage is read, not trained again."""
-import json, re, shutil, time, traceback, warnings
-from dataclasses import asdict, replace
-from functools import reduce
+A study's folder holds `stages/<key>/`: `run.json`, `encoder.safetensors`, `head.safetensors`, `epochs.csv`, `log.txt` and, written last,
+`result.json` with the digests of the others. The key is of the `Run` and of the stage before: a finished stage is read, not trained again,
+and one whose process died goes on from its last finished epoch."""
+import re, time
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, reduce
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from fastai.torch_core import set_seed
-from safetensors.torch import load_file, save_file
+from fastai.torch_core import rank_distrib, set_seed
+from safetensors.torch import load_file
 
+from . import store
 from .errors import InputError
 from .forgetting import linear_probe
+from .launch import Launcher, Watch, Work, agree, share
 from .models import create_model, extract, load_encoder, save_weights
+from .resume import epochs_done
 from .stats import adjust, judge, mean_interval, paired_difference, paired_test
 from .strategies import STRATEGIES, Importance, PathIntegral
 from .strategies.penalty import frozen_copy, state_hash
-from .study import (FISHER_CLIPS, PROBE_CLIPS, Run, Source, Watch, _balanced, _key, _load_path, _source, _strength, _target, _versions, _write_json, choose, fine_tune,
-                    source_model)
+from .study import (FISHER_CLIPS, LASTING, PROBE_CLIPS, Source, _balanced, _claimed, _importance_bytes, _intact, _key, _load_path, _log_csv, _source, _strength, _target,
+                    choose, fine_tune, source_model, write_run)
 
-__all__ = ['average_accuracy', 'learning_accuracy', 'backward_transfer', 'forgetting', 'forward_transfer', 'TaskPath', 'Carried', 'Accuracies', 'train_chain',
+__all__ = ['average_accuracy', 'learning_accuracy', 'backward_transfer', 'forgetting', 'forward_transfer', 'TaskPath', 'Carried', 'Accuracies', 'Chains', 'finished_chain', 'train_chain',
            'compare_sequences', 'accuracy_matrices', 'sequence_summary']
 
 
@@ -163,30 +167,65 @@ class Accuracies:
         return found | {f'probe.{n}':linear_probe(*extract(encoder, dl), *xy) for n, dl, xy in zip(self.names, self.train, test)}
 
 
+def _stages(runs):
+    "`(run, key, key of the stage before)` of each stage"
+    before = runs[0].source_key
+    for run in runs:
+        yield run, (key := _key(asdict(run) | dict(before=before))), before
+        before = key
+
+
+def finished_chain(
+    runs:list, # A `Run` for each task in order
+    out, # Folder of the study
+    watch:Watch=Watch(),
+    since:float|None=None, # As in `study.finished`
+)->list[dict]|None: # A row a stage, up to the first that failed or diverged
+    "What a chain found, if it has ended and its files are what they were"
+    rows = []
+    for _, key, _ in _stages(runs):
+        if (row := _stage(Path(out)/'stages'/key, watch, since)) is None: return None
+        rows.append(row)
+        if row['status'] != 'ok': break
+    return rows
+
+
+def _stage(folder, watch, since):
+    d = _intact(folder, 'result.json', watch, 'trained again')
+    if d is None or not (d['status'] in LASTING or since is not None and d['ended'] >= since): return None
+    return {k:v for k, v in d.items() if k not in ('files', 'ended', 'versions', 'python', 'threads')}
+
+
 def train_chain(
     runs:list, # A `Run` for each task in order; all but `task` and `bs` the same
     source:Source, # From `source_model`
     out, # Folder of the study
     accuracies:Accuracies,
     watch:Watch=Watch(),
+    wait:bool=True, # For another process that is at it; else raise `Busy`
+    since:float|None=None, # As in `study.finished`
 )->list[dict]: # A row a stage, up to the first that failed or diverged
-    "Fine-tune on one task after another with one strategy, or read what is finished"
-    past, before, rows, skipped = [source], runs[0].source_key, [], True
-    for i, run in enumerate(runs, 1):
-        key = _key(asdict(run) | dict(before=before))
-        folder = Path(out)/'stages'/key
-        row = json.loads((folder/'result.json').read_text()) if (folder/'result.json').exists() else None
-        if row is None or row['status'] == 'failed':  # an error of the machine may be gone by now
-            row, skipped = _train(run, past, folder, accuracies, watch, dict(key=key, before=before, stage=i, task=accuracies.names[i])), False
-        rows.append(row)
-        if row['status'] != 'ok': break
-        if i < len(runs): past.append(_left(run, folder))
-        before = key
-    last = rows[-1]
-    head = [v for k, v in last.items() if k.startswith('head.')]
-    watch.done(asdict(run) | dict(status=last['status'], error=f'{last["task"]}: {last["error"]}', seconds=sum(r['seconds'] for r in rows), source_acc=last.get('head.source'),
-                                  valid_acc1=_score(rows, runs) if last['status'] == 'ok' else None, acc1=float(np.mean(head)) if head else None), skipped=skipped)
+    "Fine-tune on one task after another with one strategy, go on with it, or read what is finished"
+    past, rows, skipped = [source], [], True
+    first = next(iter(_stages(runs)))[1]
+    with _claimed(Path(out)/'stages'/first, watch, wait):
+        for i, (run, key, before) in enumerate(_stages(runs), 1):
+            folder = Path(out)/'stages'/key
+            if (row := agree(lambda: _stage(folder, watch, since))) is None:
+                row, skipped = _train(run, past, folder, accuracies, watch, dict(key=key, before=before, stage=i, task=accuracies.names[i])), False
+            rows.append(row)
+            if row['status'] != 'ok': break
+            if i < len(runs): past.append(_left(run, folder))
+    _tell(rows, runs, skipped, watch)
     return rows
+
+
+def _tell(rows, runs, skipped, watch):
+    run, last = runs[len(rows) - 1], rows[-1]
+    head = [v for k, v in last.items() if k.startswith('head.')]
+    run = asdict(run) | {k:last[k] for k in ('strategy', 'lam', 'lr', 'seed', 'final')}
+    watch.done(run | dict(status=last['status'], error=f'{last["task"]}: {last["error"]}', seconds=sum(r['seconds'] for r in rows), source_acc=last.get('head.source'),
+                                  valid_acc1=_score(rows, runs) if last['status'] == 'ok' else None, acc1=float(np.mean(head)) if head else None), skipped=skipped)
 
 
 def _score(rows, runs):
@@ -205,33 +244,20 @@ def _left(run, folder):
 
 
 def _train(run, past, folder, accuracies, watch, row):
-    "Train one stage, measure it and write its folder"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    _write_json(folder/'run.json', asdict(run) | dict(before=row['before']))
-    start, measured, trace = time.time(), {}, ''
-    watch.start(run, run.epochs)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        try:
-            cbs = _beside(run, past)
-            learn, why = fine_tune(run, Carried(past), watch, cbs)
-            pd.DataFrame(list(learn.recorder.values), columns=[n for n in learn.recorder.metric_names[1:] if n != 'time']).rename_axis('epoch').to_csv(folder/'epochs.csv')
-            status, error = ('diverged', why) if why else ('ok', '')
-            if not why:
-                encoder, head = learn.model
-                measured = accuracies(encoder, [*(s.model[1] for s in past), head], run.final)
-                save_weights(encoder, folder/'encoder.safetensors')
-                save_weights(head, folder/'head.safetensors')
-                for path in (cb.importance() for cb in cbs if isinstance(cb, TaskPath)):
-                    save_file({f'{part}.{k}':v.cpu().contiguous() for part in ('diag', 'anchor') for k, v in getattr(path, part).items()}, str(folder/'path.safetensors'))
-        except Exception as e: status, error, trace = 'failed', f'{type(e).__name__}: {e}'.splitlines()[0], traceback.format_exc()
-    notes = '\n'.join(dict.fromkeys(f'{w.category.__name__}: {w.message}' for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))))
-    (folder/'log.txt').write_text(f'{time.strftime("%F %T")}\n{run}\n{_versions()}\n{notes}\n{trace}')
-    row |= {k:getattr(run, k) for k in ('strategy', 'strategy_args', 'lam', 'lr', 'seed', 'epochs', 'final')} | dict(
-        seconds=round(time.time() - start, 2), status=status, error=error, anchor=past[-1].id) | measured
-    _write_json(folder/'result.json', row)
-    return row
+    "Train one stage, or go on with it, measure it and write its folder"
+    def measure(cbs):
+        beside = _beside(run, past)
+        learn, why = fine_tune(run, Carried(past), watch, [*beside, *cbs])
+        _log_csv(learn, folder)
+        if why: return 'diverged', {}, why
+        encoder, head = learn.model
+        measured = accuracies(encoder, [*(s.model[1] for s in past), head], run.final)
+        save_weights(encoder, folder/'encoder.safetensors')
+        save_weights(head, folder/'head.safetensors')
+        for path in (cb.importance() for cb in beside if isinstance(cb, TaskPath)): store.write(folder/'path.safetensors', _importance_bytes(path))
+        return 'ok', measured, ''
+    row |= {k:getattr(run, k) for k in ('strategy', 'strategy_args', 'lam', 'lr', 'seed', 'epochs', 'final')} | dict(anchor=past[-1].id)
+    return write_run(run, folder, watch, measure, row, before=row['before'])
 
 
 # --- a study of chains --------------------------------------------------------------------------------------------------
@@ -243,6 +269,7 @@ def compare_sequences(
     seeds:int=6, # Final chains of each strategy
     trial_seeds:int=1, # Trials of each strength
     watch:Watch=Watch(),
+    launcher:Launcher|None=None, # Where to run; `None`: in this process
 )->pd.DataFrame: # A row a stage, trials too, and one each for the model before ('untouched', stage 0) and for a random encoder ('random')
     """Train every strategy through the chain. Its strength is the one with the best mean accuracy over source and tasks on their valid parts,
     with old heads, after the last stage; then it is run with every seed and reads test"""
@@ -252,24 +279,73 @@ def compare_sequences(
     def chain(strategy, g, seed, final): return [replace(r, strategy=strategy, seed=seed, final=final, **g) for r in bases]
     trials = {s:[[chain(s, g, i, False) for i in range(trial_seeds)] for g in grid] if several else [] for s, grid in grids.items()}
     watch.plan([c[-1] for t in trials.values() for same in t for c in same] + [chain(s, grid[0], i, True)[-1] for s, grid in grids.items() for i in range(seeds)])
-    accuracies, source, rows = Accuracies(bases), replace(source_model(bases[0], out, watch), retention=None), []
-    def train(runs):
-        done = train_chain(runs, source, out, accuracies, watch)
-        rows.extend(done)
-        return _score(done, runs)
+    work, rows, final = Chains(str(out), tuple(bases)), {}, {}
+    def do(chains, known): return share(chains, work, out, watch, launcher, planned=(known, total))
+    flat = [c for t in trials.values() for same in t for c in same]
+    total = len(flat) + seeds*len(grids) + 1
+    found = dict(zip(map(tuple, flat), do(flat, flat)))
     for strategy, grid in grids.items():
-        best = 0
+        best, done = 0, [[found[tuple(c)] for c in same] for same in trials[strategy]]
         if several:
-            valid = [float(np.mean([train(c) for c in same])) for same in trials[strategy]]
+            valid = [float(np.mean([_score(rs, bases) for rs in same])) for same in done]
             best = choose(valid)
             watch.say(f'{strategy}: ' + ', '.join(f'{_strength(strategy, g)} {"failed" if np.isnan(v) else f"{v:.1%}"}' for g, v in zip(grid, valid))
                       + f' on valid, mean of all tasks; takes {_strength(strategy, grid[best])}')
-        for i in range(seeds): train(chain(strategy, grid[best], i, True))
-    set_seed(0)
-    random = create_model(bases[0].model, 1, **bases[0].options())[0].to(next(source.model.parameters()).device)
-    shared = dict(status='ok', error='', final=True)
-    untouched = dict(strategy='untouched', key=bases[0].source_key, stage=0, task='source', anchor=source.id) | shared | accuracies(source.model[0], [source.head])
-    return pd.DataFrame([*rows, untouched, dict(strategy='random') | shared | accuracies(random, [])])
+        rows[strategy] = [r for same in done for rs in same for r in rs]
+        final[strategy] = [chain(strategy, grid[best], i, True) for i in range(seeds)]
+    last = [c for cs in final.values() for c in cs] + [()]
+    *found, ends = do(last, flat + last)
+    for strategy, cs in final.items(): rows[strategy] += [r for _ in cs for r in found.pop(0)]
+    return pd.DataFrame([*(r for rs in rows.values() for r in rs), *ends])
+
+
+@lru_cache(maxsize=1)
+def _shared(bases, out):
+    return Accuracies(list(bases)), replace(source_model(bases[0], out), retention=None)
+
+
+@dataclass(frozen=True)
+class Chains(Work):
+    "The chains of one study, for `share`: pieces are lists of `Run`s, and `()`, which measures the models that nothing was trained with"
+    out: str # Folder of the study
+    bases: tuple # A `Run` for each task
+
+    def _key(self, chain): return next(iter(_stages(chain)))[1] if chain else _key([asdict(r) for r in self.bases])
+    def folder(self, chain): return Path(self.out)/'stages'/self._key(chain)
+
+    def read(self, chain, since, watch):
+        if chain: return finished_chain(chain, self.out, watch, since)
+        d = _intact(self.folder(chain), 'result.json', watch, 'measured again')
+        return d and d['rows']
+
+    def do(self, chain, since, watch):
+        if (rows := agree(lambda: self.read(chain, since, watch))) is not None:
+            self.report(rows, True, watch)
+            return rows
+        accuracies, source = _shared(self.bases, self.out)
+        if chain: return train_chain(chain, source, self.out, accuracies, watch, False, since)
+        with _claimed(self.folder(chain), watch, False) as folder:
+            set_seed(0)
+            random = create_model(self.bases[0].model, 1, **self.bases[0].options())[0].to(next(source.model.parameters()).device)
+            shared = dict(status='ok', error='', final=True)
+            rows = [dict(strategy='untouched', key=self.bases[0].source_key, stage=0, task='source', anchor=source.id) | shared | accuracies(source.model[0], [source.head]),
+                    dict(strategy='random') | shared | accuracies(random, [])]
+            if not rank_distrib(): store.write_json(folder/'result.json', dict(rows=rows, files={}))
+        return rows
+
+    def at(self, chain): return (chain or self.bases)[-1], epochs_done(self.folder(chain))
+    def report(self, rows, skipped, watch):
+        if rows[0]['strategy'] != 'untouched': _tell(rows, self.bases, skipped, watch)
+
+    def fail(self, chain, error):
+        if not chain: raise RuntimeError(f'the models before training cannot be measured: {error}')
+        for run, key, before in _stages(chain):
+            folder = Path(self.out)/'stages'/key
+            if _stage(folder, Watch(), None) is None:
+                with store.claim(folder):
+                    row = {k:getattr(run, k) for k in ('strategy', 'strategy_args', 'lam', 'lr', 'seed', 'epochs', 'final')} | dict(key=key, before=before, seconds=0., status='failed', error=error)
+                    store.write_json(folder/'result.json', row | dict(ended=time.time(), files={}))
+                return
 
 
 def accuracy_matrices(

@@ -215,7 +215,7 @@ def kept_at(
     x, y = _pairs(learned, kept)
     x = np.where(np.isnan(y), np.nan, x) - at
     cross = np.flatnonzero(x[:-1]*x[1:] < 0)
-    places = np.r_[y[x >= 0], y[cross] + (y[cross + 1] - y[cross])*x[cross]/(x[cross] - x[cross + 1])]
+    places = np.r_[y[x >= -TINY], y[cross] + (y[cross + 1] - y[cross])*x[cross]/(x[cross] - x[cross + 1])]
     return float(places.max()) if len(places) else np.nan
 
 

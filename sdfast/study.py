@@ -2,8 +2,11 @@
 
 A study's folder holds `source/<key>/`, the model before fine-tuning, and `runs/<key>/`: `run.json`, `epochs.csv`,
 `scores.csv`, `kept.json` and `curve.csv` (test videos, what was kept, and its course; final runs only), `log.txt` and, written
-last and atomically, `result.json`. Finished runs are skipped. Strengths are chosen on valid parts; only final runs read test."""
-import hashlib, json, math, os, random, shutil, sys, time, traceback, warnings
+last, `result.json`, which has the digests of the others. Finished runs are skipped; one whose process died goes on from its last
+finished epoch (`resume.Resume`); one whose files are damaged is done again. Strengths are chosen on valid parts; only final runs
+read test."""
+import gc, hashlib, json, math, random, sys, time, traceback, warnings
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
@@ -12,26 +15,31 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelFitException, CancelValidException
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import ParamScheduler, SchedCos
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD
-from fastai.torch_core import set_seed
-from safetensors.torch import load_file, save_file
+from fastai.torch_core import num_distrib, rank_distrib, set_seed
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import nn
 
-from .errors import InputError
+from . import store
+from .errors import Damaged, InputError, StoreError
 from .forgetting import Retention, RetentionCurve, probe_head
+from .launch import Dealt, Launcher, Watch, Work, agree, alone, share
+from .loggers import loggers
 from .models import create_model, encoder_head_split, extract, load_encoder, model_stats, save_weights
+from .resume import Resume, Stateful, epochs_done
 from .strategies import STRATEGIES, Importance, PathIntegral, Telemetry, channel_attention, empirical_fisher, mas_importance
 from .strategies.penalty import Penalty, state_hash
 from .tasks import create_task
-from .video import MultiClip
+from .video import MultiClip, VideoError
 
-__all__ = ['Run', 'Source', 'Watch', 'source_model', 'fine_tune', 'execute', 'compare', 'compare_rows', 'strength_grid', 'fit_batch_size',
+__all__ = ['Run', 'Runs', 'Source', 'Watch', 'source_model', 'untouched', 'fine_tune', 'execute', 'finished', 'compare', 'compare_rows', 'strength_grid', 'fit_batch_size',
            'learning_rates', 'file_id', 'choose', 'COLUMNS', 'RSPNET', 'RULES']
 
 KEPT = ['source_acc', 'source_acc_bn', 'source_probe', 'source_knn', 'r1', 'r5', 'r10', 'r20', 'r50', 'other_probe', 'cka', 'procrustes', 'drift', 'weight_distance',
@@ -40,6 +48,7 @@ COLUMNS = ['key', 'task', 'source', 'model', 'strategy', 'strategy_args', 'lam',
            'best_epoch', 'best_valid_acc1', 'best_acc1', 'best_acc5', 'seconds', 'status', 'error', 'final', 'chosen']
 RULES = ('accuracy', 'equal_learning')  # see `choose`
 PROBE_CLIPS, FISHER_CLIPS = 1200, 500  # of the source's train part, classes balanced
+LASTING = ('ok', 'diverged')  # results that another try would not change
 QUICK = dict(train=12, valid=8, test=6)
 # fields of a `Run` under the protocol of RSPNet's code (commit e069052), for both encoders and data sets
 RSPNET = dict(frames=16, stride=1, size=112, clips=10, area=.25, flip=True, wrap=True, wd=1e-4, schedule='epoch_cosine', epochs=100)
@@ -80,6 +89,7 @@ class Run:
     source_valid: bool = False  # hold out a part of the source, too, to choose strengths by what was kept
     others: str = ''  # other tasks to probe, joined by `;`
     with_barrier: bool = False  # measure the loss on the way from the weights before
+    processes: int = 1  # that train together on each batch, under torchrun
     quick: bool = False  # use only `QUICK` clips of each class
     final: bool = False  # reads test and measures retention; a trial does neither
 
@@ -87,6 +97,7 @@ class Run:
         if self.select == 'test': raise InputError("choosing an epoch on test is not honest: select='valid' chooses on held-out groups of train; for the "
                                                    "paper's protocol, labelled as such beside the last epoch, select='paper'")
         if self.select not in ('last', 'valid', 'paper'): raise InputError(f"select must be last, valid or paper, not {self.select!r}")
+        if self.bs % self.processes or self.source_bs % self.processes: raise InputError(f'batches of {self.bs} and {self.source_bs} cannot be dealt out to {self.processes} processes alike')
         if self.patience < 0: raise InputError(f'patience must be at least 0 epochs, not {self.patience}')
 
     @property
@@ -95,7 +106,7 @@ class Run:
     @property
     def source_key(self)->str:
         "Of what decides the model before fine-tuning"
-        names = 'source data model model_args init frames stride size area flip wrap clips workers source_epochs source_lr source_bs source_valid quick'
+        names = 'source data model model_args init frames stride size area flip wrap clips workers source_epochs source_lr source_bs source_valid processes quick'
         return _key({n:getattr(self, n) for n in names.split()})
 
     @property
@@ -114,15 +125,6 @@ class Run:
 def _key(d): return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:12]
 
 
-class Watch:
-    "Told what a study does; the default tells nobody"
-    def plan(self, runs): "These runs will be done, or skipped if finished"
-    def start(self, what, epochs): "A run or the source stage begins, of so many epochs"
-    def epoch(self, epoch, done): "Epoch number, and the part of its batches that is done"
-    def done(self, row, skipped=False): "A run has ended"
-    def say(self, text): "A line for the reader"
-
-
 class _Ticker(Callback):
     "Reports progress to a `Watch`"
     order, run_valid = 70, False
@@ -135,8 +137,9 @@ class Seeded(Callback):
     order = 100
     def __init__(self, seed): self.seed = seed
     def before_train(self):
-        set_seed(s := self.seed*100_003 + self.epoch)
-        self.dl.rng = random.Random(s)
+        s = self.seed*100_003 + self.epoch
+        set_seed(s + 10_000_019*rank_distrib())  # processes that train together draw other clips, in one order
+        vars(self.dl).get('dl', self.dl).rng = random.Random(s)
 
 
 class StopDiverged(Callback):
@@ -145,14 +148,25 @@ class StopDiverged(Callback):
     def after_train(self):
         terms = {cb.name:cb.mean_term() for cb in self.learn.cbs if isinstance(cb, Penalty)}
         bad = [n for n, v in dict(loss=self.learn.loss_grad.item(), **terms).items() if not np.isfinite(v)]
-        if not bad and all(torch.isfinite(t).all() for t in self.learn.model.state_dict().values() if t.is_floating_point()): return
-        self.why = f'diverged in epoch {self.epoch}: {", ".join(bad) or "a weight or statistic"} is not finite'
+        if not bad and not all(torch.isfinite(t).all() for t in self.learn.model.state_dict().values() if t.is_floating_point()): bad = ['a weight or statistic']
+        for who in _gathered(bad): bad = bad or who
+        if not bad: return
+        self.why = f'diverged in epoch {self.epoch}: {", ".join(bad)} is not finite'
         raise CancelFitException
 
 
-class KeepBest(Callback):
+def _gathered(x):
+    "`x` of each process that trains together"
+    if num_distrib() < 2: return [x]
+    parts = [None]*num_distrib()
+    torch.distributed.all_gather_object(parts, x)
+    return parts
+
+
+class KeepBest(Stateful, Callback):
     "Remembers the weights of the epoch with the best validation accuracy, of equals the first, and loads them after the fit"
     order, epoch_, best, state = 61, None, -1., None  # after_fit before recipes that change what was trained
+    _kept = ('epoch_', 'best', 'state')
 
     def __init__(self,
         load:bool=True, # Load the best epoch's weights when the fit is over
@@ -167,11 +181,6 @@ class KeepBest(Callback):
 
     def after_fit(self):
         if self.load and self.state is not None and not self.learn.lock.locked(): self.learn.model.load_state_dict(self.state)
-
-
-class NoValidation(Callback):
-    "For fits that have nothing to validate on"
-    def before_validate(self): raise CancelValidException
 
 
 def learning_rates(
@@ -211,11 +220,24 @@ def _data(spec, part, quick, frames, stride, size, area, flip, wrap, clips, held
 
 
 def _loaded(run, spec, part, bs, held=0.):
-    return _data(spec, part, run.quick, run.frames, run.stride, run.size, run.area, run.flip, run.wrap, run.clips, held, bs, run.workers, run.model)
+    return _data(spec, part, run.quick, run.frames, run.stride, run.size, run.area, run.flip, run.wrap, run.clips, held, bs//run.processes, run.workers, run.model)
 
 
 def _target(run): return _loaded(run, run.task, 'target', run.bs, run.valid_frac)
 def _source(run): return _loaded(run, run.source, 'source', run.source_bs, .2*run.source_valid)
+
+
+@contextmanager
+def _together(learn):
+    "Inside, what torchrun started trains as one"
+    if num_distrib() < 2:
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    with learn.distrib_ctx(sync_bn=cuda, cpu=not cuda):  # SyncBatchNorm is for GPUs
+        # each process validates on all: what counts is exact
+        learn.distributed_trainer._wrap_dl = lambda dl: Dealt(dl, device=learn.dls.device) if dl.drop_last and not isinstance(dl, Dealt) else dl
+        yield
 
 
 def _fit(dls, model, epochs, lr, seed, cbs, watch, schedule='cosine', wd=0.):
@@ -225,7 +247,9 @@ def _fit(dls, model, epochs, lr, seed, cbs, watch, schedule='cosine', wd=0.):
     # fastai's default, decoupled and without batch norm and biases, is another weight decay than torch's and RSPNet's
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9, decouple_wd=False), lr=lr, wd=wd, wd_bn_bias=True,
                     splitter=encoder_head_split, metrics=accuracy, cbs=cbs)
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
+    try:
+        with learn.no_bar(), learn.no_logging(), _together(learn): learn.fit(epochs)
+    except StoreError as e: raise StoreError(_message(e)) from None
     return learn, check.why
 
 
@@ -237,24 +261,59 @@ class Source:
     batches: object  # loader of source clips, classes balanced
     id: str  # hash of the encoder's weights
     path: Importance|None = None  # what each weight contributed, where we trained the source
+    folder: Path|None = None  # keeps the importances for other processes
 
     def _need(self, what, value):
         if value is None: raise InputError(f'{what} a source task, and this study has none')
         return value
 
+    def _importance(self, name, make):
+        "Computed once for all processes, and the same for a run that goes on in another"
+        if self.folder is None or num_distrib() > 1: return make()
+        device = next(self.model.parameters()).device
+        try:
+            if files := store.find(self.folder, name, 'safetensors'): return _load_importance(files[0]).to(device)
+        except Damaged: pass
+        made = make()
+        store.put(self.folder, name, _importance_bytes(made), 'safetensors')
+        return made
+
     @property
     def head(self): return self._need('the old head is of', self.model[1] if self.batches is not None else None)
     @cached_property
-    def fisher(self): return empirical_fisher(self.model, self._need('Fisher information is of', self.batches), FISHER_CLIPS)
+    def fisher(self): return self._importance('fisher', lambda: empirical_fisher(self.model, self._need('Fisher information is of', self.batches), FISHER_CLIPS))
     @cached_property
-    def mas(self): return mas_importance(self.model, self._need('the importance for MAS is of', self.batches), FISHER_CLIPS)
+    def mas(self): return self._importance('mas', lambda: mas_importance(self.model, self._need('the importance for MAS is of', self.batches), FISHER_CLIPS))
     @cached_property
     def attention(self): return channel_attention(self.model, self._need("DELTA's attention is of", self.batches))
     @property
     def si(self): return self._need('SI needs the way in which the weights were learned (--source-epochs): its importance is of training on', self.path)
+    @property
+    def reference(self)->dict: return self._need('what an untouched encoder scores is of', self.retention).reference.flat()
+
+
+@dataclass
+class Untouched:
+    "What a finished study knows of a `Source` without reading a clip"
+    id: str
+    reference: dict
 
 
 _sources = {}
+
+
+def _source_folder(run, out): return Path(out)/'source'/run.source_key
+def _reference_file(run, out): return _source_folder(run, out)/f'reference-{_key(dict(others=run.others, barrier=run.with_barrier))}.json'
+
+
+def untouched(
+    run:Run,
+    out, # Folder of the study
+    watch:Watch=Watch(),
+)->Untouched|Source:
+    "What the untouched encoder of a study scores, for `compare_rows`: as a run wrote it down, else measured"
+    try: return Untouched(**store.read_json(_reference_file(run, out)))
+    except (FileNotFoundError, Damaged): return source_model(run, out, watch)
 
 
 def source_model(
@@ -265,8 +324,9 @@ def source_model(
     """The model to fine-tune: `init` or random weights, trained on the source for `source_epochs`; seed 0 for all runs.
 
     With no source epochs the encoder stays as it is, and the source head is a linear probe on its features. Saved in
-    `out/source/<source_key>` and loaded from there the next time. With no source task nothing of it is measured."""
-    folder = Path(out)/'source'/run.source_key
+    `out/source/<source_key>` and loaded from there the next time; of several processes one trains it, and the others wait. With
+    no source task nothing of it is measured. Raises `InputError` if training diverges."""
+    folder = _source_folder(run, out)
     place = f'{folder.resolve()} {run.others} {run.with_barrier}'
     if (hit := _sources.get(place)) is not None: return hit
     if not run.source:
@@ -277,27 +337,14 @@ def source_model(
     task, dls, test = _source(run)
     set_seed(0)
     model = create_model(run.model, len(task.vocab), run.init, **run.options())
-    if (folder/'source.json').exists():
-        load_encoder(model[0], folder/'encoder.safetensors')
-        model[1].load_state_dict(load_file(folder/'head.safetensors'))
-        model.to(dls.device)
-        path = _load_path(folder)
-    else:
-        start, path = time.time(), None
-        watch.start('source task', run.source_epochs)
-        if run.source_epochs:
-            integral = PathIntegral()
-            learn, why = _fit(dls, model, run.source_epochs, run.source_lr, 0, [integral], watch)
-            path = integral.importance()
-            if why: raise RuntimeError(f'training on the source task {why}; try a smaller source_lr than {run.source_lr}')
-        else:
+    with _claimed(folder, watch):
+        if agree(lambda: _intact(folder, 'source.json', watch, 'trained again')):
+            load_encoder(model[0], folder/'encoder.safetensors')
+            model[1].load_state_dict(load_file(folder/'head.safetensors'))
             model.to(dls.device)
-            model[1] = probe_head(*extract(model[0], _balanced(task, dls, PROBE_CLIPS)), len(task.vocab)).to(dls.device)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(model[0], folder/'encoder.safetensors')
-        save_weights(model[1], folder/'head.safetensors')
-        if path is not None: save_file({f'{part}.{k}':v.cpu().contiguous() for part in ('diag', 'anchor') for k, v in getattr(path, part).items()}, str(folder/'path.safetensors'))
-        _write_json(folder/'source.json', dict(seconds=time.time() - start, encoder=state_hash(model[0].state_dict()), **_versions()))
+            path = _load_path(folder)
+        else:
+            path = _train_source(run, model, task, dls, folder, watch)
     for p in model.parameters(): p.requires_grad_(True)
     def loaders(spec):
         task, dls, test = _loaded(run, spec, 'target', run.bs)
@@ -305,14 +352,44 @@ def source_model(
     retention = Retention(model, _balanced(task, dls, PROBE_CLIPS), test, valid_dl=task.dl(dls, 'valid') if run.source_valid else None,
                           others={create_task(spec).name:loaders(spec) for spec in filter(None, run.others.split(';'))}, path=(.25, .5, .75) if run.with_barrier else (),
                           cache=folder/'features')
-    _sources[place] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path)
+    _sources[place] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path, folder)
+    if not rank_distrib() and not _reference_file(run, out).exists(): store.write_json(_reference_file(run, out), dict(id=hit.id, reference=hit.reference))
     return hit
 
 
-def _load_path(folder):
-    if not (folder/'path.safetensors').exists(): return None
-    d = load_file(folder/'path.safetensors')
-    return Importance(*({k.removeprefix(f'{part}.'):v for k, v in d.items() if k.startswith(f'{part}.')} for part in ('diag', 'anchor')), 0)
+def _train_source(run, model, task, dls, folder, watch):
+    "Train `model` on the source, or fit its head, and write it down; returns what each weight contributed, if it was trained"
+    start, path, resume = time.time(), None, Resume(folder, watch.say)
+    watch.start('source task', run.source_epochs)
+    if run.source_epochs:
+        integral = PathIntegral()
+        learn, why = _fit(dls, model, run.source_epochs, run.source_lr, 0, [integral, resume], watch)
+        if why: raise InputError(f'training on the source task {why}; try a smaller source_lr than {run.source_lr}')
+        path = integral.importance()
+    else:
+        model.to(dls.device)
+        model[1] = probe_head(*extract(model[0], _balanced(task, dls, PROBE_CLIPS)), len(task.vocab)).to(dls.device)
+    if not rank_distrib():
+        for part, name in zip(model, ('encoder', 'head')): save_weights(part, folder/f'{name}.safetensors')
+        if path is not None: store.write(folder/'path.safetensors', _importance_bytes(path))
+        names = [f'{n}.safetensors' for n in ('encoder', 'head', 'path')]
+        store.write_json(folder/'source.json', dict(seconds=time.time() - start + resume.seconds, encoder=state_hash(model[0].state_dict()), **_versions(),
+                                                    files={n:store.digest(folder/n) for n in names if (folder/n).exists()}))
+        resume.remove()
+    return path
+
+
+def _importance_bytes(imp):
+    return save({f'{part}.{k}':v.detach().cpu().contiguous() for part in ('diag', 'anchor') for k, v in getattr(imp, part).items()}, dict(n=str(imp.n)))
+
+
+def _load_importance(file):
+    d = load_file(file)
+    with safe_open(file, 'pt') as f: n = int((f.metadata() or {}).get('n', 0))
+    return Importance(*({k.removeprefix(f'{part}.'):v for k, v in d.items() if k.startswith(f'{part}.')} for part in ('diag', 'anchor')), n)
+
+
+def _load_path(folder): return _load_importance(folder/'path.safetensors') if (folder/'path.safetensors').exists() else None
 
 
 def _balanced(task, dls, n):
@@ -323,43 +400,117 @@ def _balanced(task, dls, n):
 def _versions(): return dict(versions={n:version(n) for n in ('sdfast', 'torch', 'fastai', 'av')}, python=sys.version.split()[0], threads=torch.get_num_threads())
 
 
-def _write_json(path, d):
-    "Whole or not at all"
-    tmp = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    tmp.write_text(json.dumps(d, indent=1))
-    os.replace(tmp, path)
+def _claimed(folder, watch, wait=True):
+    "`store.claim` by the first of the processes that train together"
+    @contextmanager
+    def together():
+        claim = nullcontext() if rank_distrib() else store.claim(folder, wait, watch.say)
+        agree(claim.__enter__)
+        try: yield folder
+        finally: claim.__exit__(None, None, None)
+    return together()
+
+
+def _intact(folder, name, watch, then):
+    "What the sealed file says that is written last, if all that it names is as it was; else `None`, and the reader is told of damage"
+    try:
+        d = store.read_json(folder/name)
+        store.verify(folder, d['files'])
+        return d
+    except FileNotFoundError: return None
+    except Damaged as e: watch.say(f'{e}; it is {then}')
+
+
+def finished(
+    run:Run,
+    out, # Folder of the study
+    watch:Watch=Watch(),
+    since:float|None=None, # Failures from before this time, in seconds since the epoch, do not count: their cause may be gone. `None`: none counts
+)->dict|None: # A row with the fields of `COLUMNS`, and `anchor`
+    "What a run found, if it is finished and its files are what they were. Raises `StoreError` if the folder is another run's"
+    folder = Path(out)/'runs'/run.key
+    if (d := _intact(folder, 'result.json', watch, 'done again')) is None: return None
+    if store.read_json(folder/'run.json') != json.loads(json.dumps(asdict(run))): raise StoreError(f'{folder} is of another run; take another folder for this study')
+    if d['status'] in LASTING or since is not None and d['ended'] >= since: return {c:d.get(c) for c in [*COLUMNS, 'anchor']}
 
 
 def execute(
     run:Run,
     out, # Folder of the study
     watch:Watch=Watch(),
-)->dict: # A row with the fields of `COLUMNS`
-    "Do one run, or read its result if it is finished. A run that fails is a row with its error"
-    folder = Path(out)/'runs'/run.key
-    if (folder/'result.json').exists():
-        row = json.loads((folder/'result.json').read_text())
-        if row['status'] != 'failed':  # an error of the machine may be gone by now
-            watch.done(row, skipped=True)
-            return row
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    _write_json(folder/'run.json', asdict(run))
-    source, start, error, measured = source_model(run, out, watch), time.time(), '', {}
+    wait:bool=True, # For another process that is at it; else raise `Busy`
+    since:float|None=None, # See `finished`
+    log=(), # Also 'tensorboard' or 'wandb', below `out`
+)->dict: # A row with the fields of `COLUMNS`, and `anchor`
+    """Do one run, go on with it, or read its result if it is finished. A run that fails is a row with its error: it diverged, ran
+    out of memory, or its data are bad. Raises `StoreError` if the folder cannot be written to"""
+    def ready(): return agree(lambda: finished(run, out, watch, since))
+    if (row := ready()) is None:
+        with _claimed(Path(out)/'runs'/run.key, watch, wait) as folder:
+            if not rank_distrib() and (folder/'result.json').exists(): # by another process meanwhile, else worth nothing
+                row = finished(run, out, Watch(), since)
+            if (row := agree(lambda: row)) is None:
+                row = _execute(run, out, folder, watch, log)
+                watch.done(row)
+                return row
+    watch.done(row, skipped=True)
+    return row
+
+
+def _execute(run, out, folder, watch, log):
+    source = source_model(run, out, watch)
+    def measure(cbs):
+        with loggers(log, run, out) as more: return _measure(run, source, folder, watch, [*cbs, *more])
+    return write_run(run, folder, watch, measure, {c:None for c in COLUMNS} | {k:v for k, v in asdict(run).items() if k in COLUMNS} | dict(key=run.key, anchor=source.id))
+
+
+def write_run(
+    run:Run,
+    folder, # Claimed; what an earlier try left in it is removed, but for its last finished epoch
+    watch:Watch,
+    measure, # Function of callbacks for the learner: trains, measures, writes to `folder` and returns `(status, numbers, error)`
+    row:dict, # What is known of the result
+    **more, # Also written to `run.json`
+)->dict: # `row` with numbers, status, error and seconds
+    "Do a run, and write down what it found or how it failed"
+    if not rank_distrib():
+        folder.mkdir(parents=True, exist_ok=True)
+        leave = [store.LOCK, store.OWNER, *(f.name for f in store.find(folder, 'epoch-*', 'pt', check=False))]
+        for f in folder.iterdir():
+            if f.is_file() and f.name not in leave: f.unlink()
+        store.write_json(folder/'run.json', asdict(run) | more)
+    start, resume, numbers, trace = time.time(), Resume(folder, watch.say), {}, ''
     watch.start(run, run.epochs)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        try: status, measured, error = _measure(run, source, folder, watch)
-        except FloatingPointError as e: status, error, trace = 'diverged', str(e), ''
-        except Exception as e: status, error, trace = 'failed', f'{type(e).__name__}: {e}'.splitlines()[0], traceback.format_exc()
-        else: trace = ''
-    notes = '\n'.join(dict.fromkeys(f'{w.category.__name__}: {w.message}' for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))))
-    (folder/'log.txt').write_text(f'{time.strftime("%F %T")}\n{run}\n{_versions()}\n{notes}\n{trace}')
-    row = {c:None for c in COLUMNS} | {k:v for k, v in asdict(run).items() if k in COLUMNS} | measured | dict(
-        key=run.key, seconds=round(time.time() - start, 2), status=status, error=error, anchor=source.id)
-    _write_json(folder/'result.json', row)
-    watch.done(row)
-    return row
+        try: status, numbers, error = measure([resume])
+        except StoreError: raise
+        except Exception as e: status, error, trace = _status(e), f'{type(e).__name__}: {_message(e)}', traceback.format_exc()
+    if trace:  # what the exception held on to
+        gc.collect()
+        if torch.cuda.is_available(): torch.cuda.empty_cache()
+    row = row | numbers | dict(seconds=round(time.time() - start + resume.seconds, 2), status=status, error=error)
+    if not rank_distrib() or trace:
+        notes = '\n'.join(dict.fromkeys(f'{w.category.__name__}: {w.message}' for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))))
+        store.write(folder/'log.txt', f'{time.strftime("%F %T")}\n{run}\n{_versions()}\n{notes}\n{trace}')
+        leave = ['result.json', *(f.name for f in store.find(folder, 'epoch-*', 'pt', check=False))]
+        store.write_json(folder/'result.json', row | dict(ended=time.time(), files=store.seal(folder, leave), **_versions()))
+        resume.remove()
+    # the processes of one run are no longer in step; torchrun ends the others, and the next start reads the row
+    if trace and num_distrib() > 1: raise SystemExit(f'{error}; start torchrun again to go on')
+    return agree(lambda: row)
+
+
+def _message(e):
+    "Of an exception, without what fastai puts in front"
+    text = str(e).split(':\n\t')[-1].strip()
+    return text.splitlines()[0] if text else ''
+
+
+def _status(e):
+    if isinstance(e, FloatingPointError): return 'diverged'
+    if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or isinstance(e, RuntimeError) and "can't allocate memory" in str(e): return 'out of memory'
+    return 'bad data' if isinstance(e, VideoError) else 'failed'
 
 
 def fine_tune(
@@ -376,19 +527,21 @@ def fine_tune(
     cbs = [*STRATEGIES[run.strategy].callbacks(run.lam, source, **run.options('strategy_args')), Telemetry(), *cbs]
     if run.final and source.retention is not None: cbs.append(RetentionCurve(source.retention))
     if run.select == 'paper': dls = DataLoaders(dls.train, task.dl(dls, 'test'), device=dls.device)
-    elif not task.count('valid'):
-        if run.select == 'valid' or run.patience: raise InputError(f'{task.name} has no valid part to choose an epoch or to stop by: valid_frac is {run.valid_frac:g}')
-        cbs.append(NoValidation())
+    elif not task.count('valid') and (run.select == 'valid' or run.patience):
+        raise InputError(f'{task.name} has no valid part to choose an epoch or to stop by: valid_frac is {run.valid_frac:g}')
     if run.select != 'last' or run.patience: cbs.append(KeepBest(run.select == 'valid', run.patience))
     return _fit(dls, model, run.epochs, run.lr, run.seed, cbs, watch, run.schedule, run.wd)
 
 
-def _measure(run, source, folder, watch):
+def _measure(run, source, folder, watch, cbs):
     "Fine-tune and measure: `(status, numbers, error)`"
-    learn, why = fine_tune(run, source, watch)
-    log = pd.DataFrame(list(learn.recorder.values), columns=[n for n in learn.recorder.metric_names[1:] if n != 'time'])
-    if run.select == 'paper': log = log.rename(columns=dict(valid_loss='test_loss', accuracy='test_accuracy'))
-    log.rename_axis('epoch').to_csv(folder/'epochs.csv')
+    learn, why = fine_tune(run, source, watch, cbs)
+    if rank_distrib(): return 'ok', {}, ''  # the first process measures
+    with alone(): return _found(run, source, folder, learn, why)
+
+
+def _found(run, source, folder, learn, why):
+    _log_csv(learn, folder, dict(valid_loss='test_loss', accuracy='test_accuracy') if run.select == 'paper' else {})
     if why: return 'diverged', {}, why
     measured, best = dict(valid_acc1=_valid(learn) if run.select != 'paper' and _target(run)[0].count('valid') else None), getattr(learn, 'keep_best', None)
     if run.select != 'last': measured |= dict(best_epoch=best.epoch_, best_valid_acc1=best.best if run.select == 'valid' else None)
@@ -396,14 +549,19 @@ def _measure(run, source, folder, watch):
         measured |= _score(run, learn, folder/'scores.csv')
         if source.retention is not None:
             kept = source.retention(learn.model[0]).flat()
-            _write_json(folder/'kept.json', kept)
-            pd.DataFrame(learn.retention_curve.history).to_csv(folder/'curve.csv', index=False)
+            store.write(folder/'kept.json', json.dumps(kept, indent=1))
+            store.write(folder/'curve.csv', pd.DataFrame(learn.retention_curve.history).to_csv(index=False))
             measured |= _columns(kept)
         if run.select == 'paper':
             learn.model.load_state_dict(best.state)
             measured |= {f'best_{k}':v for k, v in _score(run, learn, folder/'scores_best.csv').items()}
     elif run.source_valid and source.retention is not None: measured |= _columns(source.retention.held_out(learn.model[0]).flat())
     return 'ok', measured, ''
+
+
+def _log_csv(learn, folder, names={}):
+    log = pd.DataFrame(list(learn.recorder.values), columns=[names.get(n, n) for n in learn.recorder.metric_names[1:] if n != 'time'])
+    store.write(folder/'epochs.csv', log.rename_axis('epoch').to_csv())
 
 
 def _columns(kept): return {k:v for k, v in kept.items() if k in KEPT}
@@ -422,7 +580,7 @@ def _score(run, learn, file):
     paths, labels = zip(*task.items('test'))
     scores.insert(0, 'path', paths)
     scores.insert(1, 'label', labels)
-    scores.to_csv(file, index=False, float_format='%.6g')
+    store.write(file, scores.to_csv(index=False, float_format='%.6g'))
     ranked = probs.argsort(1, descending=True) == y[:, None]
     return dict(acc1=ranked[:, :1].any(1).float().mean().item(), acc5=ranked[:, :5].any(1).float().mean().item())
 
@@ -472,6 +630,8 @@ def compare(
     path:bool=False, # Run every strength with every seed to the end; these are the trials then
     rule:str='accuracy', # How to choose a strength, see `choose`
     kept:str='source_probe', # What equal learning keeps: 'source_probe' or 'source_acc', on the source's valid part
+    launcher:Launcher|None=None, # Where to run; `None`: in this process
+    log=(), # See `execute`
 )->pd.DataFrame: # A row a run, trials too, and one `untouched`; columns `COLUMNS`. `chosen` are those of the chosen strengths
     "Choose each strategy's strength on valid parts, then run it with every seed and read test"
     if len({len(g) for g in grids.values()}) > 1:
@@ -482,30 +642,56 @@ def compare(
     several = len(next(iter(grids.values()))) > 1
     def runs(strategy, g, n, final): return [replace(base, strategy=strategy, seed=i, final=final, **g) for i in range(n)]
     trials = {s:[runs(s, g, seeds if path else trial_seeds, path) for g in grid] if several or path else [] for s, grid in grids.items()}
-    watch.plan([r for t in trials.values() for same in t for r in same] + ([] if path else [r for s, grid in grids.items() for r in runs(s, grid[0], seeds, True)]))
-    source, rows = source_model(base, out, watch), []
+    first = [r for t in trials.values() for same in t for r in same]
+    watch.plan(first + ([] if path else [r for s, grid in grids.items() for r in runs(s, grid[0], seeds, True)]))
+    if launcher is None or launcher.inside: source_model(base, out, watch)
+    def do(todo, known): return dict(zip(todo, share(todo, Runs(str(out), log), out, watch, launcher, planned=(known, total))))
+    total = len(first) + (0 if path else seeds*len(grids))
+    found, rows, final = do(first, first), {}, {}
     for strategy, grid in grids.items():
-        done, best = [[execute(r, out, watch) for r in same] for same in trials[strategy]], 0
+        done, best = [[found[r] for r in same] for same in trials[strategy]], 0
         if several:
             valid, keeps = ([float(np.mean([np.nan if d[c] is None else d[c] for d in same])) for same in done] for c in ('valid_acc1', f'valid_{kept}'))
             best = choose(valid, keeps, rule)
             watch.say(f'{strategy}: ' + ', '.join(f'{_strength(strategy, g)} {"failed" if np.isnan(v) else f"{v:.1%}"}{f" ({k:.1%} kept)" if k == k else ""}' for g, v, k in zip(grid, valid, keeps))
                       + f' on valid; takes {_strength(strategy, grid[best])}')
-        for i, same in enumerate(done): rows += [d | dict(chosen=path and i == best) for d in same]
-        if not path: rows += [execute(r, out, watch) | dict(chosen=True) for r in runs(strategy, grid[best], seeds, True)]
-    return compare_rows(rows, source, base)
+        rows[strategy] = [d | dict(chosen=path and i == best) for i, same in enumerate(done) for d in same]
+        if not path: final[strategy] = runs(strategy, grid[best], seeds, True)
+    last = [r for rs in final.values() for r in rs]
+    found = do(last, first + last)
+    for strategy, rs in final.items(): rows[strategy] += [found[r] | dict(chosen=True) for r in rs]
+    return compare_rows([r for rs in rows.values() for r in rs], untouched(base, out, watch), base)
+
+
+@dataclass(frozen=True)
+class Runs(Work):
+    "The runs of one study, for `share`: pieces are `Run`s"
+    out: object # Folder of the study
+    log: tuple = () # See `execute`
+
+    def folder(self, run): return Path(self.out)/'runs'/run.key
+    def read(self, run, since, watch): return finished(run, self.out, watch, since)
+    def do(self, run, since, watch): return execute(run, self.out, watch, False, since, self.log)
+    def at(self, run): return run, epochs_done(self.folder(run))
+    def report(self, row, skipped, watch): watch.done(row, skipped)
+
+    def fail(self, run, error):
+        with store.claim(self.folder(run)) as folder:
+            row = {c:None for c in [*COLUMNS, 'anchor']} | {k:v for k, v in asdict(run).items() if k in COLUMNS} | dict(key=run.key, seconds=0., status='failed', error=error)
+            store.write_json(folder/'run.json', asdict(run))
+            store.write_json(folder/'result.json', row | dict(ended=time.time(), files=dict(), **_versions()))
 
 
 def compare_rows(
     rows:list, # From `execute`
-    source:Source, # From `source_model`
+    source:Source|Untouched, # From `source_model` or `untouched`
     base:Run, # What the runs share
 )->pd.DataFrame: # A row a run, and one `untouched`; columns `COLUMNS` and the hash of the weights before fine-tuning
     "Rows of runs beside what the untouched encoder scores; raises `InputError` without a source task"
-    if source.retention is None: raise InputError('a comparison needs a source task, on which to measure what was kept')
-    untouched = {c:None for c in COLUMNS} | dict(key=base.source_key, task=base.task, source=base.source, model=base.model, strategy='untouched',
-                 status='ok', error='', final=True, chosen=True, anchor=source.id) | _columns(source.retention.reference.flat())
-    return pd.DataFrame([*({**r, 'chosen': r['final'] if r['chosen'] is None else r['chosen']} for r in rows), untouched], columns=[*COLUMNS, 'anchor'])
+    if not base.source: raise InputError('a comparison needs a source task, on which to measure what was kept')
+    start = {c:None for c in COLUMNS} | dict(key=base.source_key, task=base.task, source=base.source, model=base.model, strategy='untouched',
+                 status='ok', error='', final=True, chosen=True, anchor=source.id) | _columns(source.reference)
+    return pd.DataFrame([*({**r, 'chosen': r['final'] if r['chosen'] is None else r['chosen']} for r in rows), start], columns=[*COLUMNS, 'anchor'])
 
 
 def _strength(strategy, g): return f'lam {g["lam"]:g}' if STRATEGIES[strategy].lams else f'lr {g["lr"]:g}'

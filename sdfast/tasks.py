@@ -273,9 +273,10 @@ def ucf101(
 
     Classes are in the order of classInd.txt. A group, 25 a class, is what was filmed at one occasion."""
     path, lists, fold = _official('ucf101', path, fold, splits, lambda n: n == 'classInd.txt', ('ucfTrainTestlist', 'ucf101'))
-    classes = dict(line.split() for line in _lines(lists/'classInd.txt'))
-    if len(classes) != len(set(classes.values())) or not all(k.isdigit() for k in classes): raise InputError(f'{lists}/classInd.txt is not a list of numbers and class names')
-    classes = {label:int(k) for k, label in classes.items()}
+    pairs = [line.split() for line in _lines(lists/'classInd.txt')]
+    if not all(len(p) == 2 and p[0].isdigit() for p in pairs) or any(len(set(column)) < len(pairs) for column in zip(*pairs)):
+        raise InputError(f'{lists}/classInd.txt is not a list of numbers and class names')
+    classes = {label:int(k) for k, label in pairs}
     rows = []
     for split in ('train', 'test'):
         for line in _lines(lists/f'{split}list{fold:02}.txt'):
@@ -302,7 +303,7 @@ def hmdb51(
     for label, file in sorted(files.items()):
         rule = re.compile(HMDB_NAME.format(label=re.escape(label)))
         for line in _lines(file):
-            name, _, tag = line.rpartition(' ')
+            name, tag = ['', *line.rsplit(maxsplit=1)][-2:]
             if tag not in ('0', '1', '2') or not name: raise InputError(f'{file}: {line!r} is not a file name and 0, 1 or 2')
             m = rule.fullmatch(name)
             if tag != '0': rows.append((label, name, dict(zip('12', ('train', 'test')))[tag], f'{label}/{m["source"] if m else name}'))

@@ -4,9 +4,17 @@ import numpy as np
 from sdfast.digits import _write
 
 UCF = {35: 'Hammering', 36: 'HammerThrow', 37: 'HandstandPushups'}  # as in classInd.txt, which Python would sort otherwise
-# names from the official lists; the class is a prefix of another, names that patterns and shells choke on
-HMDB = dict(climb=['20060723sfjffbabyclimbing_climb_f_cm_np1_ba_bad_{}.avi', 'BIG_WALL_CLIMBING_climb_f_cm_np1_le_med_{}.avi', 'Climbing_up_a_[25m]_wall;_(1&2)!_climb_f_cm_np10_fr_bad_{}.avi'],
-            climb_stairs=['Blade_Of_Fury_-_Scene_1_climb_stairs_f_cm_np1_ba_med_{}.avi', "#2_Walking_climb_stairs_h_nm_np1_fr_goo_{}.avi", 'TrumanShow_climb_stairs_f_cm_np1_le_goo_{}.avi'])
+# lines of the official lists of split 1: a class that is another's prefix, names that patterns and shells choke on, an unused clip each
+HMDB = dict(
+    chew=['#2_Gum_chew_h_nm_np1_fr_med_0.avi 1', '#2_Gum_chew_h_nm_np1_fr_med_1.avi 0', '#2_Gum_chew_h_nm_np1_fr_med_2.avi 1', 'Blowing_Bubbles!_chew_h_nm_np1_fr_goo_2.avi 1',
+          'Bubble_blowing_3!_chew_h_nm_np1_le_bad_0.avi 2'],
+    climb=['(HQ)_Rock_Climbing_-_Free_Solo_Speed_Climb_-_Dan_Osman_climb_f_cm_np1_ba_med_0.avi 1', 'Amazing_Wall_Climber_(Must_be_Seen_to_Be_Believed!)_climb_f_cm_np1_ri_bad_0.avi 2',
+           'Climbing_roof_in_TCA_climb_f_cm_np1_ba_med_0.avi 1', 'Climbing_roof_in_TCA_climb_f_cm_np1_ba_med_1.avi 0', 'Climbing_roof_in_TCA_climb_f_cm_np1_ba_med_2.avi 1'],
+    climb_stairs=['Fellowship_6_climb_stairs_f_cm_np1_ba_med_3.avi 1', 'Fellowship_6_climb_stairs_f_nm_np1_ba_bad_4.avi 1', 'Just_Say_NO_to_AQUA_DOTS!_climb_stairs_l_nm_np1_ba_med_0.avi 1',
+                  'Running_Up_Stairs_climb_stairs_l_nm_np1_ba_med_2.avi 0', 'treppensteigen_1_climb_stairs_f_cm_np2_fr_med_0.avi 2'],
+    fencing=['AHF_Rapier_fencing_f_cm_np2_le_bad_0.avi 1', 'Die_Another_Day_-_Fencing_Scene_Part_1_[HD]_avi_fencing_f_cm_np2_le_goo_0.avi 1',
+             'Die_Another_Day_-_Fencing_Scene_Part_1_[HD]_avi_fencing_u_cm_np2_ba_goo_1.avi 1', 'Die_Another_Day_-_Fencing_Scene_Part_1_[HD]_avi_fencing_u_cm_np2_fr_goo_3.avi 0',
+             'Die_Another_Day_-_Fencing_Scene_Part_1_[HD]_fencing_f_cm_np2_le_goo_0.avi 2'])
 
 
 def video(path, kind, seed, frames=20):
@@ -21,7 +29,7 @@ def video(path, kind, seed, frames=20):
 
 
 def write_ucf(root, per_group=2):
-    "Train groups g08 to g10 and test groups g01, g02 of three classes; one file transcoded to mp4, one class's files named in another case"
+    "Train groups g08, g09, g15 and test groups g01, g02 (fold 2 has g08, g09 to test) of three classes; one file transcoded to mp4, one class's files named in another case"
     lists = root/'ucfTrainTestlist'
     lists.mkdir(parents=True)
     def text(lines): return ''.join(f'{l}\r\n' for l in lines).encode()
@@ -29,7 +37,7 @@ def write_ucf(root, per_group=2):
     for fold, test in ((1, (1, 2)), (2, (8, 9))):
         rows = dict(train=[], test=[])
         for i, c in UCF.items():
-            for g in (1, 2, 8, 9, 10):
+            for g in (1, 2, 8, 9, 15):
                 for k in range(per_group):
                     split = 'test' if g in test else 'train'
                     name = f'v_{c.replace("stand", "Stand") if i == 37 else c}_g{g:02}_c{k + 1:02}.avi'
@@ -40,12 +48,11 @@ def write_ucf(root, per_group=2):
 
 
 def write_hmdb(root):
-    "Two train recordings and one test recording a class, two clips each, and an unused clip that is not there; one video has 10 frames"
+    "Three train clips of two recordings and a test clip a class; the unused clip's video is not there, the first of each class has 10 frames"
     lists = root/'testTrainMulti_7030_splits'
     lists.mkdir(parents=True)
-    for n, (c, names) in enumerate(HMDB.items()):
-        lines = [(name.format(k), 2 if i == 2 else 1) for i, name in enumerate(names) for k in range(2)] + [(names[0].format(9), 0)]
-        (lists/f'{c}_test_split1.txt').write_text(''.join(f'{f} {tag} \n' for f, tag in lines))
-        for j, (f, tag) in enumerate(lines):
-            if tag: video(root/'hmdb51'/c/f, n, 100*n + j, frames=10 if j == 0 else 20)
+    for n, (c, lines) in enumerate(HMDB.items()):
+        (lists/f'{c}_test_split1.txt').write_text(''.join(f'{l} \n' for l in lines))
+        for j, l in enumerate(lines):
+            if l[-1] != '0': video(root/'hmdb51'/c/l[:-2], n, 100*n + j, frames=10 if j == 0 else 20)
     return root

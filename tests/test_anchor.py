@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from conftest import data, learner, model, same, state
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
-from fastai.optimizer import SGD, Adam
+from fastai.optimizer import SGD, Adam, OptimWrapper, ranger
 from torch import nn
 
 from sdfast.errors import InputError
+from sdfast.models import encoder_head_split
 from sdfast.strategies import EWC, L2SP, MAS, SI, Importance, PathIntegral, SelfDistill, empirical_fisher, fisher_information, mas_importance
 
 
@@ -194,7 +195,10 @@ def vectors(n=16):
     return DataLoaders(TfmdDL(sets.train, bs=1, num_workers=0), TfmdDL(sets.valid, bs=1, num_workers=0), device='cpu')
 
 
-@pytest.mark.parametrize('opt', [partial(SGD, mom=.9), partial(SGD, mom=0.), partial(SGD, mom=.5)])
+TORCH = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9))
+
+
+@pytest.mark.parametrize('opt', [partial(SGD, mom=.9), partial(SGD, mom=0.), partial(SGD, mom=.5), TORCH])
 def test_implicit_step_rests_where_the_gradient_does(opt):
     "Stationary point of g w + lam/2 F (w - w*)^2, here w* - g/(lam F), for either way of stepping"
     imp = Importance({'weight': torch.tensor([[4.]])}, {'weight': torch.tensor([[1.]])}, 1)
@@ -202,21 +206,22 @@ def test_implicit_step_rests_where_the_gradient_does(opt):
     for implicit in (False, True):
         torch.manual_seed(0)
         net = one_weight()
-        learner([EWC(.5, imp, implicit=implicit), Slope(3.)], net=net, dls=vectors(), lr=.05, opt_func=partial(opt, wd=0.)).fit(30)
+        learner([EWC(.5, imp, implicit=implicit), Slope(3.)], net=net, dls=vectors(), lr=.05, opt_func=opt, wd=0.).fit(30)
         rest[implicit] = net[0].weight.item()
     assert rest[False] == pytest.approx(1 - 3/(.5*4), abs=1e-3) and rest[True] == pytest.approx(1 - 3/(.5*4), abs=1e-3)
 
 
-def test_the_bound_of_stability_and_the_way_around_it():
+@pytest.mark.parametrize('opt,mom', [(partial(SGD, mom=.9), .9), (partial(SGD, mom=0.), 0.), (TORCH, .9)])
+def test_the_bound_of_stability_and_the_way_around_it(opt, mom):
     "Heavy ball diverges just above lr*lam*F = 2(1 + m), not just below; the implicit step at 10 times the bound does not"
     imp = Importance({'weight': torch.tensor([[4.]])}, {'weight': torch.tensor([[1.]])}, 1)
-    limit = 2*(1 + .9)/(.05*4)
+    limit = 2*(1 + mom)/(.05*4)
     def end(lam, implicit=False):
         torch.manual_seed(0)
         net = one_weight()
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter('always')
-            learner([EWC(lam, imp, implicit=implicit), Slope(0.)], net=net, dls=vectors(), lr=.05, opt_func=partial(SGD, mom=.9, wd=0.)).fit(20)
+            learner([EWC(lam, imp, implicit=implicit), Slope(0.)], net=net, dls=vectors(), lr=.05, opt_func=opt, wd=0.).fit(20)
         return abs(net[0].weight.item() - 1), [str(w.message) for w in told if 'unstable' in str(w.message)]
     far, told = end(.97*limit)
     assert far < 1 and not told
@@ -224,6 +229,37 @@ def test_the_bound_of_stability_and_the_way_around_it():
     assert not far < 1e3 and len(told) == 1 and f'the largest safe lam is {limit:.3g}' in told[0]
     far, told = end(10*limit, implicit=True)
     assert far < 1e-3 and not told
+
+
+def test_the_bound_is_of_the_group_that_learns_fastest():
+    "The largest importance counts with the learning rate of its own group, in the batch in which a schedule gets there; not for Adam, whose steps have another bound"
+    net, imp = model(), importance_of(model())
+    imp.diag['out.bias'][0] = 50.
+    def split(net): return [list(net[0].conv.parameters()) + list(net[0].bn.parameters()), list(net[0].out.parameters()), list(net[1].parameters())]
+    def told(lam, lr=(.1, .01, .1), fit='fit', **kw):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            learn = learner(EWC(lam, imp), net=copy.deepcopy(net), splitter=split, **kw)
+            getattr(learn, fit)(1, lr=list(lr)) if fit == 'fit' else learn.fit_one_cycle(1, lr)
+        return [str(w.message) for w in caught if 'unstable' in str(w.message)]
+    slow, fast = 2*1.9/(.01*50), 2*1.9/(.1*max(f.max().item() for n, f in imp.diag.items() if not n.startswith('out')))
+    assert slow < fast and not told(.99*slow)
+    assert f'learning rate 0.01 and momentum 0.9, the largest safe lam is {slow:.3g}' in told(1.01*slow)[0]
+    assert len(told(.5*slow, lr=(.1, .1, .1))) == 1 and not told(1.01*slow, opt_func=Adam) and not told(1.01*slow, opt_func=ranger)
+    assert not told(.05*slow, lr=.1, fit='one_cycle') and told(.3*slow, lr=.1, fit='one_cycle')  # .05*.1*50 is safe at the top of the cycle, .3*.1*50 is not
+
+
+@pytest.mark.parametrize('make', [lambda imp: EWC(2., imp), lambda imp: EWC(2., imp, implicit=True), lambda imp: L2SP(.3, decoupled=True), lambda imp: L2SP(.3)], ids=['ewc', 'implicit', 'decoupled', 'l2sp'])
+def test_any_optimizer_of_torch_will_do(make):
+    "Wrapped by fastai: SGD of torch ends where fastai's does"
+    ends = []
+    for opt in (partial(SGD, mom=.9), TORCH):
+        net = model()
+        learner(make(importance_of(net)), net=net, opt_func=opt, wd=0.).fit(2)
+        ends.append(state(net))
+    for a, b in zip(*(e.values() for e in ends)): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    learner(make(importance_of(model())), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), wd=0.).fit(1)
+    learner(make(importance_of(model())), opt_func=ranger, wd=0.).fit(1)
 
 
 def test_implicit_step_of_adam_and_l2sp_decoupled():
@@ -304,3 +340,24 @@ def test_what_cannot_be_right_is_told():
         warnings.simplefilter('error')
         learner([EWC(.1, importance_of(model())), L2SP(.1)]).fit(1)  # the same place: nothing to tell
     with pytest.warns(UserWarning, match='set wd=0'): learner(MAS(1., imp), opt_func=Adam).fit(1)
+    learn = learner(L2SP(.1, head=0.), splitter=encoder_head_split)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        learn.fit(1, wd=[0., .01])  # of the head alone, as in the original
+        learner([EWC(.1, importance_of(model()))], opt_func=partial(SGD, mom=.9), lr=.01).fit(1)
+    with pytest.warns(UserWarning, match='weight decay 0.01 pulls it to zero'): learner(L2SP(.1), splitter=encoder_head_split).fit(1, wd=[.01, 0.])
+
+
+def test_importance_without_samples_or_without_a_head_is_told(linear):
+    net, x, y = linear
+    for take in (fisher_information, empirical_fisher, mas_importance):
+        with pytest.raises(InputError, match='samples of the source task, or of the target: pass a loader of them, not None'): take(net, None)
+    maps = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Conv1d(4, 3, 1))
+    for labels in ('exact', 'sample', 'empirical'):
+        with pytest.raises(InputError, match=r'a model with a head, which returns logits \(B, classes\), not \(1, 3, 3\).*probe_head.*pretext'): fisher_information(maps, [(x[:, None], y)], labels=labels)
+    with pytest.raises(InputError, match='not tuple'): fisher_information(Both(net), [(x, y)], encoder='net')
+
+
+class Both(nn.Module):
+    def __init__(self, net): super().__init__(); self.net = net
+    def forward(self, x): return self.net(x), x

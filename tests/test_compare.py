@@ -1,5 +1,6 @@
 "The script as a user calls it: what it writes, and one clear line for what cannot work."
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,21 @@ def test_paths_and_equal_learning_end_to_end(spec, tmp_path):
     assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {'runs.csv', 'table.csv', 'table.md', 'figure.png', 'paths.png', *(f'trade_off_source_{k}.{e}' for k in ('acc', 'probe') for e in ('csv', 'md'))}
 
 
+def test_every_table_says_what_is_missing(call, spec, tmp_path, capsys):
+    from official import write_ucf
+    root = write_ucf(tmp_path/'data', per_group=1)
+    (root/'UCF-101/HammerThrow/v_HammerThrow_g01_c01.avi').unlink()
+    shutil.move(root/'ucfTrainTestlist', tmp_path/'elsewhere')
+    args = dict(task=f'ucf101:{root}', source=spec, others=f'ucf101:{root},fold=2', strategies='linear_probe', lams='', frames=4, size=16, bs=2, epochs=1, source_epochs=1, seeds=2, path=True, out=str(tmp_path/'out'))
+    assert 'say where they are with --splits' in call(args, spec, capsys)[1]
+    args['splits'] = str(tmp_path/'elsewhere')
+    assert 'its lists name 9 train and 6 test videos, not the official 9537 and 3783' in call(args, spec, capsys)[1]
+    assert call(args | dict(allow_missing=True), spec, capsys) == (0, '')
+    for table in ('table', 'trade_off_source_acc', 'trade_off_source_probe'):
+        text = (tmp_path/f'out/{table}.md').read_text()
+        assert all(f'\n- ucf101 fold {i}: 1 of 15 videos are missing' in text for i in (1, 2)) and text.endswith('\n') and '\n\n\n' not in text, table
+
+
 BAD = [(['--rule', 'test'], 'never to choose'), (['--rule', 'best'], 'accuracy or equal_learning'), (['--select', 'test'], 'never to choose'), (['--select', 'paper'], 'last or valid'),
        (['--kept', 'cka'], 'source_probe or source_acc'), (['--patience', -1], '--patience'), (['--adjust', 'some'], 'holm, bh, none'), (['--others', 'folder:nowhere'], 'does not exist'), (['--task', 'folder:nowhere'], 'folder nowhere does not exist'), (['--source', 'csv:no.csv'], 'csv file no.csv does not exist'),
        (['--task', 'ucf'], "unknown task 'ucf'"), (['--task', 'folder:EMPTY'], 'has no videos'), (['--task', 'folder:LONELY'], 'has one clip'),
@@ -72,8 +88,6 @@ def call():
 
 @pytest.mark.parametrize('args,word', BAD, ids=[' '.join(map(str, a)) for a, _ in BAD])
 def test_bad_input_is_one_line_and_status_2(call, spec, capsys, tmp_path, clips, args, word):
-    import shutil
-
     from sdfast.models import create_model, save_weights
     (tmp_path/'empty/a').mkdir(parents=True)
     (tmp_path/'lonely').mkdir()
@@ -116,8 +130,6 @@ def test_ctrl_c_and_going_on(spec, tmp_path):
 
 
 def test_the_readmes_five_lines_run(clips, tmp_path, monkeypatch):
-    import shutil
-
     from sdfast.models import create_model, save_weights
     code = (ROOT/'README.md').read_text().split('```python\n')[1].split('```')[0]
     for ours, small in {'r2plus1d_18': 'tiny', 'frames=16, size=112, bs=24': 'frames=4, size=24, bs=4', '_(g\\d+)_': '(p\\d)_', 'fit(10)': 'fit(2)'}.items():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import data, learner, model, same, state
+from fastai.data.load import DataLoader
 from scipy.linalg import orthogonal_procrustes
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -71,6 +72,24 @@ def test_measuring_disturbs_nothing(source):
     r(net[0]), r.held_out
     assert same(state(net), before) and net.training and not seen and all(p.requires_grad for p in net.parameters())
     assert torch.equal(rng[0], torch.get_rng_state()) and rng[1] == random.getstate() and (rng[2] == np.random.get_state()[1]).all()
+
+
+def test_a_pretext_loss_that_draws_its_views_in_train_mode(source):
+    "As self-supervised ones do: the same views for each encoder, so an untouched one is changed by exactly 0, and nothing is left of it"
+    net, train, test = source
+    new, seen = tuned(net), []
+    def contrast(encoder):
+        x = torch.cat([x for x, _ in test])
+        encoder.train()
+        seen.append(x + torch.randn_like(x)*random.random()*np.random.rand())
+        return (encoder(seen[-1]) - encoder(x)).square().mean()
+    r = Retention(net, train, test, pretext=contrast)
+    before, first = state(r.untouched), r.change(net[0])['pretext']
+    torch.rand(3), random.random(), np.random.rand()  # a fit goes on between two measurements
+    rng = torch.get_rng_state(), random.getstate()
+    assert first == r.change(copy.deepcopy(net[0]))['pretext'] == 0. != r.change(new)['pretext']
+    assert same(state(r.untouched), before) and all(torch.equal(x, seen[0]) for x in seen) and len(seen) == 4
+    assert torch.equal(rng[0], torch.get_rng_state()) and rng[1] == random.getstate()
 
 
 def test_the_reference_is_a_copy(source):
@@ -211,6 +230,11 @@ def test_what_cannot_be_measured_is_said(source):
     with pytest.raises(InputError, match='between 0 and 1'): Retention(net, train, test, path=(0., .5))
     with pytest.raises(InputError, match='without batches'): Retention(net, train, [])
     with pytest.raises(InputError, match='not the whole model'): Retention(net, train, test)(net)
+    shuffled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*(torch.cat(t) for t in zip(*train))), 15, shuffle=True)
+    for bad in (shuffled, DataLoader(train, bs=1, shuffle=True)):
+        with pytest.raises(InputError, match='train_dl shuffles'): Retention(net, bad, test)
+        with pytest.raises(InputError, match='clips shuffles'): Retention(net, clips=bad)
+        with pytest.raises(InputError, match=r"others\['o'\] shuffles"): Retention(net, others=dict(o=(train, bad)))
     with pytest.raises(InputError, match='two classes'): Retention(net, [(x, 0*y) for x, y in train], test).reference
     with pytest.raises(InputError, match='no valid_dl'): Retention(net, train, test).held_out(net[0])
     with pytest.raises(InputError, match='with test_dl or clips'): RetentionCurve(Retention(net, pretext=pretext))

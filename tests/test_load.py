@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from sdfast.errors import InputError
 from sdfast.models import c3d, create_model, is_model, load_encoder, r2plus1d, save_weights
@@ -45,6 +46,44 @@ def test_feature_maps(arch, shapes):
     with torch.no_grad(): f = encoder(torch.randn(1, 16, 3, 112, 112))
     assert f.shape == (1, 512) and f.min() >= 0
     assert {k:seen[k] for k in shapes} == shapes
+
+
+def by_hand(arch, x, s):
+    "The features of clips `(B, T, 3, H, W)` from documented state entries, operation by operation"
+    def bn(x, p): return F.batch_norm(x, *(s[f'{p}.{k}'] for k in ('running_mean', 'running_var', 'weight', 'bias')))
+    def unit(x, p, t, k, stride=1, time=1):  # space, batch norm, ReLU, time
+        x = F.conv3d(x, s[f'{p}.spatial_conv.weight'], stride=(1, stride, stride), padding=(0, k//2, k//2))
+        return F.conv3d(bn(x, f'{p}.bn').relu(), s[f'{p}.temporal_conv.weight'], stride=(time, 1, 1), padding=(t//2, 0, 0))
+    x = x.transpose(1, 2)
+    if arch == 'c3d':
+        for stage, pool in zip((['1'], ['2'], ['3a', '3b'], ['4a', '4b'], ['5a', '5b']), ((1, 2, 2), 2, 2, 2, None)):
+            for n in stage: x = bn(F.conv3d(x, s[f'conv{n}.weight'], s[f'conv{n}.bias'], padding=1), f'bn{n}').relu()
+            if pool: x = F.max_pool3d(x, pool)
+    else:
+        x = bn(unit(x, 'conv1', 3, 7, 2), 'bn1').relu()
+        for n in (2, 3, 4, 5):
+            p, stride = f'conv{n}.block1', 1 if n == 2 else 2
+            y = bn(unit(x, f'{p}.conv1', 3, 3, stride, stride), f'{p}.bn1').relu()
+            y = bn(unit(y, f'{p}.conv2', 3, 3), f'{p}.bn2')
+            if n > 2: x = bn(unit(x, f'{p}.downsampleconv', 1, 1, 2, 2), f'{p}.downsamplebn')
+            x = (x + y).relu()
+    return x.mean((2, 3, 4))
+
+
+@pytest.mark.parametrize('arch', ENCODERS)
+def test_features_by_hand(arch):
+    torch.manual_seed(0)
+    encoder = ENCODERS[arch][0]().eval()
+    for m in encoder.modules():
+        if isinstance(m, nn.Conv3d): nn.init.kaiming_normal_(m.weight)  # as torch does it, clips hardly differ behind eight layers
+        if isinstance(m, nn.BatchNorm3d):
+            for t in (m.running_mean, m.bias): nn.init.normal_(t, 0, .1)
+            for t in (m.running_var, m.weight): nn.init.uniform_(t, .5, 1.5)
+    x = torch.randn(2, 8, 3, 32, 32)
+    with torch.no_grad():
+        f = by_hand(arch, x, {k.removeprefix('body.'):v for k, v in encoder.state_dict().items()})
+        torch.testing.assert_close(encoder(x), f, rtol=1e-4, atol=1e-5)
+    assert (f > 0).float().mean() > .3 and f.std(0).mean() > .01
 
 
 def test_middle_widths_and_the_factored_shortcut():

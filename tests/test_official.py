@@ -68,13 +68,37 @@ def test_valid_part_is_of_whole_groups(real, shared, undecoded, make):
 
 
 def test_official_sets_must_be_whole(real, shared, undecoded, tmp_path):
-    moved = real/'UCF-101/YoYo/v_YoYo_g01_c01.avi'
-    shutil.move(moved, tmp_path)
+    moved = sorted((real/'UCF-101/YoYo').iterdir())[:7]
+    for f in moved: shutil.move(f, tmp_path)
     try:
-        with pytest.raises(InputError, match=r'1 of 13320 videos are missing in .*, the first: YoYo/v_YoYo_g01_c01\.avi\. To go on without them: --allow-missing'): ucf101(real, 1, shared/'splits/ucf101')
+        first = ', '.join(f'YoYo/v_YoYo_g01_c0{i}.avi' for i in range(1, 6))
+        with pytest.raises(InputError) as e: ucf101(real, 1, shared/'splits/ucf101')
+        assert str(e.value) == f'ucf101 fold 1: 7 of 13320 videos are missing in {real}, the first: {first}. To go on without them: --allow-missing (allow_missing=True)'
         task = ucf101(real, 1, shared/'splits/ucf101', allow_missing=True)
-        assert task.count('test') == 3782 and task.notes == ('1 of 13320 videos are missing (0 train, 1 test)',)
-    finally: shutil.move(tmp_path/moved.name, moved)
+        assert task.count('test') == 3776 and task.notes == ('7 of 13320 videos are missing (0 train, 7 test)',)
+    finally:
+        for f in moved: shutil.move(tmp_path/f.name, f)
+
+
+def test_lists_may_lie_in_the_data_folder_or_be_given(real, shared, undecoded, tmp_path):
+    (tmp_path/'videos').symlink_to(real)
+    for make in (ucf101, hmdb51):
+        with pytest.raises(InputError, match='no official split lists in .* say where they are with --splits'): make(tmp_path/'videos')
+    (tmp_path/'splits').symlink_to(shared/'splits')
+    assert ucf101(tmp_path/'videos', splits=tmp_path/'splits').count('test') == 3783 and hmdb51(tmp_path/'videos', splits=tmp_path/'splits').count('test') == 1530
+    (real/'splits').symlink_to(shared/'splits')
+    try: assert ucf101(real).count('train') == 9537 and hmdb51(real).count('train') == 3570
+    finally: (real/'splits').unlink()
+
+
+def test_the_miniatures_are_parts_of_the_official_sets(shared, tmp_path):
+    "Each line of their lists is one of the official list of the same name, each video is named there"
+    for write, name, folds in ((write_ucf, 'ucf101', '*0[12].txt'), (write_hmdb, 'hmdb51', '*.txt')):
+        root = write(tmp_path/name)
+        for file in [f for f in root.rglob(folds) if f.parent != root]:
+            mine, theirs = ((d/file.name).read_bytes().splitlines(keepends=True) for d in (file.parent, shared/'splits'/name))
+            assert mine and set(mine) <= set(theirs), file
+    assert set((tmp_path/'ucf101/ucfTrainTestlist/classInd.txt').read_bytes().split(b'\r\n')) <= set((shared/'splits/ucf101/classInd.txt').read_bytes().split(b'\r\n'))
 
 
 def test_miniature_ucf(tmp_path):
@@ -102,10 +126,14 @@ def test_missing_and_broken_videos(tmp_path):
 def test_miniature_hmdb(tmp_path):
     root = write_hmdb(tmp_path)
     task = hmdb51(root, allow_missing='1')
-    assert task.vocab == list(HMDB) and (task.count('train'), task.count('test')) == (8, 4)  # the unused clip is not there and not missed
-    assert set(task.df.group) >= {'climb/BIG_WALL_CLIMBING', 'climb_stairs/#2_Walking', 'climb/Climbing_up_a_[25m]_wall;_(1&2)!'}
-    assert VideoFile(task.df.path[task.df.path.str.contains(r'\[25m\]')].iloc[0]).read([0]).shape == (1, 3, 24, 32)
+    assert task.vocab == list(HMDB) and (task.count('train'), task.count('test')) == (12, 4)  # the unused clip is not there and not missed
+    assert set(task.df.groupby(['label', 'split']).group.nunique().unstack().itertuples(index=False, name=None)) == {(1, 2)}
+    assert set(task.df.group) >= {'chew/#2_Gum', 'climb/(HQ)_Rock_Climbing_-_Free_Solo_Speed_Climb_-_Dan_Osman', 'fencing/Die_Another_Day_-_Fencing_Scene_Part_1_[HD]', 'climb_stairs/Fellowship_6'}
+    assert VideoFile(task.df.path[task.df.path.str.contains(r'\[HD\]')].iloc[0]).read([0]).shape == (1, 3, 24, 32)
     with pytest.raises(InputError, match='has no lists of fold 2'): hmdb51(root, fold=2)
+    file = root/'testTrainMulti_7030_splits/chew_test_split1.txt'
+    file.write_text(file.read_text().replace('.avi 1 ', '.avi  1').replace('.avi 2', '.avi\t2'))  # other copies have other white space
+    pd.testing.assert_frame_equal(hmdb51(root, allow_missing=True).df, task.df)
 
 
 def test_bad_lists_and_folders(tmp_path):
@@ -120,6 +148,9 @@ def test_bad_lists_and_folders(tmp_path):
     lists = root/'ucfTrainTestlist'
     (lists/'trainlist01.txt').write_text('Hammering/v_Hammering_g08_c01.avi 36\n')
     with pytest.raises(InputError, match='does not fit classInd.txt'): ucf101(root, allow_missing=True)
+    for text in ('1 Hammering twice', '1', 'one Hammering', '1 Hammering\n1 HammerThrow', '1 Hammering\n2 Hammering'):
+        (lists/'classInd.txt').write_text(text)
+        with pytest.raises(InputError, match='classInd.txt is not a list of numbers and class names'): ucf101(root, allow_missing=True)
     lists = tmp_path/'h/testTrainMulti_7030_splits'
     (lists/'climb_test_split1.txt').write_text('a.avi 3 \n')
     with pytest.raises(InputError, match="'a.avi 3' is not a file name and 0, 1 or 2"): hmdb51(tmp_path/'h', allow_missing=True)

@@ -48,7 +48,8 @@ def make(folder, videos, seeds=3, final=True):
                 at, failed = folder/'runs'/run.key, strategy == 'l2sp' and lam == 1. and seed == 1
                 at.mkdir(parents=True)
                 (at/'run.json').write_text(json.dumps(run.__dict__))
-                (at/'log.txt').write_text(f'2026-01-01 10:00:00\n{run}\n' + str(dict(versions=dict(sdfast='0.1.0', torch='2.9'), python='3.11', threads=1)) + f'\n\n{EVIL}')
+                (at/'result.json').write_text(json.dumps(dict(versions=dict(sdfast='0.1.0', torch='2.9'), python='3.11', threads=1)))
+                (at/'log.txt').write_text(f'2026-01-01 10:00:00\n{run}\n{EVIL}')
                 row = {c:None for c in COLUMNS} | {k:v for k, v in run.__dict__.items() if k in COLUMNS} | dict(
                     key=run.key, anchor='abc', seconds=2., status='failed' if failed else 'ok', error=f'</script>{CLASSES[0]}' if failed else '', chosen=CHOSEN[strategy] == (lam, lr))
                 if not failed:
@@ -232,7 +233,7 @@ def test_the_command_makes_the_same_runs(tmp_path):
     compare, sig = (m := _script('compare')), inspect.signature(m.main).parameters
     defaults = {n:False if p.annotation is store_true else p.default for n, p in sig.items() if n != 'out'}
     asked = dict(strategies='l2sp,linear_probe', lams='l2sp=.1,1', seeds=2, epochs=2, lr=.03, quick=True, path=True, others='moving_digits,part=motion', rule='equal_learning', frames=4, strategy_args='l2sp:head_lam=0.01')
-    def build(o): return compare.build(**{n:o.get(n, v) for n, v in defaults.items()})
+    def build(o): return compare.build(**{n:o.get(n, v) for n, v in defaults.items() if n in inspect.signature(compare.build).parameters})
     base, grids, how, *_ = build(asked)
     rows = []
     for s, grid in grids.items():
@@ -252,6 +253,13 @@ def test_the_command_makes_the_same_runs(tmp_path):
             given[n] = v if v is True else sig[n].annotation(v)
     again, grids2, how2, *_ = build(given)
     assert again == base and grids2 == grids and {k:how2[k] for k in ('seeds', 'path', 'rule')} == {k:how[k] for k in ('seeds', 'path', 'rule')}, words
+
+
+def test_a_recorded_command_comes_first(study, tmp_path):
+    shutil.copytree(study, tmp_path/'s')
+    (tmp_path/'s'/'plan.json').write_text(json.dumps(dict(command='python compare.py --task "<b>"', total=1, folders=[])))
+    r, = load_results(tmp_path/'s')
+    assert r.commands == ['python compare.py --task "<b>"'] and 'python compare.py --task &#34;&lt;b&gt;&#34;' in html_page([r], [summary(r.rows)])
 
 
 def test_film_strips(tmp_path):

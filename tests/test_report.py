@@ -1,5 +1,5 @@
 "Numbers of the table by hand; the README shows the shipped results."
-import io
+import io, json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from sdfast.report import MARGIN, LiveWatch, figure, markdown, path_figure, rich_table, summary, trade_off, trade_off_markdown, write_report
+from sdfast.report import MARGIN, MARGINS, LiveWatch, figure, margins_markdown, markdown, path_figure, rich_table, summary, trade_off, trade_off_markdown, write_report
 from sdfast.strategies import STRATEGIES
 from sdfast.study import COLUMNS, Run
 
@@ -105,8 +105,15 @@ def test_trade_off_by_hand(path):
     assert t.matched['lwf'] == pytest.approx(.80 + k + .05*.01/.2)  # on the line from plain fine-tuning to its first strength
     # volume beyond (finetune - 1 point, what it keeps): a staircase over l2sp's points within the margin
     assert t.volume['l2sp'] == pytest.approx(1e4*(.004*.012 + .004*.004), rel=1e-6) and t.volume_low['l2sp'] < t.volume['l2sp'] < t.volume_high['l2sp']
+    # finetune's own: its second rate lies within the margin, .005 of target and .01 of source; paired, both shifted alike by the seed
+    own = np.array([.005*.01]*6)
+    mine = np.array([.004*(.012 + e) + .004*(.004 + e) for e in [.001, -.001]*3])
+    want = stats.ttest_rel(1e4*mine, 1e4*own)
+    assert (t.volume_diff['l2sp'], t.volume_p['l2sp']) == pytest.approx((1e4*(mine - own).mean(), want.pvalue)) and np.isnan(t.volume_diff['finetune'])
+    assert (t.volume_diff_low['l2sp'], t.volume_diff_high['l2sp']) == pytest.approx(want.confidence_interval(.95)) and t.volume_verdict['l2sp'] == ('better' if t.volume_p_adj['l2sp'] < .05 else 'not distinguishable')
     assert 'lr0.05' in t.front['finetune'] and t.front['l2sp'].split() == ['λ1', 'λ2', 'λ3', 'λ4']
     text = trade_off_markdown(trade_off(path))
+    assert f'| {t.volume["l2sp"]:.1f} {t.volume_diff["l2sp"]:+.1f} [{t.volume_diff_low["l2sp"]:+.1f}, {t.volume_diff_high["l2sp"]:+.1f}] {t.volume_verdict["l2sp"]} |' in text
     assert f'| l2sp | {100*t.matched["l2sp"]:.1f} |' in text and 'better' in text and 'Holm' in text
     assert len(path_figure(path).axes) == 2
     # the level does not depend on which setting was chosen
@@ -115,6 +122,17 @@ def test_trade_off_by_hand(path):
     only = summary(path).set_index('strategy')
     assert only.lam['l2sp'] == 2. and only.acc1['l2sp'] == pytest.approx(.894 + base.acc1.mean() - .9)
     with pytest.raises(ValueError, match='failed with some seeds'): trade_off(path.assign(status=['diverged', *path.status[1:]]))
+
+
+def test_what_is_found_at_other_margins(path):
+    "With none a path begins where it equals the reference, whose setting it has in common; l2sp trades 2 for 1, so each point of margin is 2 of source more"
+    base = path[(path.strategy == 'finetune') & (path.lr == .05)].source_probe.mean()
+    lines = margins_markdown(path).split('\n')
+    assert lines[0] == '| strategy | less 0 | less 0.25 | less 0.5 | less 1 | less 2 |' and [l.split(' | ')[0] for l in lines[2:4]] == ['| l2sp', '| lwf']
+    for m, cell in zip(MARGINS, lines[2].strip('| ').split(' | ')[1:]):
+        t = trade_off(path, margin=m).set_index('strategy')
+        assert t.matched['l2sp'] == pytest.approx(base + 2*m) and cell.startswith(f'{100*t["diff"]["l2sp"]:+.1f} [') and cell.endswith(t.verdict['l2sp'])
+    assert trade_off(path, margin=0.).set_index('strategy')['diff']['lwf'] == pytest.approx(0, abs=1e-9)
 
 
 def test_paths_are_written(path, tmp_path):
@@ -178,20 +196,41 @@ def test_readme_shows_the_shipped_results():
     assert markdown(table) == (folder/'table.md').read_text()
     head = markdown(table.drop(columns='mcnemar'), metrics=['acc1', 'source_acc', 'source_probe', 'other_probe']).split('\n\n')
     assert head[0] in readme and head[1].strip() in readme and markdown(table).split('\n\n')[0] in page
+    found = {}
     for m in ('source_acc', 'source_probe'):
-        text = trade_off_markdown(trade_off(rows, m), m)
-        other = trade_off(rows, m, 'self_distill')
-        assert (folder/f'trade_off_{m}.md').read_text() == text + '\n' + trade_off_markdown(other, m, 'self_distill') and text.split('\n\n')[0] in page
-        # the figures of the README's paragraph
-        r = other.set_index('strategy')
-        for s in ('fixed_teacher', 'ema_teacher', 'l2sp', 'ewc') if m == 'source_acc' else ():
-            assert f'{100*r["diff"][s]:+.1f} [{100*r.diff_low[s]:+.1f}, {100*r.diff_high[s]:+.1f}]' in readme and r.verdict[s] == 'not distinguishable'
-    r = trade_off(rows, 'source_acc').set_index('strategy').loc['self_distill']
+        a, b = (trade_off(rows, m, against) for against in ('finetune', 'self_distill'))
+        texts = [trade_off_markdown(a, m), trade_off_markdown(b, m, 'self_distill'), margins_markdown(rows, m, 'self_distill')]
+        assert (folder/f'trade_off_{m}.md').read_text() == '\n'.join(texts)
+        for text in texts[:2 if m == 'source_probe' else 3]: assert text.split('\n\n')[0] in page
+        found[m] = a.set_index('strategy'), b.set_index('strategy')
+    # the figures of the README's paragraphs, and what is said of them
+    def says(r, m='diff', sign='+', scale=100): return f'{scale*r[m]:{sign}.1f} [{scale*r[f"{m}_low"]:{sign}.1f}, {scale*r[f"{m}_high"]:{sign}.1f}]'
+    four, (own, other), probe = ['fixed_teacher', 'ema_teacher', 'l2sp', 'ewc'], found['source_acc'], found['source_probe'][1]
+    for s in four: assert says(other.loc[s]) in readme and other.verdict[s] == 'not distinguishable'
+    r = own.loc['self_distill']
     assert f'{100*r.matched:.1f} with self-distillation, {100*r["diff"]:.1f} points [{100*r.diff_low:.1f}, {100*r.diff_high:.1f}] more' in readme and r.verdict == 'better'
+    none, quarter = (trade_off(rows, 'source_acc', 'self_distill', margin=m).set_index('strategy') for m in (0., .0025))
+    for s in four:
+        assert f'it keeps {says(-none.loc[s, ["diff", "diff_high", "diff_low"]].rename(dict(diff_high="diff_low", diff_low="diff_high")), sign="")} more' in readme
+        assert none.verdict[s] == 'worse' and quarter.verdict[s] == 'not distinguishable' and other.volume_verdict[s] == 'worse'
+    r = -other.loc[other.volume_diff[four].idxmax(), ['volume_diff', 'volume_diff_high', 'volume_diff_low']].rename(dict(volume_diff_high='volume_diff_low', volume_diff_low='volume_diff_high'))
+    assert f'by {says(r, "volume_diff", "", 1)} points² or more' in readme
+    means = rows[rows.strategy != 'untouched'].groupby(['strategy', 'lam', 'lr'])[['acc1', 'source_acc']].mean()
+    short = [100*(means.loc['finetune', 0., .05].acc1 - means.acc1[s].max()) for s in four]
+    assert f'by {min(short):.1f} to {max(short):.1f} points' in readme and means.acc1['self_distill'].max() > means.acc1['finetune'].max()
+    whole, best = means.loc['lp_ft', 11.].iloc[0], means.loc['lp_ft', 3.].iloc[0]
+    assert f'up to {says(other.loc["lp_ft"], sign="")} more' in readme and f'target {100*whole.acc1:.1f})' in readme and f'(3 epochs, {100*best.acc1:.1f}, keeping {100*best.source_acc:.1f})' in readme
+    assert f'by +{says(probe.loc["ewc"], sign="")}.' in readme and [s for s, v in probe.verdict.items() if v in ('better', 'worse')] == ['ewc']
     for name in ('moving_digits', 'moving_digits_all', 'moving_digits_source_bs64'):
         folder = ROOT/'experiments/results'/name
         text = markdown(summary(pd.read_csv(folder/'runs.csv')))
         assert (folder/'table.md').read_text() == text and text.split('\n\n')[0] in page, name
+    for name in ('arid6_fights2_mobilenetv2', 'arid6_fights2_tiny'):
+        folder = ROOT/'experiments/results'/name
+        table, again = pd.read_csv(folder/'table.csv'), summary(pd.read_csv(folder/'runs.csv'))
+        for c in again: pd.testing.assert_series_equal(again[c], table[c], check_dtype=False, rtol=1e-4, atol=1e-9)
+        text = markdown(again.assign(mcnemar=table.mcnemar)[table.columns]).split('\n\n')[0]  # notes of the tasks stand below it
+        assert (folder/'table.md').read_text().startswith(text + '\n\n') and text in page, name
 
 
 def test_shipped_runs_are_complete():
@@ -207,6 +246,13 @@ def test_shipped_runs_are_complete():
         assert final.groupby(setting, dropna=False).seed.apply(lambda s: tuple(sorted(s))).nunique() == 1, 'seeds are paired'
         assert rows[~rows.final].groupby('strategy').size().nunique() <= 1, 'each strategy has as many trials'
         assert rows[~rows.final].acc1.isna().all(), 'trials do not read test'
+
+
+def test_the_pages_say_what_watching_costs():
+    cost = json.loads((ROOT/'experiments/results/retention_curve.json').read_text())
+    assert cost['ratio'] < 1.1 and cost['share'] < .1 and 'less than a tenth' in (ROOT/'README.md').read_text()  # the goal, and the claim
+    assert cost['share'] == pytest.approx(np.median([r['share'] for r in cost['rows']])) and cost['ratio'] == pytest.approx(np.median([r['ratio'] for r in cost['rows']]))
+    for text in (f'{cost["ratio"]:.2f} times as long', f'{cost["share"]:.1%} are'.replace('%', ' %'), f'{cost["clips"]} clips', f'{cost["low"]:.2f} to {cost["high"]:.2f}'): assert text in (ROOT/'experiments/README.md').read_text(), text
 
 
 def test_the_results_page_shows_the_sweep():

@@ -387,5 +387,5 @@ def test_shipped_results_are_complete(module):
     assert final.groupby('strategy').seed.apply(lambda s: tuple(sorted(s))).nunique() == 1, 'seeds are paired, and no stage is missing'
     assert chains[~chains.final].groupby('strategy').size().nunique() == 1, 'each strategy has as many trials'
     assert chains[~chains.final][[c for c in rows if c.startswith(('head.', 'probe.'))]].isna().all(axis=None), 'trials do not read test'
-    assert (folder/'table.md').read_text() == module.markdown(sequence_summary(rows))
+    assert (folder/'table.md').read_text() == module.markdown(sequence_summary(rows)) and module.markdown(sequence_summary(rows)) in (ROOT/'experiments/README.md').read_text()
     pd.testing.assert_frame_equal(pd.read_csv(folder/'matrix.csv'), module.matrix(rows), rtol=1e-5)

@@ -3,7 +3,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import linprog
@@ -12,6 +12,8 @@ from sdfast.errors import InputError
 from sdfast.stats import (adjust, bca_interval, benjamini_hochberg, holm, hypervolume, judge, kept_at, matched_difference, matched_kept, mean_interval,
                           p_value, paired_difference, paired_test, pareto_front, sign_flip)
 
+settings.register_profile('sdfast', deadline=None)  # a busy machine is no error
+settings.load_profile('sdfast')
 pytestmark = pytest.mark.filterwarnings('error::RuntimeWarning')
 nan = np.nan
 share = st.floats(0, 1).map(lambda x: round(x, 3))
@@ -230,6 +232,7 @@ def test_kept_at_by_hand():
     assert kept_at(learned, kept, .6) == pytest.approx(.65) and kept_at(learned, kept, .7) == .4 and kept_at(learned, kept, .5) == .9
     assert np.isnan(kept_at(learned, kept, .81)) and kept_at(learned, kept, .8) == .2
     assert np.isnan(kept_at([], [], .5)) and np.isnan(kept_at(learned, kept, nan))
+    assert kept_at([.3, .2], [.5, .9], .1 + .2) == .5  # the same level, but for rounding
     assert kept_at([.8, .6, .8, .5], [.2, .9, .3, .1], .7) == pytest.approx(.6)  # passes .7 three times: at kept .55, .6 and .23
     for gap in (nan, .4), (.7, nan): assert kept_at([.8, gap[0], .5], [.2, gap[1], .9], .6) == .2  # no line over a setting that failed
     with pytest.raises(ValueError, match='pairs'): kept_at([1, 2], [1], 0)

@@ -88,7 +88,7 @@ def test_compare_end_to_end(base, tmp_path, monkeypatch):
         assert set(final[final.strategy == s][strength]) == {best[strength]}
     # folders
     run = tmp_path/'runs'/final.key.iloc[0]
-    assert {p.name for p in run.iterdir()} == {'run.json', 'result.json', 'epochs.csv', 'scores.csv', 'log.txt', 'kept.json', 'curve.csv'}
+    assert {p.name for p in run.iterdir() if p.name[0] != '.'} == {'run.json', 'result.json', 'epochs.csv', 'scores.csv', 'log.txt', 'kept.json', 'curve.csv'}
     log = pd.read_csv(run/'epochs.csv')
     assert len(log) == 2 and {'kept_acc', 'kept_cka', 'kept_drift', 'kept_weights'} <= set(log.columns)
     assert pd.read_csv(run/'curve.csv').cka.tolist() == pytest.approx(log.kept_cka.tolist())
@@ -238,6 +238,18 @@ def test_the_best_epoch_on_valid_is_what_is_measured(base, tmp_path):
         curve = pd.read_csv(tmp_path/'runs'/run.key/'curve.csv')
         assert row['weight_distance'] == pytest.approx(curve.weight_distance[row['best_epoch']], rel=1e-5) != curve.weight_distance[3]
     with pytest.raises(InputError, match='no valid part'): fine_tune(replace(run, valid_frac=0.), source_model(run, tmp_path))
+
+
+def test_the_last_epoch_on_all_of_train_is_the_same_where_the_best_on_test_is_kept_beside_it(base, tmp_path):
+    "What is read of test in between changes nothing of the training; without a valid part there is nothing to validate on"
+    run = replace(base, source='', valid_frac=0., strategy='self_distill', lam=3., clips=3, epochs=4, final=True)
+    last, paper = execute(run, tmp_path), execute(replace(run, select='paper'), tmp_path)
+    assert last['status'] == paper['status'] == 'ok', (last['error'], paper['error'])
+    scores = [(tmp_path/'runs'/r['key']/'scores.csv').read_text() for r in (last, paper)]
+    assert scores[0] == scores[1] and (last['acc1'], last['acc5']) == (paper['acc1'], paper['acc5']) and last['best_acc1'] is last['valid_acc1'] is None
+    a, b = (pd.read_csv(tmp_path/'runs'/r['key']/'epochs.csv') for r in (last, paper))
+    assert a.accuracy.isna().all() and paper['best_epoch'] == b.test_accuracy.idxmax() and paper['best_acc1'] is not None
+    for c in ('train_loss', 'self_distill', 'moved'): assert a[c].notna().all() and a[c].tolist() == b[c].tolist(), c
 
 
 def test_early_stopping_counts_epochs_without_a_better_one(base, tmp_path):

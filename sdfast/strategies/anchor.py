@@ -9,13 +9,23 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from fastai.optimizer import momentum_step
+from fastai.optimizer import momentum_step, sgd_step
 
 from ..errors import InputError
 from ..models import eval_mode
+from ..resume import Stateful
 from .penalty import Anchored, Penalty, find_encoder
+from .recipes import _core
 
 __all__ = ['L2SP', 'EWC', 'MAS', 'SI', 'Importance', 'Fisher', 'fisher_information', 'empirical_fisher', 'mas_importance', 'PathIntegral']
+
+
+def momenta(opt)->list[float]|None:
+    "The momentum of each group where `opt` is SGD by heavy ball or without momentum, `None` where it is another"
+    core = _core(opt)
+    if isinstance(core, torch.optim.SGD): return [g['momentum'] for g in core.param_groups] if not any(g['nesterov'] or g['dampening'] for g in core.param_groups) else None
+    steps = getattr(core, 'cbs', ())
+    return [h['mom'] for h in opt.hypers] if momentum_step in steps else [0.]*len(opt.hypers) if sgd_step in steps else None
 
 
 class WeightPenalty(Penalty):
@@ -24,8 +34,8 @@ class WeightPenalty(Penalty):
     With `direct` its term is not differentiated: the optimizer's step is followed by one of its own (`pull_back`), which
     neither the gradient scaler nor Adam's scaling bends."""
     direct, anchors, scale = False, None, None
-    _told, _ids, _skipped = (), {}, False
-    _stateattrs = Penalty._stateattrs + ('anchors', 'scale', '_ids')
+    _told, _groups, _skipped = (), (), False
+    _stateattrs = Penalty._stateattrs + ('anchors', 'scale')
 
     def weights(self)->dict[str, torch.nn.Parameter]:
         "Trainable parameters of the encoder by name; frozen ones cannot move"
@@ -33,8 +43,9 @@ class WeightPenalty(Penalty):
 
     def before_train(self):
         super().before_train()
+        names = {id(p):n for n, p in self.weights().items()}
+        self._groups = [[names[id(p)] for p in ps if id(p) in names] for ps in self.opt.param_lists]  # of the optimizer: names of the weights in each
         self._warn()
-        if self.direct: self._ids = {id(p):n for n, p in self.weights().items()}
 
     def term(self):
         "`1/2 sum scale*(weight - anchor)^2`; 0 where nothing is trainable"
@@ -56,10 +67,10 @@ class WeightPenalty(Penalty):
     @torch.no_grad()
     def after_step(self):
         if not self.direct or self._skipped: return
-        heavy = momentum_step in self.opt.cbs  # plain momentum adds gradients up: each moves a weight by lr/(1 - mom) in all
-        for p, _, _, h in self.opt.all_params():
-            if (n := self._ids.get(id(p))) is not None:
-                self.pull_back(p, self.anchors[n], self.lam*(1. if self.scale is None else self.scale[n]), h['lr'], h['mom'] if heavy else 0.)
+        weights = self.weights()
+        # plain momentum adds gradients up: each moves a weight by lr/(1 - mom) in all
+        for names, h, mom in zip(self._groups, self.opt.hypers, momenta(self.opt) or [0.]*len(self._groups)):
+            for n in names: self.pull_back(weights[n], self.anchors[n], self.lam*(1. if self.scale is None else self.scale[n]), h['lr'], mom)
 
     def _tell(self, what, text):
         if what not in self._told:
@@ -67,11 +78,11 @@ class WeightPenalty(Penalty):
             self._told = (*self._told, what)
 
     def _warn(self):
-        decays = {h.get('wd', 0) for h in self.opt.hypers} - {0, None}
+        decays = {h.get('wd', 0) for h, names in zip(self.opt.hypers, self._groups) if names} - {0, None}
         if decays: self._tell('decay', f' pulls the encoder to where it started while weight decay {max(decays)} pulls it to zero: set wd=0')
         for other in self.learn.cbs:
             if isinstance(other, WeightPenalty) and other is not self and other.anchors is not None and self.anchors is not None:
-                both = self.anchors.keys() & other.anchors.keys() & self.weights().keys()
+                both = self.anchors.keys() & other.anchors.keys() & self.weights().keys() & other.weights().keys()
                 if any(not torch.equal(self.anchors[n], other.anchors[n].to(self.anchors[n].device)) for n in both):
                     self._tell('other', f' and {type(other).__name__} hold the same parameters to different places: give both the same anchor')
 
@@ -82,7 +93,7 @@ class L2SP(Anchored, WeightPenalty):
     As in the original, biases and batch norm are left out; `which='all'` counts them in. `decoupled` moves the weights by
     `lr*lam*(w0 - w)` after each step instead of adding a gradient (to L2-SP what AdamW is to L2)."""
     name = 'l2sp'
-    _stateattrs = WeightPenalty._stateattrs + Anchored._anchorattrs
+    _stateattrs, _kept = WeightPenalty._stateattrs + Anchored._anchorattrs, Anchored._kept + ('anchors',)
 
     def __init__(self,
         lam:float, # Weight of the distance
@@ -144,6 +155,7 @@ Fisher = Importance
 def _per_sample(model, batches, n, encoder, gather):
     """`Importance` from one sample at a time, in eval mode: no batch is squared as a whole, and neither buffers, gradients,
     modes nor the random state of the model change. `gather(outputs, sample, weights)` returns a list of tensors to add up"""
+    if batches is None: raise InputError('the importance of weights is taken from samples of the source task, or of the target: pass a loader of them, not None')
     part = find_encoder(model, encoder)
     weights = dict(part.named_parameters())
     device, frozen = next(iter(weights.values())).device, [p for p in weights.values() if not p.requires_grad]
@@ -166,6 +178,14 @@ def _per_sample(model, batches, n, encoder, gather):
         seen = int(count)
     if not seen: raise InputError('there are no samples to take the importance from')
     return Importance({k:f/seen for k, f in diag.items()}, {k:p.detach().clone() for k, p in weights.items()}, seen)
+
+
+def _logits(model, *inputs):
+    out = model(*inputs)
+    if not torch.is_tensor(out) or out.ndim != 2:
+        raise InputError(f'Fisher information is of a model with a head, which returns logits (B, classes), not {tuple(out.shape) if torch.is_tensor(out) else type(out).__name__}: '
+                         'pass Sequential(encoder, head), with a probe as head if there is none (sdfast.forgetting.probe_head), or loss=FUNCTION, for instance a pretext loss')
+    return out.float()
 
 
 def _grads(out, weights, keep=False):
@@ -192,8 +212,8 @@ def fisher_information(
         if loss is not None: return [g**2 for g in _grads(loss(model, *sample), weights)]
         if labels == 'empirical':
             if len(sample) < 2: raise InputError("labels='empirical' needs labels: batches of (x, y), not of x alone")
-            return [g**2 for g in _grads(F.cross_entropy(model(*sample[:-1]).float(), sample[-1]), weights)]
-        logp = model(sample[0]).float().log_softmax(1)[0]
+            return [g**2 for g in _grads(F.cross_entropy(_logits(model, *sample[:-1]), sample[-1]), weights)]
+        logp = _logits(model, sample[0]).log_softmax(1)[0]
         if labels == 'sample': return [g**2 for g in _grads(-logp[torch.multinomial(logp.detach().exp().cpu(), 1, generator=draw).item()], weights)]
         total = None
         for c in range(len(logp)):
@@ -242,16 +262,20 @@ class Weighted(WeightPenalty):
         if not self.weights(): self._tell('frozen', ' has nothing to hold, as all parameters of the encoder are frozen: unfreeze some, or leave it away')
         device = next(iter(here.values())).device
         self.anchors, self.scale = ({k:v.to(device) for k, v in d.items()} for d in (self.anchors, self.scale))
-        self._largest = max((self.scale[n].max().item() for n in self.weights()), default=0.)
+
+    def before_train(self):
+        super().before_train()
+        self._largest = [max((self.scale[n].max().item() for n in names), default=0.) for names in self._groups]
 
     def after_loss(self):
         super().after_loss()
-        if not self.direct and 'stable' not in self._told and momentum_step in self.opt.cbs and not hasattr(self.learn, 'lr_finder'):
-            h = self.opt.hypers[0]  # here, as a schedule may raise the learning rate later
-            limit = 2*(1 + h['mom'])/(h['lr']*self._largest) if self._largest > 0 and h['lr'] > 0 else float('inf')
-            if self.lam >= limit:
-                self._tell('stable', f': lam {self.lam:g} is unstable at learning rate {h["lr"]:g} and momentum {h["mom"]:g}, the largest safe lam is {limit:.3g} '
-                           '(lr*lam*max importance < 2(1 + momentum)); take a smaller one, or implicit=True')
+        if self.direct or 'stable' in self._told or hasattr(self.learn, 'lr_finder') or (moms := momenta(self.opt)) is None: return
+        # in each batch, as a schedule may raise the learning rate later
+        limits = [(2*(1 + m)/(h['lr']*f), h['lr'], m) for h, m, f in zip(self.opt.hypers, moms, self._largest) if h['lr']*f > 0]
+        limit, lr, mom = min(limits, default=(float('inf'), 0., 0.))
+        if self.lam >= limit:
+            self._tell('stable', f': lam {self.lam:g} is unstable at learning rate {lr:g} and momentum {mom:g}, the largest safe lam is {limit:.3g} '
+                       '(lr*lam*max importance < 2(1 + momentum)); take a smaller one, or implicit=True')
 
     def pull_back(self, p, anchor, strength, lr, mom):
         c = lr*strength/(1 - mom)
@@ -277,14 +301,14 @@ class SI(Weighted):
     name, how = 'si', 'from PathIntegral().importance() after training on the source'
 
 
-class PathIntegral(Callback):
+class PathIntegral(Stateful, Callback):
     """Watches training on the source for `SI`: what each weight contributed to the fall of the loss, `-sum g dw` over steps.
 
     Only where we train the source: of weights from elsewhere the path is not known. Refuses to run beside a `Penalty`, whose
     gradient is not the task's."""
     order, run_valid = 4, False
     integral, start, steps, _before, _skipped = None, None, 0, None, False
-    _stateattrs = ('integral', 'start', '_before')
+    _stateattrs, _kept = ('integral', 'start', '_before'), ('integral', 'start', 'steps')
 
     def __init__(self, encoder=None): self.protected = encoder
 
@@ -297,7 +321,7 @@ class PathIntegral(Callback):
             self.integral = {n:torch.zeros_like(p, dtype=torch.float32) for n, p in self._weights().items()}
 
     def before_step(self):
-        self._skipped, scaler = False, getattr(getattr(self.learn, 'mixed_precision', None), 'scaler', None)
+        self._skipped, scaler = False, vars(self.learn).get('scaler')
         scale = scaler.get_scale() if scaler is not None else 1.
         self._before = {n:(p.detach().clone(), p.grad.detach().float()/scale) for n, p in self._weights().items() if p.grad is not None}
 

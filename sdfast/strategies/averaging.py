@@ -6,6 +6,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..models import eval_mode
+from ..resume import Stateful
 from .lora import LoRA
 from .penalty import Anchored, anchor_state, find_encoder
 from .recipes import Recipe, batch_norms
@@ -93,7 +94,7 @@ def wise_ft_sweep(
         yield alpha, value
 
 
-class WiSEFT(Anchored, Recipe):
+class WiSEFT(Anchored, Stateful, Recipe):
     """After the fit the encoder becomes `wise_ft` of what it was before and what it is now; its batch norm's statistics are taken
     anew from the train loader. The head stays. What the recorder shows is from before this.
 
@@ -101,7 +102,7 @@ class WiSEFT(Anchored, Recipe):
     Raises `ValueError` where it is too late to take the weights from before, see `Anchored`."""
     name, order = 'wise_ft', 80  # behind SaveModelCallback, which loads the best epoch
     _start, _whole = None, False
-    _stateattrs = Anchored._anchorattrs + ('_start', '_whole')
+    _stateattrs, _kept = Anchored._anchorattrs + ('_start', '_whole'), Anchored._kept + ('_start', '_whole')
 
     def __init__(self,
         alpha:float=.5, # How much of fine-tuning to keep; 0 and 1 are the two ends, to the bit

@@ -54,7 +54,7 @@ class Teacher(FeaturePenalty):
     the term is exactly 0 while both have the same weights) or with the running statistics it was copied with ('running').
     Neither its buffers nor the student's are touched; its dropout is off. With `layers` the features are those of several
     blocks, each averaged over time and space, side by side (as LDIFS)."""
-    teacher, born = None, 0  # `born`: training batches done when the teacher was renewed
+    teacher, age = None, 0  # `age`: training batches since the teacher was renewed
     _stateattrs = FeaturePenalty._stateattrs + ('teacher',)
 
     def __init__(self,
@@ -71,9 +71,13 @@ class Teacher(FeaturePenalty):
 
     def renew(self, state:dict|None=None):
         "Copy the encoder, with the weights of `state` if given"
-        self.teacher, self.born = frozen_copy(self.module()), self.learn.train_iter
+        self.teacher, self.age = frozen_copy(self.module()), 0
         if state is not None: self.teacher.load_state_dict(state)
         batch_statistics(self.teacher)
+
+    def after_batch(self):
+        super().after_batch()
+        self.age += 1
 
     def pairs(self):
         "`(layer, student's output, teacher's)` of each call of the encoder; the layer is '' for what it returns"
@@ -108,7 +112,7 @@ class SelfDistill(Teacher):
 
 class FixedTeacher(Anchored, Teacher):
     "The teacher is the encoder from before training (LDIFS, Mukhoti et al., TMLR 2024; theirs are the features of several `layers`)"
-    _stateattrs = Teacher._stateattrs + Anchored._anchorattrs
+    _stateattrs, _kept = Teacher._stateattrs + Anchored._anchorattrs, Anchored._kept + ('age',)
 
     def __init__(self,
         lam:float, # Weight of the distance
@@ -123,6 +127,12 @@ class FixedTeacher(Anchored, Teacher):
 
     def begin(self):
         if (state := self.take()) is not None: self.renew(state)
+
+    def state_dict(self): return super().state_dict() | dict(teacher=None if self.teacher is None else self.teacher.state_dict())
+
+    def load_state_dict(self, state):
+        if state['teacher'] is not None: self.renew(state['teacher'])
+        super().load_state_dict(state)
 
 
 class EMATeacher(FixedTeacher):
@@ -152,7 +162,7 @@ class EMATeacher(FixedTeacher):
         floats = [k for k, v in teacher.items() if v.is_floating_point()]
         torch._foreach_lerp_([teacher[k] for k in floats], [student[k] for k in floats], 1 - self.decay)
         for k in teacher.keys() - floats: teacher[k].copy_(student[k])
-        self.born = self.learn.train_iter + 1  # as of the next batch
+        self.age = -1  # 0 for the next batch
 
 
 class FeatureMaps(FixedTeacher):

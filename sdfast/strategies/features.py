@@ -134,7 +134,7 @@ class StochNorm(Columns, Callback):
         self.p, self.protected = p, encoder
 
     def before_fit(self):
-        if not self.learn.lock.locked(): self.show({})  # no columns, but `leave` after an exception
+        if self.starts(): self.show({})  # no columns, but `leave` after an exception
 
     def before_train(self): stoch_norm(find_encoder(self.learn.model, self.protected), self.p)
     def after_train(self): plain_norm(self.learn.model)
@@ -210,7 +210,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
     moment has passed, `InputError`."""
     name = 'co_tuning'
     head, relation, _before = None, None, None
-    _stateattrs = FeaturePenalty._stateattrs + Auxiliary._auxattrs + ('head', 'relation', '_before')
+    _stateattrs, _kept = FeaturePenalty._stateattrs + Auxiliary._auxattrs + ('head', 'relation', '_before'), ('relation',)
 
     def __init__(self,
         lam:float=2.3, # Weight of the cross-entropy

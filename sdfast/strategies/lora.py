@@ -84,6 +84,11 @@ class LoRA(Recipe):
         "`{name: (layer, A, B)}` of the fit at work"
         return {n:(m.get_base_layer(), m.lora_A['default'], m.lora_B['default']) for n, m in self.module().named_modules() if hasattr(m, 'lora_A')}
 
+    def changes(self)->dict[str, torch.Tensor]:
+        "What the adapters add to the encoder's weights as they stand, by the weights' names without adapters"
+        return {f'{n}.weight':(self.alpha/self.r*(b.weight.flatten(1) @ a.weight.flatten(1))).view_as(layer.weight).to(layer.weight.dtype)
+                for n, (layer, a, b) in self.adapters().items()}
+
     def _join(self):
         # the optimizer cannot be made anew: schedulers have counted its groups, and the head may have momentum
         core, groups = _core(self.opt), [list(ps) for ps in self.opt.param_lists]
@@ -121,8 +126,7 @@ class LoRA(Recipe):
         "Take the adapters out of the encoder and the optimizer; without adapters, do nothing"
         if self._tuner is None: return
         if merge:  # PEFT's own merge fails on 1x1x1 kernels
-            for layer, a, b in self.adapters().values():
-                layer.weight.add_((self.alpha/self.r*(b.weight.flatten(1) @ a.weight.flatten(1))).view_as(layer.weight).to(layer.weight.dtype))
+            for (layer, _, _), change in zip(self.adapters().values(), self.changes().values()): layer.weight.add_(change)
         self._tuner.unload()
         self._tuner = None
         if self._joined and self.opt is not None: self._leave()

@@ -62,7 +62,7 @@ class PSKD(Penalty):
     The term is what that adds to the cross-entropy with y, `t/n_epoch (CE(p) - CE(y))`; it can be negative. Targets must be
     class numbers."""
     name = 'pskd'
-    teacher, born = None, 0
+    teacher, age = None, 0
     _stateattrs = Penalty._stateattrs + ('teacher',)
 
     def __init__(self,
@@ -75,7 +75,11 @@ class PSKD(Penalty):
         self.teacher_bn = teacher_bn
 
     def begin(self):
-        self.teacher, self.born = batch_statistics(frozen_copy(get_model(self.learn.model))) if self.learn.epoch else None, self.learn.train_iter
+        self.teacher, self.age = batch_statistics(frozen_copy(get_model(self.learn.model))) if self.learn.epoch else None, 0
+
+    def after_batch(self):
+        super().after_batch()
+        self.age += 1
 
     def term(self):
         y, pred = self.learn.yb[0], self.learn.pred.float()

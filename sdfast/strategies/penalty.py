@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models import load_encoder
+from ..resume import Stateful
 
 __all__ = ['find_encoder', 'frozen_copy', 'anchor_state', 'state_hash', 'keep_buffers', 'block_names', 'Penalty', 'FeaturePenalty', 'Anchored', 'Auxiliary']
 
@@ -83,16 +84,24 @@ class _Watch:
 class Columns:
     """Mix-in for a callback that has columns in the recorder while a fit runs, and leaves nothing behind.
 
-    fastai tells no callback of an exception other than its own; `leave` is called then, too."""
-    _columns = ()
+    fastai tells no callback of an exception other than its own; `leave` is called then, too: at once where an epoch failed, where
+    the fit failed before its first one when the callback is taken off or asked for anything else."""
+    _columns, _waiting = (), False
+
+    def starts(self)->bool:
+        "In `before_fit`: this is a fit, not `validate` or `get_preds`"
+        if not self.learn.lock.locked(): return True
+        if self._waiting: self.leave()
+        return False
 
     def show(self, columns:dict):
         "Add columns, name -> function; not for `validate` and `get_preds`, whose results must keep their length"
         self._drop()
         self._columns = [ValueMetric(f, n) for n, f in columns.items()]
-        self.learn.metrics, epoch = self.learn.metrics + self._columns, self.learn._do_epoch
+        self.learn.metrics, epoch, self._waiting = self.learn.metrics + self._columns, self.learn._do_epoch, True
 
         def guarded():
+            self._waiting = False
             try: epoch()
             except (CancelEpochException, CancelFitException): raise
             except BaseException:
@@ -103,7 +112,12 @@ class Columns:
     def leave(self):
         "Take the columns away; subclasses drop their hooks and graphs here"
         self._drop()
+        self._waiting = False
         self.learn.__dict__.pop('_do_epoch', None)
+
+    def __setattr__(self, name, value):
+        if name == 'learn' and value is None and self._waiting: self.leave()  # taken off, as `fit(cbs=...)` does after an exception too
+        super().__setattr__(name, value)
 
     def _drop(self):
         mine, self._columns = {id(c) for c in self._columns}, ()
@@ -113,7 +127,7 @@ class Columns:
         if not self.learn.lock.locked(): self.leave()
 
 
-class Penalty(Columns, Callback):
+class Penalty(Stateful, Columns, Callback):
     """Add `lam * self.term()` to the gradient of every training batch.
 
     `train_loss` and `valid_loss` stay the task loss; the mean of the term over the epoch's batches, before `lam`, is in a
@@ -142,7 +156,7 @@ class Penalty(Columns, Callback):
         return find_encoder(self.learn.model, self.protected)
 
     def before_fit(self):
-        if not self.learn.lock.locked(): self.show({self.name: self.mean_term})
+        if self.starts(): self.show({self.name: self.mean_term})
 
     def mean_term(self)->float:
         "Mean of the term over the batches of the last epoch that trained, before `lam`"
@@ -230,19 +244,24 @@ class Anchored:
     """Mix-in for a `Penalty` that holds on to weights from before training: it takes them once and never again.
 
     They are `anchor` or, without one, the encoder as it stands when the first real fit begins to train (`lr_find` is none).
-    Where that moment has passed, in a fit that starts at a later epoch or after `load_learner`, training is an error."""
+    Where that moment has passed, in a fit that starts at a later epoch or after `load_learner`, training is an error. A fit that
+    goes on by `Resume` has them from there."""
     anchor, _held, _trial, _taken = None, False, False, False
+    _kept = ('_held', '_trial', '_taken')
     _anchorattrs = ('anchor', '_held', '_trial')  # for `_stateattrs`: not exported
 
     def take(self)->dict|None:
         "`anchor_state` if this is the moment to take it, else `None`: what was taken stays"
         trial = hasattr(self.learn, 'lr_finder')
         if self._held and (trial or not self._trial): return None
-        if self.anchor is None and not trial and (self._taken or self.learn.epoch > 0):
+        if self.anchor is None and not trial and self.late():
             raise ValueError(f'{type(self).__name__} has no weights to hold on to: an exported learner does not carry them, and a fit that starts '
                              f'at epoch {self.learn.epoch} is too late to take them. Pass anchor=STATE_DICT, ENCODER or FILE')
         self._held, self._trial, self._taken = True, trial, self._taken or not trial
-        return anchor_state(self.module(), self.anchor)
+        return self.snapshot()
+
+    def snapshot(self)->dict: return anchor_state(self.module(), self.anchor)
+    def late(self)->bool: return self._taken or self.learn.epoch > 0
 
     def after_fit(self):
         if self._trial: self._held = False
@@ -254,7 +273,7 @@ class Auxiliary:
 
     They learn by SGD at the learning rate and momentum of the model's last group, and step when the model does: not for
     micro-batches, nor where the gradient scaler skips."""
-    aux, _aux_opt, _skipped, _aside = None, None, False, None
+    aux, _aux_opt, _skipped, _aside, _saved = None, None, False, None, None
     _auxattrs = ('aux', '_aux_opt', '_aside')  # for `_stateattrs`: not exported
 
     def before_fit(self):
@@ -265,6 +284,19 @@ class Auxiliary:
         if self._aside is not None: (self.aux, self._aux_opt), self._aside = self._aside, None
         super().leave()
 
+    def state_dict(self): return super().state_dict() | ({} if self.aux is None else dict(aux=self.aux.state_dict(), aux_opt=self._aux_opt.state_dict()))
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self._saved = state if 'aux' in state else None
+        if self.aux is not None: self._restore()
+
+    def _restore(self):
+        if self._saved is None: return
+        self.aux.load_state_dict(self._saved['aux'])
+        self._aux_opt.load_state_dict(self._saved['aux_opt'])
+        self._saved = None
+
     def set_auxiliary(self, make):
         "Modules from the function `make`, the same whatever was drawn before, without touching the random state"
         device = next(self.module().parameters()).device
@@ -272,22 +304,25 @@ class Auxiliary:
             torch.manual_seed(0)
             self.aux = make().to(device).train()
         self._aux_opt = torch.optim.SGD(self.aux.parameters(), lr=1., momentum=.9)
+        self._restore()
 
-    def before_step(self):
-        self._skipped = False
-        scaler = getattr(getattr(self.learn, 'mixed_precision', None), 'scaler', None)
-        scale = scaler.get_scale() if scaler is not None else 1.
+    def before_step(self): self._skipped = False
+    def after_cancel_step(self): self._skipped = True
+
+    def after_step(self):
+        if not self._skipped: self._step_aux()
+        self._aux_opt.zero_grad()
+
+    def _step_aux(self):
+        # here, not in `before_step`, which micro-batches have too: what they add up is put together and unscaled once
+        scaler = vars(self.learn).get('scaler')  # of `MixedPrecision`
+        scale = scaler.get_scale() if scaler is not None else 1.  # as it was in this batch: `MixedPrecision` updates it later
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         for p in self.aux.parameters():
             if p.grad is None: continue
             if world > 1: dist.all_reduce(p.grad)
             p.grad.div_(world*scale)
-
-    def after_cancel_step(self): self._skipped = True
-
-    def after_step(self):
+        if scaler is not None and not all(p.grad.isfinite().all() for p in self.aux.parameters() if p.grad is not None): return
         hyper = self.opt.hypers[-1]
-        if not self._skipped:
-            for g in self._aux_opt.param_groups: g.update(lr=float(hyper['lr']), momentum=float(hyper.get('mom', 0.) or 0.))
-            self._aux_opt.step()
-        self._aux_opt.zero_grad()
+        for g in self._aux_opt.param_groups: g.update(lr=float(hyper['lr']), momentum=float(hyper.get('mom', 0.) or 0.))
+        self._aux_opt.step()

@@ -1,6 +1,8 @@
 "Source clips beside the target's: what the other strategies are measured against, as an upper bound."
 import random
+from collections import deque
 from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from fastai.torch_core import get_random_states, set_random_states
 from torch import nn
 
 from ..errors import InputError
+from ..resume import as_states
 from .penalty import Penalty, frozen_copy, keep_buffers
 
 __all__ = ['Replay']
@@ -28,8 +31,8 @@ class Replay(Penalty):
     normalised with its own statistics where the encoder is in train mode, and leaves the running ones alone; loader and dropout
     draw from a random state of their own. Raises `InputError` for a loader without batches."""
     order = 5.5  # behind the other penalties, which have by then read what their hooks saw
-    source, source_head, _batches, _random = None, None, None, None
-    _stateattrs = Penalty._stateattrs + ('source', 'source_head', '_batches', '_random')
+    source, source_head, _batches, _random, _read, _order = None, None, None, None, 0, None
+    _stateattrs, _kept = Penalty._stateattrs + ('source', 'source_head', '_batches', '_random', '_order'), ('_random', '_read', '_order')
 
     def __init__(self,
         lam:float, # Weight of the source task
@@ -38,13 +41,25 @@ class Replay(Penalty):
         encoder=None, # Which part of the model to protect, see `find_encoder`
     ):
         super().__init__(lam, encoder)
+        if dl is None: raise InputError('Replay needs clips of the source task: pass a loader of its (x, y), not None; without them take a strategy that does not see the source')
+        if not isinstance(head, nn.Module):
+            raise InputError(f'Replay needs the head of the source task, a module from features to logits, not {type(head).__name__}; for an encoder without one '
+                             'fit a probe: sdfast.forgetting.probe_head(features, labels, n_classes)')
         self.source, self.source_head = dl, frozen_copy(head)
 
     def begin(self):
         if self.source is None:
             raise ValueError('Replay has lost its source clips: an exported learner does not carry them; pass a new Replay(lam, dl, head)')
         self.source_head.to(next(self.module().parameters()).device)
-        if self._batches is None: self._batches = _cycle(self.source)
+        if self._batches is not None: return
+        # a resumed fit reads the source up to where it was, in the order in which it was read
+        shuffled, rng = getattr(self.source, 'shuffle', True), getattr(self.source, 'rng', None)
+        if self._order is not None: rng.setstate(self._order)
+        elif rng is not None: self._order = rng.getstate()
+        self._batches, known = _cycle(self.source), self._random
+        if self._read:
+            with self._own_random(): deque(islice(self._batches, self._read if shuffled else self._read % len(self.source)), maxlen=0)
+            self._random = known
 
     @contextmanager
     def _own_random(self):
@@ -59,14 +74,19 @@ class Replay(Penalty):
             self._random = get_random_states()
         finally: set_random_states(**outside)
 
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        if self._random is not None: self._random = as_states(self._random)
+
     def term(self):
         encoder = self.module()
         device = next(encoder.parameters()).device
         with self._own_random(), keep_buffers(encoder):
             x, y = (t.as_subclass(torch.Tensor).to(device) for t in next(self._batches))
+            self._read += 1
             logits = self.source_head(encoder.forward(x))  # not a call: the hooks of other callbacks wait for the target's features
         return F.cross_entropy(logits.float(), y)
 
     def after_fit(self):
         super().after_fit()
-        if not self.learn.lock.locked(): self._batches = None  # ends the workers of its loader
+        if not self.learn.lock.locked(): self._batches, self._read, self._order = None, 0, None  # ends the workers of its loader

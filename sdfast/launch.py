@@ -1,0 +1,254 @@
+"""Getting many pieces of work done once each: in this process, in several, on a cluster, or by several processes for each piece.
+
+Whoever takes part shares a folder and nothing else. A piece is claimed (`store.claim`), done or gone on with, and its result read
+by all; so it does not matter how many invocations, workers or machines there are, nor which of them die. Workers are submitit's,
+on this machine and on Slurm alike; the processes of one piece are torchrun's."""
+import os, shlex, shutil, subprocess, sys, threading, time
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from fastai.distributed import DistributedDL
+from fastai.torch_core import num_distrib, rank_distrib
+from submitit import AutoExecutor, LocalExecutor
+from submitit.helpers import Checkpointable
+
+from . import store
+from .errors import Busy, InputError
+
+__all__ = ['Watch', 'Work', 'Launcher', 'share', 'join_processes', 'agree', 'alone', 'Dealt']
+
+LAUNCHERS = ('local', 'slurm')
+# what --slurm may say, and the name that submitit has for it
+SLURM = dict(partition='slurm_partition', time='timeout_min', gpus='gpus_per_node', cpus='cpus_per_task', mem='mem_gb', account='slurm_account', qos='slurm_qos',
+             constraint='slurm_constraint', exclude='slurm_exclude', nodelist='slurm_nodelist')
+
+
+class Watch:
+    "Told what a study does; the default tells nobody"
+    def plan(self, runs): "These runs will be done, or skipped if finished"
+    def start(self, what, epochs): "A run or the source stage begins, of so many epochs"
+    def epoch(self, epoch, done): "Epoch number, and the part of its batches that is done"
+    def done(self, row, skipped=False): "A run has ended"
+    def running(self, pieces): "What other processes are at: `[(run, epochs done)]`"
+    def say(self, text): "A line for the reader"
+
+
+class Work:
+    "A kind of work, known to those who share it by its folder alone. Must be picklable; pieces are anything that is"
+    def folder(self, piece)->Path: "Where a piece is done"
+    def read(self, piece, since:float, watch:Watch): "The result of a piece, or `None`. A failure from before the time `since` is none: its cause may be gone"
+    def do(self, piece, since:float, watch:Watch): "Do or read a piece. Raises `Busy` if another process is at it"
+    def fail(self, piece, error:str): "Write down that every process that tried a piece was killed"
+    def at(self, piece)->tuple: "`(run, epochs done)` of a piece that is being done"
+    def report(self, result, skipped:bool, watch:Watch): "Tell of a result"
+
+
+class Launcher:
+    "How many workers there are, and where"
+    def __init__(self,
+        jobs:int=1, # Worker processes
+        cluster:str='', # 'local', 'slurm', or '' for this process if there is one job, else local ones
+        options:str='', # For Slurm, `name=value,...`: partition, time (minutes), gpus, cpus, mem (GB), account, qos, ...
+        poll:float=.5, # Seconds between two looks at what the workers have done
+    ):
+        if jobs < 1: raise InputError(f'--jobs must be at least 1, not {jobs}')
+        if cluster and cluster not in LAUNCHERS: raise InputError(f'--launcher must be {" or ".join(LAUNCHERS)}, not {cluster!r}')
+        pairs = [p.partition('=') for p in filter(None, (p.strip() for p in options.split(',')))]
+        if pairs and cluster != 'slurm': raise InputError('--slurm is for --launcher slurm')
+        if bad := [k for k, eq, v in pairs if k not in SLURM or not v]: raise InputError(f'--slurm must be name=value,... of {", ".join(SLURM)}, not {bad[0]!r}')
+        if cluster == 'slurm' and not shutil.which('sbatch'): raise InputError('--launcher slurm needs Slurm: there is no sbatch on this machine')
+        if num_distrib() > 1 and (jobs > 1 or cluster): raise InputError('under torchrun all processes do one run together: --jobs and --launcher cannot be set')
+        self.jobs, self.cluster, self.poll = jobs, cluster or ('local' if jobs > 1 else ''), max(poll, 2.) if cluster == 'slurm' else poll
+        number = dict(time=int, gpus=int, cpus=int, mem=float)
+        try: self.options = {SLURM[k]:number.get(k, str)(v) for k, _, v in pairs}
+        except ValueError: raise InputError(f'--slurm: {", ".join(number)} must be numbers, not {options!r}') from None
+
+    @property
+    def inside(self)->bool: return not self.cluster
+
+
+def share(
+    pieces:list, # What is to be done
+    work:Work,
+    out, # The study's folder: workers' logs are in `out/workers`
+    watch:Watch=Watch(),
+    launcher:Launcher|None=None, # `None`: this process
+    since:float|None=None, # Failures from before are tried again; by default those from before now
+    planned:tuple|None=None, # For `status.snapshot`: pieces of the whole study as far as they are known, and how many there are in all
+)->list: # A result a piece
+    "Do all pieces that nobody has done, and read the others'"
+    if since is None and not rank_distrib():
+        known, total = planned or (pieces, len(pieces))
+        Path(out).mkdir(parents=True, exist_ok=True)
+        store.write_json(Path(out)/'plan.json', dict(command=shlex.join(['python', *sys.argv]), total=total, folders=[os.path.relpath(work.folder(p), out) for p in known]))
+    since, results = time.time() if since is None else since, {}
+    if launcher is None or launcher.inside:
+        left = list(range(len(pieces)))
+        while left:
+            for i in list(left):
+                try: results[i] = work.do(pieces[i], since, watch)
+                except Busy: continue
+                left.remove(i)
+            if left: time.sleep(.2)
+    else: results = _supervise(pieces, work, Path(out), watch, launcher, since)
+    return [results[i] for i in range(len(pieces))]
+
+
+class Worker(Checkpointable):
+    "What a worker process does. Preempted, it is queued again as it is: all that it did is in the folder"
+    def __call__(self, work, pieces, out, since, first, threads, boss):
+        from .report import LiveWatch
+        if threads: torch.set_num_threads(threads)
+        if boss: threading.Thread(target=_follow, args=(boss,), daemon=True).start()
+        with LiveWatch() as watch:
+            watch.plan([work.at(p)[0] for p in pieces])
+            share(pieces[first:] + pieces[:first], work, out, watch, since=since)  # each begins elsewhere
+
+
+def _follow(boss):
+    while True:
+        time.sleep(1.)
+        try: os.kill(boss, 0)
+        except ProcessLookupError: os._exit(1)  # nobody waits for the results
+
+
+def _start(n, pieces, work, out, launcher, since):
+    jobs = []
+    if launcher.cluster == 'local':
+        ex = LocalExecutor(out/'workers')
+        seen = os.environ.get('CUDA_VISIBLE_DEVICES')
+        gpus = [int(g) for g in seen.split(',') if g.isdigit()] if seen is not None else list(range(torch.cuda.device_count()))
+        for i in range(n):
+            ex.update_parameters(timeout_min=60*24*365, **(dict(gpus_per_node=1, visible_gpus=[gpus[i % len(gpus)]]) if gpus else {}))
+            with _stderr_to(out/'workers'/'controllers.err'):
+                jobs.append(ex.submit(Worker(), work, pieces, out, since, i*len(pieces)//n, max(1, torch.get_num_threads()//n), os.getpid()))
+        return jobs
+    ex = AutoExecutor(out/'workers', cluster=launcher.cluster)
+    ex.update_parameters(name='sdfast', slurm_array_parallelism=n, stderr_to_stdout=True, **dict(timeout_min=60) | launcher.options)
+    with ex.batch():
+        for i in range(n): jobs.append(ex.submit(Worker(), work, pieces, out, since, i*len(pieces)//n, None, None))
+    return jobs
+
+
+def _alive(job, cluster)->bool:
+    if job.paths.result_pickle.exists(): return False
+    if cluster == 'local': return job.state == 'RUNNING'
+    # not sacct, which knows nothing where accounting is off
+    q = subprocess.run(['squeue', '--noheader', '--jobs', str(job.job_id), '--format', '%i'], capture_output=True, text=True)
+    return bool(q.stdout.strip()) or (q.returncode != 0 and 'Invalid job id' not in q.stderr)
+
+
+def _supervise(pieces, work, out, watch, launcher, since):
+    "Start workers, replace those that die, and tell what they do"
+    results, left, jobs, before, idle = {}, list(range(len(pieces))), [], None, 0
+
+    def collect(first=False):
+        for i in list(left):
+            if (r := work.read(pieces[i], since, watch)) is not None:
+                results[i] = r
+                left.remove(i)
+                work.report(r, first, watch)
+    try:
+        collect(first=True)
+        while left:
+            if not any(_alive(j, launcher.cluster) for j in jobs):
+                collect()
+                begun = [i for i in left if work.folder(pieces[i]).exists()]
+                now = len(left), sum(work.at(pieces[i])[1] for i in begun)
+                idle, before = idle + 1 if now == before else 0, now
+                if jobs and left: watch.say(f'the workers ended before the work did ({_last_words(jobs)}); {"new ones go on" if idle < 2 else "they got nowhere"}')
+                if idle >= 2:  # no epoch more than two generations ago
+                    if not begun: raise RuntimeError(f'workers cannot start: {_last_words(jobs)}; their logs are in {out/"workers"}')
+                    for i in begun: work.fail(pieces[i], f'every process that tried it was killed, perhaps for its memory ({_last_words(jobs)})')
+                    idle, before = 0, None
+                    collect()
+                if left: jobs = _start(min(launcher.jobs, len(left)), [pieces[i] for i in left], work, out, launcher, since)
+            time.sleep(launcher.poll)
+            collect()
+            watch.running([work.at(pieces[i]) for i in left if (work.folder(pieces[i])/store.OWNER).exists()])
+    except BaseException:
+        if launcher.cluster == 'local': _end(jobs)
+        elif jobs: watch.say(f'jobs {", ".join(sorted({j.job_id.split("_")[0] for j in jobs}))} go on in the cluster; the same command finds what they did, scancel ends them')
+        raise
+    return results
+
+
+def _end(jobs):
+    "Of local workers: they let go of what they do at once, as it is safe up to its last epoch"
+    for j in jobs: j.cancel(check=False)
+    for j in jobs:
+        try: j._process.wait(10)
+        except subprocess.TimeoutExpired: j._process.kill()
+
+
+@contextmanager
+def _stderr_to(file):
+    "For processes that are started inside: submitit's tell on ours how they were ended"
+    sys.stderr.flush()
+    ours = os.dup(2)
+    with open(file, 'ab') as f: os.dup2(f.fileno(), 2)
+    try: yield
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
+
+
+def _last_words(jobs):
+    for j in jobs:
+        for p in (j.paths.stderr, j.paths.stdout):
+            if p.exists() and (lines := [l for l in p.read_text(errors='replace').splitlines() if l.strip()]): return lines[-1][:300]
+    return 'without a word'
+
+
+# --- several processes for each piece -----------------------------------------------------------------------------------
+
+def join_processes()->int:
+    "Take part in what torchrun started; returns how many take part, 1 outside of it"
+    n = int(os.environ.get('WORLD_SIZE', 1))
+    if n > 1 and not dist.is_initialized():
+        cuda = torch.cuda.is_available()
+        if cuda: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        dist.init_process_group('nccl' if cuda else 'gloo', timeout=timedelta(hours=12))  # the first measures while the others wait
+    return n
+
+
+def agree(f):
+    "What `f()` returns or raises in the first process, in all"
+    if num_distrib() < 2: return f()
+    box = [None, None]
+    if not rank_distrib():
+        try: box[0] = f()
+        except Exception as e: box[1] = e
+    dist.broadcast_object_list(box, 0)
+    if box[1] is not None: raise box[1]
+    return box[0]
+
+
+@contextmanager
+def alone():
+    "Inside, fastai takes this process for the only one: for what the first measures while the others wait"
+    world = os.environ.get('WORLD_SIZE')
+    if world is not None: os.environ['WORLD_SIZE'] = '1'
+    try: yield
+    finally:
+        if world is not None: os.environ['WORLD_SIZE'] = world
+
+
+class Dealt(DistributedDL):
+    """A loader that drops a last incomplete batch, and whose batches, those of all processes put together, are those of one process.
+
+    fastai's deals out parts of the data instead, and counts some samples twice to make them even."""
+    def _broadcast(self, t, rank):
+        box = [t]
+        dist.broadcast_object_list(box, rank)  # fastai's needs a GPU
+        return box[0]
+
+    def __len__(self): return self.dl.n//(self.bs*self.world_size)
+
+    def get_idxs(self):
+        idxs = self._broadcast(list(self.dl.get_idxs()), 0)
+        self.n = self.n_padded = len(self)*self.bs*self.world_size
+        return idxs[:self.n][self.rank::self.world_size]

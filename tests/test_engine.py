@@ -1,0 +1,414 @@
+"Studies on processes that die: real ones, killed at random moments, out of memory, on a full disk, several at once."
+import json
+import multiprocessing as mp
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sdfast import status, store, study, tasks
+from sdfast.errors import InputError, StoreError
+from sdfast.forgetting import Retention
+from sdfast.launch import Launcher, Watch, share
+from sdfast.report import summary, write_report
+from sdfast.study import Run, Runs, compare, execute, finished, source_model, strength_grid, untouched
+
+ROOT = Path(__file__).parents[1]
+GRIDS = dict(finetune=[dict(lr=.05)], ema_teacher=[dict(lam=1.)], wise_ft=[dict(lam=.3)])
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    "No model or data of another test"
+    study._sources.clear()
+    study._data.cache_clear()
+    tasks.create_task.cache_clear()
+
+
+@pytest.fixture
+def base(clips):
+    spec = f'folder:{clips},group=(p\\d)_'
+    return Run(task=spec, source=spec, data='x', frames=4, size=24, bs=4, epochs=4, source_epochs=3, source_bs=4, model_args='width=4')
+
+
+class Log(Watch):
+    def __init__(self, file=None): self.lines, self.rows, self.file = [], [], file
+    def say(self, text): self.lines.append(text)
+    def done(self, row, skipped=False):
+        self.rows.append((row, skipped))
+        if self.file:
+            with open(self.file, 'a') as f: f.write(f'{row["key"]} {skipped}\n')
+
+
+def fork(f):
+    "A process of its own that does `f` and nothing else; what it imports is there already"
+    if (pid := os.fork()) == 0:
+        code = 1
+        try:
+            f()
+            code = 0
+        finally: os._exit(code)
+    return pid
+
+
+def results(out):
+    "What `result.json` files say, without times"
+    def clean(d): return {k:v for k, v in d.items() if k not in ('seconds', 'ended', 'sha256', 'files')} | dict(files={n:h for n, h in d['files'].items() if n != 'log.txt'})
+    return {f.parent.name:clean(json.loads(f.read_text())) for f in Path(out).glob('runs/*/result.json')}
+
+
+def test_killed_again_and_again_it_ends_with_the_same_numbers(base, tmp_path):
+    whole = compare(base, GRIDS, tmp_path/'whole', seeds=2)
+    study._sources.clear(), study._data.cache_clear()
+    rng, kills, resumed, batches, ended = random.Random(0), 0, 0, mp.Value('i', 0), (0, 0)
+    class Count(Watch):
+        def epoch(self, epoch, done): batches.value += 1
+    while True:
+        pid, until = fork(lambda: compare(base, GRIDS, tmp_path/'killed', seeds=2, watch=Count())), batches.value + rng.randint(3, 14)
+        while batches.value < until and (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0): time.sleep(.001)
+        if ended != (0, 0): break
+        time.sleep(rng.uniform(0, .1))  # in the middle of whatever it does now
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        kills += 1
+        resumed += bool(list((tmp_path/'killed').glob('runs/*/epoch-*.pt')))
+    assert ended == (pid, 0) and kills >= 4 and resumed >= 2, (ended, kills, resumed)
+    after = compare(base, GRIDS, tmp_path/'killed', seeds=2)
+    pd.testing.assert_frame_equal(after.drop(columns='seconds'), whole.drop(columns='seconds'))
+    assert results(tmp_path/'killed') == results(tmp_path/'whole')  # digests of scores, epochs, curves and what was kept, too
+    for f in (tmp_path/'killed').glob('runs/*/epochs.csv'): assert len(pd.read_csv(f)) == 4
+    assert not list((tmp_path/'killed').rglob('epoch-*.pt')) and not list((tmp_path/'killed').glob('runs/*/.*.tmp'))
+
+
+def test_a_run_goes_on_and_does_not_begin_anew(base, tmp_path):
+    run = replace(base, strategy='self_distill', lam=3., final=True)
+    whole = execute(run, tmp_path/'whole')
+    seen = []
+    class Stop(Log):
+        def start(self, what, epochs): pass
+        def epoch(self, epoch, done):
+            seen.append(epoch)
+            if len(seen) > 1 and epoch == 2: raise KeyboardInterrupt
+    source_model(run, tmp_path/'cut')
+    with pytest.raises(KeyboardInterrupt): execute(run, tmp_path/'cut', Stop())
+    assert len(list((tmp_path/'cut'/'runs'/run.key).glob('epoch-00002-*.pt'))) == 1
+    seen.clear()
+    class Look(Log):
+        def epoch(self, epoch, done): seen.append(epoch)
+    row = execute(run, tmp_path/'cut', Look())
+    assert set(seen) == {2, 3} and {k:v for k, v in row.items() if k != 'seconds'} == {k:v for k, v in whole.items() if k != 'seconds'}
+
+
+@pytest.mark.parametrize('name', ['result.json', 'run.json', 'epochs.csv', 'scores.csv', 'kept.json', 'curve.csv', 'log.txt'])
+@pytest.mark.parametrize('how', ['cut', 'flipped', 'gone'])
+def test_damage_is_named_and_done_again(base, tmp_path, name, how, clips):
+    run, out = replace(base, final=True, epochs=1), clips.parent/'damage'  # one run for all
+    row, log = execute(run, out), Log()
+    file = out/'runs'/run.key/name
+    data = file.read_bytes()
+    file.write_bytes(dict(cut=data[:len(data)//2], flipped=data[:5] + bytes([data[5] ^ 1]) + data[6:], gone=b'')[how])
+    if how == 'gone': file.unlink()
+    got = execute(run, out, log)
+    assert {k:v for k, v in got.items() if k != 'seconds'} == {k:v for k, v in row.items() if k != 'seconds'}
+    assert not log.rows[0][1] and ((name, how) == ('result.json', 'gone') or any(name in l and ('damaged' in l or 'missing' in l) and 'done again' in l for l in log.lines))
+    assert execute(run, out, log := Log()) == got and log.rows[0][1] and not log.lines
+
+
+def test_a_damaged_source_is_trained_again_and_told(base, tmp_path):
+    first, log = source_model(base, tmp_path), Log()
+    file = tmp_path/'source'/base.source_key/'encoder.safetensors'
+    file.write_bytes(file.read_bytes()[:-10])
+    study._sources.clear()
+    assert source_model(base, tmp_path, log).id == first.id and 'encoder.safetensors is damaged' in log.lines[0] and 'trained again' in log.lines[0]
+
+
+def test_another_configuration_is_never_written_over(base, tmp_path, monkeypatch):
+    execute(base, tmp_path)
+    before = {f:f.read_bytes() for f in (tmp_path/'runs').rglob('*') if f.is_file()}
+    other = replace(base, epochs=1)
+    monkeypatch.setattr(Run, 'key', property(lambda self: base.key if self == other else study._key(study.asdict(self))))
+    with pytest.raises(StoreError, match='is of another run'): execute(other, tmp_path)
+    assert before == {f:f.read_bytes() for f in (tmp_path/'runs').rglob('*') if f.is_file()}
+    d = store.read_json(tmp_path/'runs'/base.key/'result.json')
+    assert d['versions'].keys() == {'sdfast', 'torch', 'fastai', 'av'} and d['threads'] and d['python']
+
+
+def test_two_invocations_share_the_work(base, tmp_path):
+    source_model(base, tmp_path)
+    grids = dict(finetune=[dict(lr=.05)], ema_teacher=[dict(lam=1.)])
+    pids = [fork(lambda f=f: compare(base, grids, tmp_path, seeds=3, watch=Log(f))) for f in (tmp_path/'a', tmp_path/'b')]
+    assert [os.waitpid(p, 0)[1] for p in pids] == [0, 0]
+    done = [[l.split()[0] for l in (tmp_path/n).read_text().splitlines() if l.endswith('False')] for n in 'ab']
+    runs = {f.parent.name for f in tmp_path.glob('runs/*/result.json')}
+    assert len(runs) == 6 and set(done[0]) | set(done[1]) == runs and len(done[0]) + len(done[1]) == 6 and min(map(len, done)) >= 1
+    both, alone = (compare(base, grids, out, seeds=3).drop(columns='seconds') for out in (tmp_path, tmp_path/'alone'))
+    pd.testing.assert_frame_equal(both, alone)
+
+
+def test_failures_are_rows_with_their_kind(base, tmp_path, monkeypatch):
+    from sdfast.video import VideoError
+    kinds = {'out of memory': torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20 GiB'), 'bad data': VideoError('x.mp4: no frame can be decoded'), 'failed': OSError('the cable was pulled')}
+    for kind, error in kinds.items():
+        run = replace(base, seed=len(kind))
+        with monkeypatch.context() as m:
+            def fail(*a, **k): raise error
+            m.setattr(study, 'fine_tune', fail)
+            row = execute(run, tmp_path)
+        assert (row['status'], str(error) in row['error']) == (kind, True)
+        log = (tmp_path/'runs'/run.key/'log.txt').read_text()
+        assert 'Traceback' in log and type(error).__name__ in log
+        assert finished(run, tmp_path, since=0.)['status'] == kind and finished(run, tmp_path, since=time.time()) is None and finished(run, tmp_path) is None
+    with pytest.raises(RuntimeError) as e: torch.empty(2**60)
+    assert study._status(e.value) == 'out of memory' and study._status(MemoryError()) == 'out of memory'
+
+
+def test_the_study_goes_on_and_its_table_says_so(base, tmp_path, monkeypatch):
+    tune = study.fine_tune
+    def sometimes(run, *a, **k):
+        if run.strategy == 'l2sp' and run.seed == 1: raise torch.OutOfMemoryError('CUDA out of memory')
+        return tune(run, *a, **k)
+    monkeypatch.setattr(study, 'fine_tune', sometimes)
+    rows = compare(base, dict(finetune=[dict(lr=.05)], l2sp=[dict(lam=.1)]), tmp_path, seeds=3)
+    assert rows.status.value_counts().to_dict() == {'ok': 6, 'out of memory': 1}
+    table = write_report(rows, tmp_path)
+    assert table.set_index('strategy').failed['l2sp'] == 1 and '1 failed' in (tmp_path/'table.md').read_text()
+    monkeypatch.setattr(study, 'fine_tune', tune)  # the cause is gone
+    assert set(compare(base, dict(finetune=[dict(lr=.05)], l2sp=[dict(lam=.1)]), tmp_path, seeds=3).status) == {'ok'}
+
+
+def test_a_penalty_that_is_not_finite_is_a_row(base, tmp_path):
+    row = execute(replace(base, strategy='self_distill', lam=1e38, lr=10.), tmp_path)
+    assert row['status'] == 'diverged' and 'not finite' in row['error']
+
+
+def test_a_full_disk_stops_the_study_and_it_goes_on(base, tmp_path):
+    "A real one, of 3 MB"
+    disk = tmp_path/'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', str(disk)], capture_output=True).returncode: pytest.skip('no tmpfs can be mounted here')
+    try:
+        run = replace(base, strategy='ema_teacher', lam=1., final=True)
+        source_model(run, disk)
+        filler = disk/'filler'
+        with open(filler, 'wb', buffering=0) as f, pytest.raises(OSError):
+            while True: f.write(b'x'*1000)
+        with pytest.raises(StoreError, match='No space left on device'): execute(run, disk)
+        assert finished(run, disk) is None and not list(disk.rglob('.*.tmp'))
+        filler.unlink()
+        row = execute(run, disk)
+    finally: subprocess.run(['umount', str(disk)], check=True)
+    assert {k:v for k, v in row.items() if k != 'seconds'} == {k:v for k, v in execute(run, tmp_path/'roomy').items() if k != 'seconds'}
+
+
+def test_importances_are_computed_once_and_read_by_others(base, tmp_path, monkeypatch):
+    first = source_model(base, tmp_path)
+    a, b = first.fisher, first.mas
+    study._sources.clear()
+    for n in ('empirical_fisher', 'mas_importance'): monkeypatch.setattr(study, n, lambda *a: 1/0)
+    again = source_model(base, tmp_path)
+    for x, y in ((a, again.fisher), (b, again.mas)): assert x.n == y.n and all(torch.equal(x.diag[k], y.diag[k]) and torch.equal(x.anchor[k], y.anchor[k]) for k in x.diag)
+    next((tmp_path/'source'/base.source_key).glob('fisher-*')).write_bytes(b'damaged')
+    study._sources.clear()
+    with pytest.raises(ZeroDivisionError): source_model(base, tmp_path).fisher
+
+
+def test_what_an_untouched_encoder_scores_needs_no_clip(base, tmp_path, monkeypatch):
+    source = source_model(base, tmp_path)
+    monkeypatch.setattr(study, 'source_model', lambda *a: 1/0)
+    known = untouched(base, tmp_path)
+    assert (known.id, known.reference) == (source.id, source.reference)
+
+
+# --- workers ------------------------------------------------------------------------------------------------------------
+
+def script(out, spec, *args):
+    return [sys.executable, str(ROOT/'experiments/compare.py'), '--task', spec, '--source', spec, '--frames', '4', '--size', '24', '--epochs', '4', '--source-epochs', '2', '--bs', '4',
+            '--strategies', 'ema_teacher', '--lams', '1,10', '--seeds', '3', '--out', str(out), *args]
+
+
+ENV = os.environ | dict(OMP_NUM_THREADS='1')
+
+
+@pytest.fixture(scope='module')
+def spec(clips): return f'folder:{clips},group=(p\\d)_'
+
+
+@pytest.fixture(scope='module')
+def alone(spec, tmp_path_factory):
+    "Rows of the study that one process does"
+    out = tmp_path_factory.mktemp('alone')
+    p = subprocess.run(script(out, spec), capture_output=True, text=True, env=ENV, timeout=500)
+    assert p.returncode == 0, p.stderr
+    return pd.read_csv(out/'runs.csv').drop(columns='seconds')
+
+
+def worker_pids(out):
+    "Of submitit's workers of a study"
+    found = []
+    for p in Path('/proc').glob('[0-9]*/cmdline'):
+        try: line = p.read_text()
+        except OSError: continue
+        if f'{out}/workers' in line and 'submitit.core._submit' in line: found.append(int(p.parent.name))
+    return found
+
+
+def wait_for(what, seconds=240):
+    deadline = time.time() + seconds
+    while not (found := what()) and time.time() < deadline: time.sleep(.05)
+    assert found
+    return found
+
+
+def test_workers_are_killed_and_the_study_ends_the_same(alone, spec, tmp_path):
+    "First a worker, then the process that the user started; the same command ends as if nothing had been"
+    out = tmp_path/'jobs'
+    p = subprocess.Popen(script(out, spec, '--jobs', '2'), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    try:
+        wait_for(lambda: list(out.glob('runs/*/epoch-*.pt')) or list(out.glob('runs/*/result.json')))
+        seen = wait_for(lambda: worker_pids(out))
+        os.kill(seen[0], signal.SIGKILL)
+        s = wait_for(lambda: (s := status.snapshot(out)) and any(x['state'] == 'ok' for x in s['pieces']) and s)
+        assert s['total'] == 10 and '--jobs 2' in s['command']
+        os.kill(p.pid, signal.SIGKILL)
+        p.communicate(timeout=60)
+        wait_for(lambda: not worker_pids(out), 60)  # nobody waits for them
+    finally: p.kill()
+    again = subprocess.run(script(out, spec, '--jobs', '2'), capture_output=True, text=True, env=ENV, timeout=500)
+    assert again.returncode == 0, again.stderr
+    assert 'finished before' in again.stdout
+    pd.testing.assert_frame_equal(pd.read_csv(out/'runs.csv').drop(columns='seconds'), alone)
+    shown = subprocess.run([sys.executable, str(ROOT/'experiments/status.py'), str(out)], capture_output=True, text=True, timeout=200)
+    assert '10 of 10 done, 0 running, 0 failed' in shown.stdout and 'best on valid so far' in shown.stdout
+
+
+def test_a_run_that_kills_its_workers_becomes_a_row(base, tmp_path):
+    source_model(base, tmp_path)
+    work = Runs(str(tmp_path))
+    runs = [replace(base, seed=i, epochs=1) for i in range(3)]
+    (tmp_path/'deadly.py').write_text('import os, signal\nfrom sdfast.study import Runs\n\n\nclass Deadly(Runs):\n    def do(self, run, since, watch):\n        if run.seed == 1:\n'
+                                      '            self.folder(run).mkdir(parents=True, exist_ok=True)\n            os.kill(os.getpid(), signal.SIGKILL)\n        return super().do(run, since, watch)\n')
+    sys.path.insert(0, str(tmp_path))
+    os.environ['PYTHONPATH'] = f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}'
+    try:
+        from deadly import Deadly
+        log = Log()
+        rows = share(runs, Deadly(str(tmp_path)), tmp_path, log, Launcher(1, 'local'))
+    finally:
+        sys.path.remove(str(tmp_path))
+        os.environ['PYTHONPATH'] = os.environ['PYTHONPATH'].split(':', 1)[1]
+    assert [r['status'] for r in rows] == ['ok', 'failed', 'ok'] and 'was killed' in rows[1]['error'] and any('ended before the work did' in l for l in log.lines)
+    assert execute(runs[1], tmp_path)['status'] == 'ok' and work.read(runs[1], 0., log)['status'] == 'ok'
+
+
+BAD = [(dict(jobs=0), '--jobs must be at least 1'), (dict(cluster='pbs'), 'local or slurm'), (dict(options='partition=p'), 'is for --launcher slurm')]
+
+
+@pytest.mark.parametrize('kwargs,text', BAD)
+def test_launchers_that_cannot_be(kwargs, text):
+    with pytest.raises(InputError, match=text): Launcher(**kwargs)
+
+
+def test_slurm_options_are_checked_first(monkeypatch):
+    import shutil
+    monkeypatch.setattr(shutil, 'which', lambda c: '/bin/true')
+    for bad in ('colour=red', 'partition', 'time=soon'):
+        with pytest.raises(InputError, match='--slurm'): Launcher(4, 'slurm', bad)
+    assert Launcher(4, 'slurm', 'partition=p, time=30,mem=1.5').options == dict(slurm_partition='p', timeout_min=30, mem_gb=1.5)
+    monkeypatch.setattr(shutil, 'which', lambda c: None)
+    with pytest.raises(InputError, match='no sbatch'): Launcher(4, 'slurm')
+
+
+# --- watching -----------------------------------------------------------------------------------------------------------
+
+def test_status_of_a_study_at_work(base, tmp_path, capsys):
+    from rich.console import Console
+    with pytest.raises(InputError, match='has no study'): status.snapshot(tmp_path)
+    runs = [replace(base, seed=i) for i in range(4)]
+    work = Runs(str(tmp_path))
+    execute(runs[0], tmp_path)
+    execute(replace(runs[1]), tmp_path)
+    work.fail(runs[1].__class__(**(runs[1].__dict__ | dict(seed=1))), 'lost <b>')
+    with pytest.raises(KeyboardInterrupt):
+        class Stop(Log):
+            def epoch(self, epoch, done):
+                if epoch == 1: raise KeyboardInterrupt
+        execute(runs[2], tmp_path, Stop())
+    store.write_json(tmp_path/'plan.json', dict(command='python x.py', total=6, folders=[f'runs/{r.key}' for r in runs]))
+    s = status.snapshot(tmp_path)
+    assert [p['state'] for p in s['pieces']] == ['ok', 'failed', 'stopped', 'waiting'] and s['pieces'][2]['epoch'] == 1
+    with store.claim(work.folder(runs[2])):
+        s = status.snapshot(tmp_path)
+        assert s['pieces'][2]['state'] == 'running' and str(os.getpid()) in s['pieces'][2]['owner']
+        left, seconds = status.time_left(s['pieces'], s['total']), [s['pieces'][i]['result']['seconds'] for i in (0,)]
+        assert left == pytest.approx((3 + 4*3)*seconds[0]/4, rel=.01)  # three epochs of it and three runs more, by the pace of the finished one
+        console = Console(width=160, record=True, file=open(os.devnull, 'w'))
+        console.print(status.show_status(tmp_path))
+        text = console.export_text()
+    for word in ('python x.py', '1 of 6 done, 1 running, 1 failed', 'left', 'best on valid so far', 'failed: lost <b>', '1/4'): assert word in text, word
+
+
+def test_logging_changes_nothing_and_goes_on(base, tmp_path, monkeypatch):
+    pytest.importorskip('tensorboard', reason="pip install -e '.[log]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    run = replace(base, strategy='self_distill', lam=3.)
+    plain = execute(run, tmp_path/'plain')
+    row = execute(run, tmp_path, log=('tensorboard',))
+    assert {k:v for k, v in row.items() if k != 'seconds'} == {k:v for k, v in plain.items() if k != 'seconds'}
+    events = EventAccumulator(str(tmp_path/'tensorboard'/run.key)).Reload()
+    assert {'train_loss', 'valid_loss', 'accuracy', 'self_distill'} <= set(events.Tags()['scalars']) and len(events.Scalars('accuracy')) == 4
+    assert events.Scalars('self_distill')[-1].value == pytest.approx(pd.read_csv(tmp_path/'runs'/run.key/'epochs.csv').self_distill.iloc[-1], rel=1e-5)
+
+
+def test_wandb_offline(base, tmp_path, monkeypatch):
+    pytest.importorskip('wandb', reason="pip install -e '.[log]'")
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    run = replace(base, strategy='self_distill', lam=3.)
+    plain = execute(run, tmp_path/'plain')
+    row = execute(run, tmp_path, log=('wandb',))
+    assert row['status'] == 'ok', row['error']
+    assert {k:v for k, v in row.items() if k != 'seconds'} == {k:v for k, v in plain.items() if k != 'seconds'}
+    files = list(tmp_path.glob('wandb/offline-run-*/run-*.wandb'))
+    assert len(files) == 1 and run.key in files[0].name and files[0].stat().st_size > 1000
+
+
+def test_unknown_loggers_are_told():
+    from sdfast.loggers import check_loggers
+    with pytest.raises(InputError, match='known are tensorboard, wandb'): check_loggers('comet')
+    assert check_loggers('') == ()
+
+
+# --- several processes for each run -------------------------------------------------------------------------------------
+
+def test_torchrun_trains_as_one_process_does(write, tmp_path):
+    "Square videos, all frames and a net without batch norm: nothing is drawn that could differ"
+    for kind in ('right', 'down'):
+        (tmp_path/'v'/kind).mkdir(parents=True)
+        for i in range(12):
+            x = np.zeros((4, 32, 32), np.uint8)
+            for t in range(4):
+                r, c = (8 + i, 2 + 6*t) if kind == 'right' else (2 + 6*t, 8 + i)
+                x[t, r:r + 6, c:c + 6] = 255
+            write(tmp_path/'v'/kind/f'p{i//2}_{i}.mp4', x)
+    spec = f'folder:{tmp_path/"v"},group=(p\\d)_'
+    def go(out, *launch):
+        args = script(out, spec, '--size', '32', '--model', 'test_convnext', '--strategies', 'self_distill', '--lams', '3', '--seeds', '1', '--epochs', '3', '--source-epochs', '1', '--lr', '.01', '--source-lr', '.01')
+        p = subprocess.run([sys.executable, *launch, *args[1:]], capture_output=True, text=True, env=ENV, timeout=500)
+        assert p.returncode == 0, p.stderr
+        return p.stdout, pd.read_csv(out/'runs.csv'), [pd.read_csv(f) for k in pd.read_csv(out/'runs.csv').key for f in out.glob(f'runs/{k}/epochs.csv')]
+    _, one, logs1 = go(tmp_path/'one')
+    said, two, logs2 = go(tmp_path/'two', '-m', 'torch.distributed.run', '--nproc_per_node', '2')
+    assert said.count('2/2 ') == 1 and set(two.status) == {'ok'}  # one process speaks
+    for c in ('valid_acc1', 'acc1', 'source_acc', 'source_probe'): assert one[c].fillna(-1).tolist() == two[c].fillna(-1).tolist(), c
+    np.testing.assert_allclose(one.weight_distance, two.weight_distance, rtol=1e-4)
+    assert len(logs1) == len(logs2) == 2
+    for a, b in zip(logs1, logs2): np.testing.assert_allclose(a.valid_loss, b.valid_loss, rtol=1e-5)
