@@ -3,12 +3,15 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy
 
 from .errors import InputError
+from .figures import *
 from .forgetting import *
 from .launch import *
 from .models import *
+from .page import *
 from .pretext import *
 from .report import *
 from .resume import *
+from .results import *
 from .sequence import *
 from .stats import *
 from .status import *

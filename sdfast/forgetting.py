@@ -242,10 +242,11 @@ class Kept:
     valid_source_probe: float|None = None
     others: dict = field(default_factory=dict)  # other task -> probe accuracy
     layers: dict = field(default_factory=dict)  # layer -> cka, procrustes, drift, weight_distance
+    answers: torch.Tensor|None = field(default=None, repr=False, compare=False)  # class probabilities of each source test video by the old head (N, classes)
 
     def flat(self)->dict[str, float]:
-        "Everything that was measured under one name each: `cka`, `others.NAME`, `layers.NAME.cka`"
-        rows = {k:v for k, v in vars(self).items() if k not in ('others', 'layers') and v is not None}
+        "Every number that was measured under one name each: `cka`, `others.NAME`, `layers.NAME.cka`"
+        rows = {k:v for k, v in vars(self).items() if k not in ('others', 'layers', 'answers') and v is not None}
         return rows | {f'others.{k}':v for k, v in self.others.items()} | {f'layers.{n}.{k}':v for n, d in self.layers.items() for k, v in d.items()}
 
 
@@ -343,7 +344,7 @@ class Retention:
             kept |= {f'r{k}':v for k, v in retrieval(train.x, train.y, test.x, test.y).items()}
             if 'valid' in r: kept |= self._held_out(probe, r['valid'])
             if self.head is not None:
-                kept['source_acc'] = test.accuracy()
+                kept |= dict(source_acc=test.accuracy(), answers=test.logits.softmax(1))
                 if self.bn or self.path: kept |= self._along(encoder)
         if self.clips is not None: kept |= self.compare(r['clips'].x, r['clips'].layers, encoder)
         kept['weight_distance'] = weight_distance(dict(encoder.named_parameters()), self.weights)

@@ -1,9 +1,12 @@
 "Rows of runs to a table (terminal, Markdown, csv) and a figure; and the live view of a study at work."
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import listify
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -37,7 +40,7 @@ def summary(
     rows:pd.DataFrame, # From `compare`
     reference:str='finetune', # Strategy that the others are compared with, seed by seed
     method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
-    folder=None, # Of the study: adds McNemar's test on its `scores.csv`
+    folder=None, # Of the study, or several: adds McNemar's test on `scores.csv`
 )->pd.DataFrame: # A row a strategy: `lam`, `lr`, `runs`, `failed`, and for each metric m the columns m, m_low, m_high, m_diff...
     """Means over seeds of final runs with 95 % t intervals, and paired differences to the reference: m_diff with its t interval
     (m_diff_low, m_diff_high) and BCa interval (m_bca_low, m_bca_high), the p values of the paired t test (m_p), the same adjusted
@@ -72,8 +75,8 @@ def summary(
 def _mcnemar(folder, runs, reference):
     "p of McNemar's test per video, each model the mean over seeds of its probabilities; nan where scores are not there"
     def right(keys):
-        files = [Path(folder)/'runs'/k/'scores.csv' for k in keys]
-        if not files or not all(f.exists() for f in files): return None
+        files = [next((f for d in listify(folder) if (f := Path(d)/'runs'/k/'scores.csv').exists()), None) for k in keys]
+        if not files or not all(files): return None
         scores = [pd.read_csv(f, dtype=dict(label=str)) for f in files]
         probs = sum(s.drop(columns=['path', 'label']) for s in scores)
         return (probs.idxmax(axis=1) == scores[0].label).values
@@ -89,7 +92,7 @@ def _paths(rows, kept, reference):
     seeds, paths = sorted(final.seed.unique()), {}
     for strategy, g in final.groupby('strategy', sort=False):
         settings = sorted({(l, r) for l, r in zip(g.lam, g.lr)}, key=lambda s: (s[0], -s[1]))
-        if STRATEGIES[strategy].lams: g, settings = pd.concat([final[final.strategy == reference], g]), [(0., settings[0][1]), *settings]
+        if has_strength(strategy): g, settings = pd.concat([final[final.strategy == reference], g]), [(0., settings[0][1]), *settings]
         cell = {(s, l, r):(a, k) for s, l, r, a, k in g.loc[g.ok, ['seed', 'lam', 'lr', 'acc1', kept]].astype(float).itertuples(index=False)}
         both = np.array([[cell.get((s, *at), (np.nan, np.nan)) for at in settings] for s in seeds])
         here = ~np.isnan(both).all((0, 2))  # the reference may not have run at this lr
@@ -121,7 +124,7 @@ def trade_off(
     seeds = sorted(final.seed[final.strategy != 'untouched'].unique())
     if list(base.seed) != seeds: raise ValueError(f'{reference} failed with some seeds: there is no equal accuracy to compare at')
     level, untouched = (lambda i: acc[i].mean() - margin), final[final.strategy == 'untouched']
-    points = [(s, at, x.mean(0)[i], y.mean(0)[i]) for s, (x, y, settings) in paths.items() for i, at in enumerate(settings) if at[0] or not STRATEGIES[s].lams]
+    points = [(s, at, x.mean(0)[i], y.mean(0)[i]) for s, (x, y, settings) in paths.items() for i, at in enumerate(settings) if at[0] or not has_strength(s)]
     front = pareto_front([p[2] for p in points], [p[3] for p in points])
     volumes = {s:[1e4*hypervolume(a, b, (a0 - margin, k0)) for a, b, a0, k0 in zip(x, y, acc, ref_kept)] for s, (x, y, _) in paths.items()}
     for strategy, (x, y, _) in paths.items():
@@ -146,7 +149,7 @@ def trade_off(
     return table
 
 
-def _setting(strategy, lam, lr): return f'λ{lam:g}' if STRATEGIES[strategy].lams else f'lr{lr:g}'
+def _setting(strategy, lam, lr): return f'λ{lam:g}' if has_strength(strategy) else f'lr{lr:g}'
 
 
 def _cells(row, m):
@@ -161,7 +164,7 @@ def _cells(row, m):
 
 def _strength(row):
     if row.strategy == 'untouched': return ''
-    return (f'λ {row.lam:g}' if STRATEGIES[row.strategy].lams else f'lr {row.lr:g}') + (f', {row.failed} failed' if row.failed else '')
+    return (f'λ {row.lam:g}' if has_strength(row.strategy) else f'lr {row.lr:g}') + (f', {row.failed} failed' if row.failed else '')
 
 
 CAPTION = ('Accuracies in %, means over {n} seeds; {where} the paired difference to finetune with its 95 % t interval. Better, worse or not distinguishable: '
@@ -243,67 +246,121 @@ def margins_markdown(
 
 
 # Okabe & Ito's colours, told apart by every kind of colour vision; markers tell them apart without colour
-COLOURS, MARKERS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7A7A00', '#5E3C99'), 'o^vDPX*<>hp8dH'
+COLOURS, MARKERS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7A7A00', '#46237A'), 'o^vDPX*<>hp8dH'
 _FIRST = ['self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc', 'lower_lr', 'linear_probe', 'lp_ft']  # each has a colour of its own
-LOOKS = {s:(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, s in enumerate([*_FIRST, *(s for s in STRATEGIES if s not in _FIRST)])} | dict(finetune=('#000000', 's'))
+_OTHER = (3, 4, 7, 0, 1, 6, 5, 2)  # the colour for a marker's second use, which no kind of colour vision takes for the first
+LOOKS = {s:(COLOURS[i % 8 if i < len(MARKERS) else _OTHER[(i - len(MARKERS)) % 8]], MARKERS[i % len(MARKERS)]) for i, s in enumerate([*_FIRST, *(s for s in STRATEGIES if s not in _FIRST)])} | dict(finetune=('#000000', 's'))
 PANELS = ('source_acc', 'source_probe')
+
+
+def look(name):
+    "Colour and marker of a strategy; with options behind its name, one that follows from them"
+    if name in LOOKS: return LOOKS[name]
+    at = sum(name.encode())
+    return COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
+
+
+def has_strength(name): return bool(STRATEGIES[name.split()[0]].lams)  # behind its name there may be options
 
 
 def _panels(ax, m, untouched):
     if untouched is not None:
         ax.axhline(100*untouched, color='grey', ls='--', lw=1)
-        ax.annotate('untouched', (.01, 100*untouched), xycoords=('axes fraction', 'data'), va='bottom', color='grey', fontsize=8)
+        ax.annotate('untouched', (.01, 100*untouched), xycoords=('axes fraction', 'data'), va='bottom', color='grey', fontsize=8, annotation_clip=True)
     ax.set(xlabel='learned: target accuracy in %', ylabel=f'kept: {TITLES[m]} in %')
     ax.grid(alpha=.3)
 
 
-def figure(rows:pd.DataFrame, title:str='')->Figure:
-    "Target accuracy against source accuracy, by the old head and by a new probe: each seed, and the means with 95 % intervals"
-    final = _final(rows)
-    final = final[final.status == 'ok']
-    table = summary(rows).set_index('strategy')
-    named = len(table) > 14  # on the points: a legend of so many is none
-    fig = Figure(figsize=(13, 6.4) if named else (11, 4.6), layout='constrained')
-    axes = fig.subplots(1, 2)
-    for ax, m in zip(axes, PANELS):
-        for strategy, g in final[final.strategy != 'untouched'].groupby('strategy', sort=False):
-            r, (colour, marker) = table.loc[strategy], LOOKS[strategy]
-            if not named: ax.plot(100*g.acc1.astype(float), 100*g[m].astype(float), marker, ms=4, color=colour, alpha=.3, lw=0)
-            else: ax.annotate(strategy, (100*r.acc1, 100*r[m]), xytext=(5, 4), textcoords='offset points', fontsize=7, color=colour)
+@contextmanager
+def marks_of(ax, strategy):
+    "What is drawn meanwhile gets the group id `series-STRATEGY`, by which an SVG can be styled"
+    before = set(ax.get_children())
+    yield
+    for a in set(ax.get_children()) - before: a.set_gid(f'series-{strategy}')
+
+
+def _focus(ax, points):
+    "Limits of the axes without means far too low (beyond Tukey's fence of 3 quartile ranges), which would squeeze the rest into a corner; says who is left out"
+    low, high = points.quantile(.25), points.quantile(.75)
+    out = (points < low - 3*(high - low)).any(axis=1)
+    if len(points) < 8 or not out.any(): return
+    near = points[~out]
+    pad = .12*(near.max() - near.min() + .2)
+    ax.set_xlim(near.iloc[:, 0].min() - pad.iloc[0], near.iloc[:, 0].max() + pad.iloc[0])
+    ax.set_ylim(near.iloc[:, 1].min() - pad.iloc[1], near.iloc[:, 1].max() + pad.iloc[1])
+    ax.annotate(f'outside: {", ".join(points.index[out])}', (.01, .01), xycoords='axes fraction', fontsize=7, color='grey')
+
+
+def draw_means(
+    ax, # Axes
+    rows:pd.DataFrame, # From `compare`
+    m:str, # A metric of the source
+    table:pd.DataFrame|None=None, # The `summary` of the rows
+    named:bool=False, # Names on the points instead of single seeds: a legend of many is none
+)->pd.DataFrame: # The numbers that are drawn
+    "Target accuracy against a metric: each seed, and the means with 95 % intervals"
+    final, table = _final(rows), (summary(rows) if table is None else table).set_index('strategy')
+    final, many = final[final.status == 'ok'], len(table) > 14
+    for strategy, g in final[final.strategy != 'untouched'].groupby('strategy', sort=False):
+        r, (colour, marker) = table.loc[strategy], look(strategy)
+        with marks_of(ax, strategy):
+            if not many: ax.plot(100*g.acc1.astype(float), 100*g[m].astype(float), marker, ms=4, color=colour, alpha=.3, lw=0)
+            elif named: ax.annotate(strategy, (100*r.acc1, 100*r[m]), xytext=(5, 4), textcoords='offset points', fontsize=7, color=colour)
             err = [None if pd.isna(r[f'{c}_low']) else [[100*(r[c] - r[f'{c}_low'])], [100*(r[f'{c}_high'] - r[c])]] for c in ('acc1', m)]
-            ax.errorbar(100*r.acc1, 100*r[m], xerr=err[0], yerr=err[1], fmt=marker, ms=5 if named else 8, lw=.6 if named else None, color=colour, capsize=0 if named else 3, label=strategy)
-        _panels(ax, m, table.loc['untouched', m] if 'untouched' in table.index else None)
-    if not named: fig.legend(*axes[1].get_legend_handles_labels(), fontsize=8, loc='outside right center')
+            ax.errorbar(100*r.acc1, 100*r[m], xerr=err[0], yerr=err[1], fmt=marker, ms=5 if many else 8, lw=.6 if many else None, color=colour, capsize=0 if many else 3, label=strategy)
+    if not named: _focus(ax, 100*table.loc[table.index != 'untouched', ['acc1', m]].dropna())
+    _panels(ax, m, table.loc['untouched', m] if 'untouched' in table.index else None)
+    return table.loc[table.index != 'untouched', [f'{c}{end}' for c in ('acc1', m) for end in ('', '_low', '_high')]].reset_index()
+
+
+def draw_paths(ax, rows:pd.DataFrame, m:str, reference:str='finetune')->pd.DataFrame:
+    """On axes each strategy's path of strengths, means over seeds, from hollow (weak) to its chosen strength (large) and on; the grey steps
+    are the Pareto front. Returns the numbers that are drawn"""
+    chosen, paths = _final(rows).drop_duplicates('strategy').set_index('strategy'), _paths(rows, m, reference)
+    drawn = pd.DataFrame([dict(strategy=s, setting=_setting(s, *at), acc1=x, **{m:y}, chosen=at == (chosen.lam[s], chosen.lr[s]))
+                          for s, (a, b, settings) in paths.items() for at, x, y in zip(settings, a.mean(0), b.mean(0))])
+    drawn['front'] = pareto_front(drawn.acc1, drawn[m])
+    points = 100*drawn[['acc1', m]].to_numpy()
+    front = points[drawn.front]
+    front = front[np.argsort(front[:, 0])]
+    # what ruined training would squeeze the rest into a corner
+    good = points[points[:, 0] >= 100*(np.nanmax(paths[reference][0].mean(0)) - .03)]
+    for set_lim, i in ((ax.set_xlim, 0), (ax.set_ylim, 1)):
+        low, high = np.nanmin(good[:, i]), max(np.nanmax(good[:, i]), 100*float(chosen[m]['untouched']) if i and 'untouched' in chosen.index else 0)
+        set_lim(low - .08*(high - low + .1), high + .08*(high - low + .1))
+    # from the left edge at the height of the first step, down to the bottom at the last: all that is below and left is beaten
+    (left, _), (bottom, _) = ax.get_xlim(), ax.get_ylim()
+    ax.step([min(left, front[0, 0]), *front[:, 0], front[-1, 0]], [front[0, 1], *front[:, 1], min(bottom, front[-1, 1])], where='pre', color='grey', lw=5, alpha=.25, zorder=0, label='Pareto front')
+    for strategy, g in drawn.groupby('strategy', sort=False):
+        x, y, (colour, marker) = 100*g.acc1, 100*g[m], look(strategy)
+        with marks_of(ax, strategy):
+            ax.plot(x, y, marker=marker, ms=4, color=colour, lw=1, alpha=.8, label=strategy)
+            ax.plot(x[:1], y[:1], marker=marker, ms=4, color=colour, mfc='white', lw=0)
+            ax.plot(x[g.chosen], y[g.chosen], marker=marker, ms=10, color=colour, lw=0)
+    if n := int(((~np.isnan(points).any(1)).sum()) - len(good)): ax.annotate(f'{n} more learned too little to be shown', (.01, .01), xycoords='axes fraction', fontsize=7, color='grey')
+    _panels(ax, m, chosen[m].get('untouched'))
+    return drawn
+
+
+def _two_panels(draw, rows, title, legend, figsize):
+    "`draw` for both of `PANELS` side by side"
+    fig = Figure(figsize=figsize, layout='constrained')
+    axes = fig.subplots(1, 2)
+    for ax, m in zip(axes, PANELS): draw(ax, rows, m)
+    if legend: fig.legend(*axes[1].get_legend_handles_labels(), fontsize=8, loc='outside right center')
     if title: fig.suptitle(title, fontsize=10)
     return fig
+
+
+def figure(rows:pd.DataFrame, title:str='')->Figure:
+    "Target accuracy against source accuracy, by the old head and by a new probe, see `draw_means`"
+    named = rows.strategy.nunique() > 14
+    return _two_panels(partial(draw_means, table=summary(rows), named=named), rows, title, not named, (13, 6.4) if named else (11, 4.6))
 
 
 def path_figure(rows:pd.DataFrame, title:str='', reference:str='finetune')->Figure:
-    "Each strategy's path of strengths, means over seeds, from hollow (weak) to its chosen strength (large) and on; the grey steps are the Pareto front"
-    fig, chosen = Figure(figsize=(11, 5), layout='constrained'), _final(rows).drop_duplicates('strategy').set_index('strategy')
-    axes = fig.subplots(1, 2)
-    for ax, m in zip(axes, PANELS):
-        paths = _paths(rows, m, reference)
-        points = np.array([(x, y) for a, b, _ in paths.values() for x, y in zip(100*a.mean(0), 100*b.mean(0))])
-        front = points[pareto_front(*points.T)]
-        front = front[np.argsort(front[:, 0])]
-        ax.step(front[:, 0], front[:, 1], where='pre', color='grey', lw=5, alpha=.25, zorder=0, label='Pareto front')
-        for strategy, (a, b, settings) in paths.items():
-            x, y, (colour, marker) = 100*a.mean(0), 100*b.mean(0), LOOKS[strategy]
-            ax.plot(x, y, marker=marker, ms=4, color=colour, lw=1, alpha=.8, label=strategy)
-            ax.plot(x[:1], y[:1], marker=marker, ms=4, color=colour, mfc='white', lw=0)
-            at = (chosen.lam[strategy], chosen.lr[strategy])
-            if at in settings: ax.plot(x[settings.index(at)], y[settings.index(at)], marker=marker, ms=10, color=colour, lw=0)
-        # what ruined training would squeeze the rest into a corner
-        good = points[points[:, 0] >= 100*(np.nanmax(paths[reference][0].mean(0)) - .03)]
-        for set_lim, i in ((ax.set_xlim, 0), (ax.set_ylim, 1)):
-            low, high = np.nanmin(good[:, i]), max(np.nanmax(good[:, i]), 100*float(chosen[m]['untouched']) if i and 'untouched' in chosen.index else 0)
-            set_lim(low - .08*(high - low + .1), high + .08*(high - low + .1))
-        if n := len(points) - len(good): ax.annotate(f'{n} more learned too little to be shown', (.01, .01), xycoords='axes fraction', fontsize=7, color='grey')
-        _panels(ax, m, chosen[m].get('untouched'))
-    fig.legend(*axes[1].get_legend_handles_labels(), fontsize=8, loc='outside right center')
-    if title: fig.suptitle(title, fontsize=10)
-    return fig
+    "Target accuracy against source accuracy along each strategy's path of strengths, see `draw_paths`"
+    return _two_panels(partial(draw_paths, reference=reference), rows, title, True, (11, 5))
 
 
 def write_report(

@@ -113,6 +113,8 @@ def test_scores_equal_a_computation_by_hand(source):
     with torch.no_grad():
         x, y = torch.cat([b[0] for b in test]), torch.cat([b[1] for b in test])
         assert got.source_acc == pytest.approx((net[1](tuned(x)).argmax(1) == y).float().mean().item())
+        torch.testing.assert_close(got.answers, net[1](tuned(x)).softmax(1), msg='the old head\'s answers, video by video')
+        assert 'answers' not in got.flat() and Retention(nn.ModuleDict(dict(encoder=net[0])), train, test, encoder='encoder')(tuned).answers is None
         f, f0 = tuned(x).double().numpy(), net[0](x).double().numpy()
     assert got.drift == pytest.approx(np.sqrt(((f - f0)**2).sum()/(f0**2).sum()))
     flat = lambda m: torch.cat([p.flatten() for p in m.parameters()])
