@@ -43,7 +43,7 @@ def test_paths_and_equal_learning_end_to_end(spec, tmp_path):
     rows = pd.read_csv(tmp_path/'runs.csv')
     assert len(rows) == 9 and rows.final.all() and rows.chosen.sum() == 5 and set(rows.status) == {'ok'}
     for c in ('valid_source_acc', 'valid_source_probe', 'other_probe', 'barrier', 'source_acc_bn', 'r1', 'procrustes'): assert rows[c].notna().all(), c
-    assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {'runs.csv', 'table.csv', 'table.md', 'figure.png', 'paths.png', *(f'trade_off_source_{k}.{e}' for k in ('acc', 'probe') for e in ('csv', 'md'))}
+    assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {'report.html', 'plan.json', 'runs.csv', 'table.csv', 'table.md', 'figure.png', 'paths.png', *(f'trade_off_source_{k}.{e}' for k in ('acc', 'probe') for e in ('csv', 'md'))}
 
 
 def test_every_table_says_what_is_missing(call, spec, tmp_path, capsys):
