@@ -1,6 +1,7 @@
 "What the benchmarks share: rounds side by side, the machine, a table, a JSON file."
 import json, os, platform, shlex, sys, time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,12 @@ def need(device):
 
 
 def machine(device='cpu')->dict:
-    "Command, date, processor, versions"
+    "Command, date, processor and how busy it was, versions"
     cpu = next((l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), '') if os.path.exists('/proc/cpuinfo') else ''
     args = [Path(a).name if os.path.isabs(a) else a for a in sys.argv[1:]]  # no folders of the machine
     return dict(command=shlex.join(['python', f'experiments/benchmarks/{Path(sys.argv[0]).name}', *args]), date=time.strftime('%F'), cpu=cpu or platform.processor(),
-                cores=os.cpu_count(), device=torch.cuda.get_device_name() if device.startswith('cuda') else 'cpu', python=platform.python_version(),
-                versions={n:version(n) for n in ('torch', 'fastai', 'av')})
+                cores=os.cpu_count(), load_average=round(os.getloadavg()[0], 1), device=torch.cuda.get_device_name() if device.startswith('cuda') else 'cpu', python=platform.python_version(),
+                versions={n:version(n) for n in ('torch', 'fastai', 'av', 'decord', 'torchcodec') if find_spec(n)})
 
 
 def side_by_side(
