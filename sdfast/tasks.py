@@ -182,7 +182,7 @@ def _make(name, df, notes=(), check=True, classes=()):
     "A `Task` without the files that cannot be decoded; errors for what no study can use"
     skipped, prepared = {}, None
     if check:
-        copies, prepared, place = prepared_copies(df.path)
+        copies, prepared, place = prepared_copies(df.path) if len(df) else ({}, None, None)
         if copies:
             notes = [*notes, f'{len(copies)} of {len(df)} videos are seen as their prepared copies in {place}, short side {prepared} pixels']
             df = df.assign(path=df.path.map(lambda p: copies.get(p, p)))
