@@ -141,7 +141,6 @@ def avalanche_lfl():
 
 
 def avalanche_lwf():
-    import torch
     from avalanche.training.regularization import LearningWithoutForgetting
     net, x, y = _net()
     lwf = LearningWithoutForgetting(1., 2.)

@@ -13,6 +13,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from torch import nn
 
+from sdfast import study, tasks
 from sdfast.digits import _write
 from sdfast.strategies import STRATEGIES, Importance, channel_attention, empirical_fisher, mas_importance
 
@@ -112,3 +113,29 @@ def make(name, lam, net):
     "A strategy of the registry on `net`, which must not change the random state for a fair comparison"
     if name == 'lora': pytest.importorskip('peft', reason="LoRA needs PEFT: pip install -e '.[peers]'")
     with torch.random.fork_rng(): return STRATEGIES[name].callbacks(min(lam, .8) if name == 'pskd' else lam, Source(net))
+
+
+@pytest.fixture
+def fresh():
+    "No model or data of another test"
+    study._sources.clear()
+    study._data.cache_clear()
+    tasks.create_task.cache_clear()
+
+
+def small_run(clips, **fields):
+    "A `Run` on the videos of `clips`, source and target, that takes a second"
+    spec = f'folder:{clips},group=(p\\d)_'
+    return study.Run(**dict(task=spec, source=spec, data='x', frames=4, size=24, bs=4, epochs=2, source_epochs=2, source_bs=4, model_args='width=8') | fields)
+
+
+class Log(study.Watch):
+    "Remembers what it is told, in a file too for other processes to see"
+    def __init__(self, file=None): self.lines, self.rows, self.planned, self.file = [], [], 0, file
+    def plan(self, runs): self.planned = len(runs)
+    def say(self, text): self.lines.append(text)
+
+    def done(self, row, skipped=False):
+        self.rows.append((row, skipped))
+        if self.file:
+            with open(self.file, 'a') as f: f.write(f'{row["key"]} {skipped}\n')

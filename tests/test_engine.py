@@ -14,39 +14,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import Log, small_run
 
-from sdfast import status, store, study, tasks
+from sdfast import status, store, study
 from sdfast.errors import InputError, StoreError
-from sdfast.forgetting import Retention
 from sdfast.launch import Launcher, Watch, share
-from sdfast.report import summary, write_report
-from sdfast.study import Run, Runs, compare, execute, finished, source_model, strength_grid, untouched
+from sdfast.report import write_report
+from sdfast.study import Run, Runs, compare, execute, finished, source_model, untouched
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures('fresh')
 GRIDS = dict(finetune=[dict(lr=.05)], ema_teacher=[dict(lam=1.)], wise_ft=[dict(lam=.3)])
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    "No model or data of another test"
-    study._sources.clear()
-    study._data.cache_clear()
-    tasks.create_task.cache_clear()
 
 
 @pytest.fixture
 def base(clips):
-    spec = f'folder:{clips},group=(p\\d)_'
-    return Run(task=spec, source=spec, data='x', frames=4, size=24, bs=4, epochs=4, source_epochs=3, source_bs=4, model_args='width=4')
-
-
-class Log(Watch):
-    def __init__(self, file=None): self.lines, self.rows, self.file = [], [], file
-    def say(self, text): self.lines.append(text)
-    def done(self, row, skipped=False):
-        self.rows.append((row, skipped))
-        if self.file:
-            with open(self.file, 'a') as f: f.write(f'{row["key"]} {skipped}\n')
+    return small_run(clips, epochs=4, source_epochs=3, model_args='width=4')
 
 
 def fork(f):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import learner, same, state
+from conftest import learner, same, small_run, state
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from safetensors.torch import load_file
@@ -19,14 +19,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sdfast import sequence, study, tasks
+from sdfast import sequence, study
 from sdfast.errors import InputError
 from sdfast.models import create_model
 from sdfast.sequence import (Accuracies, Carried, TaskPath, accuracy_matrices, average_accuracy, backward_transfer, compare_sequences, forgetting, forward_transfer,
                              learning_accuracy, sequence_summary, train_chain)
 from sdfast.strategies import L2SP, SI, Importance, PathIntegral
 from sdfast.strategies.penalty import state_hash
-from sdfast.study import Run, Watch, fine_tune, source_model, strength_grid
+from sdfast.study import Watch, fine_tune, source_model, strength_grid
 
 ROOT = Path(__file__).parents[1]
 NAN = np.nan
@@ -123,19 +123,13 @@ def test_importance_adds_up_over_stages():
 
 # --- a chain ------------------------------------------------------------------------------------------------------------
 
-@pytest.fixture(autouse=True)
-def fresh():
-    "No model or data of another test"
-    study._sources.clear()
-    study._data.cache_clear()
-    tasks.create_task.cache_clear()
+pytestmark = pytest.mark.usefixtures('fresh')
 
 
 @pytest.fixture
 def bases(clips):
     "A source and two tasks; the second asks for the other half of the question"
-    spec = f'folder:{clips},group=(p\\d)_'
-    base = Run(task=spec, source=spec, data='x', frames=4, size=24, bs=4, epochs=2, source_epochs=2, source_bs=4, source_valid=True, model_args='width=8')
+    base = small_run(clips, source_valid=True)
     return [base, replace(base, bs=2)]
 
 

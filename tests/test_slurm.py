@@ -1,5 +1,4 @@
 "A study on a real Slurm, of one node: an array of workers, one of them requeued in the middle, ends with the numbers of one process."
-import os
 import subprocess
 
 import pandas as pd

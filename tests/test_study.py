@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import learner
+from conftest import Log, learner, small_run
 from fastai.learner import ValueMetric
 
 from sdfast import study, tasks
@@ -15,28 +15,15 @@ from sdfast.errors import InputError
 from sdfast.report import summary, write_report
 from sdfast.forgetting import linear_probe
 from sdfast.models import create_model, extract
-from sdfast.study import COLUMNS, KeepBest, Run, Watch, choose, compare, execute, fine_tune, fit_batch_size, source_model, strength_grid
+from sdfast.study import COLUMNS, KeepBest, Run, choose, compare, execute, fine_tune, fit_batch_size, source_model, strength_grid
 
 
-@pytest.fixture(autouse=True)
-def fresh():
-    "No model or data of another test"
-    study._sources.clear()
-    study._data.cache_clear()
-    tasks.create_task.cache_clear()
+pytestmark = pytest.mark.usefixtures('fresh')
 
 
 @pytest.fixture
 def base(clips):
-    spec = f'folder:{clips},group=(p\\d)_'
-    return Run(task=spec, source=spec, data='x', frames=4, size=24, bs=4, epochs=2, source_epochs=2, source_bs=4, model_args='width=8')
-
-
-class Log(Watch):
-    def __init__(self): self.lines, self.rows, self.planned = [], [], 0
-    def plan(self, runs): self.planned = len(runs)
-    def say(self, text): self.lines.append(text)
-    def done(self, row, skipped=False): self.rows.append((row, skipped))
+    return small_run(clips)
 
 
 def test_key_is_of_all_fields(base):
