@@ -42,7 +42,7 @@ class PretextClips(Transform):
     def __init__(self, method, base:SampleClips):
         self.method, self.frames, self.stride, self.cache = method, base.frames, base.stride, base.cache
         self.crop = copy(base)
-        self.crop.area, self.crop.flip = method.area, method.flip
+        self.crop.area, self.crop.aspect, self.crop.flip = method.area, method.aspect, method.flip
         self.side = None if method.area or base.size is None else round(base.size*method.zoom)
 
     def __call__(self, item, split_idx=None, **kwargs):
@@ -53,14 +53,17 @@ class PretextClips(Transform):
             warnings.warn(f'skipped {e}')
             raise SkipItemException(str(e)) from None
 
+    def whole(self, video:VideoFile, idx)->torch.Tensor:
+        "Frames `idx` before any crop, `(len(idx), C, H, W)`, their short side `zoom` times the size"
+        return _whole(str(video), self.side)[np.asarray(idx)] if self.cache else video.read(idx, self.side)
+
     def read(self,
         video:VideoFile,
         idx, # Frame numbers `(K, T)`
     )->TensorVideo: # uint8 `(K, T, C, size, size)`
         "Decode clips; in training each is cropped, and mirrored if the method wants it, on its own"
         idx = np.asarray(idx)
-        v = _whole(str(video), self.side)[idx.ravel()] if self.cache else video.read(idx.ravel(), self.side)
-        clips = v.unflatten(0, idx.shape)
+        clips = self.whole(video, idx.ravel()).unflatten(0, idx.shape)
         if self.crop.size is not None: clips = torch.stack([self.crop._crop(c) for c in clips])
         if self.crop.train and self.crop.flip: clips = torch.stack([c.flip(-1) if random.random() < .5 else c for c in clips])
         return TensorVideo(clips)
@@ -93,7 +96,7 @@ class Pretext(Stateful, Columns, Callback):
 
     Subclasses define the methods below; those take what they need as arguments and must not look at `self.learn`."""
     order = -5  # before any callback asks for the model, and before `DistributedTrainer` (11) wraps model and loader; the model is on its device by then
-    area, flip, zoom = None, False, 128/112  # random-area crop, or a square of the frame whose short side is zoom*size; see `SampleClips`
+    area, aspect, flip, zoom = None, SampleClips.aspect, False, 128/112  # random-area crop, or a square of the frame whose short side is zoom*size; see `SampleClips`
     batch_tfms = ()  # augmentation of batches `(B, K, T, C, H, W)` in [0, 1], before they are normalised
     score_names = ('pretext_acc',)
     pretext_net, protected, _users, _nested, _sums, _made = None, None, None, 0, None, None

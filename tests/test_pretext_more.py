@@ -1,0 +1,212 @@
+"Cubic puzzles and CVRL: losses against independent computations, clips and labels, shortcuts, checkpoints."
+import math
+import random
+from collections import Counter
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from conftest import same, state
+from scipy.ndimage import gaussian_filter
+from test_pretext import counted, frames, quiet, tiny  # noqa: F401 (a fixture)
+from test_pretext_methods import Pixels, clips
+from torch import nn
+
+import sdfast.pretext.pretext as base
+from sdfast.errors import InputError
+from sdfast.models import load_encoder
+from sdfast.pretext import CVRL, METHODS, Blur, CubicPuzzle, PretextClips, Solarise, blur, draw_gap, nt_xent_logits, puzzle_cells, read_checkpoint, video_dls
+from sdfast.video import SampleClips, TensorVideo, VideoFile, VideoIndex
+
+SMALL = dict(puzzle=dict(span=1, hidden=6), cvrl=dict(hidden=6, dim=4))
+
+
+@pytest.fixture
+def dls(counted): return video_dls(counted[:4], counted[4:], frames=4, size=24, bs=2)  # noqa: F811
+
+
+def nll(z, y): return np.mean([-math.log(math.exp(r[i] - max(r))/np.exp(np.array(r) - max(r)).sum()) for r, i in zip(np.asarray(z, float), y)])
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_it_trains_and_its_checkpoints_load_exactly_and_measure_the_same(dls, name, tmp_path):
+    learn = quiet(dls, enc := tiny(), m := METHODS[name](**SMALL[name]), lr=.01)
+    before = state(enc)
+    learn.fit(2)
+    assert all(not torch.equal(before[k], v) for k, v in enc.named_parameters())
+    assert learn.recorder.metric_names[3:-1] == [f'{t}{n}' for t in ('train_', '') for n in m.score_names] and np.isfinite(learn.recorder.values[-1]).all()
+    m.save(tmp_path/'x.safetensors')
+    assert same(state(load_encoder(tiny(7), tmp_path/'x.safetensors')), state(enc))
+    other = tiny(8)
+    back = read_checkpoint(tmp_path/'x.safetensors', other)
+    assert back.config.keys() == m.config.keys() and same(state(back.pretext_net), state(m.pretext_net))
+    assert back.held_out(dls.valid)(other) == m.held_out(dls.valid)(enc) == pytest.approx(learn.validate()[0], rel=1e-5)
+
+
+# cubic puzzles
+
+def test_cells_of_a_puzzle_by_hand():
+    assert puzzle_cells(True, 2) == [(2, 0, 0), (2, 0, 1), (2, 1, 0), (2, 1, 1)]
+    assert puzzle_cells(False, 1) == [(0, 0, 1), (1, 0, 1), (2, 0, 1), (3, 0, 1)]
+
+
+@pytest.mark.parametrize('rotation', [.5, 0])
+def test_puzzle_loss_equals_an_independent_computation(rotation):
+    torch.manual_seed(0)
+    m = CubicPuzzle(hidden=5, rotation=rotation)
+    net, x, y, turned = m.build(Pixels()), clips(k=4, t=4), torch.tensor([0, 23, 7, 1]), torch.tensor([0, 1, 1, 0])
+    with torch.no_grad():
+        loss, found = m.loss(net(x), y, turned), m.scores(net(x), y, turned)
+        f = np.concatenate([net.encoder(x[:, i]).numpy() for i in range(4)], 1)
+        def layer(name, f): return f @ getattr(net.heads, name).weight.detach().numpy().T + getattr(net.heads, name).bias.detach().numpy()
+        h = np.maximum(layer('hidden', f), 0)
+        by_hand = nll(layer('order', h), y.tolist()) + (rotation*nll(layer('rotated', h), turned.tolist()) if rotation else 0)
+    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+    assert list(found) == list(m.score_names) == list(m.chances) == ['puzzle_acc', 'rotation_acc'][:2 if rotation else 1]
+    assert found['puzzle_acc'].tolist() == (layer('order', h).argmax(1) == y.numpy()).tolist() and m.chances['puzzle_acc'] == 1/24
+
+
+def place_video(monkeypatch, n, side, wide=0):
+    "A video whose red is the frame's number, green the row, blue the column of a pixel"
+    t, r, c = torch.meshgrid(torch.arange(n), torch.arange(side), torch.arange(side + wide), indexing='ij')
+    v = torch.stack([t, r, c], 1).to(torch.uint8)
+    monkeypatch.setattr(base, '_whole', lambda path, size: v)
+    monkeypatch.setattr(VideoFile, 'scaled', lambda self, size: (side + wide, side))
+    return v
+
+
+@pytest.mark.parametrize('split,stride', [(0, 1), (1, 1), (0, 2)])
+def test_the_labels_of_a_puzzle_say_where_its_pieces_were(counted, monkeypatch, split, stride):  # noqa: F811
+    place_video(monkeypatch, 20*stride, 28, wide=6)
+    m, seen, offsets = CubicPuzzle(replicate=0, span=2), Counter(), {k:set() for k in 'tyx'}
+    read = PretextClips(m, SampleClips(2, stride, 10))
+    read.cache = True
+    monkeypatch.setattr(VideoIndex, 'n', property(lambda self: 20*stride))
+    random.seed(0)
+    for i in range(300):
+        if split: monkeypatch.setattr(base.zlib, 'crc32', lambda b, i=i: i)  # as if by many names
+        v, order, turned = read((VideoFile(counted[0]),), split_idx=split)
+        assert v.shape == (4, 2, 3, 10, 10) and read.side == 28
+        v = (v.flip(-1, -2) if turned else v).as_subclass(torch.Tensor).long()
+        assert (v[:, 1, 0] - v[:, 0, 0] == stride).all() and (v[..., 1, :, :].diff(dim=-2) == 1).all() and (v[..., 2, :, :].diff(dim=-1) == 1).all()
+        first, row, col = (v[:, 0, j, 0, 0] for j in range(3))
+        found = list(permutations(range(4)))[order]
+        at = [found.index(k) for k in range(4)]  # where each cell in turn went
+        t, y, x = first[at], row[at], col[at]
+        space = (t.max() - t.min()) <= 2*stride  # within one cell's time
+        if space: assert y[0] <= 20 and x[1] - x[0] >= 10 and x[3] - x[2] >= 10 and y[2] - y[0] >= 10 and y[3] - y[1] >= 10  # no pixel in two pieces
+        else: assert (t.diff() >= 2*stride).all() and (y.max() - y.min()) <= 4 and (x.max() - x.min()) <= 4
+        if not space: offsets['t'] |= {int(d) for d in t.diff()}
+        offsets['y'] |= {int(d) for d in y.diff()} if not space else set()
+        seen[bool(space)] += 1
+        seen[f'order {order}'] += 1
+        seen[f'turned {turned}'] += 1
+    assert 110 < seen[True] < 190 and 110 < seen['turned 1'] < 190 and sum(k.startswith('order') for k in map(str, seen)) == 24
+    assert len(offsets['t']) >= 4 and len(offsets['y']) >= 6  # gaps differ in time and space: neither frames nor edges meet at a known place
+
+
+def test_pieces_may_be_shown_in_one_channel_and_only_in_training(counted, monkeypatch):  # noqa: F811
+    place_video(monkeypatch, 20, 28)
+    read = PretextClips(CubicPuzzle(span=2, rotation=0), SampleClips(2, 1, 10))
+    read.cache = True
+    def grey(v): return bool((v[:, :, 0] == v[:, :, 1]).all() and (v[:, :, 0] == v[:, :, 2]).all())
+    random.seed(0)
+    drawn = [read((VideoFile(counted[0]),), split_idx=0) for _ in range(200)]
+    assert 70 < sum(grey(v) for v, *_ in drawn) < 130 and not any(t for *_, t in drawn)
+    def rises(v): return tuple(bool(v.as_subclass(torch.Tensor)[0, :, 0].diff(dim=d).any()) for d in (0, 1, 2))
+    assert {rises(v) for v, *_ in drawn if grey(v)} == {(True, False, False), (False, True, False), (False, False, True)}  # time, rows, columns: each channel in turn
+    assert not grey(read((VideoFile(counted[0]),), split_idx=1)[0])
+
+
+def test_videos_too_short_for_a_puzzle_are_left_out(counted):  # noqa: F811
+    dls = video_dls(counted, counted, frames=3, size=24, bs=2)
+    with pytest.raises(InputError, match='no video could be used'), pytest.warns(UserWarning, match='take 24'): quiet(dls, tiny(), CubicPuzzle()).fit(1)
+    with pytest.raises(InputError, match='at least 1'): CubicPuzzle(cell=.9)
+
+
+# CVRL
+
+def test_near_clips_are_likelier_as_in_the_reference():
+    "P(gap <= d) = 2d/m - d²/m²; with m = 100, P(gap <= 50) = .75; whole frames are rounded down"
+    rnd = random.Random(0)
+    drawn = np.array([draw_gap(rnd.random(), 100) for _ in range(40000)])
+    for d in (10, 50, 80): assert abs((drawn < d).mean() - (2*d/100 - d**2/1e4)) < .01
+    assert (2*50/100 - 50**2/1e4) == .75 and drawn.min() == 0 and drawn.max() < 100 and draw_gap(1 - 1e-16, 7) == 6
+
+
+def test_clips_of_cvrl_lie_as_in_the_reference():
+    m, rnd = CVRL(), random.Random(0)
+    drawn = np.array([m.sample(40, 16, 2, rnd)[0] for _ in range(4000)])
+    assert drawn.shape == (4000, 2, 16) and (np.diff(drawn, axis=2) == 2).all() and drawn.min() == 0 and drawn.max() == 39
+    a, b = drawn[..., 0].T
+    assert abs((a < b).mean() - (a > b).mean()) < .05 and set(np.abs(a - b)) == set(range(10))
+    near = np.abs(a - b) == 3  # of a gap, all starts are as likely
+    assert np.abs(np.bincount(np.minimum(a, b)[near], minlength=7)/near.sum() - 1/7).max() < .05
+    short = [m.sample(29, 16, 2, rnd)[0] for _ in range(300)]  # loops, starts anywhere
+    assert all((np.diff(c) % 29 == 2).all() for w in short for c in w) and {c[0] for w in short for c in w} == set(range(29))
+
+
+def test_nt_xent_equals_an_independent_computation():
+    torch.manual_seed(0)
+    m = CVRL(hidden=6, dim=5)
+    net, x = m.build(Pixels()), clips(b=5, t=4)
+    net.eval()
+    loss = m.loss(pred := net(x), torch.zeros(5))
+    with torch.no_grad():
+        z = [net.heads(net.encoder(x[:, i])).numpy().astype(float) for i in range(2)]
+        z = [v/np.linalg.norm(v, axis=1, keepdims=True) for v in z]
+        total = 0.
+        for one, two in (z, z[::-1]):
+            for i in range(5):
+                s = [math.exp(one[i] @ two[j]/.1) for j in range(5)] + [math.exp(one[i] @ one[j]/.1) for j in range(5) if j != i]
+                total -= math.log(s[i]/sum(s))/5
+    assert loss.item() == pytest.approx(total, rel=1e-4)
+    assert m.scores(pred, None)['pair_acc'].tolist() == [z[0][i] @ z[1][i] > z[0][i] @ z[1][(i + 1) % 5] for i in range(5)]
+    loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+def test_the_head_of_cvrl(): assert [type(m).__name__ for m in CVRL().heads(7)] == ['Linear', 'BatchNorm1d', 'ReLU']*3 + ['Linear'] and sum(p.numel() for p in CVRL().heads(7).parameters()) == 7*2048 + 2*2048**2 + 3*2*2048 + 2048*128 + 128
+
+
+def test_logits_of_a_part_are_rows_of_those_of_all():
+    a, b = (nn.functional.normalize(torch.randn(6, 4), dim=1) for _ in range(2))
+    assert torch.allclose(nt_xent_logits(a[2:4], b, a, 2), nt_xent_logits(a, b, a, 0)[2:4])
+
+
+def test_blur_equals_scipys():
+    x, sigma = torch.rand(2, 3, 4, 3, 21, 18), torch.rand(2, 3)*1.9 + .1
+    ours = blur(x, sigma, 3)
+    for i in range(2):
+        for j in range(3):
+            s = sigma[i, j].item()
+            theirs = gaussian_filter(x[i, j].numpy().astype(float), (0, 0, s, s), mode='constant', radius=(0, 0, 3, 3))
+            np.testing.assert_allclose(ours[i, j], theirs, atol=1e-5)
+
+
+def test_blur_and_solarise_are_drawn_by_the_place_of_the_clip():
+    x = TensorVideo(torch.rand(200, 2, 2, 3, 20, 20))
+    def changed(tfm): return (tfm(x, split_idx=0) != x).as_subclass(torch.Tensor).flatten(2).any(2).float().mean(0)
+    a, b = changed(Blur((1., .1)))
+    assert a > .9 and .02 < b < .2  # a width of .1 pixel changes nothing
+    a, b = changed(Solarise((0., .2)))
+    assert a == 0 and .1 < b < .3
+    y, plain = Solarise((1., 1.))(x, split_idx=0).as_subclass(torch.Tensor), x.as_subclass(torch.Tensor)
+    assert torch.equal(y, torch.where(plain < .5, plain, 1 - plain)) and all(torch.equal(t(x, split_idx=1), x) for t in (Blur((1., 1.)), Solarise((1., 1.))))
+
+
+def test_cvrl_crops_and_colours_follow_the_reference():
+    m = CVRL()
+    assert (m.area, m.aspect, m.flip) == ((.3, 1.), (.5, 2.), True) and [type(t).__name__ for t in m.batch_tfms] == ['ColourJitter', 'Blur', 'Solarise']
+    jitter, blur_, solarise = m.batch_tfms
+    assert (jitter.factors, jitter.hue, jitter.p, jitter.grey, jitter.each_frame) == ((.8, .8, .8), .2, .8, .2, False) and blur_.p == (1., .1) and solarise.p == (0., .2)
+    assert sorted(m.batch_tfms, key=lambda t: t.order) == list(m.batch_tfms)
+    read, seen = PretextClips(m, SampleClips(2, 1, 10)), []
+    import sdfast.video as video
+    old, video.RandomResizedCrop.get_params = video.RandomResizedCrop.get_params, lambda v, area, aspect: (seen.append((area, aspect)), (0, 0, 10, 10))[1]
+    try:
+        read.crop.train = True
+        read.crop._crop(torch.zeros(2, 3, 20, 20))
+    finally: video.RandomResizedCrop.get_params = old
+    assert seen == [((.3, 1.), (.5, 2.))]
