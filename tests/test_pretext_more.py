@@ -1,4 +1,4 @@
-"Cubic puzzles and CVRL: losses against independent computations, clips and labels, shortcuts, checkpoints."
+"Cubic puzzles, CVRL and IIC: losses against independent computations, clips and labels, shortcuts, checkpoints."
 import math
 import random
 from collections import Counter
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import same, state
+from fastai.callback.core import Callback
 from scipy.ndimage import gaussian_filter
 from test_pretext import counted, frames, quiet, tiny  # noqa: F401 (a fixture)
 from test_pretext_methods import Pixels, clips
@@ -16,10 +17,10 @@ from torch import nn
 import sdfast.pretext.pretext as base
 from sdfast.errors import InputError
 from sdfast.models import load_encoder
-from sdfast.pretext import CVRL, METHODS, Blur, CubicPuzzle, PretextClips, Solarise, blur, draw_gap, nt_xent_logits, puzzle_cells, read_checkpoint, video_dls
+from sdfast.pretext import CVRL, METHODS, Blur, CubicPuzzle, InterIntra, PretextClips, Residual, Solarise, blur, disorder, draw_gap, nt_xent_logits, puzzle_cells, read_checkpoint, video_dls
 from sdfast.video import SampleClips, TensorVideo, VideoFile, VideoIndex
 
-SMALL = dict(puzzle=dict(span=1, hidden=6), cvrl=dict(hidden=6, dim=4))
+SMALL = dict(puzzle=dict(span=1, hidden=6), cvrl=dict(hidden=6, dim=4), iic=dict(negatives=5))
 
 
 @pytest.fixture
@@ -210,3 +211,113 @@ def test_cvrl_crops_and_colours_follow_the_reference():
         read.crop._crop(torch.zeros(2, 3, 20, 20))
     finally: video.RandomResizedCrop.get_params = old
     assert seen == [((.3, 1.), (.5, 2.))]
+
+
+# IIC
+
+def test_a_clip_in_disorder_by_hand():
+    class Draw:
+        def randrange(self, n): return n - 2
+        def sample(self, of, k): return 1, 3
+    assert disorder('repeat', 6, Draw()) == [4]*6 and disorder('shuffle', 16, Draw()) == [0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7]
+    rnd = random.Random(0)
+    assert {tuple(disorder('repeat', 3, rnd)) for _ in range(60)} == {(i,)*3 for i in range(3)}
+    drawn = {tuple(disorder('shuffle', 8, rnd)) for _ in range(300)}
+    assert len(drawn) == 6 and tuple(range(8)) not in drawn and all(sorted(d) == list(range(8)) for d in drawn)
+
+
+@pytest.mark.parametrize('split', [0, 1])
+def test_residuals_follow_the_reference(split):
+    x = torch.rand(3, 2, 5, 3, 4, 4)
+    y = Residual()(TensorVideo(x), split_idx=split).as_subclass(torch.Tensor)
+    assert y.shape == (3, 3, 5, 3, 4, 4) and torch.equal(y[:, :2], x)
+    for t in range(5): torch.testing.assert_close(y[:, 2, t], (x[:, 0, t] - x[:, 0, t - 1] + 1)/2)  # x[-1] is before x[0]
+
+
+def test_clips_and_numbers_of_iic(counted):  # noqa: F811
+    dls = video_dls(counted[:4], counted[4:], frames=4, size=24, bs=4)
+    for kind in ('repeat', 'shuffle'):
+        m, seen = InterIntra(disorder=kind), set()
+        m.prepare(dls.train)
+        assert m.videos == 4 and m.heads(7).rows.shape == (3, 4, 7) and torch.allclose(m.heads(7).rows.norm(dim=2), torch.ones(3, 4))
+        m.batch_tfms = ()
+        loader = m.loader(dls.train)
+        for i in range(8):
+            for x, number, zero in loader:
+                a, b = frames(dls.train.after_batch.decode((x,))[0]).unbind(1)
+                assert sorted(number.tolist()) == [0, 1, 2, 3] and not zero.any() and (a.diff(dim=1) == 1).all()
+                assert all(set(q) <= set(p) and len(set(q)) == (1 if kind == 'repeat' else 4) and q != p for p, q in zip(a.tolist(), b.tolist()))
+                seen |= set(a[:, 0].tolist())
+        assert len(seen) > 10
+        m2 = InterIntra(disorder=kind)
+        m2.prepare(dls.train)
+        assert [m2.numbers[str(p)] for p in counted[:4]] == [0, 1, 2, 3] or sorted(m2.numbers.values()) == [0, 1, 2, 3]
+        with pytest.raises(InputError, match='row for each of 4 videos, but there are 2'): m.prepare(dls.valid)
+    with pytest.raises(InputError, match='row for each training video'): InterIntra().heads(3)
+    with pytest.raises(InputError, match='repeat or shuffle'): InterIntra(disorder='x')
+    with pytest.raises(InputError, match='no video could be used'), pytest.warns(UserWarning, match='take 28'): quiet(video_dls(counted, counted, frames=28, size=24, bs=2), tiny(), InterIntra()).fit(1)
+
+
+def test_the_clip_in_disorder_is_cropped_as_the_one_in_order(counted):  # noqa: F811
+    read, crops = PretextClips(InterIntra(), SampleClips(4, size=24)), 0
+    old = read.crop._crop
+    def count(v):
+        nonlocal crops
+        crops += 1
+        return old(v)
+    read.crop._crop = count
+    assert read((VideoFile(counted[0]),), split_idx=0)[0].shape == (2, 4, 3, 24, 24) and crops == 1
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_iic_on_a_batch_equals_an_independent_computation(training):
+    torch.manual_seed(0)
+    m = InterIntra(negatives=3, videos=6, momentum=.7)
+    net, x, index = m.build(Pixels()).train(training), clips(k=3, t=4), torch.tensor([4, 0, 5, 1])
+    before = net.heads.rows.clone().numpy().astype(float)
+    torch.manual_seed(5)
+    loss = m.loss(pred := net(x, index), torch.zeros(4))
+    torch.manual_seed(5)
+    others = torch.randint(6, (4, 3)).tolist() if training else [[0, 2, 5]]*4  # of 0 to 5, evenly spaced; .5*5 rounds to even
+    with torch.no_grad(): frames_, mixed, residual = (net.encoder(x[:, i]).numpy().astype(float) for i in range(3))
+    def unit(f): return f/np.linalg.norm(f, axis=-1, keepdims=True)
+    total = 0.
+    for f, k, own in ((frames_, 1, residual), (residual, 0, frames_)):
+        for i in range(4):
+            first = [before[k][index[i]], before[2][index[i]]] if training else [unit(own[i]), unit(mixed[i])]
+            s = np.array([f[i] @ r for r in (first[0], *(before[k][j] for j in others[i]), first[1], *(before[2][j] for j in others[i]))])/.07
+            total += (np.log(np.exp(s - s.max()).sum()) + s.max() - s[0])/4
+    assert loss.item() == pytest.approx(total, rel=1e-4)
+    after = before.copy()
+    if training:
+        for k, f in enumerate((frames_, residual, mixed)): after[k][index] = unit(.7*before[k][index] + .3*f)
+    np.testing.assert_allclose(net.heads.rows, after, atol=1e-6)
+    a, b, c = unit(frames_), unit(residual), unit(mixed)
+    found = m.scores(pred, None)
+    assert found['inter_acc'].tolist() == [a[i] @ b[i] > a[i] @ b[(i + 1) % 4] for i in range(4)] and found['intra_acc'].tolist() == [a[i] @ b[i] > a[i] @ c[i] for i in range(4)]
+    loss.backward()
+    assert all(p.grad is not None for p in net.encoder.parameters())
+
+
+def test_each_view_passes_batch_norm_on_its_own():
+    m = InterIntra(videos=4, negatives=2)
+    net = m.build(tiny()).train()
+    bn = next(m for m in net.encoder.modules() if hasattr(m, 'num_batches_tracked'))
+    net(clips(k=3, t=4), torch.arange(4))
+    assert bn.num_batches_tracked == 3
+
+
+def test_the_rows_of_iic_are_those_of_the_videos_trained_on(dls):
+    learn = quiet(dls, tiny(), m := InterIntra(negatives=2), lr=.01)
+    seen = []
+    class See(Callback):
+        order = 50
+        def before_fit(self): self.rows = self.learn.model.heads.rows.clone()
+        def before_batch(self): seen.append((self.learn.training, len(self.learn.xb), len(self.learn.yb)))
+    learn.fit(1, cbs=(see := See()))
+    assert not (see.rows == m.pretext_net.heads.rows).all(-1).any() and set(seen) == {(True, 2, 1), (False, 2, 1)}
+    rows = m.pretext_net.heads.rows.clone()
+    learn.validate(), m.held_out(dls.valid)(learn.model)
+    assert torch.equal(rows, m.pretext_net.heads.rows)
+    learn.fit(1)
+    assert not torch.equal(rows, m.pretext_net.heads.rows)  # a second fit goes on with them
