@@ -40,15 +40,15 @@ RECIPES = dict(rspnet=dict(epochs=200, bs=64, lr=.1, wd=1e-4, schedule='epoch_co
                order=dict(epochs=300, bs=8, lr=1e-3, wd=5e-4, schedule='constant'),
                puzzle=dict(epochs=18, bs=30, lr=.01, wd=5e-4, schedule='thirds', size=80),  # of the puzzle only the size of pieces is known: the rest is ours
                cvrl=dict(epochs=200, bs=1024, lr=.32, wd=1e-6, schedule='warm_cosine', stride=2, size=224),
-               iic=dict(epochs=240, bs=16, lr=.01, wd=1e-4, schedule='fifths'))
+               iic=dict(epochs=240, bs=16, lr=.01, wd=1e-4, schedule='fifths'), mas=dict(epochs=18, bs=30, lr=5e-4, wd=5e-3, schedule='thirds'))
 PAPER = dict(frames=16, stride=1, size=112, method_args='')
 # what fits 8 frames: clips short enough that another speed, or several clips with a gap, find room in them, and that RSPNet's two windows, of
 # 6 frames, start at different ones: with 8, query and positive key would show the same frames. A queue shorter than an epoch.
 # The digits are grey: jitter of saturation and hue would change nothing and cost half of the time
 SHORT = dict(rspnet=dict(frames=3, method_args='queue=1024,momentum=.99,jitter=[.4,.4,0,0],grey=0'), pace=dict(frames=4, method_args='paces=[1,2],restart=false,jitter=[.8,.8,0,0]'),
              order=dict(frames=2, method_args='gap=1'), puzzle=dict(frames=2, size=20, method_args='span=1,replicate=0,hidden=128'),
-             cvrl=dict(frames=4, method_args='hidden=128,jitter=[.8,.8,0,0],grey=0'),
-             iic=dict(frames=6, method_args=''))
+             cvrl=dict(frames=4, method_args='layers=1,hidden=128,jitter=[.4,.4,0,0],grey=0,blur=[0,0],solarise=[0,0]'),
+             iic=dict(frames=6, lr=.005, method_args=''), mas=dict(frames=6, lr=.005, method_args=''))
 DIGITS = dict(stride=1, size=40, epochs=10, bs=64, lr=.05, wd=1e-4, schedule='cosine')
 ARCH = dict(c3d='c3d', r2plus1d='r2plus1d-vcop')  # RSPNet's names of our encoders
 
@@ -220,7 +220,7 @@ def _fail(message, status=2):
 
 @call_parse  # runs at once in a script, so it comes last
 def main(
-    method:str='rspnet', # How: rspnet, pace, order (clip order prediction), puzzle (3D cubic puzzles), cvrl, iic (inter-intra contrast)
+    method:str='rspnet', # How: rspnet, pace, order (clip order prediction), puzzle (3D cubic puzzles), cvrl, iic (inter-intra contrast), mas (motion and appearance statistics)
     task:str='moving_digits', # Videos: a task as in compare.py (moving_digits, ucf101:PATH, ...), or videos:FOLDER for any below a folder
     model:str='tiny', # tiny, the paper's c3d and r2plus1d, a video net of torchvision, or any image model of timm
     model_args:str='', # For the model's constructor, such as pad_type=same

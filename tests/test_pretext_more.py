@@ -1,6 +1,7 @@
-"Cubic puzzles, CVRL and IIC: losses against independent computations, clips and labels, shortcuts, checkpoints."
+"Cubic puzzles, CVRL, IIC and MAS: losses against independent computations, clips and labels, shortcuts, checkpoints."
 import math
 import random
+import sys
 from collections import Counter
 from itertools import permutations
 
@@ -15,16 +16,21 @@ from test_pretext_methods import Pixels, clips
 from torch import nn
 
 import sdfast.pretext.pretext as base
+from sdfast.digits import _write
 from sdfast.errors import InputError
 from sdfast.models import load_encoder
-from sdfast.pretext import CVRL, METHODS, Blur, CubicPuzzle, InterIntra, PretextClips, Residual, Solarise, blur, disorder, draw_gap, nt_xent_logits, puzzle_cells, read_checkpoint, video_dls
+from sdfast.pretext import (CVRL, METHODS, Blur, CubicPuzzle, InterIntra, MotionStatistics, PretextClips, Residual, Solarise, appearance_labels, blur, disorder,
+                            draw_gap, motion_labels, nt_xent_logits, optical_flow, puzzle_cells, read_checkpoint, regions, video_dls)
 from sdfast.video import SampleClips, TensorVideo, VideoFile, VideoIndex
 
-SMALL = dict(puzzle=dict(span=1, hidden=6), cvrl=dict(hidden=6, dim=4), iic=dict(negatives=5))
+SMALL = dict(puzzle=dict(span=1, hidden=6), cvrl=dict(hidden=6, dim=4), iic=dict(negatives=5), mas={})
 
 
 @pytest.fixture
 def dls(counted): return video_dls(counted[:4], counted[4:], frames=4, size=24, bs=2)  # noqa: F811
+
+
+def needs_opencv(): return pytest.importorskip('cv2', reason="optical flow needs OpenCV: pip install -e '.[pretext]'")
 
 
 def nll(z, y): return np.mean([-math.log(math.exp(r[i] - max(r))/np.exp(np.array(r) - max(r)).sum()) for r, i in zip(np.asarray(z, float), y)])
@@ -32,7 +38,8 @@ def nll(z, y): return np.mean([-math.log(math.exp(r[i] - max(r))/np.exp(np.array
 
 @pytest.mark.parametrize('name', SMALL)
 def test_it_trains_and_its_checkpoints_load_exactly_and_measure_the_same(dls, name, tmp_path):
-    learn = quiet(dls, enc := tiny(), m := METHODS[name](**SMALL[name]), lr=.01)
+    if name == 'mas': needs_opencv()
+    learn = quiet(dls, enc := tiny(), m := METHODS[name](**SMALL[name], **(dict(folder=str(tmp_path)) if name == 'mas' else {})), lr=.01)
     before = state(enc)
     learn.fit(2)
     assert all(not torch.equal(before[k], v) for k, v in enc.named_parameters())
@@ -295,6 +302,8 @@ def test_iic_on_a_batch_equals_an_independent_computation(training):
     a, b, c = unit(frames_), unit(residual), unit(mixed)
     found = m.scores(pred, None)
     assert found['inter_acc'].tolist() == [a[i] @ b[i] > a[i] @ b[(i + 1) % 4] for i in range(4)] and found['intra_acc'].tolist() == [a[i] @ b[i] > a[i] @ c[i] for i in range(4)]
+    equal = torch.ones(4)
+    assert m.scores((*pred[:2], equal, equal, equal), None)['intra_acc'].tolist() == [.5]*4  # as a net has it that tells nothing apart
     loss.backward()
     assert all(p.grad is not None for p in net.encoder.parameters())
 
@@ -321,3 +330,146 @@ def test_the_rows_of_iic_are_those_of_the_videos_trained_on(dls):
     assert torch.equal(rows, m.pretext_net.heads.rows)
     learn.fit(1)
     assert not torch.equal(rows, m.pretext_net.heads.rows)  # a second fit goes on with them
+
+
+# MAS
+
+def test_regions_of_the_statistics_by_hand():
+    "Of 112 pixels: blocks of 28, squares of 28, 56, 84 and 112, triangles of 56*57/2"
+    grid, rings, triangles = ([set(p.tolist()) for p in pattern] for pattern in regions(112))
+    def box(top, left, bottom, right): return {y*112 + x for y in range(top, bottom) for x in range(left, right)}
+    assert grid == [box(28*i, 28*j, 28*i + 28, 28*j + 28) for i in range(4) for j in range(4)]
+    squares = [box(k, k, 112 - k, 112 - k) for k in (42, 28, 14, 0)]
+    assert rings == [squares[0], *(b - a for a, b in zip(squares, squares[1:]))]
+    assert len(triangles) == 8 and all(len(t) == 1596 for t in triangles)
+    for k, pixel in enumerate([(50, 5), (5, 50), (5, 60), (50, 107), (60, 5), (107, 50), (107, 60), (60, 107)]): assert [pixel[0]*112 + pixel[1] in t for t in triangles] == [i == k for i in range(8)]
+    for y, x in ((0, 0), (111, 111), (0, 111), (111, 0)): assert sum(y*112 + x in t for t in triangles) == 2  # on a diagonal
+    with pytest.raises(InputError, match='multiple of 8'): regions(20)
+
+
+def test_motion_labels_equal_an_independent_computation():
+    "From the reference's description, pixel by pixel"
+    rng, s = np.random.default_rng(0), 16
+    for _ in range(3):
+        flow = rng.normal(size=(5, 2, s, s))
+        flow[:, 0, 3:8, 9:12] += 2*rng.random()
+        locations, found = [], {}
+        for c in range(2):
+            f = np.pad(flow[:, c], ((0, 0), (1, 1), (1, 1)), mode='symmetric')
+            dx, dy = np.zeros((5, s, s)), np.zeros((5, s, s))
+            for k in range(3):  # a convolution turns the kernels -1 0 1 by 180 degrees
+                dx += f[:, k:k + s, :s] - f[:, k:k + s, 2:]
+                dy += f[:, :s, k:k + s] - f[:, 2:, k:k + s]
+            found['frame', c] = 1 + int(np.argmax([np.sqrt(dx[t]**2 + dy[t]**2).sum() for t in range(5)]))
+            dx, dy = dx.sum(0).ravel(), dy.sum(0).ravel()
+            for i, pattern in enumerate(regions(s)):
+                strength = [sum(math.hypot(dx[p], dy[p]) for p in part)/(len(part) if i == 1 else 1) for part in pattern]
+                k, bins = strength.index(max(strength)), [0.]*8
+                for p in pattern[k]:
+                    a = math.degrees(math.atan2(dy[p], dx[p])) % 360
+                    b, share = int(a//45), a % 45/45
+                    bins[b] += math.hypot(dx[p], dy[p])*(1 - share)
+                    bins[(b + 1) % 8] += math.hypot(dx[p], dy[p])*share
+                found[i, c] = k + 1, bins.index(max(bins)) + 1
+        by_hand = [n for i in range(3) for c in range(2) for n in found[i, c]] + [found['frame', 0], found['frame', 1]]
+        assert motion_labels(flow).tolist() == by_hand
+
+
+def test_motion_labels_by_hand():
+    flow = np.zeros((15, 2, 112, 112))
+    assert motion_labels(flow).tolist() == [0, 0, 0, 0] + [1]*10  # a clip that stands still, as the reference has it
+    flow[:, 0, 60:80, 100:110] = 3  # in the third row's last block of the grid, the outer ring, the last triangle
+    flow[6, 1, 35:50, 35:50] = 1
+    found = motion_labels(flow)
+    assert found[0] == 12 and found[4] == 4 and found[8] == 8 and found[12:].tolist() == [1, 7]
+
+
+def test_appearance_labels_equal_an_independent_computation():
+    rng, s = np.random.default_rng(0), 16
+    clip = rng.integers(0, 256, (4, s, s, 3))//86*86
+    clip[1:, :4] = clip[:1, :4]  # stays
+    clip = clip.astype(np.uint8)
+    def colour(pixels):
+        count = Counter(map(tuple, pixels.reshape(-1, 3).tolist()))
+        r, g, b = min(count, key=lambda c: (-count[c], c[::-1]))
+        return 1 + ['001', '011', '101', '111', '000', '010', '100', '110'].index(''.join(str(int(v >= 128)) for v in (r, g, b)))
+    flat, by_hand = clip.reshape(4, -1, 3), []
+    for pattern in regions(s):
+        kept = []
+        for p in pattern:
+            hists = [[np.histogram(flat[t, p, c], 256, (0, 256))[0] for t in range(4)] for c in range(3)]
+            kept.append(sum(np.min(h, 0).sum()/np.max(h, 0).sum() for h in hists)/3)
+        for k in (kept.index(min(kept)), kept.index(max(kept))): by_hand += [k + 1, colour(flat[:, pattern[k]])]
+    found = appearance_labels(clip)
+    assert found.tolist() == [*by_hand, colour(clip)] and len(found) == 13 and found[2] <= 4
+
+
+@pytest.mark.parametrize('code,rgb', enumerate([(0, 0, 255), (0, 128, 128), (128, 127, 255), (200, 200, 200), (127, 127, 127), (0, 255, 0), (255, 0, 0), (128, 128, 0)]))
+def test_colours_are_numbered_as_in_the_reference(code, rgb): assert appearance_labels(np.full((2, 8, 8, 3), rgb, np.uint8))[[1, 3, 12]].tolist() == [code + 1]*3
+
+
+@pytest.fixture
+def moving(tmp_path):
+    "A texture that moves 2 pixels a frame to the right and 1 down"
+    wide = (255*gaussian_filter(np.random.default_rng(0).random((140, 140)), 2, mode='wrap'))
+    wide = ((wide - wide.min())/(wide.max() - wide.min())*255).astype(np.uint8)
+    _write(tmp_path/'m.mp4', np.stack([np.roll(wide, (t, 2*t), (0, 1))[20:116, 20:116] for t in range(8)]))
+    return VideoFile(tmp_path/'m.mp4')
+
+
+def test_flow_is_that_of_the_video_and_computed_once(moving, tmp_path, monkeypatch):
+    cv2 = needs_opencv()
+    monkeypatch.setenv('SDFAST_HOME', str(tmp_path/'home'))
+    flow = optical_flow(moving, 96)
+    assert flow.shape == (7, 2, 96, 96) and flow.dtype == np.uint8
+    u, v = np.median(flow*(40/255) - 20, (0, 2, 3))
+    assert abs(u - 2) < .2 and abs(v - 1) < .2
+    u, v = np.median(optical_flow(moving, 96, stride=2)*(40/255) - 20, (0, 2, 3))
+    assert abs(u - 4) < .4 and abs(v - 2) < .4 and len(optical_flow(moving, 96, stride=2)) == 6
+    with monkeypatch.context() as m:
+        m.setattr(cv2, 'DISOpticalFlow_create', lambda *a: pytest.fail('computed again'))
+        assert np.array_equal(optical_flow(moving, 96), flow)
+    files = sorted((tmp_path/'home'/'flow').rglob('*.npz'))
+    assert len(files) == 2
+    for f in files: f.write_bytes(f.read_bytes()[:300])  # cut off
+    assert np.array_equal(optical_flow(moving, 96), flow)
+    assert optical_flow(moving, 48, folder=tmp_path/'other').shape == (7, 2, 48, 48) and list((tmp_path/'other').rglob('*.npz'))
+
+
+def test_without_opencv_it_says_what_to_install(moving, dls, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'cv2', None)
+    for f in (lambda: optical_flow(moving, 96, folder=tmp_path), lambda: quiet(dls, tiny(), MotionStatistics()).fit(1)):
+        with pytest.raises(InputError, match=r'pip install .sdfast\[pretext\]'): f()
+
+
+def test_the_flow_of_the_clip_is_cropped_as_its_frames(counted, monkeypatch):  # noqa: F811
+    import sdfast.pretext.statistics as module
+    place_video(monkeypatch, 20, 18, wide=6)
+    monkeypatch.setattr(VideoIndex, 'n', property(lambda self: 20))
+    t, r, c = torch.meshgrid(torch.arange(18), torch.arange(18), torch.arange(24), indexing='ij')
+    monkeypatch.setattr(module, 'optical_flow', lambda video, side, stride, folder: torch.stack([10*t + r, 3*c], 1).numpy().astype(np.uint8))
+    seen = []
+    monkeypatch.setattr(module, 'motion_labels', lambda flow: (seen.append((flow + 20)*255/40), np.zeros(14, np.float32))[1])
+    read = PretextClips(MotionStatistics(), SampleClips(5, 2, 16))
+    read.cache = True
+    for split in (0, 1)*20:
+        v, *labels = read((VideoFile(counted[0]),), split_idx=split)
+        first, row, col = v[0, :, :, 0, 0].long().unbind(1)
+        assert v.shape == (1, 5, 3, 16, 16) and first.diff().tolist() == [2]*4 and seen[-1].shape == (4, 2, 16, 16)
+        np.testing.assert_allclose(seen[-1][:, 0, 0, 0], (10*first + row)[:4], atol=1e-6)
+        np.testing.assert_allclose(seen[-1][:, 1, 0, 0], (3*col)[:4], atol=1e-6)
+    assert (int(row[0]), int(col[0])) == (1, 4) and labels[0].shape == (14,) and labels[1].shape == (13,)
+
+
+def test_mas_loss_equals_an_independent_computation():
+    torch.manual_seed(0)
+    m = MotionStatistics(motion=2., appearance=.1)
+    net, x, y = m.build(Pixels()), clips(k=1, t=4), (torch.rand(4, 14)*16, torch.rand(4, 13)*8)
+    with torch.no_grad():
+        loss, f = m.loss(pred := net(x), *y).item(), net.encoder(x[:, 0])
+        p = [f.numpy() @ h.weight.numpy().T + h.bias.numpy() for h in net.heads]
+    assert loss == pytest.approx(2*np.mean((p[0] - y[0].numpy())**2) + .1*np.mean((p[1] - y[1].numpy())**2), rel=1e-5)
+    far = [[((a[i] - b[j].numpy())**2).sum() for i, j in ((0, 0), (0, 1), (3, 3), (3, 0))] for a, b in zip(p, y)]
+    for (n, s), (a, b, c, d) in zip(m.scores(pred, *y).items(), far): assert s[[0, 3]].tolist() == [float(a < b), float(c < d)]
+    assert m.scores((pred[0][:1], pred[1][:1]), y[0][:1], y[1][:1])['motion_acc'].tolist() == [.5]  # nothing to tell apart
+    with pytest.raises(InputError, match='one of them more'): MotionStatistics(0, 0)

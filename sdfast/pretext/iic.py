@@ -59,7 +59,7 @@ class InterIntra(Pretext):
     not brought to length 1, negatives are drawn anew for each clip and may be the clip's own video. The clip in disorder is cropped as the one in order and never seen as residuals.
     On held-out videos rows stay as training left them, `negatives` of them evenly spaced, and a clip's own are its features.
     Scores, by features of the batch alone: `inter_acc`, residuals of the same video are closer to the frames than those of the next in the batch; `intra_acc`, they are closer to them than frames in disorder
-    are; chance of each 1/2."""
+    are (equally close: half); chance of each 1/2."""
     score_names, inputs, batch_tfms = ('inter_acc', 'intra_acc'), 2, (Residual(),)
 
     def __init__(self,
@@ -116,4 +116,5 @@ class InterIntra(Pretext):
 
     def scores(self, pred, y):
         *_, same, other, mix = pred
-        return dict(inter_acc=same > other, intra_acc=same > mix)
+        def closer(a, b): return (a > b).float() + (a == b).float()/2
+        return dict(inter_acc=closer(same, other), intra_acc=closer(same, mix))
