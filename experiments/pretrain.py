@@ -48,7 +48,7 @@ PAPER = dict(frames=16, stride=1, size=112, method_args='')
 SHORT = dict(rspnet=dict(frames=3, method_args='queue=1024,momentum=.99,jitter=[.4,.4,0,0],grey=0'), pace=dict(frames=4, method_args='paces=[1,2],restart=false,jitter=[.8,.8,0,0]'),
              order=dict(frames=2, method_args='gap=1'), puzzle=dict(frames=2, size=20, method_args='span=1,replicate=0,hidden=128'),
              cvrl=dict(frames=4, method_args='layers=1,hidden=128,jitter=[.4,.4,0,0],grey=0,blur=[0,0],solarise=[0,0]'),
-             iic=dict(frames=6, lr=.005, method_args=''), mas=dict(frames=6, lr=.005, method_args=''))
+             iic=dict(frames=6, method_args='negatives=128,unit=true'), mas=dict(frames=6, lr=.005, method_args=''))
 DIGITS = dict(stride=1, size=40, epochs=10, bs=64, lr=.05, wd=1e-4, schedule='cosine')
 ARCH = dict(c3d='c3d', r2plus1d='r2plus1d-vcop')  # RSPNet's names of our encoders
 

@@ -276,10 +276,10 @@ def test_the_clip_in_disorder_is_cropped_as_the_one_in_order(counted):  # noqa: 
     assert read((VideoFile(counted[0]),), split_idx=0)[0].shape == (2, 4, 3, 24, 24) and crops == 1
 
 
-@pytest.mark.parametrize('training', [True, False])
-def test_iic_on_a_batch_equals_an_independent_computation(training):
+@pytest.mark.parametrize('training,length', [(True, False), (False, False), (True, True)])
+def test_iic_on_a_batch_equals_an_independent_computation(training, length):
     torch.manual_seed(0)
-    m = InterIntra(negatives=3, videos=6, momentum=.7)
+    m = InterIntra(negatives=3, videos=6, momentum=.7, unit=length)
     net, x, index = m.build(Pixels()).train(training), clips(k=3, t=4), torch.tensor([4, 0, 5, 1])
     before = net.heads.rows.clone().numpy().astype(float)
     torch.manual_seed(5)
@@ -288,6 +288,7 @@ def test_iic_on_a_batch_equals_an_independent_computation(training):
     others = torch.randint(6, (4, 3)).tolist() if training else [[0, 2, 5]]*4  # of 0 to 5, evenly spaced; .5*5 rounds to even
     with torch.no_grad(): frames_, mixed, residual = (net.encoder(x[:, i]).numpy().astype(float) for i in range(3))
     def unit(f): return f/np.linalg.norm(f, axis=-1, keepdims=True)
+    if length: frames_, mixed, residual = map(unit, (frames_, mixed, residual))
     total = 0.
     for f, k, own in ((frames_, 1, residual), (residual, 0, frames_)):
         for i in range(4):
@@ -306,6 +307,18 @@ def test_iic_on_a_batch_equals_an_independent_computation(training):
     assert m.scores((*pred[:2], equal, equal, equal), None)['intra_acc'].tolist() == [.5]*4  # as a net has it that tells nothing apart
     loss.backward()
     assert all(p.grad is not None for p in net.encoder.parameters())
+
+
+def test_held_out_views_are_normalised_by_their_batch_and_nothing_stays():
+    m, x = InterIntra(videos=4, negatives=2), clips(k=3, t=4)
+    x[:, 2] = 9 + .1*x[:, 2]  # of another kind than the others
+    net, index = m.build(tiny()), torch.arange(4)
+    for _ in range(20): net.train()(x, index)
+    before = state(net)
+    with torch.no_grad(): found = net.eval()(x, index)
+    assert same(before, state(net)) and not any(b.training or not getattr(b, 'track_running_stats', True) for b in net.modules())
+    with torch.no_grad(): f = [nn.functional.normalize(net.encoder.train()(x[:, i]), dim=1) for i in range(3)]
+    torch.testing.assert_close(found[2], (f[0]*f[2]).sum(1)), torch.testing.assert_close(found[4], (f[0]*f[1]).sum(1))
 
 
 def test_each_view_passes_batch_norm_on_its_own():

@@ -1,4 +1,6 @@
 "Inter-intra contrastive learning (IIC): a video's frames and its residuals against other videos, and against its own frames in disorder. Tao et al., ACM MM 2020, as its code trains it (BestJuly/IIC)."
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -8,6 +10,7 @@ from fasttransform import Transform
 from torch import nn
 
 from ..errors import InputError
+from ..strategies.recipes import batch_norms
 from ..video import TensorVideo, VideoError
 from .pretext import Pretext
 
@@ -52,12 +55,22 @@ class _Banks(nn.Module):
         self.rows[:, index] = F.normalize(self.rows[:, index]*momentum + f.to(self.rows.dtype)*(1 - momentum), dim=2)
 
 
+@contextmanager
+def _by_batch(encoder):
+    "Batch norm by the statistics of the batch; its running ones stay as they are"
+    norms = [(m, m.training, m.track_running_stats) for m in batch_norms(encoder)]
+    for m, *_ in norms: m.training, m.track_running_stats = True, False
+    try: yield
+    finally:
+        for m, *was in norms: m.training, m.track_running_stats = was
+
+
 class InterIntra(Pretext):
     """Find a video's residuals by its frames, and its frames by its residuals, among those of other videos and among frames in disorder: two cross-entropies.
 
     All pass one encoder. What they are compared with comes from banks with one row for each training video; there is no head. As in the reference features are
-    not brought to length 1, negatives are drawn anew for each clip and may be the clip's own video. The clip in disorder is cropped as the one in order and never seen as residuals.
-    On held-out videos rows stay as training left them, `negatives` of them evenly spaced, and a clip's own are its features.
+    not brought to length 1 unless `unit` asks for it, negatives are drawn anew for each clip and may be the clip's own video. The clip in disorder is cropped as the one in order and never seen as residuals.
+    On held-out videos rows stay as training left them, `negatives` of them evenly spaced, and a clip's own are its features; batch norm goes by the batch there, too, as its running statistics are of three kinds of clips at once.
     Scores, by features of the batch alone: `inter_acc`, residuals of the same video are closer to the frames than those of the next in the batch; `intra_acc`, they are closer to them than frames in disorder
     are (equally close: half); chance of each 1/2."""
     score_names, inputs, batch_tfms = ('inter_acc', 'intra_acc'), 2, (Residual(),)
@@ -67,13 +80,14 @@ class InterIntra(Pretext):
         negatives:int=1024, # Rows of each of two banks that a clip is compared with
         temperature:float=.07,
         momentum:float=.5, # Of the banks' rows
+        unit:bool=False, # Bring features to length 1 before they are compared and kept; the reference does not
         videos:int|None=None, # Rows; how many training videos there are, if it is not given
         encoder=None, # Which part of the model, see `find_encoder`
     ):
         if disorder not in ('repeat', 'shuffle'): raise InputError(f'disorder must be repeat or shuffle, not {disorder!r}')
         if negatives < 1 or temperature <= 0 or not 0 <= momentum < 1:
             raise InputError(f'negatives must be at least 1, temperature above 0 and momentum from 0 to below 1, not {negatives}, {temperature} and {momentum}')
-        store_attr('disorder,negatives,temperature,momentum,videos')
+        store_attr('disorder,negatives,temperature,momentum,unit,videos')
         self.protected, self.numbers = encoder, {}
 
     def prepare(self, train_dl):
@@ -96,9 +110,12 @@ class InterIntra(Pretext):
         return _Banks(n, self.videos)
 
     def forward(self, encoder, heads, x, index):
-        frames, mixed, residual = (encoder(x[:, i]).float() for i in range(3))  # one by one, as batch norm is to see them
+        training = encoder.training
+        with nullcontext() if training else _by_batch(encoder):
+            frames, mixed, residual = (encoder(x[:, i]).float() for i in range(3))  # one by one, as batch norm is to see them
         unit = [F.normalize(f, dim=1) for f in (frames, residual, mixed)]
-        if encoder.training:
+        if self.unit: frames, residual, mixed = unit
+        if training:
             rows = torch.cat([index[:, None], torch.randint(heads.rows.shape[1], (len(x), self.negatives), device=x.device)], 1)
             banks = list(heads.rows[:, rows])  # a copy: (B, 1 + negatives, F) each
         else:
@@ -106,7 +123,7 @@ class InterIntra(Pretext):
             banks = [torch.cat([u[:, None], b[few].expand(len(x), -1, -1)], 1) for u, b in zip(unit, heads.rows)]
         def compare(f, bank): return torch.einsum('bf,bkf->bk', f, torch.cat([bank, banks[2]], 1).to(f.dtype))/self.temperature
         found = compare(frames, banks[1]), compare(residual, banks[0])
-        if encoder.training: heads.update(torch.stack([frames, residual, mixed]).detach(), index, self.momentum)
+        if training: heads.update(torch.stack([frames, residual, mixed]).detach(), index, self.momentum)
         same, mix = ((unit[0]*u).sum(1) for u in unit[1:])
         return *found, same, (unit[0]*unit[1].roll(-1, 0)).sum(1), mix
 
