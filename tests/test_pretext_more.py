@@ -19,8 +19,11 @@ import sdfast.pretext.pretext as base
 from sdfast.digits import _write
 from sdfast.errors import InputError
 from sdfast.models import load_encoder
-from sdfast.pretext import (CVRL, METHODS, Blur, CubicPuzzle, InterIntra, MotionStatistics, PretextClips, Residual, Solarise, appearance_labels, blur, disorder,
-                            draw_gap, motion_labels, nt_xent_logits, optical_flow, puzzle_cells, read_checkpoint, regions, video_dls)
+from sdfast.pretext import (CVRL, METHODS, Blur, CubicPuzzle, InterIntra, MotionStatistics, PretextClips, Residual, Solarise, appearance_labels, draw_gap,
+                            motion_labels, nt_xent_logits, optical_flow, puzzle_cells, read_checkpoint, video_dls)
+from sdfast.pretext.augment import blur
+from sdfast.pretext.iic import disorder
+from sdfast.pretext.statistics import regions
 from sdfast.video import SampleClips, TensorVideo, VideoFile, VideoIndex
 
 SMALL = dict(puzzle=dict(span=1, hidden=6), cvrl=dict(hidden=6, dim=4), iic=dict(negatives=5), mas={})

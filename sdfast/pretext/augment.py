@@ -7,7 +7,7 @@ from torch.nn.functional import conv2d
 from ..errors import InputError
 from ..video import TensorVideo
 
-__all__ = ['ColourJitter', 'Blur', 'Solarise', 'blur', 'jitter_colours', 'to_grey']
+__all__ = ['ColourJitter', 'Blur', 'Solarise', 'jitter_colours', 'to_grey']
 
 
 def to_grey(x:torch.Tensor)->torch.Tensor:

@@ -14,7 +14,7 @@ from ..strategies.recipes import batch_norms
 from ..video import TensorVideo, VideoError
 from .pretext import Pretext
 
-__all__ = ['InterIntra', 'Residual', 'disorder']
+__all__ = ['InterIntra', 'Residual']
 
 
 class Residual(Transform):

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..video import TensorVideo, VideoError, VideoFile
 from .pretext import Pretext
 
-__all__ = ['MotionStatistics', 'motion_labels', 'appearance_labels', 'optical_flow', 'regions']
+__all__ = ['MotionStatistics', 'motion_labels', 'appearance_labels', 'optical_flow']
 
 RANGE = 20  # pixels a frame of the 8-bit flow, in each direction
 
