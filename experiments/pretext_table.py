@@ -26,7 +26,7 @@ from sdfast.study import RSPNET, Run, compare, file_id, fit_batch_size, strength
 from sdfast.tasks import create_task
 
 NONE = 'none'
-TITLES = dict(none='no pre-training', rspnet='RSPNet', pace='Pace', order='VCOP')
+TITLES = dict(none='no pre-training', rspnet='RSPNet', pace='Pace', order='VCOP', puzzle='3D ST puzzles', cvrl='CVRL', iic='IIC', mas='MAS')
 STRATEGIES = ('finetune', 'self_distill')
 KEPT = dict(source_probe='source, new probe', cka='CKA')
 

@@ -8,7 +8,7 @@ Hyper-parameters are those of each method's reference code, or for `moving_digit
 Labels of a task are not used. Writes to --out, in a folder for each setting: weights.safetensors (encoder, heads; `load_encoder` and
 `read_checkpoint` read it), for RSPNet rspnet.pth.tar in its own layout, epochs.csv and result.json. A run that was stopped goes on from
 its last finished epoch and ends with the same weights."""
-import hashlib, json, random, re, sys, warnings
+import hashlib, json, math, random, re, sys, warnings
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,13 +37,18 @@ from sdfast.tasks import VIDEO_SUFFIXES, create_task
 
 # each reference's own; RSPNet's lr is .05 for R(2+1)D, and both times (global batch)/64
 RECIPES = dict(rspnet=dict(epochs=200, bs=64, lr=.1, wd=1e-4, schedule='epoch_cosine'), pace=dict(epochs=18, bs=30, lr=1e-3, wd=5e-3, schedule='thirds'),
-               order=dict(epochs=300, bs=8, lr=1e-3, wd=5e-4, schedule='constant'))
+               order=dict(epochs=300, bs=8, lr=1e-3, wd=5e-4, schedule='constant'),
+               puzzle=dict(epochs=18, bs=30, lr=.01, wd=5e-4, schedule='thirds', size=80),  # of the puzzle only the size of pieces is known: the rest is ours
+               cvrl=dict(epochs=200, bs=1024, lr=.32, wd=1e-6, schedule='warm_cosine', stride=2, size=224),
+               iic=dict(epochs=240, bs=16, lr=.01, wd=1e-4, schedule='fifths'), mas=dict(epochs=18, bs=30, lr=5e-4, wd=5e-3, schedule='thirds'))
 PAPER = dict(frames=16, stride=1, size=112, method_args='')
 # what fits 8 frames: clips short enough that another speed, or several clips with a gap, find room in them, and that RSPNet's two windows, of
 # 6 frames, start at different ones: with 8, query and positive key would show the same frames. A queue shorter than an epoch.
 # The digits are grey: jitter of saturation and hue would change nothing and cost half of the time
 SHORT = dict(rspnet=dict(frames=3, method_args='queue=1024,momentum=.99,jitter=[.4,.4,0,0],grey=0'), pace=dict(frames=4, method_args='paces=[1,2],restart=false,jitter=[.8,.8,0,0]'),
-             order=dict(frames=2, method_args='gap=1'))
+             order=dict(frames=2, method_args='gap=1'), puzzle=dict(frames=2, size=20, method_args='span=1,replicate=0,hidden=128'),
+             cvrl=dict(frames=4, method_args='layers=1,hidden=128,jitter=[.4,.4,0,0],grey=0,blur=[0,0],solarise=[0,0]'),
+             iic=dict(frames=6, method_args='negatives=128,unit=true'), mas=dict(frames=6, lr=.005, method_args=''))
 DIGITS = dict(stride=1, size=40, epochs=10, bs=64, lr=.05, wd=1e-4, schedule='cosine')
 ARCH = dict(c3d='c3d', r2plus1d='r2plus1d-vcop')  # RSPNet's names of our encoders
 
@@ -132,8 +137,12 @@ def rates(stage):
     "Learning rate by the part of training that is done"
     if stage.schedule == 'constant': return lambda pos: stage.lr
     if stage.schedule == 'thirds': return lambda pos: stage.lr*.1**int(3*pos + 1e-6)
+    if stage.schedule == 'fifths': return lambda pos: stage.lr*.2**sum(pos*240 > e - 1e-3 for e in (45, 90, 125, 160))  # IIC's
+    if stage.schedule == 'warm_cosine':  # CVRL's
+        warm = 1787/71488
+        return lambda pos: stage.lr*min(pos/warm, 1)*(1 + math.cos(math.pi*pos))/2
     try: return learning_rates(stage.schedule, stage.lr, stage.epochs)
-    except InputError: raise InputError(f'unknown schedule {stage.schedule!r}; known are constant, thirds, cosine, epoch_cosine and steps') from None
+    except InputError: raise InputError(f'unknown schedule {stage.schedule!r}; known are constant, thirds, fifths, cosine, warm_cosine, epoch_cosine and steps') from None
 
 
 class StageWatch(LiveWatch):
@@ -211,7 +220,7 @@ def _fail(message, status=2):
 
 @call_parse  # runs at once in a script, so it comes last
 def main(
-    method:str='rspnet', # How: rspnet, pace, order (clip order prediction)
+    method:str='rspnet', # How: rspnet, pace, order (clip order prediction), puzzle (3D cubic puzzles), cvrl, iic (inter-intra contrast), mas (motion and appearance statistics)
     task:str='moving_digits', # Videos: a task as in compare.py (moving_digits, ucf101:PATH, ...), or videos:FOLDER for any below a folder
     model:str='tiny', # tiny, the paper's c3d and r2plus1d, a video net of torchvision, or any image model of timm
     model_args:str='', # For the model's constructor, such as pad_type=same
@@ -219,7 +228,7 @@ def main(
     method_args:str=None, # For the method, such as paces=[1,2],restart=false
     epochs:int=None, # By default the reference's; 10 for moving_digits
     lr:float=None, # SGD, momentum .9
-    schedule:str=None, # constant, thirds (a tenth at each third), cosine, epoch_cosine or steps
+    schedule:str=None, # constant, thirds (a tenth at each third), fifths (a fifth at four points, IIC's), cosine, warm_cosine, epoch_cosine or steps
     wd:float=None, # L2 regularisation of all parameters
     bs:int=None, # Batch size
     frames:int=None, # Frames in a clip: 16, or what fits moving_digits

@@ -228,7 +228,7 @@ class SampleClips(RandTransform):
     Any start that the video has room for is as likely as any other. The random crop is a square of the scaled frame or,
     with `area`, a part of the frame as it is, of aspect 3/4 to 4/3, resized to the square (He et al.'s, one for all frames
     of a clip); its centre crop is then the largest square. Resizing rounds to uint8."""
-    split_idx, order = None, 4
+    split_idx, order, aspect = None, 4, (3/4, 4/3)
 
     def __init__(self,
         frames:int=8, # Frames in a clip
@@ -272,7 +272,7 @@ class SampleClips(RandTransform):
 
     def _crop(self, v):
         h, w = v.shape[-2:]
-        if self.area and self.train: top, left, ch, cw = RandomResizedCrop.get_params(v, self.area, (3/4, 4/3))
+        if self.area and self.train: top, left, ch, cw = RandomResizedCrop.get_params(v, self.area, self.aspect)
         else:
             ch = cw = min(h, w) if self.area else self.size
             top, left = (random.randint(0, s - ch) if self.train else (s - ch)//2 for s in (h, w))

@@ -19,7 +19,7 @@ from torch import nn
 from sdfast.errors import InputError
 from sdfast.launch import Dealt
 from sdfast.models import c3d, create_encoder, load_encoder, r2plus1d
-from sdfast.pretext import ClipOrder, Pace, RSPNet, avid_loss, order_label, read_checkpoint, read_rspnet, rsp_loss, save_rspnet, trim_queue, video_dls
+from sdfast.pretext import CVRL, ClipOrder, InterIntra, Pace, RSPNet, avid_loss, order_label, read_checkpoint, read_rspnet, rsp_loss, save_rspnet, trim_queue, video_dls
 
 
 def small(**kwargs): return RSPNet(**dict(queue=8, dim=6) | kwargs)
@@ -206,6 +206,23 @@ def keys_net(norm):
     return small().build(Plain(norm)).train()
 
 
+def cvrl_step(x, wrap=lambda net: net):
+    torch.manual_seed(0)
+    m = CVRL(layers=0, dim=4)
+    net = m.build(Plain(False)).train()
+    wrapped = wrap(net)  # DDP adds gradients up while it lives
+    m.loss(wrapped(x), None).backward()
+    return {n:p.grad for n, p in net.named_parameters()}
+
+
+def banks_moved(part):
+    torch.manual_seed(0)
+    banks = InterIntra(videos=6).heads(4)
+    f, index = torch.randn(3, 5, 4), torch.tensor([5, 0, 3, 1, 2])
+    banks.update(f[:, part], index[part], .5)
+    return banks.rows
+
+
 def work(rank, port, folder, videos):
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
     torch.set_num_threads(1)
@@ -222,7 +239,9 @@ def work(rank, port, folder, videos):
     net = keys_net(False)
     net.heads.enqueue(torch.full((2, 6), 1. + rank))
     out['queue'] = net.heads.queue
-    for name, m in dict(rspnet=small(queue=9), pace=Pace(paces=(1, 2)), order=ClipOrder(gap=2, hidden=4)).items():
+    out['cvrl step'] = cvrl_step(clips(b=8, t=4)[4*rank:4*rank + 4], nn.parallel.DistributedDataParallel)
+    out['banks'] = banks_moved(slice(3*rank, 3 + 2*rank))
+    for name, m in dict(rspnet=small(queue=9), pace=Pace(paces=(1, 2)), order=ClipOrder(gap=2, hidden=4), cvrl=CVRL(hidden=4, dim=4), iic=InterIntra(negatives=2)).items():
         learn = quiet(video_dls(videos[3*rank:3*rank + 3], videos[:2], frames=4, size=24, bs=2), enc := tiny(rank), m)
         torch.manual_seed(rank), random.seed(rank)
         learn.fit(2, cbs=DDP())
@@ -281,7 +300,18 @@ def test_queues_take_the_keys_of_all_processes_and_stay_equal(two):
     assert two[0]['trimmed'] == 8  # 9, for two processes with batches of two
 
 
-@pytest.mark.parametrize('name', ['rspnet', 'pace', 'order', 'dealt'])
+def test_cvrl_contrasts_with_the_clips_of_all_processes(two):
+    "Gradients of two processes with four videos each are those of one with eight"
+    alone = cvrl_step(clips(b=8, t=4))
+    for t in two: torch.testing.assert_close(t['cvrl step'], alone, rtol=1e-4, atol=1e-6)
+
+
+def test_banks_take_the_features_of_all_processes(two):
+    "Three of one process, two of the other"
+    for t in two: torch.testing.assert_close(t['banks'], banks_moved(slice(0, 5)))
+
+
+@pytest.mark.parametrize('name', ['rspnet', 'pace', 'order', 'cvrl', 'iic', 'dealt'])
 def test_two_processes_train_one_net(two, name):
     "Encoders, heads, queue; batch norm's own statistics are each process's, as DDP leaves them"
     a, b = ({k:v for k, v in t[name].items() if 'running' not in k and 'num_batches' not in k} for t in two)

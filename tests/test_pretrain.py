@@ -118,6 +118,13 @@ def test_schedules_of_the_references(script):
     stage, _ = script.make_stage('pace', 'moving_digits', clips=2, schedule='thirds', lr=1., epochs=18)
     assert [round(script.rates(stage)(e/18), 6) for e in (0, 5, 6, 11, 12, 17)] == [1, 1, .1, .1, .01, .01]
     assert script.RECIPES['pace'] == dict(epochs=18, bs=30, lr=1e-3, wd=5e-3, schedule='thirds') and script.RECIPES['order'] == dict(epochs=300, bs=8, lr=1e-3, wd=5e-4, schedule='constant')
+    stage, _ = script.make_stage('iic', 'moving_digits', clips=2, schedule='fifths', lr=1., epochs=240)
+    assert [round(script.rates(stage)(e/240), 6) for e in (0, 44, 45, 89, 90, 124, 125, 159, 160, 239)] == [1, 1, .2, .2, .04, .04, .008, .008, .0016, .0016]
+    stage, _ = script.make_stage('cvrl', 'moving_digits', clips=2, schedule='warm_cosine', lr=1.)
+    rate = script.rates(stage)
+    assert rate(0) == 0 and rate(1787/71488/2) == pytest.approx(.5, abs=1e-3) and rate(.5) == pytest.approx(.5) and rate(1) == pytest.approx(0)
+    assert {k:script.RECIPES[k] for k in ('cvrl', 'iic', 'mas')} == dict(cvrl=dict(epochs=200, bs=1024, lr=.32, wd=1e-6, schedule='warm_cosine', stride=2, size=224),
+        iic=dict(epochs=240, bs=16, lr=.01, wd=1e-4, schedule='fifths'), mas=dict(epochs=18, bs=30, lr=5e-4, wd=5e-3, schedule='thirds'))
 
 
 @pytest.mark.parametrize('given,why', [(dict(method='nope'), 'unknown method'), (dict(task='videos:/nowhere'), 'does not exist'), (dict(method_args='speed'), 'name=value'),
@@ -171,6 +178,7 @@ def test_the_papers_numbers_stand_in_their_rows():
     assert printed('pace', 'finetune', 'r2plus1d', None) == 'R(2+1)D 77.1 / 36.6' and printed('pace', 'finetune', 'c3d', None) == ''
     assert printed('rspnet', 'finetune', 'tiny', None) == 'C3D 76.7 / 44.6; R(2+1)D 81.1 / 44.6'
     assert printed('rspnet', 'self_distill', 'c3d', 'hmdb51') == 'C3D 45.8' and printed('order', 'finetune', 'tiny', None) == '' and printed('none', 'self_distill', 'c3d', None) == ''
+    assert printed('puzzle', 'finetune', 'tiny', None) == 'C3D 60.6 / 28.3' and printed('mas', 'finetune', 'c3d', 'hmdb51') == 'C3D 33.4' and printed('cvrl', 'finetune', 'tiny', None) == printed('iic', 'finetune', 'tiny', None) == ''
 
 
 def test_a_method_that_cannot_be_run_is_told_and_the_others_go_on(tmp_path):

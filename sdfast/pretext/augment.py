@@ -1,12 +1,13 @@
-"Colour augmentation of clips: torchvision's `ColorJitter`, drawn for each clip or each frame of a batch at once."
+"Augmentation of clips: torchvision's `ColorJitter`, drawn for each clip or each frame of a batch at once; blur and solarisation."
 import torch
 from fastai.vision.augment import hsv2rgb, rgb2hsv
 from fasttransform import Transform
+from torch.nn.functional import conv2d
 
 from ..errors import InputError
 from ..video import TensorVideo
 
-__all__ = ['ColourJitter', 'jitter_colours', 'to_grey']
+__all__ = ['ColourJitter', 'Blur', 'Solarise', 'jitter_colours', 'to_grey']
 
 
 def to_grey(x:torch.Tensor)->torch.Tensor:
@@ -62,3 +63,50 @@ class ColourJitter(Transform):
         if any(f is not None for f in [*factors, hue]): v = jitter_colours(v, *factors, hue, torch.randperm(4).tolist())
         if self.grey: v = torch.where(draw(0, 1) < self.grey, to_grey(v).expand_as(v), v)
         return TensorVideo(v)
+
+
+class _Some(Transform):
+    "What happens to a training clip with a probability that depends on its place among the clips of its video"
+    split_idx = 0
+    def __init__(self, p): self.p = p
+
+    def draw(self, v):
+        p = torch.tensor(self.p, device=v.device).expand(v.shape[:2])
+        return (torch.rand(v.shape[:2], device=v.device) < p).view(*v.shape[:2], 1, 1, 1, 1)
+
+
+class Blur(_Some):
+    "Gaussian blur of clips `(B, K, T, C, H, W)`, of a width from .1 to 2 pixels that is drawn for each, over a tenth of the height, black beyond the edge"
+    order = 51  # behind `ColourJitter`
+
+    def encodes(self, x:TensorVideo)->TensorVideo:
+        v = x.as_subclass(torch.Tensor)
+        some = self.draw(v)
+        if not some.any(): return x
+        sigma = torch.empty(v.shape[:2], device=v.device).uniform_(.1, 2)
+        return TensorVideo(torch.where(some, blur(v, sigma, v.shape[-2]//10//2), v).clamp(0, 1))
+
+
+def blur(
+    x:torch.Tensor, # Clips `(..., T, C, H, W)`
+    sigma:torch.Tensor, # Standard deviation of each, in pixels `(...)`
+    radius:int, # Pixels on each side that are looked at
+)->torch.Tensor:
+    "Gaussian blur with zeros beyond the edge"
+    at = torch.arange(-radius, radius + 1, device=x.device)
+    w = torch.exp(-at**2/(2*sigma.flatten()[:, None]**2))
+    w = (w/w.sum(1, keepdim=True)).to(x.dtype)
+    flat = x.flatten(0, -5).flatten(1, 2)  # (N, T*C, H, W)
+    n, c = flat.shape[:2]
+    w, flat = w.repeat_interleave(c, 0), flat.flatten(0, 1)[None]
+    flat = conv2d(flat, w[:, None, :, None], padding=(radius, 0), groups=n*c)
+    return conv2d(flat, w[:, None, None, :], padding=(0, radius), groups=n*c).view(x.shape)
+
+
+class Solarise(_Some):
+    "Of clips in [0, 1], turns what is at least .5 to 1 minus itself"
+    order = 52  # behind `Blur`
+
+    def encodes(self, x:TensorVideo)->TensorVideo:
+        v = x.as_subclass(torch.Tensor)
+        return TensorVideo(torch.where(self.draw(v) & (v >= .5), 1 - v, v))

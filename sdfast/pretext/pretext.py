@@ -42,7 +42,7 @@ class PretextClips(Transform):
     def __init__(self, method, base:SampleClips):
         self.method, self.frames, self.stride, self.cache = method, base.frames, base.stride, base.cache
         self.crop = copy(base)
-        self.crop.area, self.crop.flip = method.area, method.flip
+        self.crop.area, self.crop.aspect, self.crop.flip = method.area, method.aspect, method.flip
         self.side = None if method.area or base.size is None else round(base.size*method.zoom)
 
     def __call__(self, item, split_idx=None, **kwargs):
@@ -53,14 +53,17 @@ class PretextClips(Transform):
             warnings.warn(f'skipped {e}')
             raise SkipItemException(str(e)) from None
 
+    def whole(self, video:VideoFile, idx)->torch.Tensor:
+        "Frames `idx` before any crop, `(len(idx), C, H, W)`, their short side `zoom` times the size"
+        return _whole(str(video), self.side)[np.asarray(idx)] if self.cache else video.read(idx, self.side)
+
     def read(self,
         video:VideoFile,
         idx, # Frame numbers `(K, T)`
     )->TensorVideo: # uint8 `(K, T, C, size, size)`
         "Decode clips; in training each is cropped, and mirrored if the method wants it, on its own"
         idx = np.asarray(idx)
-        v = _whole(str(video), self.side)[idx.ravel()] if self.cache else video.read(idx.ravel(), self.side)
-        clips = v.unflatten(0, idx.shape)
+        clips = self.whole(video, idx.ravel()).unflatten(0, idx.shape)
         if self.crop.size is not None: clips = torch.stack([self.crop._crop(c) for c in clips])
         if self.crop.train and self.crop.flip: clips = torch.stack([c.flip(-1) if random.random() < .5 else c for c in clips])
         return TensorVideo(clips)
@@ -73,7 +76,7 @@ class PretextNet(nn.Module):
         super().__init__()
         self.encoder, self.heads, self._method = encoder, heads, weakref.ref(method)  # copies of the net share the method
 
-    def forward(self, x): return self._method().forward(self.encoder, self.heads, x)
+    def forward(self, *x): return self._method().forward(self.encoder, self.heads, *x)
 
 
 class _Leave(Callback):
@@ -93,9 +96,10 @@ class Pretext(Stateful, Columns, Callback):
 
     Subclasses define the methods below; those take what they need as arguments and must not look at `self.learn`."""
     order = -5  # before any callback asks for the model, and before `DistributedTrainer` (11) wraps model and loader; the model is on its device by then
-    area, flip, zoom = None, False, 128/112  # random-area crop, or a square of the frame whose short side is zoom*size; see `SampleClips`
+    area, aspect, flip, zoom = None, SampleClips.aspect, False, 128/112  # random-area crop, or a square of the frame whose short side is zoom*size; see `SampleClips`
     batch_tfms = ()  # augmentation of batches `(B, K, T, C, H, W)` in [0, 1], before they are normalised
     score_names = ('pretext_acc',)
+    inputs = 1  # parts of an item, from the first on, that go to `forward`; the others go to `loss`
     pretext_net, protected, _users, _nested, _sums, _made = None, None, None, 0, None, None
     _stateattrs = ('pretext_net', '_users', '_sums', '_made', '_columns')  # not exported
 
@@ -110,7 +114,7 @@ class Pretext(Stateful, Columns, Callback):
         return (clips.read(video, idx), *y)
 
     def heads(self, n:int)->nn.Module: raise NotImplementedError(f'{type(self).__name__} must define `heads`')  # of `n` features
-    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor): raise NotImplementedError(f'{type(self).__name__} must define `forward`')
+    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor, *more): raise NotImplementedError(f'{type(self).__name__} must define `forward`')
     def loss(self, pred, *y)->torch.Tensor: raise NotImplementedError(f'{type(self).__name__} must define `loss`')
     @property
     def chances(self)->dict: return {}  # name of `score_names` -> what guessing scores
@@ -199,6 +203,10 @@ class Pretext(Stateful, Columns, Callback):
         if self._sums is None: self._sums = {}
         self._sums[train] = {}, 0
 
+    def before_batch(self):
+        parts = *self.learn.xb, *self.learn.yb
+        self.learn.xb, self.learn.yb = parts[:self.inputs], parts[self.inputs:]
+
     def after_loss(self):
         sums, n = self._sums[self.learn.training]
         with torch.no_grad(): found = self.scores(self.learn.pred, *self.learn.yb)
@@ -247,9 +255,10 @@ class Pretext(Stateful, Columns, Callback):
         def loss(encoder:nn.Module)->float:
             net, total, n = PretextNet(encoder, heads, self), 0., 0
             with eval_mode(net), torch.no_grad():
-                for x, *y in dl:
-                    total += self.loss(net(x.as_subclass(torch.Tensor).to(device)), *(t.to(device) for t in y)).item()*len(x)
-                    n += len(x)
+                for b in dl:
+                    b = [t.as_subclass(torch.Tensor).to(device) for t in b]
+                    total += self.loss(net(*b[:self.inputs]), *b[self.inputs:]).item()*len(b[0])
+                    n += len(b[0])
             if not n: raise InputError(f'{type(self).__name__}: no held-out video could be used; see the warnings for why each was skipped')
             return total/n
         return loss
