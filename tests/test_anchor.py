@@ -130,8 +130,8 @@ class Frames(nn.Module):
     "A linear layer and a norm over tokens, a norm of groups, convolutions of all kinds; `order`: of the samples' frames in the batch"
     def __init__(self, order='sample'):
         super().__init__()
-        self.order, self.a, self.b, self.c = order, nn.Conv2d(3, 20, 3, stride=2, padding=1), nn.Conv2d(20, 8, (3, 1), dilation=2, groups=4, bias=False), nn.Conv1d(8, 6, 2)
-        self.gn, self.ln, self.lin, self.unused = nn.GroupNorm(2, 8), nn.LayerNorm(6), nn.Linear(6, 5), nn.Linear(2, 2)
+        self.order, self.a, self.b, self.c = order, nn.Conv2d(3, 20, 3, stride=2, padding=1, dilation=2), nn.Conv2d(20, 20, (3, 1), dilation=2, groups=4, bias=False), nn.Conv1d(20, 6, 2, dilation=2)
+        self.gn, self.ln, self.lin, self.unused = nn.GroupNorm(2, 20), nn.LayerNorm(6), nn.Linear(6, 5), nn.Linear(2, 2)
         self.bn = nn.BatchNorm1d(6)
         self.bn.running_mean.normal_(), self.bn.running_var.uniform_(.5, 2.), self.bn.weight.data.normal_()
 
