@@ -3,9 +3,11 @@ import copy
 import warnings
 from functools import partial
 
+import fastai.callback.schedule  # noqa: F401, fit_one_cycle
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from conftest import data, learner, model, same, state
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
@@ -13,8 +15,9 @@ from fastai.optimizer import SGD, Adam, OptimWrapper, ranger
 from torch import nn
 
 from sdfast.errors import InputError
-from sdfast.models import encoder_head_split
+from sdfast.models import FrameEncoder, c3d, encoder_head_split, eval_mode, r2plus1d, tiny
 from sdfast.strategies import EWC, L2SP, MAS, SI, Importance, PathIntegral, SelfDistill, empirical_fisher, fisher_information, mas_importance
+from sdfast.strategies.persample import Layers
 
 
 @pytest.fixture
@@ -72,6 +75,7 @@ def test_empirical_and_any_loss(linear):
     net, x, y = linear
     a = fisher_information(net, [(x, y)], labels='empirical')
     assert same(a.diag, empirical_fisher(net, [(x, y)]).diag)
+    a = empirical_fisher(net, [(x, y)], chunk=1)  # one by one, as any loss
     b = fisher_information(net, [(x, y)], loss=lambda m, x, y: F.cross_entropy(m(x), y))
     assert same(a.diag, b.diag)
     pretext = fisher_information(net, [x], loss=lambda m, x: m[0](x).pow(2).sum())  # without labels or head
@@ -118,6 +122,149 @@ def test_taking_importance_leaves_the_model_as_it_was(take):
     assert same(before, state(net)) and [m.training for m in net.modules()] == modes and torch.equal(rng, torch.get_rng_state())
     assert all(p.grad is None for p in net.parameters()) and not net[0].conv.weight.requires_grad
     assert f.diag['conv.weight'].sum() > 0  # a layer that is frozen now may be trained later
+
+
+# --- samples taken together, layer by layer, against one by one
+
+class Frames(nn.Module):
+    "A linear layer and a norm over tokens, a norm of groups, convolutions of all kinds; `order`: of the samples' frames in the batch"
+    def __init__(self, order='sample'):
+        super().__init__()
+        self.order, self.a, self.b, self.c = order, nn.Conv2d(3, 20, 3, stride=2, padding=1, dilation=2), nn.Conv2d(20, 20, (3, 1), dilation=2, groups=4, bias=False), nn.Conv1d(20, 6, 2, dilation=2)
+        self.gn, self.ln, self.lin, self.unused = nn.GroupNorm(2, 20), nn.LayerNorm(6), nn.Linear(6, 5), nn.Linear(2, 2)
+        self.bn = nn.BatchNorm1d(6)
+        self.bn.running_mean.normal_(), self.bn.running_var.uniform_(.5, 2.), self.bn.weight.data.normal_()
+
+    def forward(self, x):  # (B, T, 3, 12, 12)
+        B, T = x.shape[:2]
+        f = x.flatten(0, 1) if self.order == 'sample' else x.transpose(0, 1).flatten(0, 1)
+        f = self.c(self.gn(self.b(self.a(f).relu_()).tanh()).flatten(2)).relu_()
+        f = self.lin(self.ln(self.bn(f).transpose(1, 2)).tanh()).mean(1)
+        return (f.unflatten(0, (B, T)) if self.order == 'sample' else f.unflatten(0, (T, B)).transpose(0, 1)).mean(1)
+
+
+def checkpointed(): return Twice('checkpoint')
+
+
+def vit():
+    import timm
+    return FrameEncoder(timm.create_model('test_vit', num_classes=0, img_size=32), 64)
+
+
+def resnet():
+    import timm
+    return FrameEncoder(timm.create_model('test_resnet', num_classes=0), 96)
+
+
+NETS = dict(frames=(Frames, (2, 3, 12, 12)), checkpointed=(checkpointed, (4,)), tiny=(tiny, (4, 3, 16, 16)), c3d=(c3d, (8, 3, 16, 16)), r2plus1d=(r2plus1d, (4, 3, 16, 16)), vit=(vit, (2, 3, 32, 32)), resnet=(resnet, (2, 3, 32, 32)))
+TAKES = dict(exact=fisher_information, sample=partial(fisher_information, labels='sample', seed=3), empirical=empirical_fisher, mas=mas_importance)
+
+
+def net_and_samples(make, shape, n=5, double=False):
+    torch.manual_seed(0)
+    encoder = make()
+    net = nn.Sequential(encoder, nn.LazyLinear(3))
+    x, y = torch.randn(n, *shape), torch.randint(0, 3, (n,))
+    with eval_mode(net), torch.no_grad(): net(x[:1])
+    return (net.double(), x.double(), y) if double else (net, x, y)
+
+
+def close(a, b, rtol):
+    "Relative to the largest of each weight tensor, or for those that only have rounding (a bias which softmax takes out) of all"
+    top = max(f.abs().max().item() for f in b.diag.values())
+    return a.n == b.n and all((a.diag[k] - f).abs().max() <= rtol*max(f.abs().max().item(), 1e-3*top) for k, f in b.diag.items())
+
+
+def spy(monkeypatch):
+    "Counts the batches that were taken together, and those that were not"
+    said, real = [], Layers.sums
+    monkeypatch.setattr(Layers, 'sums', lambda *a: said.append(real(*a)) or said[-1])
+    return said
+
+
+@pytest.mark.parametrize('name,take', [(n, t) for n in NETS for t in TAKES if n not in ('c3d', 'r2plus1d') or t in ('empirical', 'mas')])  # of large nets two will do
+@pytest.mark.parametrize('double', [False, True])
+def test_samples_together_equal_one_by_one(name, take, double, monkeypatch):
+    net, x, y = net_and_samples(*NETS[name], double=double)
+    batches = [(x[:4], y[:4]), (x[4:], y[4:])]  # the last one is smaller
+    want = TAKES[take](net, batches, chunk=1)
+    said = spy(monkeypatch)
+    got = TAKES[take](net, batches, chunk=3)
+    assert close(got, want, 1e-10 if double else 1e-5) and all(f.dtype == (torch.double if double else torch.float32) for f in got.diag.values())
+    if name == 'vit': assert not said  # a position embedding has no rule
+    else: assert len(said) == 3 and None not in said
+    if name == 'frames': assert got.diag['unused.weight'].abs().sum() == 0
+
+
+class Twice(nn.Module):
+    "Ways in which a layer's input and output do not tell its gradient, or samples are not by themselves"
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.a, self.b, self.c = way, nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        if way == 'tied': self.b.weight = self.a.weight
+        if way == 'buffer-free norm': self.c = nn.BatchNorm1d(4, track_running_stats=False)
+        if way == 'own forward': self.c = Doubled(4, 4)
+        if way == 'free parameter': self.scale = nn.Parameter(torch.ones(4))
+        if way == 'weight norm': self.c = nn.utils.parametrizations.weight_norm(self.c)
+        if way == 'hook': self.c.register_forward_hook(lambda m, a, out: out*2)
+        if way == 'circular': self.c = nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 3, padding=1, padding_mode='circular'), nn.Flatten())
+
+    def forward(self, x):
+        h = self.b(self.a(x).tanh()).tanh()
+        way = self.way
+        if way == 'called twice': return self.c(self.c(h).tanh())
+        if way == 'functional': return F.linear(h, self.c.weight, self.c.bias)
+        if way == 'also functional': return self.c(h) + h@self.c.weight
+        if way == 'unseen': return (self.c(h).detach() + F.linear(h.tanh(), self.c.weight, self.c.bias))
+        if way == 'no grad':
+            with torch.no_grad(): extra = self.c(h)
+            return self.c(h) + extra
+        if way == 'mixed': return self.c(h - .5*h.mean(0))
+        if way == 'shifted': return self.c(h + .1*h.cumsum(0))
+        if way == 'checkpoint': return torch.utils.checkpoint.checkpoint(self.c, h, use_reentrant=False)
+        if way == 'buffer-free norm': return self.c(torch.stack([h, h.sin()], -1)).mean(-1)
+        if way == 'keyword': return self.c(input=h)
+        return self.c(h)*(self.scale if way == 'free parameter' else 1.)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x): return 2*super().forward(x)
+
+
+WAYS = ['tied', 'called twice', 'functional', 'also functional', 'unseen', 'no grad', 'mixed', 'shifted', 'keyword', 'buffer-free norm', 'own forward', 'free parameter', 'weight norm', 'hook', 'circular', 'frames']
+
+
+@pytest.mark.parametrize('take', TAKES)
+@pytest.mark.parametrize('way', WAYS)
+def test_what_cannot_be_taken_apart_is_taken_one_by_one(way, take, monkeypatch):
+    "Recognised from its parameters, its calls or, where samples are mixed, from the gradient of one"
+    net, x, y = net_and_samples(*((partial(Frames, 'frame'), (2, 3, 12, 12)) if way == 'frames' else (partial(Twice, way), (4,))))
+    batches = [(x[:3], y[:3]), (x[3:], y[3:])]
+    want = TAKES[take](net, batches, chunk=1)
+    said = spy(monkeypatch)
+    assert close(TAKES[take](net, batches), want, 0.) and (not said or said == [None])
+
+
+def test_a_tied_head_or_autocast_is_taken_one_by_one(monkeypatch):
+    net, x, y = net_and_samples(partial(nn.Linear, 4, 3), (4,))
+    net[1] = nn.Linear(3, 3)
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    want, said = empirical_fisher(net, [(x, y)], chunk=1), spy(monkeypatch)
+    assert close(empirical_fisher(net, [(x, y)]), want, 0.) and said == [None]
+    net, said[:] = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), []
+    with torch.autocast('cpu', torch.bfloat16): a, b = empirical_fisher(net, [(x, y)], chunk=1), empirical_fisher(net, [(x, y)])
+    assert same(a.diag, b.diag) and said == [None]
+    with pytest.raises(ValueError, match='chunk must be at least 1, not 0'): empirical_fisher(net, [(x, y)], chunk=0)
+
+
+def test_part_of_the_samples_and_a_loss_of_its_own(monkeypatch):
+    net, x, y = net_and_samples(*NETS['frames'], n=9)
+    want = empirical_fisher(net, [(x, y)], n=7, chunk=1)
+    for chunk in (2, 4, 16): assert close(empirical_fisher(net, [(x[:4], y[:4]), (x[4:], y[4:])], n=7, chunk=chunk), want, 1e-5)
+    said = spy(monkeypatch)
+    mean = fisher_information(net, [(x, y)], n=7, loss=lambda m, x, y: F.cross_entropy(m(x), y))  # a mean over the batch is of one sample
+    assert close(mean, want, 1e-5) and not said
 
 
 def test_path_integral_is_minus_gradient_times_step():
@@ -176,6 +323,25 @@ def test_weighted_penalties_equal_a_hand_written_loop(cls):
             (F.cross_entropy(hand(x), y) + sum((imp.diag[n]*(p - imp.anchor[n])**2).sum() for n, p in hand[0].named_parameters())).backward()  # 2/2
             opt.step()
     for a, b in zip(state(net).values(), state(hand).values()): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('make', [lambda imp: EWC(.7, imp), lambda imp: L2SP(.7, which='all')], ids=['ewc', 'l2sp'])
+def test_the_term_and_its_gradient_equal_those_of_a_graph_over_all_weights(make):
+    "Value, gradient and, as Telemetry does, its gradient again; a frozen weight gets none, one in half precision its own type"
+    net, learn = model(), learner(make(imp := importance_of(model())))
+    cb = next(c for c in learn.cbs if isinstance(c, (EWC, L2SP)))
+    net[0].out.weight.data = net[0].out.weight.data.bfloat16()
+    net[0].bn.bias.requires_grad_(False)
+    with torch.no_grad():
+        for p in net[0].parameters(): p.add_(.1*torch.randn_like(p))
+    cb.learn.model, cb.learn.loss_grad, cb.anchors = net, torch.zeros(()), imp.anchor
+    weights = {n:p for n, p in net[0].named_parameters() if p.requires_grad}
+    want = sum(((p.float() - imp.anchor[n])**2*(1 if cb.scale is None else cb.scale[n])).sum() for n, p in weights.items())/2
+    got = cb.lam*cb.term()
+    torch.testing.assert_close(got, .7*want, rtol=1e-6, atol=0)
+    wants = torch.autograd.grad(.7*want, list(weights.values()))
+    for _ in range(2):
+        for a, b in zip(torch.autograd.grad(got, list(weights.values()), retain_graph=True), wants): torch.testing.assert_close(a, b, rtol=1e-6 if b.dtype == torch.float32 else 1e-2, atol=1e-9)
 
 
 class Slope(Callback):
@@ -354,7 +520,7 @@ def test_importance_without_samples_or_without_a_head_is_told(linear):
         with pytest.raises(InputError, match='samples of the source task, or of the target: pass a loader of them, not None'): take(net, None)
     maps = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Conv1d(4, 3, 1))
     for labels in ('exact', 'sample', 'empirical'):
-        with pytest.raises(InputError, match=r'a model with a head, which returns logits \(B, classes\), not \(1, 3, 3\).*probe_head.*pretext'): fisher_information(maps, [(x[:, None], y)], labels=labels)
+        with pytest.raises(InputError, match=r'a model with a head, which returns logits \(B, classes\), not \(16, 3, 3\).*probe_head.*pretext'): fisher_information(maps, [(x[:, None], y)], labels=labels)
     with pytest.raises(InputError, match='not tuple'): fisher_information(Both(net), [(x, y)], encoder='net')
 
 

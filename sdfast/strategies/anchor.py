@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..models import eval_mode
 from ..resume import Stateful
 from .penalty import Anchored, Penalty, find_encoder
+from .persample import layers_of
 from .recipes import _core
 
 __all__ = ['L2SP', 'EWC', 'MAS', 'SI', 'Importance', 'Fisher', 'fisher_information', 'empirical_fisher', 'mas_importance', 'PathIntegral']
@@ -26,6 +27,20 @@ def momenta(opt)->list[float]|None:
     if isinstance(core, torch.optim.SGD): return [g['momentum'] for g in core.param_groups] if not any(g['nesterov'] or g['dampening'] for g in core.param_groups) else None
     steps = getattr(core, 'cbs', ())
     return [h['mom'] for h in opt.hypers] if momentum_step in steps else [0.]*len(opt.hypers) if sgd_step in steps else None
+
+
+class _Distance(torch.autograd.Function):
+    "`1/2 sum scale*(weight - anchor)^2` of lists of tensors, in float32, and its gradient `scale*(weight - anchor)`: one node in the graph, not some for each weight"
+    @staticmethod
+    def forward(ctx, anchors, scale, *weights):
+        away = torch._foreach_sub([w.float() for w in weights], [a.float() for a in anchors])
+        pull = away if scale is None else torch._foreach_mul(away, scale)
+        ctx.pull, ctx.dtypes = pull, [w.dtype for w in weights]
+        return sum((a*p).sum() for a, p in zip(away, pull))/2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad): return None, None, *(g.to(t) for g, t in zip(torch._foreach_mul(ctx.pull, grad), ctx.dtypes))
 
 
 class WeightPenalty(Penalty):
@@ -47,13 +62,11 @@ class WeightPenalty(Penalty):
         self._groups = [[names[id(p)] for p in ps if id(p) in names] for ps in self.opt.param_lists]  # of the optimizer: names of the weights in each
         self._warn()
 
-    def term(self):
+    def term(self)->torch.Tensor:
         "`1/2 sum scale*(weight - anchor)^2`; 0 where nothing is trainable"
-        total = torch.zeros((), device=self.learn.loss_grad.device)
-        for n, p in self.weights().items():
-            d = (p.float() - self.anchors[n].float()).pow(2)
-            total = total + (d if self.scale is None else d*self.scale[n]).sum()
-        return total/2
+        weights = self.weights()
+        if not weights: return torch.zeros((), device=self.learn.loss_grad.device)
+        return _Distance.apply([self.anchors[n] for n in weights], None if self.scale is None else [self.scale[n] for n in weights], *weights.values())
 
     def after_loss(self):
         if not self.direct: return super().after_loss()
@@ -152,23 +165,45 @@ class Importance:
 Fisher = Importance
 
 
-def _per_sample(model, batches, n, encoder, gather):
-    """`Importance` from one sample at a time, in eval mode: no batch is squared as a whole, and neither buffers, gradients,
-    modes nor the random state of the model change. `gather(outputs, sample, weights)` returns a list of tensors to add up"""
+def _wide(t): return t if t.dtype == torch.float64 else t.float()
+
+
+def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=None):
+    """`Importance` from single samples, in eval mode: no batch is squared as a whole, and neither buffers, gradients, modes
+    nor the random state of the model change. It is the mean over samples of `sum_c f(d <outputs(sample), c>/dw)` over the
+    `cotangents(outputs, sample)`; `chunk` samples at once where `persample` can take the model apart, one by one elsewhere"""
     if batches is None: raise InputError('the importance of weights is taken from samples of the source task, or of the target: pass a loader of them, not None')
+    if chunk < 1: raise ValueError(f'chunk must be at least 1, not {chunk}')
     part = find_encoder(model, encoder)
     weights = dict(part.named_parameters())
     device, frozen = next(iter(weights.values())).device, [p for p in weights.values() if not p.requires_grad]
-    diag, seen = {k:torch.zeros_like(p, dtype=torch.float32) for k, p in weights.items()}, 0
+    diag, seen = {k:torch.zeros_like(_wide(p), requires_grad=False) for k, p in weights.items()}, 0
+    layers = layers_of(part) if chunk > 1 else None
+
+    def alone(sample):
+        out = outputs(sample)
+        cots = list(cotangents(out, sample))
+        for i, c in enumerate(cots):
+            for d, g in zip(diag.values(), torch.autograd.grad(out, list(weights.values()), c, allow_unused=True, retain_graph=i + 1 < len(cots))):
+                if g is not None: d.add_(f(_wide(g)))
+
     for p in frozen: p.requires_grad_(True)
     try:
         with eval_mode(model), torch.enable_grad():
             for batch in batches:
                 batch = [t.as_subclass(torch.Tensor).to(device) for t in (batch if isinstance(batch, (tuple, list)) else [batch])]
-                for i in range(len(batch[0])):
-                    if seen == n: break
-                    for f, g in zip(diag.values(), gather([t[i:i + 1] for t in batch], list(weights.values()))): f.add_(g)
-                    seen += 1
+                if n is not None: batch = [t[:n - seen] for t in batch]
+                for some in zip(*(t.split(chunk) for t in batch)):
+                    state, sums = None if draw is None else draw.get_state(), None
+                    if layers is not None and (len(some[0]) > 1 or layers.verified) and (sums := layers.sums(outputs, cotangents, list(some), f)) is None:
+                        layers = None
+                        if draw is not None: draw.set_state(state)
+                    if sums is not None:
+                        for k, p in weights.items():
+                            if id(p) in sums: diag[k].add_(sums[id(p)])
+                    else:
+                        for i in range(len(some[0])): alone([t[i:i + 1] for t in some])
+                    seen += len(some[0])
                 if seen == n: break
     finally:
         for p in frozen: p.requires_grad_(False)
@@ -177,7 +212,7 @@ def _per_sample(model, batches, n, encoder, gather):
         for t in (*diag.values(), count): dist.all_reduce(t)
         seen = int(count)
     if not seen: raise InputError('there are no samples to take the importance from')
-    return Importance({k:f/seen for k, f in diag.items()}, {k:p.detach().clone() for k, p in weights.items()}, seen)
+    return Importance({k:d/seen for k, d in diag.items()}, {k:p.detach().clone() for k, p in weights.items()}, seen)
 
 
 def _logits(model, *inputs):
@@ -185,11 +220,7 @@ def _logits(model, *inputs):
     if not torch.is_tensor(out) or out.ndim != 2:
         raise InputError(f'Fisher information is of a model with a head, which returns logits (B, classes), not {tuple(out.shape) if torch.is_tensor(out) else type(out).__name__}: '
                          'pass Sequential(encoder, head), with a probe as head if there is none (sdfast.forgetting.probe_head), or loss=FUNCTION, for instance a pretext loss')
-    return out.float()
-
-
-def _grads(out, weights, keep=False):
-    return [torch.zeros_like(w) if g is None else g.detach().float() for g, w in zip(torch.autograd.grad(out, weights, allow_unused=True, retain_graph=keep), weights)]
+    return _wide(out)
 
 
 def fisher_information(
@@ -198,34 +229,34 @@ def fisher_information(
     n:int|None=None, # Samples to use, at least 500 for a good estimate; `None`: all
     labels:str='exact', # Whose gradient: of every class weighted with its probability ('exact'), of one drawn by it ('sample'), of the true one ('empirical')
     encoder=None, # Which part of the model the weights are from, see `find_encoder`
-    loss=None, # Instead of `labels`: a function `(model, *sample)` to a scalar, for instance a pretext loss
+    loss=None, # Instead of `labels`: a function `(model, *sample)` to a scalar, for instance a pretext loss; it gets samples one by one
     seed:int=0, # Of 'sample'
+    chunk:int=16, # Samples at once, which bounds the memory: about that of a training step with one and a half times as many
 )->Importance:
     """Diagonal Fisher information: mean over samples of `E_c (d -log p(c|x) / dw)^2` for each weight of the encoder.
 
-    'exact' costs a backward pass a class. Sample by sample and in eval mode (van de Ven 2025, arXiv 2502.11756, on what goes
-    wrong otherwise); under torch.distributed the processes' samples are put together."""
+    'exact' costs a backward pass a class. Each sample's gradient by itself and in eval mode (van de Ven 2025, arXiv 2502.11756, on
+    what goes wrong otherwise); under torch.distributed the processes' samples are put together. Samples go together where
+    the encoder is made of convolutions, linear layers and norms, one by one through any other."""
     if labels not in ('exact', 'sample', 'empirical'): raise ValueError(f"labels must be 'exact', 'sample' or 'empirical', not {labels!r}")
+    if loss is not None: return _per_sample(model, batches, n, encoder, torch.square, lambda sample: loss(model, *sample), lambda out, sample: [torch.ones_like(out)], 1)
     draw = torch.Generator().manual_seed(seed)
 
-    def gather(sample, weights):
-        if loss is not None: return [g**2 for g in _grads(loss(model, *sample), weights)]
-        if labels == 'empirical':
-            if len(sample) < 2: raise InputError("labels='empirical' needs labels: batches of (x, y), not of x alone")
-            return [g**2 for g in _grads(F.cross_entropy(_logits(model, *sample[:-1]), sample[-1]), weights)]
-        logp = _logits(model, sample[0]).log_softmax(1)[0]
-        if labels == 'sample': return [g**2 for g in _grads(-logp[torch.multinomial(logp.detach().exp().cpu(), 1, generator=draw).item()], weights)]
-        total = None
-        for c in range(len(logp)):
-            g = [logp[c].detach().exp()*g**2 for g in _grads(-logp[c], weights, keep=c + 1 < len(logp))]
-            total = g if total is None else [t + u for t, u in zip(total, g)]
-        return total
-    return _per_sample(model, batches, n, encoder, gather)
+    def outputs(sample):
+        if labels == 'empirical' and len(sample) < 2: raise InputError("labels='empirical' needs labels: batches of (x, y), not of x alone")
+        return _logits(model, *(sample[:-1] if labels == 'empirical' else sample[:1])).log_softmax(1)
+
+    def cotangents(logp, sample):  # the signs do not matter to the square
+        logp, classes = logp.detach(), logp.shape[1]
+        if labels == 'exact': return (torch.zeros_like(logp).index_copy(1, torch.tensor([c], device=logp.device), logp[:, c:c + 1].div(2).exp()) for c in range(classes))
+        y = sample[-1] if labels == 'empirical' else torch.cat([torch.multinomial(p, 1, generator=draw) for p in logp.exp().cpu()]).to(logp.device)
+        return [(y if y.is_floating_point() else F.one_hot(y.flatten().long(), classes)).to(logp)]
+    return _per_sample(model, batches, n, encoder, torch.square, outputs, cotangents, chunk, draw)
 
 
-def empirical_fisher(model, batches, n:int|None=None, encoder=None)->Importance:
-    "`fisher_information` with the true labels: one backward pass a sample"
-    return fisher_information(model, batches, n, 'empirical', encoder)
+def empirical_fisher(model, batches, n:int|None=None, encoder=None, chunk:int=16)->Importance:
+    "`fisher_information` with the true labels: one backward pass"
+    return fisher_information(model, batches, n, 'empirical', encoder, chunk=chunk)
 
 
 def mas_importance(
@@ -233,9 +264,10 @@ def mas_importance(
     batches, # Yields `(x, y)` or `x`: labels are not used
     n:int|None=None, # Samples to use; `None`: all
     encoder=None, # Which part of the model the weights are from, see `find_encoder`
+    chunk:int=16, # Samples at once, as in `fisher_information`
 )->Importance:
     "Mean over samples of `|d ||g(x)||^2 / dw|`, each sample's gradient by itself (Aljundi et al., memory aware synapses, ECCV 2018)"
-    return _per_sample(model, batches, n, encoder, lambda sample, weights: [g.abs() for g in _grads(model(sample[0]).float().pow(2).sum(), weights)])
+    return _per_sample(model, batches, n, encoder, torch.abs, lambda sample: _wide(model(sample[0])), lambda out, sample: [2*out.detach()], chunk)
 
 
 class Weighted(WeightPenalty):

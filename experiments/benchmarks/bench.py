@@ -1,0 +1,61 @@
+"What the benchmarks share: ways to do the same thing, timed in turns in one process, a table and a JSON file of their ratios."
+import json, platform, sys, time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+def prepare(device, threads):
+    "Before any model: errors where there is no such device"
+    if device == 'cuda' and not torch.cuda.is_available(): sys.exit(f'{Path(sys.argv[0]).name}: there is no CUDA device here')
+    import fastai.torch_core as core
+    core.defaults.use_cuda = device != 'cpu'
+    torch.set_num_threads(threads)
+
+
+class Timer:
+    "Seconds of the wall clock and of the process on the CPU, which other work on the machine moves less"
+    def __init__(self, device): self.device = device
+    def now(self):
+        if self.device == 'cuda': torch.cuda.synchronize()
+        return np.array([time.perf_counter(), time.process_time()])
+
+
+def in_turns(
+    ways:dict, # Name -> function that returns `Timer` seconds `(wall, cpu)`
+    rounds:int, # Of all ways, after one that does not count
+)->dict: # Name -> array (rounds, 2)
+    "Times of all ways, one after another, in another order in each round"
+    taken, names = {n:[] for n in ways}, list(ways)
+    for i in range(rounds + 1):
+        for n in names[i % len(names):] + names[:i % len(names)]:
+            t = ways[n]()
+            if i: taken[n].append(t)
+    return {n:np.array(t) for n, t in taken.items()}
+
+
+def summary(taken:dict, base:str, device:str)->dict:
+    "Of each way the least and median seconds and their ratios to `base`: of the process on a CPU, of the wall clock on a GPU"
+    which = 1 if device == 'cpu' else 0
+    of = {n:t[:, which] for n, t in taken.items()}
+    return {n:dict(min=t.min(), median=np.median(t), wall=np.median(taken[n][:, 0]), ratio_min=t.min()/of[base].min(), ratio=float(np.median(t/of[base]))) for n, t in of.items()}
+
+
+def show(title, rows):
+    table = Table(title=title)
+    for c in ('', 's, least', 's, median', 's, wall clock', 'ratio of least', 'median ratio'): table.add_column(c, justify='left' if not c else 'right')
+    for n, r in rows.items(): table.add_row(n, f'{r["min"]:.4f}', f'{r["median"]:.4f}', f'{r["wall"]:.4f}', f'{r["ratio_min"]:.3f}', f'{r["ratio"]:.3f}')
+    Console().print(table)
+
+
+def record(out, name, found, device):
+    "Write `found` with the command, the day and the machine"
+    cpu = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), platform.processor()) if Path('/proc/cpuinfo').is_file() else platform.processor()
+    about = dict(command='python ' + ' '.join([f'experiments/benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]]), date=str(date.today()), cpu=cpu, torch=torch.__version__,
+                 threads=torch.get_num_threads(), device=torch.cuda.get_device_name() if device == 'cuda' else device)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    (Path(out)/f'{name}.json').write_text(json.dumps(about | found, indent=1))

@@ -1,0 +1,103 @@
+"""What does a training step cost with protection, compared with plain fine-tuning?
+
+    python experiments/benchmarks/step.py              # an hour on 2 CPU cores: three nets at 16x112x112
+    python experiments/benchmarks/step.py --quick      # half a minute: the tiny net
+
+For each net the same fit with fastai as it comes (the net in PyTorch's default layout), with sdfast's (channels last, `plain`), and that with a
+strategy, in turns in one process; a batch from its forward pass to the end of the optimizer's step, without what happens once an epoch. The ratios are to `plain`, of seconds of the process on
+a CPU, of the wall clock on a GPU. `added` is what a penalty on weights takes when measured by itself (its term and its gradient), relative to the least plain step. SelfDistill's default is exact: there is no bf16 teacher.
+Prints a table a net and writes step.json to --out. Goals: self_distill at most the time of fastai and 1.22 of plain; l2sp and ewc 1.02 of plain."""
+import sys, warnings
+from functools import partial
+from pathlib import Path
+
+warnings.filterwarnings('ignore', category=FutureWarning)
+warnings.filterwarnings('ignore', category=DeprecationWarning)
+
+import torch
+from bench import Timer, in_turns, prepare, record, show, summary
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.optimizer import SGD
+from fastcore.script import call_parse
+
+from sdfast.models import create_model
+from sdfast.strategies import EWC, L2SP, Importance, SelfDistill
+
+
+class Clock(Callback):
+    "Seconds of each batch"
+    order, run_valid = -100, False
+    def __init__(self, timer): self.timer, self.taken = timer, []
+    def before_batch(self): self.since = self.timer.now()
+
+
+class ClockEnd(Callback):
+    "Behind all others, when the batch's step is done"
+    order, run_valid = 1000, False
+    def after_batch(self): self.learn.clock.taken.append(self.learn.clock.timer.now() - self.learn.clock.since)
+
+
+def ones(net): return Importance({n:torch.ones_like(p) for n, p in net[0].named_parameters()}, {n:p.detach().clone() for n, p in net[0].named_parameters()}, 1)
+
+
+WAYS = dict(fastai=lambda net: [], plain=lambda net: [], self_distill=lambda net: [SelfDistill(10.)], l2sp=lambda net: [L2SP(.01)], ewc=lambda net: [EWC(.01, ones(net))])
+
+
+def step(way, name, batch, device, timer):
+    "A function that does one step and returns its seconds, and the learner"
+    torch.manual_seed(0)
+    net = create_model(name, 101).to(device)
+    if way == 'fastai': net[0].body.to(memory_format=torch.contiguous_format); net[0].forward = lambda x: net[0].body(x.transpose(1, 2).contiguous())
+    learn = Learner(DataLoaders([batch], [batch], device=device), net, loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9), lr=.001, wd=0., cbs=[clock := Clock(timer), ClockEnd(), *WAYS[way](net)])
+    learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == 'ProgressCallback'])
+    learn.logger, learn._do_epoch_validate = (lambda *a: None), lambda *a, **k: None
+    def once():
+        learn.fit(1)
+        return clock.taken.pop()
+    return once, learn
+
+
+def added(learn, timer, rounds):
+    "Least seconds that the weight penalty's term and gradient take"
+    cb = next(c for c in learn.cbs if isinstance(c, (L2SP, EWC)))
+    learn.loss_grad = torch.zeros((), device=next(learn.model.parameters()).device)
+    weights, taken = list(cb.weights().values()), []
+    held = [torch.zeros_like(w) for w in weights]
+    for _ in range(rounds + 1):
+        since = timer.now()
+        grads = torch.autograd.grad(cb.lam*cb.term(), weights)
+        torch._foreach_add_(held, list(grads))  # as autograd does to the task's
+        taken.append(timer.now() - since)
+    return min(t[1 if timer.device == 'cpu' else 0] for t in taken[1:])
+
+
+@call_parse
+def main(
+    models:str='r2plus1d,r2plus1d_18,c3d', # Nets, by commas
+    bs:int=0, # Clips of a batch; 0: 4 on a CPU, 24 on a GPU
+    frames:int=16, # Of a clip
+    size:int=112, # Height and width
+    rounds:int=3, # Of all ways
+    threads:int=1, # Of torch
+    device:str='cpu', # Or cuda
+    quick:bool=False, # The tiny net at 8x40x40
+    out:str='runs/benchmarks', # Folder for step.json
+):
+    "Seconds of a training step, and ratios"
+    prepare(device, threads)
+    bs = bs or (4 if device == 'cpu' else 24)
+    if quick: models, frames, size, rounds, bs = 'tiny', 8, 40, max(rounds, 10), 16
+    timer, found = Timer(device), {}
+    for name in models.split(','):
+        g = torch.Generator().manual_seed(0)
+        batch = torch.randn(bs, frames, 3, size, size, generator=g).to(device), torch.randint(0, 101, (bs,), generator=g).to(device)
+        made = {w:step(w, name, batch, device, timer) for w in WAYS}
+        rows = summary(in_turns({w:f for w, (f, _) in made.items()}, rounds), 'plain', device)
+        for w in ('l2sp', 'ewc'): rows[w]['added'] = added(made[w][1], timer, 5)/rows['plain']['min']
+        found[name] = rows
+        show(f'{name}: a step of {bs} clips {frames}x{size}x{size}', rows)
+        print(f'self_distill / fastai {rows["self_distill"]["min"]/rows["fastai"]["min"]:.3f}; the penalty by itself adds l2sp {rows["l2sp"]["added"]:.4f}, ewc {rows["ewc"]["added"]:.4f} of a plain step', flush=True)
+        record(out, 'step', dict(bs=bs, frames=frames, size=size, rounds=rounds, models=found), device)
