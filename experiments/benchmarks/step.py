@@ -50,7 +50,9 @@ def step(way, name, batch, device, timer):
     "A function that does one step and returns its seconds, and the learner"
     torch.manual_seed(0)
     net = create_model(name, 101).to(device)
-    if way == 'fastai': net[0].body.to(memory_format=torch.contiguous_format); net[0].forward = lambda x: net[0].body(x.transpose(1, 2).contiguous())
+    if way == 'fastai':
+        net[0].body.to(memory_format=torch.contiguous_format)
+        net[0].forward = lambda x: net[0].body(x.transpose(1, 2).contiguous())
     learn = Learner(DataLoaders([batch], [batch], device=device), net, loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9), lr=.001, wd=0., cbs=[clock := Clock(timer), ClockEnd(), *WAYS[way](net)])
     learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == 'ProgressCallback'])
     learn.logger, learn._do_epoch_validate = (lambda *a: None), lambda *a, **k: None

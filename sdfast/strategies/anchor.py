@@ -165,6 +165,9 @@ class Importance:
 Fisher = Importance
 
 
+TOGETHER = 2_000_000  # weights; on a CPU a sample of a larger net takes long enough by itself: R(2+1)D was measured to be slower together
+
+
 def _wide(t): return t if t.dtype == torch.float64 else t.float()
 
 
@@ -178,7 +181,7 @@ def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=
     weights = dict(part.named_parameters())
     device, frozen = next(iter(weights.values())).device, [p for p in weights.values() if not p.requires_grad]
     diag, seen = {k:torch.zeros_like(_wide(p), requires_grad=False) for k, p in weights.items()}, 0
-    layers = layers_of(part) if chunk > 1 else None
+    layers = layers_of(part) if chunk > 1 and (device.type != 'cpu' or sum(p.numel() for p in weights.values()) <= TOGETHER) else None
 
     def alone(sample):
         out = outputs(sample)
@@ -237,7 +240,7 @@ def fisher_information(
 
     'exact' costs a backward pass a class. Each sample's gradient by itself and in eval mode (van de Ven 2025, arXiv 2502.11756, on
     what goes wrong otherwise); under torch.distributed the processes' samples are put together. Samples go together where
-    the encoder is made of convolutions, linear layers and norms, one by one through any other."""
+    the encoder is made of convolutions, linear layers and norms (on a CPU: and small), one by one through any other."""
     if labels not in ('exact', 'sample', 'empirical'): raise ValueError(f"labels must be 'exact', 'sample' or 'empirical', not {labels!r}")
     if loss is not None: return _per_sample(model, batches, n, encoder, torch.square, lambda sample: loss(model, *sample), lambda out, sample: [torch.ones_like(out)], 1)
     draw = torch.Generator().manual_seed(seed)
