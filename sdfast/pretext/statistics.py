@@ -142,8 +142,6 @@ class MotionStatistics(Pretext):
         store_attr('motion,appearance,folder')
         self.protected = encoder
 
-    def prepare(self, train_dl): _cv2()
-
     def item(self, clips, video, rnd):
         n, frames, stride, size = video.index.n, clips.frames, clips.stride, clips.crop.size
         if size is None or frames < 2: raise InputError(f'MotionStatistics needs a size and clips of at least 2 frames, not size {size} and {frames}')
