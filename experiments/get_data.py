@@ -6,7 +6,7 @@
 
 What is there already is not done again: after a break, a Ctrl-C or a kill the same command goes on from there. An archive that
 you put into --to under its own name is used instead of downloading it. rar archives need unrar, unar, 7z or bsdtar."""
-import hashlib, os, shutil, ssl, subprocess, sys, time, zipfile
+import hashlib, os, shutil, ssl, stat, subprocess, sys, time, zipfile, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.client import HTTPException
@@ -174,8 +174,11 @@ def unzip(file, folder):
         with zipfile.ZipFile(file) as z:
             for name in z.namelist():
                 if not (folder/name).resolve().is_relative_to(folder.resolve()): raise InputError(f'{file} would write outside its folder: {name}')
+            need, free = sum(i.file_size for i in z.infolist()), shutil.disk_usage(folder).free
+            if need > free: raise InputError(f'{file} would become {decimal(need)}, and {folder.parent} has {decimal(free)} free')
             z.extractall(folder)
-    except zipfile.BadZipFile as e: raise InputError(f'{file} cannot be unpacked ({e}): delete it, and the same command downloads it anew') from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as e:  # RuntimeError: encrypted, or of an unknown kind
+        raise InputError(f'{file} cannot be unpacked ({e}): delete it, and the same command downloads it anew') from None
 
 
 def unpackers():
@@ -186,6 +189,15 @@ def unpackers():
     return found
 
 
+def only_files(folder, file):
+    "Links and devices are no part of these sets: the next archive, unpacked over a link, would write where it leads"
+    for d, dirs, names in os.walk(folder):
+        for path in (Path(d, name) for name in (*dirs, *names)):
+            s = path.lstat()
+            if not (stat.S_ISDIR(s.st_mode) or stat.S_ISREG(s.st_mode) and s.st_nlink == 1):
+                raise InputError(f'{file} has a link or a device in it, {path.relative_to(folder)}, and is not one of these data sets')
+
+
 def unrar(file, folder):
     "By the first unpacker that can: not every one knows every kind of rar"
     said = []
@@ -193,6 +205,7 @@ def unrar(file, folder):
         # in its folder, with a relative name: to some of them [ ] * in a path are wildcards
         command = [path, *UNPACKERS[tool], os.path.relpath(file, folder)]
         p = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace')
+        only_files(folder, file)  # of one that failed, too: the next would unpack over what it left
         if not p.returncode: return
         said.append(f'{tool}: {[f"status {p.returncode}", *filter(str.strip, (p.stdout + p.stderr).splitlines())][-1].strip()}')
     raise InputError(f'{file} cannot be unpacked ({"; ".join(said)}): install another of {", ".join(UNPACKERS)}; {GO_ON}')

@@ -28,6 +28,7 @@ from sdfast.report import LiveWatch
 from sdfast.sequence import accuracy_matrices, compare_sequences, sequence_summary
 from sdfast.stats import mean_interval
 from sdfast.strategies import STRATEGIES
+from sdfast.tasks import as_markdown
 
 
 def plan(tasks, source, size, **options):
@@ -63,7 +64,7 @@ def matrix(rows):
 
 def titles(table):
     "Columns to show, and what they are called"
-    lost = {c:f'forgetting {c.removeprefix("forgetting.")}' for c in table if c.startswith('forgetting.') and f'{c}_low' in table and not c.endswith('_diff')}
+    lost = {c:f'forgetting {as_markdown(c.removeprefix("forgetting."))}' for c in table if c.startswith('forgetting.') and f'{c}_low' in table and not c.endswith('_diff')}
     return dict(average='average accuracy', learned='when learned', bwt='BWT') | lost | dict(probe_average='average, new probes', fwt='FWT, new probes')
 
 

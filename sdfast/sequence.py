@@ -33,6 +33,7 @@ from .strategies import STRATEGIES, Importance, PathIntegral
 from .strategies.penalty import frozen_copy, state_hash
 from .study import (FISHER_CLIPS, LASTING, PROBE_CLIPS, Source, _balanced, _claimed, _importance_bytes, _intact, _key, _load_path, _log_csv, _source, _strength, _target,
                     choose, fine_tune, source_model, write_run)
+from .tasks import FORMULA
 
 __all__ = ['average_accuracy', 'learning_accuracy', 'backward_transfer', 'forgetting', 'forward_transfer', 'TaskPath', 'Carried', 'Accuracies', 'Chains', 'finished_chain', 'train_chain',
            'compare_sequences', 'accuracy_matrices', 'sequence_summary']
@@ -142,7 +143,8 @@ class Accuracies:
         if not runs[0].source or len({r.source_key for r in runs}) > 1:
             raise InputError('the runs of a chain need one source, the same for all, with the same `data`, model and clips')
         parts = [_source(runs[0]), *map(_target, runs)]
-        short = ['source', *(re.split('[:/]', task.name.rstrip('/'))[-1] for task, _, _ in parts[1:])]
+        # names are cells and columns of csv files
+        short = ['source', *(FORMULA.sub('_', re.split('[:/]', task.name.rstrip('/'))[-1]) for task, _, _ in parts[1:])]
         self.names = [n if short.index(n) == i else f'{n}-{i}' for i, n in enumerate(short)]
         for task, _, _ in parts:
             if not task.count('valid'):

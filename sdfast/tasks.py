@@ -24,6 +24,10 @@ __all__ = ['Task', 'unlabelled', 'ucf101', 'hmdb51', 'folder', 'csv', 'moving_di
 
 VIDEO_SUFFIXES = {'.3gp', '.avi', '.flv', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv'}
 CACHE_BYTES = 2**31  # decoded videos of a task are kept in memory if all of them fit into this
+CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')  # and what of a file's name is not text
+UNSEEN = re.compile('[\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]')  # among them what turns the direction of writing
+# spreadsheets run a cell that begins so, with full width signs too, and some begin a cell at a semicolon; hmdb51 has a smiley there, ;-)
+FORMULA = re.compile(r'(?:^|;)\s*[=+\-@\uff1d\uff0b\uff0d\uff20](?!\))')
 
 
 class KeptDL(TfmdDL):
@@ -42,7 +46,7 @@ class Task:
     name: str
     df: pd.DataFrame
     skipped: dict = field(default_factory=dict)  # files that cannot be decoded: path -> reason
-    notes: tuple = ()  # what a reader of the results should know
+    notes: tuple = ()  # what a reader of the results should know, as Markdown
     classes: tuple = ()  # the official order of class names, where there is one
     prepared: int|None = None  # short side of the prepared copies that stand for the videos, see `prepared_copies`
 
@@ -149,8 +153,38 @@ def _split_groups(df, frac, seed, what):
             if len(chosen) and set(y[rest]) == set(y):
                 score = len(set(y[chosen])), -abs(len(chosen) - frac*len(df))
                 if best is None or score > best[0]: best = score, chosen
-    if best is None: raise InputError(f'{what}: no choice of groups leaves a clip of each class on both sides')
-    return best[1]
+    if best is not None: return best[1]
+    # each fold, made for balance, has all groups of some class: take the smallest groups that can be spared. The first always can
+    taken = np.zeros(len(df), bool)
+    for group in df.group.sample(frac=1, random_state=seed).value_counts(sort=False).sort_values(kind='stable').index:
+        more = taken | (df.group.values == group)
+        if (not taken.any() or more.sum() <= frac*len(df)) and set(y[~more]) == set(y): taken = more
+    return np.flatnonzero(taken)
+
+
+def as_markdown(text)->str:
+    "A name from a file as Markdown that shows it and does nothing else"
+    text = ''.join(repr(c)[1:-1] if CONTROL.match(c) or UNSEEN.match(c) else c for c in text)
+    return re.sub(r'[\\`*<>\[\]|&$~]|(?<![^\W_])_|_(?![^\W_])', r'\\\g<0>', text)
+
+
+def _check_class(name, label):
+    "Class names become cells and columns of csv files, notes and titles: `InputError` for one that would do more there than name a class"
+    if not label.strip(): why = 'is empty'
+    elif label in ('path', 'label'): why = 'is the name of another column of scores.csv'
+    elif CONTROL.search(label): why = 'holds a character that is no text'
+    elif UNSEEN.search(label): why = 'holds a mark that cannot be seen, or turns the direction of writing'
+    elif FORMULA.search(label) and not re.fullmatch(r'[+-]?\d+(\.\d+)?', label):
+        why = 'begins as a formula does, with one of = + - @, or goes on so after a semicolon: a spreadsheet that opens scores.csv would run it'
+    else: return
+    raise InputError(f'{name}: class {label!r} {why}; rename it')
+
+
+def _problem(path):
+    "Why a video cannot be used, or `None`"
+    if CONTROL.search(path): return 'its path holds a character that is no text; rename it'
+    if FORMULA.search(path): return 'its path goes on as a formula does after a semicolon, and a spreadsheet that opens scores.csv would run it; rename it'
+    return VideoFile(path).problem()
 
 
 def _manifest(place):
@@ -180,14 +214,15 @@ def prepared_copies(
 
 def _make(name, df, notes=(), check=True, classes=()):
     "A `Task` without the files that cannot be decoded; errors for what no study can use"
+    for label in df.label.unique(): _check_class(name, label)
     skipped, prepared = {}, None
     if check:
         copies, prepared, place = prepared_copies(df.path) if len(df) else ({}, None, None)
         if copies:
-            notes = [*notes, f'{len(copies)} of {len(df)} videos are seen as their prepared copies in {place}, short side {prepared} pixels']
+            notes = [*notes, f'{len(copies)} of {len(df)} videos are seen as their prepared copies in {as_markdown(str(place))}, short side {prepared} pixels']
             df = df.assign(path=df.path.map(lambda p: copies.get(p, p)))
-        with ThreadPoolExecutor() as pool: problems = list(pool.map(lambda p: VideoFile(p).problem(), df.path))
-        skipped = {p:w for p, w in zip(df.path, problems) if w}
+        with ThreadPoolExecutor() as pool: problems = list(pool.map(_problem, df.path))
+        skipped = {repr(p)[1:-1] if CONTROL.search(p) else p:w for p, w in zip(df.path, problems) if w}
         df = df[[w is None for w in problems]]
     df = df.reset_index(drop=True)
     if not len(df): raise InputError(f'{name}: none of its {len(skipped)} videos can be decoded, the first: {next(iter(skipped))} ({next(iter(skipped.values()))})')
@@ -205,7 +240,7 @@ def _finish(task):
     if missing := [c for c in task.vocab if c not in have]: raise InputError(f'{task.name}: no train clip of class {missing[0]!r}')
     for split in ('valid', 'test'):
         have = set(df.label[df.split == split])
-        if have and (missing := [c for c in task.vocab if c not in have]): notes.append(f'{split} has no clip of {", ".join(missing)}')
+        if have and (missing := [c for c in task.vocab if c not in have]): notes.append(f'{split} has no clip of {", ".join(map(as_markdown, missing))}')
     if not task.count('test'): raise InputError(f'{task.name}: there are no test clips')
     return replace(task, notes=tuple(notes))
 
@@ -257,11 +292,12 @@ def folder(
 
 
 def csv(
-    path, # Columns path (below the csv's own folder, or absolute), label, split and, if there is one, group
+    path, # Columns path (absolute, or from the csv's own folder), label, split and, if there is one, group
     train:str='train', # Which split names to train on, joined by `+`
     test:str|None=None, # Which to test on, joined by `+`; by default 'test', else all that begin with it
     valid:str|None=None, # Which to choose strengths on; by default 'valid' or 'val', else part of train is held out later
     name:str|None=None, # Name of the task
+    outside:bool=False, # Allow relative paths that lead out of the csv's folder, such as `../videos/a.mp4`
 )->Task:
     "Videos listed in a csv file. Rows of other splits are left out"
     path = Path(path)
@@ -269,20 +305,23 @@ def csv(
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, pd.errors.ParserError) as e: raise InputError(f'{path} cannot be read as csv: {e}') from None
     if missing := [c for c in ('path', 'label', 'split') if c not in table]:
-        raise InputError(f'{path} has no column {missing[0]!r}; it has {", ".join(table.columns)}')
+        raise InputError(f'{path} has no column {missing[0]!r}; it has {", ".join(map(as_markdown, table.columns))}')
     splits = list(dict.fromkeys(table.split))
     if test is None: test = 'test' if 'test' in splits else '+'.join(s for s in splits if s.startswith('test'))
     if valid is None: valid = '+'.join(s for s in splits if s in ('valid', 'val'))
     part = {}
     for ours, theirs in dict(train=train, valid=valid, test=test).items():
         for s in filter(None, theirs.split('+')):
-            if s not in splits: raise InputError(f'{path} has no split {s!r} to use as {ours}; it has {", ".join(splits)}')
+            if s not in splits: raise InputError(f'{path} has no split {s!r} to use as {ours}; it has {", ".join(map(as_markdown, splits))}')
             if s in part: raise InputError(f'split {s!r} is named both as {part[s]} and as {ours}')
             part[s] = ours
-    if 'test' not in part.values(): raise InputError(f'{path} has no split whose name begins with test; say which to test on with test=NAME. It has {", ".join(splits)}')
+    if 'test' not in part.values(): raise InputError(f'{path} has no split whose name begins with test; say which to test on with test=NAME. It has {", ".join(map(as_markdown, splits))}')
     df = table[table.split.isin(part)].reset_index(drop=True)
-    notes = [f'{ours} is {" + ".join(s for s in splits if part.get(s) == ours)}' for ours in ('train', 'valid', 'test') if (ours, ours) not in part.items() and ours in part.values()]
-    if left := [s for s in splits if s not in part]: notes.append(f'splits {", ".join(left)} are not used')
+    notes = [f'{ours} is {" + ".join(as_markdown(s) for s in splits if part.get(s) == ours)}' for ours in ('train', 'valid', 'test') if (ours, ours) not in part.items() and ours in part.values()]
+    if left := [s for s in splits if s not in part]: notes.append(f'splits {", ".join(map(as_markdown, left))} are not used')
+    climbs = [p for p in df.path if not os.path.isabs(p) and os.path.normpath(p).split(os.sep)[0] == os.pardir]
+    if climbs and not _flag(outside):
+        raise InputError(f'{path} names {len(climbs)} files outside its own folder, such as {climbs[0]!r}: write absolute paths, or allow it with outside=1')
     df = pd.DataFrame(dict(path=[os.path.abspath(path.parent/p) for p in df.path], label=df.label, split=df.split.map(part),
                            group=df.group if 'group' in df else df.path))
     task = _make(name or f'csv:{path}', df, notes)
@@ -344,6 +383,11 @@ def hmdb51(
     return _listed('hmdb51', path, fold, sorted(files), rows, ('hmdb51', 'hmdb51_org', 'HMDB51'), allow_missing)
 
 
+def _flag(v):
+    "An option that may come as text"
+    return v.lower() in ('1', 'true', 'yes') if isinstance(v, str) else bool(v)
+
+
 def _lines(path):
     if not path.is_file(): raise InputError(f'the list {path} does not exist')
     return [s for line in path.read_text(encoding='utf-8').splitlines() if (s := line.strip())]
@@ -364,7 +408,7 @@ def _official(name, path, fold, splits, is_list, below):
 def _listed(name, path, fold, classes, rows, below, allow_missing):
     "The `Task` of `(label, file name, split, group)` rows; videos may have been transcoded to mp4"
     title, want, notes = f'{name} fold {fold}', OFFICIAL[name][fold - 1], []
-    if isinstance(allow_missing, str): allow_missing = allow_missing.lower() in ('1', 'true', 'yes')
+    allow_missing = _flag(allow_missing)
     def listing(d): return {e.name.lower():e.path for e in sorted(os.scandir(d), key=lambda e: e.name)} if d.is_dir() else {}
     have = {}  # copies of the data differ in case; a case-insensitive name is still unique
     for root in (path, *(path/b for b in below)):
@@ -434,7 +478,7 @@ def create_task(
     if kind not in makers: raise InputError(f'unknown task {spec!r}; known are moving_digits, ucf101:PATH, hmdb51:PATH, folder:PATH and csv:PATH')
     options = dict(o.split('=', 1) for o in options)
     official = ['fold', 'splits', 'allow_missing']
-    known = dict(moving_digits=['part'], ucf101=official, hmdb51=official, folder=['group', 'test_frac', 'seed'], csv=['train', 'test', 'valid'])[kind]
+    known = dict(moving_digits=['part'], ucf101=official, hmdb51=official, folder=['group', 'test_frac', 'seed'], csv=['train', 'test', 'valid', 'outside'])[kind]
     if unknown := sorted(set(options) - set(known)): raise InputError(f'task {spec!r}: unknown option {unknown[0]!r}; {kind} has {", ".join(known)}')
     if kind == 'moving_digits': return moving_digits(path or None, **dict(part=part) | options)
     if not path: raise InputError(f'task {spec!r} needs a path: {kind}:PATH')

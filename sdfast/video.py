@@ -3,7 +3,8 @@
 A clip is `(T, C, H, W)`, several clips of one video `(K, T, C, H, W)`, a batch has one more axis in front.
 Frames are counted in the order in which they are shown, whatever the frame rate does.
 """
-import random, threading, warnings
+import os, random, threading, warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -31,8 +32,10 @@ from .errors import InputError
 __all__ = ['TensorVideo', 'VideoError', 'VideoFile', 'VideoIndex', 'SampleClips', 'ClipTransform', 'MultiClip',
            'VideoBlock', 'clip_indices', 'normalize_video', 'show_batch', 'show_results']
 
-
 PIXELS = 2  # counts changes of what `VideoFile.read` returns: part of the key of a run. 2: scaled frames are converted exactly
+MAX_PIXELS = 2**26  # of a frame: 8K has half of it
+MAX_ASPECT = 64  # of a frame's long side to its short one
+WHOLE_BYTES = 2**28  # a longer video is not kept decoded
 
 
 class VideoError(InputError):
@@ -73,14 +76,26 @@ class VideoIndex:
 def _reason(e): return e.strerror if isinstance(e, av.FFmpegError) and e.strerror else str(e) or type(e).__name__
 
 
+@contextmanager
+def _refused(path):
+    "What FFmpeg refuses of a broken file beside decoding, such as to seek or to scale, is a `VideoError` too"
+    try: yield
+    except av.FFmpegError as e: raise VideoError(f'{path}: cannot be decoded ({_reason(e)})') from None
+
+
 def _open(path, format=None):
-    try: f = av.open(str(path), format=format)
-    except (av.FFmpegError, OSError) as e: raise VideoError(f'{path}: cannot be opened ({_reason(e)})') from None
-    if not f.streams.video:
+    if os.path.exists(path) and not os.path.isfile(path): raise VideoError(f'{path}: cannot be opened (not a file)')  # a pipe would block for ever
+    limit = dict(max_pixels=str(MAX_PIXELS))  # a few bytes can declare a frame of gigabytes, from the first or later on
+    # a text in the header need not be UTF-8; a path with a NUL is a ValueError
+    try: f = av.open(str(path), format=format, options=limit, metadata_errors='replace')
+    except (av.FFmpegError, OSError, ValueError) as e: raise VideoError(f'{path}: cannot be opened ({_reason(e)})') from None
+    s = next(iter(f.streams.video), None)
+    if s is None or s.codec_context is None:
         f.close()
-        raise VideoError(f'{path}: has no video stream')
-    f.streams.video[0].thread_type = 'NONE'  # many short reads in parallel workers: frame threads cost more than they give
-    return f, f.streams.video[0]
+        raise VideoError(f'{path}: ' + ('has no video stream' if s is None else 'its video is of a kind that FFmpeg here cannot decode'))
+    s.codec_context.options = limit
+    s.thread_type = 'NONE'  # many short reads in parallel workers: frame threads cost more than they give
+    return f, s
 
 
 def _frames(f, stream, times=None):
@@ -109,7 +124,7 @@ def _rgb(frame, out):
 @lru_cache(maxsize=2**17)
 def _index(path):
     f, s = _open(path)
-    with f:
+    with f, _refused(path):
         try: packets = [(p.dts if p.pts is None else p.pts, p.is_keyframe, p.is_discard) for p in f.demux(s) if p.size]
         except av.FFmpegError: packets = []
         # AVI stores no presentation times: with B-frames what it gives is the order of storage
@@ -123,13 +138,16 @@ def _index(path):
             counted = not len(pts) or len(np.unique(pts)) < len(pts)
         f.seek(0)
         first = next(_frames(f, s), None)
-        if first is None: raise VideoError(f'{path}: no frame can be decoded')
-        if counted:
-            f.seek(0)
-            keys, pts = np.zeros(0, np.int64), np.arange(sum(1 for _ in _frames(f, s)))
+        if first is None:
+            size = '' if s.codec_context.width else f': the size of its frames is not told, or is above the limit of {MAX_PIXELS:,} pixels'
+            raise VideoError(f'{path}: no frame can be decoded{size}')
         w, h = first.width, first.height
         sar = s.sample_aspect_ratio or Fraction(1)
         if Fraction(1, 8) < sar < 8: w = max(1, round(w*sar))
+        if max(w, h) > MAX_ASPECT*min(w, h): raise VideoError(f'{path}: frames of {w}x{h} pixels, the long side more than {MAX_ASPECT} times the short one')
+        if counted:
+            f.seek(0)
+            keys, pts = np.zeros(0, np.int64), np.arange(sum(1 for _ in _frames(f, s)))
         if first.rotation % 180: w, h = h, w
         return VideoIndex(pts, keys, w, h, counted, f.format.name.split(',')[0])
 
@@ -165,7 +183,7 @@ class VideoFile(str):
         frames = np.asarray(frames)
         if not len(frames) or frames.min() < 0 or frames.max() >= ix.n:
             raise InputError(f'{self}: frames {frames.tolist()} asked for, but it has frames 0 to {ix.n - 1}')
-        got, x = self._decode(np.unique(frames), size if isinstance(size, tuple) else self.scaled(size))
+        with _refused(self): got, x = self._decode(np.unique(frames), size if isinstance(size, tuple) else self.scaled(size))
         if not got: raise VideoError(f'{self}: no frame can be decoded')
         have = np.array(sorted(got))
         if missing := sorted(set(frames.tolist()) - set(got)):
@@ -260,7 +278,8 @@ class SampleClips(RandTransform):
     def _clips(self, x):
         idx = np.stack([clip_indices(x.index.n, self.frames, self.stride, a, self.wrap) for a in self._places(x.index.n)])
         side = None if self.area else self.size
-        v = _whole(str(x), side)[idx.ravel()] if self.cache else x.read(idx.ravel(), side)
+        keep = self.cache and 3*x.index.n*np.prod(x.scaled(side)) <= WHOLE_BYTES
+        v = _whole(str(x), side)[idx.ravel()] if keep else x.read(idx.ravel(), side)
         if self.size is not None: v = self._crop(v)
         if self.train and self.flip and random.random() < .5: v = v.flip(-1)
         return v.unflatten(0, idx.shape)
@@ -335,7 +354,9 @@ def _strips(n, figsize): return get_grid(n, ncols=1, nrows=n, figsize=figsize or
 @dispatch
 def show_batch(x:TensorVideo, y, samples, ctxs=None, max_n=6, figsize=None, **kwargs):
     if ctxs is None: ctxs = _strips(min(len(samples), max_n), figsize)
-    return get_show_batch_func(object)(x, y, samples, ctxs=ctxs, max_n=max_n, **kwargs)
+    ctxs = get_show_batch_func(object)(x, y, samples, ctxs=ctxs, max_n=max_n, **kwargs)
+    for ctx in ctxs: ctx.title.set_parse_math(False)  # a class name may hold dollars
+    return ctxs
 
 
 @dispatch
@@ -345,5 +366,5 @@ def show_results(x:TensorVideo, y:TensorCategory, samples, outs, ctxs=None, max_
     for (clip, truth, *_), (pred, *_), ctx in zip(samples[:n], outs[:n], ctxs):
         right = str(truth) == str(pred)
         clip.show(ctx=ctx, title=f'{truth}' if right else f'{truth}, predicted {pred}')
-        ctx.title.set_color('green' if right else 'firebrick')
+        ctx.title.set(color='green' if right else 'firebrick', parse_math=False)
     return ctxs

@@ -5,8 +5,10 @@ import os
 import shutil
 import signal
 import ssl
+import stat
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
@@ -78,7 +80,7 @@ def zipped(files):
 
 
 def rar(files):
-    "A RAR 5 archive that stores its files uncompressed"
+    "A RAR 5 archive that stores its files uncompressed; instead of data a file may have `SYMLINK` or `HARDLINK` and what it leads to"
     def vint(n): return bytes([n & 127 | 128]) + vint(n >> 7) if n > 127 else bytes([n])
     def header(*fields):
         body = b''.join(f if isinstance(f, bytes) else vint(f) for f in fields)
@@ -87,7 +89,12 @@ def rar(files):
     out = b'Rar!\x1a\x07\x01\x00' + header(1, 0, 0)
     for name, data in files.items():
         name = name.encode()
-        out += header(2, 2, len(data), 4, len(data), 0o100644, zlib.crc32(data).to_bytes(4, 'little'), 0, 1, len(name), name) + data
+        if isinstance(data, tuple):
+            target = data[1].encode()
+            record = vint(5) + vint(dict(symlink=1, hardlink=4)[data[0]]) + vint(0) + vint(len(target)) + target
+            extra = vint(len(record)) + record
+            out += header(2, 3, len(extra), 0, 4, 0, 0o100644, bytes(4), 0, 1, len(name), name, extra)
+        else: out += header(2, 2, len(data), 4, len(data), 0o100644, zlib.crc32(data).to_bytes(4, 'little'), 0, 1, len(name), name) + data
     return out + header(5, 0, 0)
 
 
@@ -252,6 +259,102 @@ def test_zips_stay_in_their_folder(script, tmp_path):
     (tmp_path/'x.zip').write_bytes(UCF['videos.zip'][:-50])
     with pytest.raises(script.InputError, match='cannot be unpacked'): script.unpack(tmp_path/'x.zip', tmp_path/'x')
     assert os.listdir(tmp_path) == ['x.zip']
+
+
+def test_links_in_zips_become_files(script, tmp_path):
+    (tmp_path/'secret').write_text('s')
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, 'w') as z:
+        for name, kind in (('link.avi', stat.S_IFLNK), ('pipe.avi', stat.S_IFIFO)):
+            info = zipfile.ZipInfo(name)
+            info.create_system, info.external_attr = 3, (kind | 0o777) << 16
+            z.writestr(info, '../secret')
+    (tmp_path/'x.zip').write_bytes(out.getvalue())
+    script.unpack(tmp_path/'x.zip', tmp_path/'x')
+    assert all(stat.S_ISREG(f.lstat().st_mode) for f in (tmp_path/'x').iterdir()) and tree(tmp_path/'x') == {'link.avi': b'../secret', 'pipe.avi': b'../secret'}
+    with zipfile.ZipFile(tmp_path/'y.zip', 'w') as z:  # a link to a folder, and a file to be written through it
+        info = zipfile.ZipInfo('d')
+        info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        z.writestr(info, str(tmp_path))
+        z.writestr('d/evil.avi', 'x')
+    with pytest.raises(OSError): script.unpack(tmp_path/'y.zip', tmp_path/'y')
+    assert set(os.listdir(tmp_path)) == {'secret', 'x', 'x.zip', 'y.zip'}
+
+
+def test_zips_that_are_more_than_they_say_or_than_there_is_room_for(script, tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path/'x.zip', 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('a.avi', bytes(10**7))
+    with monkeypatch.context() as m:
+        m.setattr(script.shutil, 'disk_usage', lambda _: namedtuple('Usage', 'free')(10**7 - 1))
+        with pytest.raises(script.InputError, match='would become 10.0 MB'): script.unpack(tmp_path/'x.zip', tmp_path/'x')
+    b = bytearray((tmp_path/'x.zip').read_bytes())
+    assert len(b) < 20_000 and b.count((10**7).to_bytes(4, 'little')) == 2
+    (tmp_path/'x.zip').write_bytes(b.replace((10**7).to_bytes(4, 'little'), (10).to_bytes(4, 'little')))
+    with pytest.raises(script.InputError, match='cannot be unpacked'): script.unpack(tmp_path/'x.zip', tmp_path/'x')
+    for flag, kind in ((1, 0), (0, 77)):  # encrypted, and of a method that nobody has
+        b = bytearray(zipped({'a.avi': b'x'}))
+        for at in (b.index(b'PK\3\4') + 6, b.index(b'PK\1\2') + 8): b[at], b[at + 2] = flag, kind
+        (tmp_path/'x.zip').write_bytes(b)
+        with pytest.raises(script.InputError, match='cannot be unpacked'): script.unpack(tmp_path/'x.zip', tmp_path/'x')
+    assert os.listdir(tmp_path) == ['x.zip']
+
+
+def tar(files):
+    "The same as `rar` of the same, for unpackers that look at the content and not at the name"
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode='w') as t:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(data, tuple): info.type, info.linkname = dict(symlink=tarfile.SYMTYPE, hardlink=tarfile.LNKTYPE)[data[0]], data[1]
+            else: info.size = len(data)
+            t.addfile(info, None if isinstance(data, tuple) else io.BytesIO(data))
+    return out.getvalue()
+
+
+CLIMBING = {'up': {'../evil.avi': b'x'}, 'in and up': {'a/../../evil.avi': b'x'}, 'absolute': {'{root}/evil.avi': b'x'}, 'link to a file': {'a.avi': b'x', 'b.avi': ('symlink', '{root}/secret')},
+            'link to nothing': {'b.avi': ('symlink', 'nowhere')}, 'through a link': {'d': ('symlink', '{root}'), 'd/evil.avi': b'x'}, 'hard link out': {'b.avi': ('hardlink', '../secret')},
+            'hard link': {'a.avi': b'x', 'b.avi': ('hardlink', 'a.avi')}}
+
+
+@posix
+@pytest.mark.parametrize('what', CLIMBING)
+@pytest.mark.parametrize('pack', [rar, tar])
+@pytest.mark.parametrize('tool', ['unrar', 'unar', '7z', '7zz', 'bsdtar'])
+def test_members_that_climb_out_of_rars(script, path, tmp_path, tool, pack, what):
+    "Refused by the unpacker or by us, or put inside under another name: nothing comes to lie outside, and no link stays"
+    path(tool)
+    (tmp_path/'secret').write_text('s')
+    fill = lambda s: s.format(root=tmp_path)
+    files = {fill(n):(v[0], fill(v[1])) if isinstance(v, tuple) else v for n, v in CLIMBING[what].items()}
+    (tmp_path/'x.rar').write_bytes(pack(files))
+    before = tree(tmp_path)
+    try: script.unpack(tmp_path/'x.rar', tmp_path/'x')
+    except script.InputError as e: assert '\n' not in str(e)
+    else:
+        assert not any(isinstance(v, tuple) for v in files.values())
+        assert all(f.lstat().st_nlink == 1 and stat.S_ISREG(f.lstat().st_mode) for f in (tmp_path/'x').rglob('*') if not f.is_dir() or f.is_symlink())
+    shutil.rmtree(tmp_path/'x', ignore_errors=True)
+    assert tree(tmp_path) == before
+
+
+@posix
+@pytest.mark.parametrize('status', [0, 3])
+@pytest.mark.parametrize('make', ["os.symlink('/', 'd')", "os.symlink('x', 'a.avi')", "os.link('../secret', 'a.avi')", "os.mkfifo('a.avi')", "os.makedirs('c/d'); os.symlink('..', 'c/d/e')"])
+def test_links_that_an_unpacker_leaves(script, path, tmp_path, make, status):
+    "Whichever unpacker made them, and before the next one writes over them"
+    path('unrar', f'import os, sys; {make}; sys.exit({status})')
+    path('unar', 'open("later", "w")')
+    (tmp_path/'secret').write_text('s')
+    (tmp_path/'x.rar').write_bytes(b'')
+    with pytest.raises(script.InputError, match='has a link or a device in it'): script.unpack(tmp_path/'x.rar', tmp_path/'x')
+    assert set(os.listdir(tmp_path)) == {'bin', 'secret', 'x.rar'} and (tmp_path/'secret').read_text() == 's'
+
+
+@posix
+def test_a_link_made_by_an_inner_archive(script, path, tmp_path):
+    path('unrar', 'import os, sys\nif "in.rar" in sys.argv[-1]: os.symlink("/", "d")\nelse: open("in.rar", "w"), open("z.rar", "w")')
+    (tmp_path/'x.rar').write_bytes(b'')
+    with pytest.raises(script.InputError, match='in.rar has a link'): script.unpack(tmp_path/'x.rar', tmp_path/'x')
+    assert set(os.listdir(tmp_path)) == {'bin', 'x.rar'}
 
 
 def test_what_a_killed_unpacking_left_is_no_hindrance(run, tmp_path):

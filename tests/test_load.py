@@ -1,6 +1,8 @@
 "The paper's encoders and the checkpoints that they come in."
+import ast
 import collections
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 from sdfast.errors import InputError
 from sdfast.models import c3d, create_model, is_model, load_encoder, r2plus1d, save_weights
 
+ROOT = Path(__file__).parents[1]
 ENCODERS = dict(c3d=(c3d, 27_661_440, 56), r2plus1d=(r2plus1d, 14_365_303, 144))
 
 
@@ -163,6 +166,47 @@ def test_other_nets_do_not_pass(tmp_path):
     with pytest.raises(InputError, match=r'also have 1 of 7 entries: body\.conv9\.weight'): load_encoder(Small(), tmp_path/'y.pth')
     torch.save(state | {'conv1.weight': torch.zeros(2, 3, 3, 3, 3)}, tmp_path/'z.pth')
     with pytest.raises(InputError, match='other shapes for 1'): load_encoder(Small(), tmp_path/'z.pth')
+
+
+def test_nothing_here_unpickles():
+    "Each `torch.load` is of tensors only; no other call that can run what a file says, and no pickle read by pandas or numpy"
+    found = []
+    for file in sorted(f for d in ('sdfast', 'experiments') for f in (ROOT/d).rglob('*.py')):
+        tree = ast.parse(file.read_text(encoding='utf-8'))
+        names = [a.name for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in [*n.names, ast.alias(getattr(n, 'module', '') or '')]]
+        if 'UnpicklingError' in names: names.remove('pickle')  # to catch what torch raises
+        assert not {n.split('.')[0] for n in names} & {'pickle', '_pickle', 'cPickle', 'dill', 'cloudpickle', 'joblib', 'shelve', 'marshal', 'yaml', 'load_learner', 'load_pickle'}, file
+        for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+            what = ast.unparse(call.func)
+            assert what not in ('eval', 'exec', '__import__', 'os.system', 'load_learner', 'pd.read_pickle', 'torch.jit.load', 'torch.hub.load', 'torch.package.PackageImporter'), (file, what)
+            options = {k.arg:ast.unparse(k.value) for k in call.keywords}
+            assert options.get('shell') in (None, 'False') and options.get('allow_pickle') in (None, 'False') and options.get('weights_only') in (None, 'True'), (file, what)
+            if what == 'torch.load': found.append((file.name, options['weights_only']))
+    assert found == [('models.py', 'True'), ('resume.py', 'True')]
+
+
+class Script(nn.Module):
+    def forward(self, x): return x
+
+
+@pytest.mark.parametrize('name', ['x.pth', 'x.pth.tar', 'x.pt', 'x.bin', 'x.ckpt', 'x.safetensors', 'x'])
+@pytest.mark.parametrize('form', ['pickle', 'pickle 0', 'torch', 'torch legacy', 'text', 'empty', 'script', 'os.system', 'getattr', 'build'])
+def test_hostile_files_under_any_name(tmp_path, form, name):
+    Hostile.target, file = str(tmp_path/'ran'), tmp_path/name
+    state = checkpoint(Small().body, 'plain')
+    if form.startswith('pickle'): file.write_bytes(pickle.dumps(state | dict(x=Hostile()), protocol=0 if '0' in form else 2))
+    elif form.startswith('torch'): torch.save(state | dict(x=Hostile()), file, _use_new_zipfile_serialization='legacy' not in form)
+    elif form == 'script': torch.jit.save(torch.jit.script(Script()), str(file))
+    elif form in ('text', 'empty'): file.write_text('{}'*(form == 'text'))
+    else:  # written out, so that they run nothing here
+        touch = f'touch {tmp_path/"ran"}'.encode()
+        code = {'os.system': b'cposix\nsystem\n(V' + touch + b'\ntR.', 'getattr': b'cbuiltins\ngetattr\n(cos\npath\nVos\ntR(Vsystem\ntR.',
+                'build': b'ccollections\nOrderedDict\n)R(dVx\ncposix\nsystem\n(V' + touch + b'\ntRsb.'}[form]
+        file.write_bytes(code)
+    with pytest.raises(InputError, match='cannot be read as tensors|hold no state dict') as e: load_encoder(Small(), file)
+    assert not (tmp_path/'ran').exists() and '\n' not in str(e.value)
+    with pytest.raises(InputError): create_model('tiny', 2, file)
+    assert not (tmp_path/'ran').exists()
 
 
 class Hostile:

@@ -1,5 +1,6 @@
 "Metrics of accuracy matrices; a chain of tasks is trained once, goes on where it stopped, and its numbers can be recomputed from its files."
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -303,6 +304,18 @@ def test_a_study_of_chains(bases, tmp_path, trained):
 
 
 # --- the script ---------------------------------------------------------------------------------------------------------
+
+def test_a_folder_named_like_a_formula_or_a_tag(bases, clips, tmp_path, module):
+    "Names of tasks are cells of runs.csv and matrix.csv and heads of columns of table.md"
+    odd = tmp_path/'=1+1 <b>|x'
+    shutil.copytree(clips, odd)
+    names = Accuracies([bases[0], replace(bases[1], task=f'folder:{odd},group=(p\\d)_')]).names
+    assert names == ['source', 'clips0', '_1+1 <b>|x']
+    table = pd.DataFrame([{'strategy': 'finetune', 'lam': 0., 'lr': .1, 'runs': 1, 'failed': 0} | {c:.5 for n in ('average', 'learned', 'bwt', 'probe_average', 'fwt', *(f'forgetting.{n}' for n in names))
+                                                                                                   for c in (n, f'{n}_low', f'{n}_high')}])
+    head = module.markdown(table).splitlines()[0]
+    assert '| forgetting \\_1+1 \\<b\\>\\|x |' in head
+
 
 @pytest.fixture(scope='module')
 def module():

@@ -1,6 +1,9 @@
 "Tasks read what is there, split by group, name what is wrong, and `moving_digits` is what it says."
+import collections
 import multiprocessing
 import shutil
+import tempfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from sdfast import digits
 from sdfast.errors import InputError
-from sdfast.tasks import _split_groups, create_task, csv, folder, moving_digits
+from sdfast.tasks import Task, _split_groups, create_task, csv, folder, moving_digits
 from sdfast.video import VideoFile
 
 
@@ -41,14 +44,110 @@ def test_folder_with_train_and_test(clips, tmp_path):
     with pytest.raises(InputError, match="'p0' is in both"): folder(tmp_path, group=r'(p\d)_')
 
 
-@given(st.lists(st.tuples(st.sampled_from('abc'), st.integers(0, 9)), min_size=6, max_size=80), st.floats(.1, .5), st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+ROWS = st.lists(st.tuples(st.sampled_from('abcd'), st.integers(0, 7), st.sampled_from([1, 1, 1, 2, 9])), min_size=2, max_size=20)
+
+
+def frame(rows):
+    "Label and group of clips, in an order that is neither's, and whether each class has two groups"
+    df = pd.DataFrame([(label, f'g{group}') for label, group, n in rows for _ in range(n)], columns=['label', 'group'])
+    df.insert(0, 'path', [f'/{i}.mp4' for i in range(len(df))])
+    return df, min(len({g for l, g in zip(df.label, df.group) if l == label}) for label in set(df.label)) > 1
+
+
+@given(ROWS, st.floats(.05, .5), st.integers(0, 5))
+@settings(max_examples=120, deadline=None)
 def test_groups_never_straddle(rows, frac, seed):
-    df = pd.DataFrame(rows, columns=['label', 'group']).astype(str)
-    try: chosen = _split_groups(df, frac, seed, 'x')
-    except InputError: return
-    rest = df.drop(index=chosen)
-    assert len(chosen) and set(rest.label) == set(df.label) and not set(rest.group) & set(df.group.iloc[chosen])
+    df, possible = frame(rows)
+    if not possible:
+        with pytest.raises(InputError, match='at least two groups'): _split_groups(df, frac, seed, 'x')
+        return
+    chosen = _split_groups(df, frac, seed, 'x')
+    rest = df.drop(index=df.index[chosen])
+    assert 0 < len(chosen) == len(set(chosen)) < len(df) and len(rest) + len(chosen) == len(df)
+    assert set(rest.label) == set(df.label) and not set(rest.group) & set(df.group.iloc[chosen])
+    assert list(chosen) == list(_split_groups(df, frac, seed, 'x'))
+
+
+def test_where_every_balanced_fold_has_all_groups_of_a_class():
+    counts = {('a', 0): 1, ('a', 3): 10, ('a', 4): 1, ('b', 0): 2, ('b', 2): 1, ('b', 3): 1, ('c', 2): 1, ('c', 3): 10, ('d', 0): 1, ('d', 1): 2}
+    df, _ = frame([(*at, n) for at, n in counts.items()])
+    for seed in range(8):
+        chosen = _split_groups(df, .5, seed, 'x')
+        rest = df.drop(index=chosen)
+        assert 0 < len(chosen) <= 15 and set(rest.label) == set('abcd') and not set(rest.group) & set(df.group[chosen])
+
+
+@given(st.integers(1, 4), st.integers(3, 12), st.integers(1, 3), st.floats(.1, .5), st.integers(0, 5))
+@settings(max_examples=40, deadline=None)
+def test_equal_groups_give_every_class_and_the_part_asked_for(classes, groups, clips, frac, seed):
+    "Each class in groups of its own: valid has every class, and as many groups of each as rounding allows"
+    df, _ = frame([(label, 10*i + g, clips) for i, label in enumerate('abcd'[:classes]) for g in range(groups)])
+    chosen = df.iloc[_split_groups(df, frac, seed, 'x')]
+    per_class = chosen.groupby('label').group.nunique()
+    folds = min(max(2, round(1/frac)), groups*clips)
+    assert set(chosen.label) == set(df.label) or folds > groups
+    assert len(per_class) == 0 or per_class.max() <= -(-groups//min(folds, groups))
+
+
+@given(st.dictionaries(st.sampled_from('abcd'), st.dictionaries(st.integers(0, 7), st.sampled_from([1, 1, 2, 9]), min_size=2, max_size=5), min_size=1),
+       st.lists(st.tuples(st.sampled_from('abcd'), st.integers(8, 11), st.integers(1, 3)), max_size=6), st.floats(.05, .5), st.integers(0, 5))
+@settings(max_examples=80, deadline=None)
+def test_hold_out_moves_whole_groups_of_train_and_nothing_else(classes, test_rows, frac, seed):
+    df, _ = frame([(label, g, n) for label, groups in classes.items() for g, n in groups.items()] + test_rows)
+    test = {f'g{i}' for i in range(8, 12)}
+    df['split'] = ['test' if g in test else 'train' for g in df.group]
+    df = df.sample(frac=1, random_state=seed).reset_index(drop=True)
+    task, train = Task('x', df), df[df.split == 'train']
+    held = task.hold_out(frac, seed)
+    a, b, c = (set(held.df.group[held.df.split == s]) for s in ('train', 'valid', 'test'))
+    assert a and b and not a & b and not b & c and c == test & set(df.group)
+    assert held.df.drop(columns='split').equals(df.drop(columns='split')) and set(held.df.label[held.df.split == 'train']) == set(train.label)
+    assert (held.df.split[df.split == 'test'] == 'test').all() and set(held.df.split[df.split == 'train']) == {'train', 'valid'}
+    assert task.hold_out(frac, seed).df.equals(held.df) and held.hold_out(frac, seed + 1) is held and (task.df is df) and not task.count('valid')
+
+
+@given(ROWS, st.integers(0, 5), st.dictionaries(st.sampled_from(['train', 'valid', 'test']), st.integers(0, 6)), st.randoms())
+@settings(max_examples=80, deadline=None)
+def test_subset_keeps_so_many_of_each_class(rows, seed, n, rng):
+    df, _ = frame(rows)
+    df['split'] = [rng.choice(['train', 'valid', 'test']) for _ in df.index]
+    small = Task('x', df).subset(seed, **n).df
+    assert small.equals(df.loc[small.index]) and list(small.index) == sorted(small.index)  # rows as they were, in their order
+    want = {at:min(k, n.get(at[0], k)) for at, k in collections.Counter(zip(df.split, df.label)).items()}
+    assert collections.Counter(zip(small.split, small.label)) == collections.Counter({at:k for at, k in want.items() if k})
+    assert small.equals(Task('x', df).subset(seed, **n).df)
+    more = Task('x', df).subset(seed, **{s:k + 1 for s, k in n.items()}).df
+    assert set(small.index) <= set(more.index)  # growing it changes none of it
+
+
+def test_another_seed_is_another_subset():
+    df, _ = frame([('a', 0, 9), ('a', 1, 9), ('b', 0, 9)])
+    df['split'] = 'train'
+    assert len({tuple(Task('x', df).subset(seed, train=3).df.index) for seed in range(6)}) > 3
+
+
+@given(st.lists(st.tuples(st.sampled_from('abc'), st.integers(0, 6), st.integers(0, 9)), min_size=1, max_size=40, unique=True), st.booleans(), st.floats(.1, .5), st.integers(0, 3))
+@settings(max_examples=50, deadline=None)
+def test_folders_split_by_the_group_in_the_name(files, by_group, frac, seed):
+    with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as m:
+        m.setattr(VideoFile, 'problem', lambda self: None)  # the files are empty
+        for label, group, i in files:
+            Path(root, label).mkdir(exist_ok=True)
+            Path(root, label, f'p{group}_{i}.mp4').touch()
+        labels = {label for label, *_ in files}
+        groups = {label:{g if by_group else (g, i) for l, g, i in files if l == label} for label in labels}
+        make = lambda: folder(root, group=r'/(p\d)_' if by_group else None, test_frac=frac, seed=seed)
+        if len(labels) < 2 or min(map(len, groups.values())) < 2:
+            with pytest.raises(InputError): make()
+            return
+        df = make().df
+        assert sorted(df.path) == sorted(str(Path(root, label, f'p{g}_{i}.mp4')) for label, g, i in files)  # each once
+        assert all(Path(p).parent.name == label for p, label in zip(df.path, df.label))
+        if by_group: assert all(Path(p).name.split('_')[0] == g for p, g in zip(df.path, df.group))
+        else: assert df.group.is_unique
+        train, test = df[df.split == 'train'], df[df.split == 'test']
+        assert len(train) + len(test) == len(df) and len(test) and not set(train.group) & set(test.group) and set(train.label) == labels
+        assert make().df.equals(df)
 
 
 @pytest.fixture

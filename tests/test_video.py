@@ -1,6 +1,10 @@
 "Frames are the right ones, whatever the file; clips, crops and augmentation are what they say."
+import collections
+import itertools
+import math
 import random
 import warnings
+from fractions import Fraction
 from itertools import islice
 
 import av
@@ -107,6 +111,25 @@ def test_skipping_frames_that_no_other_is_made_from(shared, monkeypatch):
     assert torch.equal(got, v.read(want, 24)) and len(decoded) == 131 and n < .75*len(decoded)
 
 
+def by_definition(frame):
+    "RGB of a planar YUV frame by ITU-R BT.601 or 709, in floats; chroma is repeated, not interpolated"
+    ten = '10' in frame.format.name
+    y, u, v = (np.frombuffer(p, np.uint16 if ten else np.uint8).reshape(p.height, -1)[:, :p.width]/(4. if ten else 1.) for p in frame.planes)
+    full, (kr, kb) = frame.color_range == 2, (.2126, .0722) if frame.colorspace == 1 else (.299, .114)
+    u, v = ((np.kron(c, np.ones((2, 2) if c.shape != y.shape else (1, 1))) - 128)/(255 if full else 224) for c in (u, v))
+    y = y/255 if full else (y - 16)/219
+    r, b = y + 2*(1 - kr)*v, y + 2*(1 - kb)*u
+    return 255*np.stack([r, (y - kr*r - kb*b)/(1 - kr - kb), b]).clip(0, 1)
+
+
+@pytest.mark.parametrize('name', ['real/h264_10bits.mp4', 'real/h265_10bits.mp4', 'real/bt709_full_range.mp4', 'real/var_fps_video.mp4', 'made/odd_161x121.mkv'])
+def test_colours_are_those_of_the_standard(shared, name):
+    "10 bits, full range, odd sizes: most pixels within two levels; at edges chroma is interpolated"
+    with av.open(str(shared/'torture'/name)) as f: want = by_definition(next(f.decode(video=0)))
+    got = VideoFile(shared/'torture'/name).read([0])[0].numpy()
+    assert np.percentile(abs(got - want), 70) < 2.5 and abs(np.median(got - want, (1, 2))).max() < 1.1
+
+
 @pytest.mark.parametrize('name', BROKEN)
 def test_undecodable_files_are_named_with_a_reason(shared, name):
     v = VideoFile(shared/'torture'/name)
@@ -125,7 +148,14 @@ def test_rotated_phone_video_stands_upright_and_keeps_its_aspect(shared):
     upright, turned = (VideoFile(shared/f'torture/real/video_{a}.mov') for a in (0, 90))
     assert upright.scaled(None) == (568, 320) and turned.scaled(None) == (320, 568)
     assert turned.read([0], 64).shape == (1, 3, 114, 64)
-    # the same subject, so the picture turned upright looks more like the other than the stored one does
+    # the same keyboard: a key of the one is found in the other, and not in that turned on its side or head
+    a, b = (v.read([0], 80)[0].float().mean(0) for v in (upright, turned))
+    key = a[12:56, 60:112]
+    def found(y):
+        there, k = (x - x.mean(0) for x in (torch.nn.functional.unfold(y[None, None], key.shape)[0], key.flatten()))
+        return (k@there/k.norm()/there.norm(dim=0)).max()
+    like = [found(torch.rot90(b, k).contiguous()) for k in range(4)]
+    assert like[0] > max(like[1:]) + .1
     assert VideoFile(shared/'torture/made/anamorphic_sar_64_45.mkv').scaled(None) == (455, 240)
 
 
@@ -146,7 +176,6 @@ def test_written_numbers_are_read_back(tmp_path, codec, quality):
 
 def test_variable_frame_rate_counts_frames_not_seconds(tmp_path):
     path, times = tmp_path/'x.mkv', [0, 10, 20, 900, 910, 2000, 2010, 2020, 2030, 5000]
-    from fractions import Fraction
     with av.open(str(path), 'w') as f:
         s = f.add_stream('ffv1', rate=25)
         s.width = s.height = 32
@@ -187,6 +216,50 @@ def test_clip_indices_stay_inside_and_keep_their_stride(n, frames, stride, at):
     if n > (frames - 1)*stride: assert (np.diff(i) == stride).all()
     else: assert i[0] == 0 and i[-1] == n - 1 and (np.diff(i) >= 0).all()
     if at == 1 and n > (frames - 1)*stride: assert i[-1] == n - 1
+
+
+@given(n=st.integers(1, 200), frames=st.integers(1, 32), stride=st.integers(1, 8), at=st.floats(0, 1), wrap=st.booleans())
+def test_clip_indices_equal_a_plain_reference(n, frames, stride, at, wrap):
+    "Frame by frame and in fractions: the start is `at` of the room, rounded to the nearest frame, halves to even but the middle down"
+    span = 1 + stride*(frames - 1)
+    if n >= span or not wrap:
+        start = math.floor(Fraction(max(0, n - span))/2) if at == .5 else round(Fraction(at*max(0, n - span)))
+        want = []
+        for i in range(frames): want.append(start + stride*i if start + stride*i < n else n - 1)
+    elif n <= frames: want = [next(itertools.islice(itertools.cycle(range(n)), i, None)) for i in range(frames)]
+    else: want = [round(Fraction(i*(n - 1), frames - 1)) for i in range(frames)]
+    got = clip_indices(n, frames, stride, at, wrap)
+    assert len(got) == frames and got.dtype.kind == 'i' and got.min() >= 0 and got.max() < n
+    assert [int(i) for i in got] == want
+    if n >= frames or not wrap: assert (np.diff(got) >= 0).all()
+
+
+@given(n=st.integers(1, 200), frames=st.integers(1, 32), stride=st.integers(1, 8), k=st.integers(1, 12), wrap=st.booleans())
+def test_places_of_several_clips_reach_from_end_to_end(n, frames, stride, k, wrap):
+    places = _places(SampleClips(frames, stride, 8, k=k, wrap=wrap), n, train=False)
+    starts = [int(clip_indices(n, frames, stride, at, wrap)[0]) for at in places]
+    room = max(0, n - 1 - stride*(frames - 1))
+    assert len(starts) == k and starts == sorted(starts)
+    if k == 1: assert starts == [room//2]
+    else: assert all(abs(s - room*i/(k - 1)) <= .5 + 1e-9 for i, s in enumerate(starts))
+
+
+def _places(clip, n, train):
+    clip.train = train
+    return clip._places(n)
+
+
+@given(n=st.integers(1, 120), frames=st.integers(1, 32), stride=st.integers(1, 8), fine=st.integers(1, 5))
+def test_every_training_start_is_as_likely_as_any_other(n, frames, stride, fine):
+    "Draws of `random.random` on an even grid fall on each start equally often, the largest and smallest draws on the last and first"
+    room, clip = max(0, n - 1 - stride*(frames - 1)), SampleClips(frames, stride, 8)
+    def start(draw):
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(random, 'random', lambda: draw)
+            return int(clip_indices(n, frames, stride, *_places(clip, n, train=True))[0])
+    grid = (room + 1)*fine
+    assert collections.Counter(start((i + .5)/grid) for i in range(grid)) == {s:fine for s in range(room + 1)}
+    assert start(0.) == 0 and start(np.nextafter(1., 0)) == room
 
 
 def sample(path, split_idx, **kwargs):
