@@ -186,7 +186,7 @@ def accuracy(rows, best):
 
 def right(out, row, best):
     "For each test video whether it was classified correctly"
-    scores = pd.read_csv(out/'runs'/row['key']/('scores_best.csv' if best else 'scores.csv'), dtype=dict(label=str))
+    scores = pd.read_csv(out/'runs'/row['key']/('scores_best.csv' if best else 'scores.csv'), dtype=dict(label=str), keep_default_na=False)
     return scores.drop(columns=['path', 'label']).idxmax(axis=1).to_numpy() == scores.label.to_numpy()
 
 

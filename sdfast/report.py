@@ -77,7 +77,7 @@ def _mcnemar(folder, runs, reference):
     def right(keys):
         files = [next((f for d in listify(folder) if (f := Path(d)/'runs'/k/'scores.csv').exists()), None) for k in keys]
         if not files or not all(files): return None
-        scores = [pd.read_csv(f, dtype=dict(label=str)) for f in files]
+        scores = [pd.read_csv(f, dtype=dict(label=str), keep_default_na=False) for f in files]  # a class may be called NA
         probs = sum(s.drop(columns=['path', 'label']) for s in scores)
         return (probs.idxmax(axis=1) == scores[0].label).values
     both = set(runs.seed) & set(reference.index)  # a seed that failed for one is left out for both

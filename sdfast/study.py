@@ -271,12 +271,10 @@ class Source:
         "Computed once for all processes, and the same for a run that goes on in another"
         if self.folder is None or num_distrib() > 1: return make()
         device = next(self.model.parameters()).device
-        try:
-            if files := store.find(self.folder, name, 'safetensors'): return _load_importance(files[0]).to(device)
-        except Damaged as e: warnings.warn(f'{e}; it is computed anew')
-        made = make()
-        store.put(self.folder, name, _importance_bytes(made), 'safetensors')
-        return made
+        try: files = store.find(self.folder, name, 'safetensors')
+        except Damaged as e: files = warnings.warn(f'{e}; it is computed anew')
+        # read back by who computed it, too: in another order its mean would be rounded in another way
+        return _load_importance(files[0] if files else store.put(self.folder, name, _importance_bytes(make()), 'safetensors')).to(device)
 
     @property
     def head(self): return self._need('the old head is of', self.model[1] if self.batches is not None else None)
@@ -381,7 +379,8 @@ def _train_source(run, model, task, dls, folder, watch):
         store.write_json(folder/'source.json', dict(seconds=time.time() - start + resume.seconds, encoder=state_hash(model[0].state_dict()), **_versions(),
                                                     files={n:store.digest(folder/n) for n in names if (folder/n).exists()}))
         resume.remove()
-    return path
+    agree(lambda: None)  # it is all there
+    return _load_path(folder)  # as those have it who come later
 
 
 def _importance_bytes(imp):
