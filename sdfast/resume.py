@@ -20,9 +20,12 @@ class Stateful:
     "Mix-in for a callback that knows more at the end of an epoch than its arguments, the epoch and the model tell: `Resume` keeps its attributes `_kept`"
     _kept = ()
 
-    def state_dict(self)->dict: return {n:getattr(self, n) for n in self._kept}
+    def state_dict(self)->dict:
+        "What `Resume` writes: tensors, numbers and what is made of them"
+        return {n:getattr(self, n) for n in self._kept}
 
     def load_state_dict(self, state:dict):
+        "Go on from `state_dict`'s; called when a fit begins, before its first epoch"
         for n in self._kept: setattr(self, n, state[n])
 
 

@@ -21,6 +21,7 @@ def run_cost(run:dict)->int:
 
 
 def run_name(run:dict)->str:
+    "A run for the reader: strategy, strength, seed and stage"
     strength = f'λ {run["lam"]:g}' if run['strategy'] in STRATEGIES and STRATEGIES[run['strategy']].lams else f'lr {run["lr"]:g}'
     return f'{run["strategy"]} {strength}, seed {run["seed"]}, {"final" if run["final"] else "trial"}'
 

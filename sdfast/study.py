@@ -305,9 +305,8 @@ def _reference_file(run, out): return _source_folder(run, out)/f'reference-{_key
 
 
 def _reference(run, out, watch):
-    try: return store.read_json(_reference_file(run, out))
-    except FileNotFoundError: return None
-    except Damaged as e: watch.say(f'{e}; it is measured again')
+    file = _reference_file(run, out)
+    return (d := _intact(file.parent, file.name, watch, 'measured again')) and dict(id=d['id'], reference=d['reference'])
 
 
 def untouched(
@@ -356,7 +355,7 @@ def source_model(
                           others={create_task(spec).name:loaders(spec) for spec in filter(None, run.others.split(';'))}, path=(.25, .5, .75) if run.with_barrier else (),
                           cache=folder/'features')
     _sources[place] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path, folder)
-    if not rank_distrib() and _reference(run, out, watch) is None: store.write_json(_reference_file(run, out), dict(id=hit.id, reference=hit.reference))
+    if not rank_distrib() and _reference(run, out, watch) is None: store.write_json(_reference_file(run, out), dict(id=hit.id, reference=hit.reference, files={}))
     return hit
 
 
