@@ -21,6 +21,7 @@ from pretrain import SHORT, StageWatch, make_stage, pretrain, score_text
 
 from sdfast.errors import InputError, StoreError
 from sdfast.pretext import METHODS
+from sdfast.report import number
 from sdfast.stats import mean_interval, paired_difference
 from sdfast.study import RSPNET, Run, compare, file_id, fit_batch_size, strength_grid
 from sdfast.tasks import create_task
@@ -93,8 +94,8 @@ def measure(rows, results, data):
 
 def span(r, m):
     if pd.isna(r[m]): return ''
-    sign = '+' if m.endswith('diff') else ''
-    return f'{r[m]:{sign}.1f}' + (f' [{r[f"{m}_low"]:{sign}.1f}, {r[f"{m}_high"]:{sign}.1f}]' if pd.notna(r[f'{m}_low']) else '')
+    low, mean, high = (number(r[c], '+' if m.endswith('diff') else '') for c in (f'{m}_low', m, f'{m}_high'))
+    return mean + (f' [{low}, {high}]' if pd.notna(r[f'{m}_low']) else '')
 
 
 def markdown(table, failed, notes):

@@ -152,10 +152,19 @@ def trade_off(
 def _setting(strategy, lam, lr): return f'λ{lam:g}' if has_strength(strategy) else f'lr{lr:g}'
 
 
+def number(
+    x:float,
+    sign:str='', # '+': also of what is not negative
+    digits:int=1, # Behind the point
+)->str:
+    "Text of a number; what rounds to 0 has no minus"
+    return f'{round(float(x), digits) + 0.:{sign}.{digits}f}'
+
+
 def _cells(row, m):
     "Text of a metric: its mean, and its paired difference with interval and verdict where there is one"
     scale, digits = (100, 1) if m in SHARES else (1, 3)
-    def f(x, sign=''): return f'{scale*x:{sign}.{digits}f}'
+    def f(x, sign=''): return number(scale*x, sign, digits)
     if pd.isna(row[m]): return '–', ''
     if pd.isna(row.get(f'{m}_diff')): return f(row[m]), ''
     if pd.isna(row[f'{m}_diff_low']): return f(row[m]), f'{f(row[f"{m}_diff"], "+")} (no interval)'
@@ -206,7 +215,8 @@ def markdown(
 def _ci(r, m, sign='', scale=100):
     "Text of a number of `trade_off` with its interval"
     if pd.isna(r[m]): return '–'
-    return f'{scale*r[m]:{sign}.1f}' + (' (no interval)' if pd.isna(r[f'{m}_low']) else f' [{scale*r[f"{m}_low"]:{sign}.1f}, {scale*r[f"{m}_high"]:{sign}.1f}]')
+    def f(x): return number(scale*x, sign)
+    return f(r[m]) + (' (no interval)' if pd.isna(r[f'{m}_low']) else f' [{f(r[f"{m}_low"])}, {f(r[f"{m}_high"])}]')
 
 
 def _against(r, m='', scale=100):

@@ -1,8 +1,9 @@
 """Runs as pure functions of a `Run`, and the comparison of strategies made of them.
 
-A study's folder holds `source/<key>/`, the model before fine-tuning, and `runs/<key>/`: `run.json`, `epochs.csv`,
-`scores.csv`, `kept.json` and `curve.csv` (test videos, what was kept, and its course; final runs only), `log.txt` and, written
-last, `result.json`, which has the digests of the others. Finished runs are skipped; one whose process died goes on from its last
+A study's folder holds `source/<key>/`, the model before fine-tuning, and `runs/<key>/`: `run.json`, `epochs.csv`, `scores.csv`
+(answers on the target's test videos), `source_scores.csv` (the old head's on the source's; before fine-tuning they are in
+`source/<key>/scores.csv`), `kept.json` and `curve.csv` (what was kept, and its course; all of final runs only), `log.txt` and,
+written last, `result.json`, which has the digests of the others. Finished runs are skipped; one whose process died goes on from its last
 finished epoch (`resume.Resume`); one whose files are damaged is done again. Strengths are chosen on valid parts; only final runs
 read test."""
 import gc, hashlib, json, math, random, sys, time, traceback, warnings
@@ -355,8 +356,21 @@ def source_model(
                           others={create_task(spec).name:loaders(spec) for spec in filter(None, run.others.split(';'))}, path=(.25, .5, .75) if run.with_barrier else (),
                           cache=folder/'features')
     _sources[place] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path, folder)
-    if not rank_distrib() and _reference(run, out, watch) is None: store.write_json(_reference_file(run, out), dict(id=hit.id, reference=hit.reference, files={}))
+    if not rank_distrib() and _reference(run, out, watch) is None:
+        with store.claim(folder, told=watch.say): _write_reference(run, out, hit, task)
     return hit
+
+
+def _write_reference(run, out, source, task):
+    "What the untouched encoder scores, sealed with its answers; those that another of the references is sealed with stay"
+    file = _reference_file(run, out)
+    scores = file.parent/'scores.csv'
+    def other(f):
+        try: store.verify(f.parent, files := store.read_json(f)['files'])
+        except (Damaged, OSError): return False
+        return scores.name in files
+    if not any(other(f) for f in file.parent.glob('reference-*.json')): _write_answers(source.retention.reference.answers, task, scores)
+    store.write_json(file, dict(id=source.id, reference=source.reference, files={scores.name:store.digest(scores)}))
 
 
 def _train_source(run, model, task, dls, folder, watch):
@@ -551,7 +565,9 @@ def _found(run, source, folder, learn, why):
     if run.final:
         measured |= _score(run, learn, folder/'scores.csv')
         if source.retention is not None:
-            kept = source.retention(learn.model[0]).flat()
+            kept = source.retention(learn.model[0])
+            _write_answers(kept.answers, _source(run)[0], folder/'source_scores.csv')
+            kept = kept.flat()
             store.write(folder/'kept.json', json.dumps(kept, indent=1))
             store.write(folder/'curve.csv', pd.DataFrame(learn.retention_curve.history).to_csv(index=False))
             measured |= _columns(kept)
@@ -575,15 +591,20 @@ def _valid(learn):
     with learn.no_bar(), learn.no_logging(): return float(learn.validate()[1])
 
 
-def _score(run, learn, file):
-    "Accuracies on test; each video's label and class probabilities go to `file`"
-    task, _, test = _target(run)
-    probs, y = _predict(learn, test)
+def _write_answers(probs, task, file):
+    "Path, label and class probabilities of each test video"
     scores = pd.DataFrame(probs.numpy(), columns=task.vocab)
     paths, labels = zip(*task.items('test'))
     scores.insert(0, 'path', paths)
     scores.insert(1, 'label', labels)
     store.write(file, scores.to_csv(index=False, float_format='%.6g'))
+
+
+def _score(run, learn, file):
+    "Accuracies on test; each video's answer goes to `file`"
+    task, _, test = _target(run)
+    probs, y = _predict(learn, test)
+    _write_answers(probs, task, file)
     ranked = probs.argsort(1, descending=True) == y[:, None]
     return dict(acc1=ranked[:, :1].any(1).float().mean().item(), acc5=ranked[:, :5].any(1).float().mean().item())
 

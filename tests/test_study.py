@@ -15,6 +15,7 @@ from sdfast.errors import InputError
 from sdfast.report import summary, write_report
 from sdfast.forgetting import linear_probe
 from sdfast.models import create_model, extract
+from sdfast.results import load_results
 from sdfast.study import COLUMNS, KeepBest, Run, choose, compare, execute, fine_tune, fit_batch_size, source_model, strength_grid
 
 
@@ -75,7 +76,7 @@ def test_compare_end_to_end(base, tmp_path, monkeypatch):
         assert set(final[final.strategy == s][strength]) == {best[strength]}
     # folders
     run = tmp_path/'runs'/final.key.iloc[0]
-    assert {p.name for p in run.iterdir() if p.name[0] != '.'} == {'run.json', 'result.json', 'epochs.csv', 'scores.csv', 'log.txt', 'kept.json', 'curve.csv'}
+    assert {p.name for p in run.iterdir() if p.name[0] != '.'} == {'run.json', 'result.json', 'epochs.csv', 'scores.csv', 'source_scores.csv', 'log.txt', 'kept.json', 'curve.csv'}
     log = pd.read_csv(run/'epochs.csv')
     assert len(log) == 2 and {'kept_acc', 'kept_cka', 'kept_drift', 'kept_weights'} <= set(log.columns)
     assert pd.read_csv(run/'curve.csv').cka.tolist() == pytest.approx(log.kept_cka.tolist())
@@ -94,6 +95,17 @@ def test_compare_end_to_end(base, tmp_path, monkeypatch):
     assert all((tmp_path/n).stat().st_size for n in ('runs.csv', 'table.csv', 'table.md', 'figure.png'))
     assert table.strategy.tolist() == [*CLASSIC, 'untouched']
     pd.testing.assert_series_equal(pd.read_csv(tmp_path/'runs.csv').acc1, rows.acc1.astype(float), check_names=False)
+    # the old head's answers, before and after: each accuracy again, and a row a source test video
+    right = lambda f: (s := pd.read_csv(f))[['down', 'right']].idxmax(axis=1) == s.label
+    videos, source = study._source(base)[0].items('test'), tmp_path/'source'/ref.key/'scores.csv'
+    assert right(source).mean() == pytest.approx(ref.source_acc)
+    for f, acc in ((source, ref.source_acc), *((tmp_path/'runs'/r.key/'source_scores.csv', r.source_acc) for r in final.itertuples())):
+        s = pd.read_csv(f)
+        assert right(f).mean() == pytest.approx(acc) and list(zip(s.path, s.label)) == list(videos) and s[['down', 'right']].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+    page, = load_results(tmp_path)
+    by = page.source.groupby(['strategy', 'seed']).right.mean()
+    assert all(by[r.strategy, r.seed] == pytest.approx(r.source_acc) for r in final[final.chosen.astype(bool)].itertuples()) and by['untouched', 0] == pytest.approx(ref.source_acc)
+    assert (page.classes('source').mean() - (by.drop('untouched').groupby('strategy').mean() - ref.source_acc)).abs().max() < 1e-9  # the two classes have equally many test videos
 
 
 def test_the_same_numbers_in_another_folder(base, tmp_path):
