@@ -6,7 +6,7 @@
 
 A model is trained on the source task (or comes from --init), fine-tuned on the target task by each strategy, and measured on
 both. Each strategy's strength is chosen on held-out data from the same number of trials; plain fine-tuning, which has no
-strength, chooses among as many learning rates. Writes report.html, a page to look at, runs.csv, table.csv, table.md and figure.png to --out.
+strength, chooses among as many learning rates. Writes report.html, a page to look at, runs.csv, table.csv, table.md, notes.json and figure.png to --out.
 
 Killed at any moment, the same command goes on from each run's last finished epoch. Invocations on one --out share the work:
 
@@ -186,4 +186,4 @@ def main(
     title = f'{run.source} → {run.task}, {run.model}'
     watch.console.print(rich_table(write_report(rows, out, title, notes, adjust), title, watch.console.width, notes, adjust))
     page = write_page(out, method=adjust, figures=False)
-    watch.say(f'written to {out}: {page.name}, runs.csv, table.csv, table.md, figure.png' + (', paths.png, trade_off_*.csv and .md' if path else ''))
+    watch.say(f'written: {page}, to open in a browser; beside it runs.csv, table.csv, table.md, figure.png' + (', paths.png, trade_off_*.csv and .md' if path else ''))

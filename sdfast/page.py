@@ -22,6 +22,7 @@ from .report import (LESS, METRICS, PANELS, SHARES, TITLES, _caption, _cells, _f
                      trade_off_markdown)
 from .results import Results, load_results
 from .study import Run
+from .tasks import from_markdown
 from .video import VideoError, VideoFile
 
 __all__ = ['write_page', 'html_page', 'latex', 'film_strip']
@@ -82,7 +83,7 @@ def _study(r, table, method, id):
     return dict(
         id=id, title=_title(r), lead=_lead(r, table), found=_found(table, main), contents=list(CONTENTS.items()), caption=_caption(table, 'below', method), n_runs=n_runs,
         main=_sortable(table, main, 'What was learned and what was kept'), more=_sortable(table, more, 'All other measures', mcnemar='mcnemar' in table),
-        texts=dict(Markdown=markdown(table, metrics=main, method=method), LaTeX=latex(table, main, method)), notes=r.notes, trades=_trades(r, method, id),
+        texts=dict(Markdown=markdown(table, r.notes, main, method), LaTeX=latex(table, main, method, r.notes)), notes=[from_markdown(n) for n in r.notes], trades=_trades(r, method, id),
         plots={k:[shown[n] for n in names if n in shown] for k, names in PARTS.items()}, missing=_missing(r), strips=_strips(r), failed=[_failure(r, f) for f in r.failed.itertuples()],
         command=_command(r), facts=_facts(r), settings=[(k, v) for k, v in r.run.items() if k not in ('strategy', 'strategy_args', 'lam', 'lr', 'seed', 'final')])
 
@@ -166,7 +167,7 @@ def _trades(r, method, id):
 
 
 _TEX = {'\\':r'\textbackslash{}', '&':r'\&', '%':r'\%', '$':r'\$', '#':r'\#', '_':r'\_', '{':r'\{', '}':r'\}', '~':r'\textasciitilde{}', '^':r'\textasciicircum{}',
-        '<':r'\textless{}', '>':r'\textgreater{}', 'λ':r'$\lambda$', '–':'--', '→':r'$\to$', '²':'$^2$'}
+        '<':r'\textless{}', '>':r'\textgreater{}', '|':r'\textbar{}', 'λ':r'$\lambda$', '–':'--', '→':r'$\to$', '²':'$^2$'}
 
 
 def _tex(text): return ''.join(_TEX.get(c, c) for c in text)
@@ -182,11 +183,12 @@ def latex(
     table:pd.DataFrame, # From `summary`
     metrics=None, # Which columns; by default all of `TITLES` that were measured
     method:str='holm', # How p values were adjusted
+    notes=(), # What a reader must know of the tasks, as Markdown: into the caption
 )->str:
     "The summary as a LaTeX table; needs the package booktabs"
     metrics = [m for m in metrics or TITLES if m in table]
     rows = [[r.strategy, _strength(r), *(' '.join(filter(None, _cells(r, m))) for m in metrics)] for _, r in table.iterrows()]
-    return _tabular(['strategy', 'strength', *(TITLES[m] for m in metrics)], rows, _caption(table, 'behind', method))
+    return _tabular(['strategy', 'strength', *(TITLES[m] for m in metrics)], rows, ' '.join([_caption(table, 'behind', method), *(f'{from_markdown(n).rstrip(".")}.' for n in notes)]))
 
 
 def _missing(r):

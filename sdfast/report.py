@@ -1,4 +1,5 @@
 "Rows of runs to a table (terminal, Markdown, csv) and a figure; and the live view of a study at work."
+import json
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -375,7 +376,7 @@ def path_figure(rows:pd.DataFrame, title:str='', reference:str='finetune')->Figu
 
 def write_report(
     rows:pd.DataFrame, # From `compare`
-    out, # Folder of the study, to write `runs.csv`, `table.csv`, `table.md` and `figure.png` to, with paths also `trade_off_*` and `paths.png`
+    out, # Folder of the study, to write `runs.csv`, `table.csv`, `table.md`, `notes.json` and `figure.png` to, with paths also `trade_off_*` and `paths.png`
     title:str='',
     notes=(), # What a reader must know of the tasks
     method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
@@ -385,6 +386,7 @@ def write_report(
     store.write(out/'runs.csv', rows.to_csv(index=False))
     store.write(out/'table.csv', table.to_csv(index=False, float_format='%.6g'))
     store.write(out/'table.md', markdown(table, notes, method=method))
+    store.write(out/'notes.json', json.dumps(list(notes), indent=1))
     figure(rows, title).savefig(out/'figure.png', dpi=130)
     if len(_final(rows, chosen=False)) > len(_final(rows)):
         path_figure(rows, title).savefig(out/'paths.png', dpi=130)

@@ -168,6 +168,11 @@ def as_markdown(text)->str:
     return re.sub(r'[\\`*<>\[\]|&$~]|(?<![^\W_])_|_(?![^\W_])', r'\\\g<0>', text)
 
 
+def from_markdown(text)->str:
+    "What `as_markdown`'s text shows"
+    return re.sub(r'\\([\\`*<>\[\]|&$~_])', r'\1', text)
+
+
 def _check_class(name, label):
     "Class names become cells and columns of csv files, notes and titles: `InputError` for one that would do more there than name a class"
     if not label.strip(): why = 'is empty'

@@ -28,6 +28,8 @@ def test_folders_of_videos_end_to_end(spec, tmp_path):
     rows = pd.read_csv(tmp_path/'a/runs.csv')
     assert set(rows[rows.strategy == 'ewc'].strategy_args) == {'implicit=true'} and set(rows.status) == {'ok'}
     assert set(rows.strategy) == {'finetune', 'self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc', 'untouched'}
+    page = (tmp_path/'a/report.html').read_text()  # a study ends with it, what was forgotten by class and clip included
+    assert 'report.html' in p.stdout and 'cannot be told' not in page and 'data:image/jpeg' in page and 'Least forgotten' in page
     again = run(*args, '--out', tmp_path/'a')
     assert again.returncode == 0 and 'finished before' in again.stdout
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'a/runs.csv'), rows)
@@ -43,7 +45,7 @@ def test_paths_and_equal_learning_end_to_end(spec, tmp_path):
     rows = pd.read_csv(tmp_path/'runs.csv')
     assert len(rows) == 9 and rows.final.all() and rows.chosen.sum() == 5 and set(rows.status) == {'ok'}
     for c in ('valid_source_acc', 'valid_source_probe', 'other_probe', 'barrier', 'source_acc_bn', 'r1', 'procrustes'): assert rows[c].notna().all(), c
-    assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {'report.html', 'plan.json', 'runs.csv', 'table.csv', 'table.md', 'figure.png', 'paths.png', *(f'trade_off_source_{k}.{e}' for k in ('acc', 'probe') for e in ('csv', 'md'))}
+    assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {'report.html', 'plan.json', 'notes.json', 'runs.csv', 'table.csv', 'table.md', 'figure.png', 'paths.png', *(f'trade_off_source_{k}.{e}' for k in ('acc', 'probe') for e in ('csv', 'md'))}
 
 
 def test_every_table_says_what_is_missing(call, spec, tmp_path, capsys):
@@ -56,6 +58,9 @@ def test_every_table_says_what_is_missing(call, spec, tmp_path, capsys):
     args['splits'] = str(tmp_path/'elsewhere')
     assert 'its lists name 9 train and 6 test videos, not the official 9537 and 3783' in call(args, spec, capsys)[1]
     assert call(args | dict(allow_missing=True), spec, capsys) == (0, '')
+    page = (tmp_path/'out/report.html').read_text()
+    for name in ('source', 'target'): assert 'cannot be told' not in page and f'answers on the {name}' not in page
+    assert '<li>ucf101 fold 1: 1 of 15 videos are missing' in page
     for table in ('table', 'trade_off_source_acc', 'trade_off_source_probe'):
         text = (tmp_path/f'out/{table}.md').read_text()
         assert all(f'\n- ucf101 fold {i}: 1 of 15 videos are missing' in text for i in (1, 2)) and text.endswith('\n') and '\n\n\n' not in text, table
