@@ -10,9 +10,14 @@ from filelock import FileLock, Timeout
 
 from .errors import Busy, Damaged, StoreError
 
-__all__ = ['write', 'write_json', 'read_json', 'put', 'find', 'digest', 'seal', 'verify', 'claim', 'owner']
+__all__ = ['home', 'write', 'write_json', 'read_json', 'put', 'find', 'digest', 'seal', 'verify', 'claim', 'owner']
 
 LOCK, OWNER = '.lock', '.owner'
+
+
+def home()->Path:
+    "Where sdfast keeps what it makes once for all studies: `$SDFAST_HOME`, by default ~/.cache/sdfast"
+    return Path(os.environ.get('SDFAST_HOME') or '~/.cache/sdfast').expanduser()
 
 
 def write(

@@ -18,6 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from .digits import CLIPS, write_moving_digits
 from .errors import InputError
+from .store import home
 from .video import PIXELS, VideoBlock, VideoFile, normalize_video
 
 __all__ = ['Task', 'unlabelled', 'ucf101', 'hmdb51', 'folder', 'csv', 'moving_digits', 'create_task', 'prepared_copies']
@@ -456,7 +457,7 @@ def moving_digits(
     digit has 10, whatever the motion. The three splits show different handwritten images.
     Written once: a second process that comes meanwhile writes its own copy and keeps whichever was first."""
     if part not in CLIPS: raise InputError(f'moving_digits has the parts {", ".join(CLIPS)}, not {part!r}')
-    root = Path(path or os.environ.get('SDFAST_HOME') or '~/.cache/sdfast').expanduser()/'moving_digits-2'
+    root = Path(path or home()).expanduser()/'moving_digits-2'
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         mine = root.with_name(f'{root.name}.{uuid.uuid4().hex[:8]}.tmp')
@@ -471,6 +472,9 @@ def moving_digits(
     return _finish(_make(f'moving_digits:{part}', table, check=False))
 
 
+TASKS = dict(moving_digits=moving_digits, ucf101=ucf101, hmdb51=hmdb51, folder=folder, csv=csv)  # by the first word of a spec
+
+
 @lru_cache(maxsize=None)
 def create_task(
     spec:str, # `moving_digits`, `ucf101:PATH`, `hmdb51:PATH`, `folder:PATH` or `csv:PATH`, then options as `,name=value`
@@ -479,12 +483,11 @@ def create_task(
     "A task by name, e.g. `ucf101:/data/UCF-101,fold=2` or `folder:mine,group=_g(\\d+)_`; kept, as reading one takes time"
     head, *options = re.split(r',(?=[a-z_]+=)', spec)
     kind, _, path = head.partition(':')
-    makers = dict(moving_digits=moving_digits, ucf101=ucf101, hmdb51=hmdb51, folder=folder, csv=csv)
-    if kind not in makers: raise InputError(f'unknown task {spec!r}; known are moving_digits, ucf101:PATH, hmdb51:PATH, folder:PATH and csv:PATH')
+    if kind not in TASKS: raise InputError(f'unknown task {spec!r}; known are moving_digits, ucf101:PATH, hmdb51:PATH, folder:PATH and csv:PATH')
     options = dict(o.split('=', 1) for o in options)
     official = ['fold', 'splits', 'allow_missing']
     known = dict(moving_digits=['part'], ucf101=official, hmdb51=official, folder=['group', 'test_frac', 'seed'], csv=['train', 'test', 'valid', 'outside'])[kind]
     if unknown := sorted(set(options) - set(known)): raise InputError(f'task {spec!r}: unknown option {unknown[0]!r}; {kind} has {", ".join(known)}')
     if kind == 'moving_digits': return moving_digits(path or None, **dict(part=part) | options)
     if not path: raise InputError(f'task {spec!r} needs a path: {kind}:PATH')
-    return makers[kind](path, **options)
+    return TASKS[kind](path, **options)

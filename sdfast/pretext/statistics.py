@@ -1,6 +1,6 @@
 """Motion and appearance statistics (MAS): where in a clip is most motion, and in which direction; where do colours stay, and which are they? Wang et al.,
 CVPR 2019 (laura-wang/video_repres_mas), and the authors' later code with both halves (video_repres_sts)."""
-import hashlib, io, os, zipfile
+import hashlib, io, zipfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def optical_flow(
     if not path.is_file(): raise VideoError(f'{video}: cannot be opened (no such file)')
     what = path.stat()
     key = hashlib.sha256(repr((str(path), what.st_size, what.st_mtime_ns, side, stride, 'dis medium')).encode()).hexdigest()[:24]
-    file = Path(folder or Path(os.environ.get('SDFAST_HOME') or '~/.cache/sdfast').expanduser()/'flow')/key[:2]/f'{key}.npz'
+    file = Path(folder or store.home()/'flow')/key[:2]/f'{key}.npz'
     try: return np.load(file)['flow']
     except FileNotFoundError: pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): pass  # cut off: made again
