@@ -53,7 +53,9 @@ def _write(path, frames, fps=8):
         f.mux(s.encode())
 
 
-def write_moving_digits(root):
+def write_moving_digits(
+    root, # Folder, a `Path`: `source`, `target`, `motion` and `digit` are made in it
+):
     "Write all videos and a `manifest.csv` for each of `PARTS` below `root`"
     digits = load_digits()
     images = np.stack([zoom(i, 2, order=1) for i in digits.images/16]).astype(np.float32)

@@ -33,17 +33,17 @@ HEAT = 'cividis'  # reads the same with every kind of colour vision
 class Plot:
     "Panels that belong together"
     name: str  # of its files
-    title: str
+    title: str  # above the panels
     about: str  # how to read it
     panels: dict[str, Callable]  # title -> function that draws on axes and returns the numbers it drew
     series: list = field(default_factory=list)  # strategies, for a legend
     size: tuple = (4.6, 3.7)  # of a panel, inches
-    columns: int = 2
+    columns: int = 2  # panels beside each other
     heat: float|None = None  # the largest value, where colours are values
 
 
 def plots(
-    r:Results,
+    r:Results, # From `load_results`
     table:pd.DataFrame, # Its `summary`
     reference:str='finetune', # What strategies are compared with
 )->list[Plot]: # Those for which the study recorded what they show
@@ -224,10 +224,10 @@ def static(plot:Plot, title:str='')->Figure:
 
 
 def write_figures(
-    r:Results,
+    r:Results, # From `load_results`
     out, # Folder, made if it is not there
     table:pd.DataFrame|None=None, # Its `summary`
-    title:str='',
+    title:str='', # Above each plot
     suffix:str='', # Behind the files' names
 )->list[Path]: # The files
     "Each plot as PDF (vector, fonts embedded) and PNG (200 dots per inch)"

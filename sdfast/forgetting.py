@@ -90,9 +90,11 @@ def _classifier(x, y):
 
 
 def linear_probe(
-    x, y, # Train features `(N, F)` and labels `(N,)`
-    xt, yt, # Test features `(M, F)` and labels `(M,)`
-)->float:
+    x, # Train features `(N, F)`
+    y, # Their labels `(N,)`
+    xt, # Test features `(M, F)`
+    yt, # Their labels `(M,)`
+)->float: # Accuracy, from 0 to 1
     """Test accuracy of a logistic regression on standardised train features (L2, C = 0.1, at most 1000 steps of L-BFGS; deterministic).
 
     Raises `InputError` for fewer than two classes, `FloatingPointError` for features that are not finite."""
@@ -100,8 +102,9 @@ def linear_probe(
 
 
 def probe_head(
-    x, y, # Features `(N, F)` and labels `(N,)` that show each class
-    n_classes:int,
+    x, # Features `(N, F)`
+    y, # Their labels `(N,)`, each class among them
+    n_classes:int, # Classes of the head
 )->nn.Linear: # From F to `n_classes`
     "The linear probe as a layer: a head for an encoder that came without one. Raises `InputError` if a class is missing"
     scale, probe = _classifier(x, y)
@@ -117,18 +120,22 @@ def probe_head(
 
 
 def knn(
-    x, y, # Train features `(N, F)` and labels `(N,)`
-    xt, yt, # Test features `(M, F)` and labels `(M,)`
-    k:int=5,
-)->float:
+    x, # Train features `(N, F)`
+    y, # Their labels `(N,)`
+    xt, # Test features `(M, F)`
+    yt, # Their labels `(M,)`
+    k:int=5, # Neighbours that vote, at most N
+)->float: # Accuracy, from 0 to 1
     "Test accuracy of the vote of the `k` train clips with the largest cosine similarity"
     return float(KNeighborsClassifier(min(k, len(x)), metric='cosine').fit(x.numpy(), y.numpy()).score(xt.numpy(), yt.numpy()))
 
 
 def retrieval(
-    x, y, # Features `(N, F)` and labels `(N,)` of the gallery, the train clips
-    xt, yt, # `(M, F)` and `(M,)`, of the queries, the test clips
-    at=AT,
+    x, # Features `(N, F)` of the gallery, the train clips
+    y, # Their labels `(N,)`
+    xt, # Features `(M, F)` of the queries, the test clips
+    yt, # Their labels `(M,)`
+    at=AT, # Values of k
 )->dict[int, float]: # k -> R@k, without those that exceed the gallery
     "R@k: share of queries with a clip of their class among the k of the gallery with the largest cosine similarity"
     x, xt = (nn.functional.normalize(f.double(), dim=1) for f in (x, xt))
@@ -227,10 +234,10 @@ class Kept:
     source_probe: float|None = None  # with a linear probe fitted on this encoder's own features
     source_knn: float|None = None  # with the nearest neighbours in this encoder's own features
     r1: float|None = None  # retrieval with train as gallery and test as queries: one of the class among the first 1, 5, 10, 20 and 50
-    r5: float|None = None
-    r10: float|None = None
-    r20: float|None = None
-    r50: float|None = None
+    r5: float|None = None  # among the first 5
+    r10: float|None = None  # among the first 10
+    r20: float|None = None  # among the first 20
+    r50: float|None = None  # among the first 50
     other_probe: float|None = None  # mean over the other tasks of a linear probe's accuracy
     cka: float|None = None  # linear CKA with the untouched encoder's features; 1: unchanged
     procrustes: float|None = None  # Procrustes distance to them; 0: unchanged up to rotation and scale
@@ -239,7 +246,7 @@ class Kept:
     barrier: float|None = None  # of the old head's loss on the straight path from the untouched weights; 0: same basin
     pretext: float|None = None  # loss of the task on which the encoder was pre-trained without labels
     valid_source_acc: float|None = None  # on a held-out part of the source, to choose strengths by
-    valid_source_probe: float|None = None
+    valid_source_probe: float|None = None  # the same with a new linear probe
     others: dict = field(default_factory=dict)  # other task -> probe accuracy
     layers: dict = field(default_factory=dict)  # layer -> cka, procrustes, drift, weight_distance
     answers: torch.Tensor|None = field(default=None, repr=False, compare=False)  # class probabilities of each source test video by the old head (N, classes)

@@ -4,6 +4,7 @@ Whoever takes part shares a folder and nothing else. A piece is claimed (`store.
 by all; so it does not matter how many invocations, workers or machines there are, nor which of them die. Workers are submitit's,
 on this machine and on Slurm alike; the processes of one piece are torchrun's."""
 import os, shlex, shutil, subprocess, sys, threading, time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -73,9 +74,9 @@ class Launcher:
 
 def share(
     pieces:list, # What is to be done
-    work:Work,
+    work:Work, # How a piece is done, and where
     out, # The study's folder: workers' logs are in `out/workers`
-    watch:Watch=Watch(),
+    watch:Watch=Watch(), # Is told what happens
     launcher:Launcher|None=None, # `None`: this process
     since:float|None=None, # Failures from before are tried again; by default those from before now
     planned:tuple|None=None, # For `status.snapshot`: pieces of the whole study as far as they are known, and how many there are in all
@@ -206,8 +207,8 @@ def _last_words(jobs):
 
 # --- several processes for each piece -----------------------------------------------------------------------------------
 
-def join_processes()->int:
-    "Take part in what torchrun started; returns how many take part, 1 outside of it"
+def join_processes()->int: # How many take part, 1 outside of it
+    "Take part in what torchrun started"
     n = int(os.environ.get('WORLD_SIZE', 1))
     if n > 1 and not dist.is_initialized():
         cuda = torch.cuda.is_available()
@@ -216,7 +217,9 @@ def join_processes()->int:
     return n
 
 
-def agree(f):
+def agree(
+    f, # Called without arguments, by the first process only
+)->object: # The same in all processes
     "What `f()` returns or raises in the first process, in all"
     if num_distrib() < 2: return f()
     box = [None, None]
@@ -229,7 +232,7 @@ def agree(f):
 
 
 @contextmanager
-def alone():
+def alone()->Iterator[None]: # A context manager
     "Inside, fastai takes this process for the only one: for what the first measures while the others wait"
     world = os.environ.get('WORLD_SIZE')
     if world is not None: os.environ['WORLD_SIZE'] = '1'

@@ -56,7 +56,7 @@ def html_page(
     studies:list, # Of `Results`
     tables:list, # The `summary` of each
     method:str='holm', # As there
-)->str:
+)->str: # HTML that needs no other file
     "The page as text"
     def asset(name): return files('sdfast').joinpath(name).read_text(encoding='utf-8')
     js = asset('page.js').replace('</', '<\\/')
@@ -184,7 +184,7 @@ def latex(
     metrics=None, # Which columns; by default all of `TITLES` that were measured
     method:str='holm', # How p values were adjusted
     notes=(), # What a reader must know of the tasks, as Markdown: into the caption
-)->str:
+)->str: # LaTeX
     "The summary as a LaTeX table; needs the package booktabs"
     metrics = [m for m in metrics or TITLES if m in table]
     rows = [[r.strategy, _strength(r), *(' '.join(filter(None, _cells(r, m))) for m in metrics)] for _, r in table.iterrows()]

@@ -187,7 +187,13 @@ def _caption(table, where, method):
     return CAPTION.format(where=where, n=table.runs[table.strategy != 'untouched'].max(), adjusted=ADJUSTED[method], mcnemar=MCNEMAR if 'mcnemar' in table else '')
 
 
-def rich_table(table:pd.DataFrame, title:str='', width:int=80, notes=(), method:str='holm')->Table:
+def rich_table(
+    table:pd.DataFrame, # From `summary`
+    title:str='', # Above it
+    width:int=80, # Columns of the terminal
+    notes=(), # What a reader must know of the tasks, below it
+    method:str='holm', # How p values were adjusted
+)->Table: # For rich's `print`
     "The summary for a terminal of `width` columns; a narrow one leaves out all but target, old head and probe. `notes` of its tasks stand below"
     metrics = [m for m in TITLES if m in table and (width >= 30 + 22*sum(m in table for m in TITLES) or m in ('acc1', 'source_acc', 'source_probe'))]
     t = Table(title=title, caption='\n'.join([_caption(table, 'below', method), *notes]), show_lines=True)
@@ -203,7 +209,7 @@ def markdown(
     notes=(), # What a reader must know of the tasks
     metrics=None, # Which columns; by default all of `TITLES` that were measured
     method:str='holm', # How p values were adjusted
-)->str:
+)->str: # Markdown
     "The summary as a Markdown table with its caption"
     metrics, test = [m for m in metrics or TITLES if m in table], 'mcnemar' in table
     lines = ['| ' + ' | '.join(['strategy', 'strength', *(TITLES[m] for m in metrics)] + ['McNemar p']*test) + ' |', '|' + '---|'*2 + '--:|'*(len(metrics) + test)]
@@ -231,7 +237,7 @@ def trade_off_markdown(
     kept:str='source_probe', # As there
     against:str='finetune', # As there
     method:str='holm', # As there
-)->str:
+)->str: # Markdown
     "What keeping costs, as a Markdown table with its caption"
     lines = [f'| strategy | kept at equal learning | forgotten | against {against}\'s path | volume, against {against}\'s | on the front |', '|---|--:|--:|--:|--:|---|']
     for _, r in table.iterrows():
@@ -247,7 +253,7 @@ def margins_markdown(
     kept:str='source_probe', # As there
     against:str='finetune', # As there
     method:str='holm', # As there
-)->str:
+)->str: # Markdown
     "Whether the differences of `trade_off` hang on its margin, as a Markdown table with its caption"
     tables = [trade_off(rows, kept, against, method=method, margin=m).set_index('strategy') for m in MARGINS]
     lines = ['| strategy | ' + ' | '.join(f'less {100*m:g}' for m in MARGINS) + ' |', '|---|' + '--:|'*len(MARGINS)]
@@ -363,13 +369,20 @@ def _two_panels(draw, rows, title, legend, figsize):
     return fig
 
 
-def figure(rows:pd.DataFrame, title:str='')->Figure:
+def figure(
+    rows:pd.DataFrame, # From `compare`
+    title:str='', # Above it
+)->Figure: # Of matplotlib
     "Target accuracy against source accuracy, by the old head and by a new probe, see `draw_means`"
     named = rows.strategy.nunique() > 14
     return _two_panels(partial(draw_means, table=summary(rows), named=named), rows, title, not named, (13, 6.4) if named else (11, 4.6))
 
 
-def path_figure(rows:pd.DataFrame, title:str='', reference:str='finetune')->Figure:
+def path_figure(
+    rows:pd.DataFrame, # From `compare` with `path`
+    title:str='', # Above it
+    reference:str='finetune', # Strategy whose path is drawn as the one to beat
+)->Figure: # Of matplotlib
     "Target accuracy against source accuracy along each strategy's path of strengths, see `draw_paths`"
     return _two_panels(partial(draw_paths, reference=reference), rows, title, True, (11, 5))
 
@@ -377,7 +390,7 @@ def path_figure(rows:pd.DataFrame, title:str='', reference:str='finetune')->Figu
 def write_report(
     rows:pd.DataFrame, # From `compare`
     out, # Folder of the study, to write `runs.csv`, `table.csv`, `table.md`, `notes.json` and `figure.png` to, with paths also `trade_off_*` and `paths.png`
-    title:str='',
+    title:str='', # Of the figures
     notes=(), # What a reader must know of the tasks
     method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
 )->pd.DataFrame: # The summary
@@ -403,7 +416,9 @@ def write_report(
 class LiveWatch(Watch):
     "A progress bar over the study and one over the run at work; a line a run where the output is no terminal"
 
-    def __init__(self, console:Console|None=None):
+    def __init__(self,
+        console:Console|None=None, # Of rich; standard output by default
+    ):
         self.console = console or Console()
         self.bars = Progress(SpinnerColumn(), TextColumn('{task.description}'), BarColumn(20), TextColumn('{task.fields[where]}'),
                              TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal)

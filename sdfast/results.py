@@ -130,7 +130,9 @@ def _read(folder):
     return setup, rows, command, notes
 
 
-def load_results(*folders)->list[Results]: # One for each set-up: source, target, model, weights before fine-tuning, and epochs
+def load_results(
+    *folders, # Of studies, as `compare` wrote them
+)->list[Results]: # One for each set-up: source, target, model, weights before fine-tuning, and epochs
     """Read the folders of studies, and merge those of one set-up: equal runs count once (of different ones that should be equal it raises), and where folders chose different strengths of a
     strategy, or none, the one with the best accuracy on valid is taken. Raises `InputError` for a folder that holds no finished comparison"""
     groups = {}

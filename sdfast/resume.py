@@ -29,7 +29,9 @@ class Stateful:
         for n in self._kept: setattr(self, n, state[n])
 
 
-def epochs_done(folder)->int:
+def epochs_done(
+    folder, # As given to `Resume`
+)->int: # 0 where there is none
     "How many epochs the fit whose `Resume` writes to `folder` has finished; 0 where there is none"
     return next((int(f.name.split('-')[1]) for f in store.find(folder, 'epoch-*', 'pt', check=False)), 0)
 

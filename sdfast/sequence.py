@@ -51,17 +51,21 @@ def _matrix(R, least=1):
 
 def average_accuracy(
     R, # Accuracies `(stages, tasks)`
-)->float:
+)->float: # From 0 to 1
     "Mean over all tasks after the last stage (Lopez-Paz & Ranzato, NeurIPS 2017)"
     return float(_matrix(R)[-1].mean())
 
 
-def learning_accuracy(R)->float:
+def learning_accuracy(
+    R, # Accuracies `(stages, tasks)`
+)->float: # From 0 to 1
     "Mean over all tasks of the accuracy just after each was learned (Riemer et al., ICLR 2019)"
     return float(np.diag(_matrix(R)).mean())
 
 
-def backward_transfer(R)->float:
+def backward_transfer(
+    R, # Accuracies `(stages, tasks)`
+)->float: # From -1 to 1
     "BWT: mean over all tasks but the last of accuracy after the last stage less accuracy when learned (Lopez-Paz & Ranzato, NeurIPS 2017); negative is forgetting"
     return float(-forgetting(R).mean())
 
@@ -79,7 +83,7 @@ def forgetting(
 def forward_transfer(
     R, # Accuracies `(stages, tasks)`; with old heads there are none before a task is learned, so of probes
     initial, # Of each task, with a random encoder
-)->float:
+)->float: # From -1 to 1
     "FWT: mean over all tasks but the first of accuracy just before the task is learned less that of a random initialisation (Lopez-Paz & Ranzato, NeurIPS 2017)"
     R, initial = _matrix(R, 2), np.asarray(initial, float)
     if initial.shape != R.shape[1:]: raise InputError(f'initial needs an accuracy for each of {R.shape[1]} tasks, not {initial.shape}')
@@ -180,7 +184,7 @@ def _stages(runs):
 def finished_chain(
     runs:list, # A `Run` for each task in order
     out, # Folder of the study
-    watch:Watch=Watch(),
+    watch:Watch=Watch(), # Is told what is damaged
     since:float|None=None, # As in `study.finished`
 )->list[dict]|None: # A row a stage, up to the first that failed or diverged
     "What a chain found, if it has ended and its files are what they were"
@@ -202,8 +206,8 @@ def train_chain(
     runs:list, # A `Run` for each task in order; all but `task` and `bs` the same
     source:Source, # From `source_model`
     out, # Folder of the study
-    accuracies:Accuracies,
-    watch:Watch=Watch(),
+    accuracies:Accuracies, # Measures all tasks after each stage
+    watch:Watch=Watch(), # Is told what happens
     wait:bool=True, # For another process that is at it; else raise `Busy`
     since:float|None=None, # As in `study.finished`
 )->list[dict]: # A row a stage, up to the first that failed or diverged
@@ -271,7 +275,7 @@ def compare_sequences(
     out, # Folder of the study
     seeds:int=6, # Final chains of each strategy
     trial_seeds:int=1, # Trials of each strength
-    watch:Watch=Watch(),
+    watch:Watch=Watch(), # Is told what happens
     launcher:Launcher|None=None, # Where to run; `None`: in this process
 )->pd.DataFrame: # A row a stage, trials too, and one each for the model before ('untouched', stage 0) and for a random encoder ('random')
     """Train every strategy through the chain. Its strength is the one with the best mean accuracy over source and tasks on their valid parts,

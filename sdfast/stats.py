@@ -15,10 +15,10 @@ TINY = 1e-6  # closer values are equal: steps of accuracies are larger, the nois
 @dataclass(frozen=True)
 class Difference:
     "A mean with a confidence interval; its ends are nan where there is none"
-    mean: float
-    low: float
-    high: float
-    n: int
+    mean: float  # of the values or of their differences
+    low: float  # lower end
+    high: float  # upper end
+    n: int  # values or pairs that it is of
 
     @property
     def verdict(self)->str:
@@ -30,7 +30,7 @@ class Difference:
 def mean_interval(
     x, # Values, one a seed; nan counts as missing
     level:float=.95, # Coverage of the interval
-)->Difference:
+)->Difference: # `n` counts values that are there
     """Student's t interval of a mean. There is none for one value, nor for equal values that are not 0: accuracies of a few
     clips are steps, and two seeds on the same step say nothing of the spread"""
     x = np.asarray(x, float)
@@ -52,7 +52,7 @@ def paired_difference(
     a, # Values, one a seed
     b, # Values of the reference at the same seeds; pairs with a nan are left out
     level:float=.95, # Coverage of the interval
-)->Difference:
+)->Difference: # Its mean is that of `a - b`
     "`a - b` with Student's t interval of the paired differences"
     a, b = _pairs(a, b)
     return mean_interval(a - b, level)
@@ -61,7 +61,7 @@ def paired_difference(
 def bca_interval(
     x, # Values, one a seed; nan counts as missing
     level:float=.95, # Nominal coverage
-    resamples:int=9999,
+    resamples:int=9999, # Bootstrap samples
     seed:int=0, # Of the resampling: the same values give the same interval
 )->tuple[float, float]: # Ends; nan for fewer than 2 values and for equal ones
     """Bias-corrected accelerated bootstrap interval of a mean (Efron 1987, Better bootstrap confidence intervals). It is no
@@ -78,7 +78,7 @@ def proportion_interval(
     right:int, # Videos classified correctly
     n:int, # Videos
     level:float=.95, # Coverage of the interval
-)->Difference:
+)->Difference: # Its mean is the accuracy
     "An accuracy with Wilson's interval: the spread over videos, for one trained model; not over repeated training"
     ci = stats.binomtest(int(right), int(n)).proportion_ci(level, method='wilson')
     return Difference(right/n, float(ci.low), float(ci.high), int(n))
@@ -172,9 +172,9 @@ def adjust(
 def judge(
     diff_mean:float, # Mean difference to the reference
     p_adjusted:float, # Its p value, adjusted for the number of comparisons; nan where there is none
-    higher_is_better:bool=True,
+    higher_is_better:bool=True, # As for accuracies; not so for drift
     level:float=.95, # 1 minus the error that is allowed
-)->str:
+)->str: # The verdict
     "'better' or 'worse' if p is below 1 - `level`, 'no interval' if there is no p, else 'not distinguishable'"
     if np.isnan(diff_mean) or np.isnan(p_adjusted): return 'no interval'
     if diff_mean == 0 or p_adjusted >= round(1 - level, 9): return 'not distinguishable'  # 1 - .95 is above .05 in floats
@@ -195,7 +195,7 @@ def hypervolume(
     x, # First coordinate of each point, higher is better
     y, # Second one, higher is better; points with a nan add nothing
     ref=(0, 0), # Corner that the area is measured from; what is not above it in both coordinates adds nothing
-)->float:
+)->float: # In units of `x` times units of `y`
     "Area between `ref` and the front of the points (Zitzler & Thiele 1998, 1999): that of all places that some point is at least as high as in both"
     (x, y), (x0, y0) = _pairs(x, y), ref
     above = (x > x0) & (y > y0)
@@ -256,7 +256,7 @@ def matched_difference(
     learned_a, # `(seeds, settings)`, settings ordered by strength
     kept_a, # The same of what was kept
     learned_b, # Of the reference, at the same seeds; its settings may be others
-    kept_b,
+    kept_b, # The same of what was kept
     at, # Level of learning, or a function of the seeds' indices that returns it
     level:float=.95, # Nominal coverage
 )->Difference: # As of `matched_kept`

@@ -15,12 +15,16 @@ from .strategies import STRATEGIES
 __all__ = ['snapshot', 'show_status', 'run_name', 'run_cost']
 
 
-def run_cost(run:dict)->int:
+def run_cost(
+    run:dict, # Fields of a `Run`
+)->int: # Epochs
     "What a run takes, in epochs: reading test and measuring retention takes about four"
     return run['epochs'] + 4*run['final']
 
 
-def run_name(run:dict)->str:
+def run_name(
+    run:dict, # Fields of a `Run`
+)->str: # One line
     "A run for the reader: strategy, strength, seed and stage"
     strength = f'λ {run["lam"]:g}' if run['strategy'] in STRATEGIES and STRATEGIES[run['strategy']].lams else f'lr {run["lr"]:g}'
     return f'{run["strategy"]} {strength}, seed {run["seed"]}, {"final" if run["final"] else "trial"}'

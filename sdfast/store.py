@@ -3,6 +3,7 @@ with one owner at a time.
 
 Locks are the kernel's (flock): they end with their process, however it ends."""
 import hashlib, json, os, re, socket, time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,8 +22,8 @@ def home()->Path:
 
 
 def write(
-    path,
-    data:bytes|str,
+    path, # File; its folder is there
+    data:bytes|str, # Its content; text as UTF-8
 ):
     "Replace a file whole or not at all, through a power cut too. Raises `StoreError` if the disk is full or cannot be written to"
     path = Path(path)
@@ -44,12 +45,17 @@ def write(
 def _checksum(d): return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()
 
 
-def write_json(path, d:dict):
+def write_json(
+    path, # File; its folder is there
+    d:dict, # What JSON can hold
+):
     "`write` with a checksum of the content in it"
     write(path, json.dumps(d | dict(sha256=_checksum(json.loads(json.dumps(d)))), indent=1))
 
 
-def read_json(path)->dict:
+def read_json(
+    path, # File
+)->dict: # Without the checksum
     "What `write_json` wrote. Raises `Damaged` for anything else, `FileNotFoundError` if there is nothing"
     try: d = json.loads(Path(path).read_bytes())
     except ValueError: d = None
@@ -60,7 +66,9 @@ def read_json(path)->dict:
 def _damaged(path): return Damaged(f'{path} is damaged: its content is not what its checksum was made of')
 
 
-def digest(path)->str:
+def digest(
+    path, # File
+)->str: # Of SHA-256
     "Sixteen hex digits of a file's content"
     h = hashlib.sha256()
     with open(path, 'rb') as f:
@@ -68,26 +76,42 @@ def digest(path)->str:
     return h.hexdigest()[:16]
 
 
-def put(folder, name:str, data:bytes, suffix:str)->Path:
+def put(
+    folder, # Where
+    name:str, # Begin of the file's name
+    data:bytes, # Content
+    suffix:str, # Of the file's name, without a dot
+)->Path: # The file
     "`write` data under a name that ends in its digest, `NAME-DIGEST.SUFFIX`"
     file = Path(folder)/f'{name}-{hashlib.sha256(data).hexdigest()[:16]}.{suffix}'
     write(file, data)
     return file
 
 
-def find(folder, name:str, suffix:str, check:bool=True)->list[Path]:
+def find(
+    folder, # Where
+    name:str, # As given to `put`, or a pattern such as `epoch-*`
+    suffix:str, # As given to `put`
+    check:bool=True, # Compare the first file with its digest
+)->list[Path]: # Files
     "Files that `put` wrote, by a pattern of their name, the last name first. With `check` raises `Damaged` for the first that is not what it was"
     files = sorted((f for f in Path(folder).glob(f'{name}-*.{suffix}') if re.fullmatch(r'.+-[0-9a-f]{16}', f.stem)), reverse=True)
     if check and files and digest(files[0]) != files[0].stem[-16:]: raise _damaged(files[0])
     return files
 
 
-def seal(folder, leave=())->dict[str, str]:
+def seal(
+    folder, # What is sealed
+    leave=(), # Names of files that may change
+)->dict[str, str]: # File name -> digest
     "Digests of all files in a folder but `leave` and hidden ones, to be written down with what they belong to"
     return {f.name:digest(f) for f in sorted(Path(folder).iterdir()) if f.is_file() and f.name not in leave and not f.name.startswith('.')}
 
 
-def verify(folder, files:dict):
+def verify(
+    folder, # What was sealed
+    files:dict, # From `seal`
+):
     "Raises `Damaged` naming the first of `seal`'s files that is not what it was"
     for name, want in files.items():
         file = Path(folder)/name
@@ -101,7 +125,7 @@ def claim(
     wait:bool=True, # Until it is free, or raise `Busy`
     told=None, # Called with a text once, if there is something to wait for
     every:float=.2, # Seconds between two looks
-):
+)->Iterator[Path]: # A context manager that gives `folder`
     "Be the only process that works in `folder`; a process that dies lets go of it"
     folder = Path(folder)
     try: folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +151,9 @@ def claim(
         lock.release()
 
 
-def owner(folder)->str:
+def owner(
+    folder, # As given to `claim`
+)->str: # Host and process
     "Who works in `folder`; '' if nobody does"
     file = Path(folder)/LOCK
     if not file.exists(): return ''

@@ -7,6 +7,7 @@ written last, `result.json`, which has the digests of the others. Finished runs 
 finished epoch (`resume.Resume`); one whose files are damaged is done again. Strengths are chosen on valid parts; only final runs
 read test."""
 import gc, hashlib, json, math, random, sys, time, traceback, warnings
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -59,23 +60,23 @@ RSPNET = dict(frames=16, stride=1, size=112, clips=10, area=.25, flip=True, wrap
 class Run:
     "All that decides a run's numbers; equal runs have equal `key`s"
     task: str = 'moving_digits'  # see `create_task`
-    source: str = 'moving_digits'
+    source: str = 'moving_digits'  # what is not to be forgotten, see `create_task`; none if empty
     data: str = ''  # fingerprints of both: changed files are another run
-    model: str = 'tiny'
+    model: str = 'tiny'  # see `create_model`
     model_args: str = ''  # for the model's constructor, `name=value,...`
     init: str|None = None  # weights before the source stage
-    strategy: str = 'finetune'
+    strategy: str = 'finetune'  # one of `STRATEGIES`
     strategy_args: str = ''  # for its callbacks, `name=value,...`
-    lam: float = 0.
+    lam: float = 0.  # its strength
     seed: int = 0  # of head, data order, clips and augmentation
-    epochs: int = 12
-    lr: float = .05
+    epochs: int = 12  # of fine-tuning
+    lr: float = .05  # learning rate at the start
     schedule: str = 'cosine'  # see `learning_rates`
     wd: float = 0.  # L2 regularisation of all parameters
-    bs: int = 32
-    frames: int = 8
-    stride: int = 1
-    size: int = 40
+    bs: int = 32  # batch size, over all processes
+    frames: int = 8  # in a clip
+    stride: int = 1  # frames of the video from one of the clip to the next
+    size: int = 40  # side of the square in pixels
     area: float = 0.  # smallest part of the frame that a training crop covers; 0: a square of the scaled frame
     flip: bool = False  # mirror half of the training clips
     wrap: bool = False  # a short video begins again instead of repeating its last frame
@@ -83,10 +84,10 @@ class Run:
     valid_frac: float = .2  # of train, held out by group where there is no valid part; 0: train on all
     select: str = 'last'  # the epoch to measure: the last, the best on 'valid', or 'paper': the last, and beside it the best on test (not honest)
     patience: int = 0  # stop after so many epochs without a better accuracy on valid; 0: never
-    workers: int = 0
-    source_epochs: int = 6
-    source_lr: float = .1
-    source_bs: int = 32
+    workers: int = 0  # processes that load clips
+    source_epochs: int = 6  # of training on the source
+    source_lr: float = .1  # learning rate of it
+    source_bs: int = 32  # batch size of it
     source_valid: bool = False  # hold out a part of the source, too, to choose strengths by what was kept
     others: str = ''  # other tasks to probe, joined by `;`
     with_barrier: bool = False  # measure the loss on the way from the weights before
@@ -187,8 +188,8 @@ class KeepBest(Stateful, Callback):
 def learning_rates(
     name:str, # 'cosine': to 0, each batch; 'epoch_cosine': to lr/1000, each epoch; 'steps': a tenth at 50, 70 and 90 % of the epochs
     lr:float, # The first
-    epochs:int,
-): # From the part of training that is done to the learning rate
+    epochs:int, # Of the whole training
+)->Callable: # From the part of training that is done, 0 to 1, to the learning rate
     "A learning rate schedule; the last two are RSPNet's"
     def epoch(pos): return int(pos*epochs + 1e-6)
     if name == 'cosine': return SchedCos(lr, 0.)
@@ -197,13 +198,18 @@ def learning_rates(
     raise InputError(f'unknown schedule {name!r}; known are cosine, epoch_cosine and steps')
 
 
-def file_id(path)->str:
+def file_id(
+    path, # A file; `None` and `pretrained` are none
+)->str: # Of SHA-256
     "Sixteen hex digits of a file's content, '' without a file"
     if path in (None, 'pretrained'): return ''
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:16] if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()[:16]
 
 
-def fit_batch_size(n:int, bs:int)->int:
+def fit_batch_size(
+    n:int, # Training clips
+    bs:int, # Batch size that was asked for
+)->int: # `bs` or a smaller one
     "`bs`, halved until `n` clips make two batches: with one batch an epoch the teacher of an epoch never differs from its student"
     while bs > 1 and n < 2*bs: bs //= 2
     return bs
@@ -257,7 +263,7 @@ def _fit(dls, model, epochs, lr, seed, cbs, watch, schedule='cosine', wd=0.):
 @dataclass
 class Source:
     "The model before fine-tuning, what it scores, and what strategies ask of it"
-    model: nn.Sequential
+    model: nn.Sequential  # encoder and the head of the source
     retention: Retention|None  # `None` without a source task
     batches: object  # loader of source clips, classes balanced
     id: str  # hash of the encoder's weights
@@ -311,19 +317,19 @@ def _reference(run, out, watch):
 
 
 def untouched(
-    run:Run,
+    run:Run, # One of the study
     out, # Folder of the study
-    watch:Watch=Watch(),
-)->Untouched|Source:
+    watch:Watch=Watch(), # Is told what happens
+)->Untouched|Source: # Has `id` and `retention`
     "What the untouched encoder of a study scores, for `compare_rows`: as a run wrote it down, else measured"
     return Untouched(**known) if (known := _reference(run, out, watch)) else source_model(run, out, watch)
 
 
 def source_model(
-    run:Run,
+    run:Run, # Of which only what decides this model counts
     out, # Folder of the study
-    watch:Watch=Watch(),
-)->Source:
+    watch:Watch=Watch(), # Is told what happens
+)->Source: # The same object the next time
     """The model to fine-tune: `init` or random weights, trained on the source for `source_epochs`; seed 0 for all runs.
 
     With no source epochs the encoder stays as it is, and the source head is a linear probe on its features. Saved in
@@ -439,9 +445,9 @@ def _intact(folder, name, watch, then):
 
 
 def finished(
-    run:Run,
+    run:Run, # What was done
     out, # Folder of the study
-    watch:Watch=Watch(),
+    watch:Watch=Watch(), # Is told what is damaged
     since:float|None=None, # Failures from before this time, in seconds since the epoch, do not count: their cause may be gone. `None`: none counts
 )->dict|None: # A row with the fields of `COLUMNS`, and `anchor`
     "What a run found, if it is finished and its files are what they were. Raises `StoreError` if the folder is another run's"
@@ -452,9 +458,9 @@ def finished(
 
 
 def execute(
-    run:Run,
+    run:Run, # What to do
     out, # Folder of the study
-    watch:Watch=Watch(),
+    watch:Watch=Watch(), # Is told what happens
     wait:bool=True, # For another process that is at it; else raise `Busy`
     since:float|None=None, # See `finished`
     log=(), # Also 'tensorboard' or 'wandb', below `out`
@@ -531,9 +537,9 @@ def _status(e):
 
 
 def fine_tune(
-    run:Run,
+    run:Run, # What to do
     source:Source, # From `source_model`
-    watch:Watch=Watch(),
+    watch:Watch=Watch(), # Is told of epochs
     cbs=(), # More callbacks
 )->tuple: # The learner after training, and why it stopped early or `None`
     "Train the source's encoder with a new head on the target task, as `run` says"
@@ -616,7 +622,7 @@ def _predict(learn, dl):
 
 
 def strength_grid(
-    strategy:str,
+    strategy:str, # One of `STRATEGIES`
     lr:float, # Of the study
     lams=None, # Strengths to try; by default the registry's
     n:int=3, # How many learning rates one without strengths tries
@@ -630,7 +636,7 @@ def choose(
     valid, # Accuracy on the target's valid part of each setting, from weak to strong protection; nan for one that failed
     kept=None, # What each kept on the source's valid part
     rule:str='accuracy', # 'accuracy': the best on valid; 'equal_learning': of those within `margin` of it, the one that keeps most
-    margin:float=.01,
+    margin:float=.01, # Accuracy that may be lost
 )->int: # The setting to take; of equals the strongest
     "Choose a setting by held-out data"
     if rule == 'test': raise InputError(f'strengths cannot be chosen on test: it is read once, at the end; choose by {" or ".join(RULES)}')
@@ -650,7 +656,7 @@ def compare(
     out, # Folder of the study
     seeds:int=6, # Final runs of each strategy
     trial_seeds:int=1, # Trials of each strength
-    watch:Watch=Watch(),
+    watch:Watch=Watch(), # Is told what happens
     path:bool=False, # Run every strength with every seed to the end; these are the trials then
     rule:str='accuracy', # How to choose a strength, see `choose`
     kept:str='source_probe', # What equal learning keeps: 'source_probe' or 'source_acc', on the source's valid part

@@ -44,8 +44,8 @@ class KeptDL(TfmdDL):
 @dataclass(frozen=True, eq=False)
 class Task:
     "Labelled videos: `df` has columns path (absolute), label, split ('train', 'valid' or 'test') and group"
-    name: str
-    df: pd.DataFrame
+    name: str  # for tables and the key of a run
+    df: pd.DataFrame  # a row a video
     skipped: dict = field(default_factory=dict)  # files that cannot be decoded: path -> reason
     notes: tuple = ()  # what a reader of the results should know, as Markdown
     classes: tuple = ()  # the official order of class names, where there is one
@@ -134,7 +134,7 @@ class Task:
 def unlabelled(
     dls, # From `Task.dls`
     paths, # Video files
-): # Yields `(x,)`
+)->TfmdDL: # Yields `(x,)`
     "An unshuffled loader of videos without labels, with the transforms that `dls` uses for validation: for what `Retention` measures on `clips`"
     return dls.test_dl([(str(p), None) for p in paths])
 
@@ -268,7 +268,7 @@ def folder(
     group:str|None=None, # Regular expression on the path below `path`; its parentheses name the group, e.g. `_g(\\d+)_`
     test_frac:float=.25, # Part of the clips to test on where there is no test folder
     seed:int=0, # Which part
-)->Task:
+)->Task: # Split into train, test and, with such a folder, valid
     "Videos in class folders. Without a group rule each file is a group of its own"
     path = Path(path)
     if not path.is_dir(): raise InputError(f'folder {path} does not exist')
@@ -304,7 +304,7 @@ def csv(
     valid:str|None=None, # Which to choose strengths on; by default 'valid' or 'val', else part of train is held out later
     name:str|None=None, # Name of the task
     outside:bool=False, # Allow relative paths that lead out of the csv's folder, such as `../videos/a.mp4`
-)->Task:
+)->Task: # With the splits that were asked for
     "Videos listed in a csv file. Rows of other splits are left out"
     path = Path(path)
     if not path.is_file(): raise InputError(f'csv file {path} does not exist')
@@ -347,7 +347,7 @@ def ucf101(
     fold:int=1, # Official split: 1, 2 or 3
     splits=None, # Folder of the official lists; by default looked for in and beside `path`
     allow_missing:bool=False, # Use the videos that are there, and say so in `notes`, instead of raising `InputError`
-)->Task:
+)->Task: # Split into train and test
     """UCF101 (Soomro et al. 2012) by its official lists: 9,537 train and 3,783 test videos of 101 classes in fold 1.
 
     Classes are in the order of classInd.txt. A group, 25 a class, is what was filmed at one occasion."""
@@ -371,7 +371,7 @@ def hmdb51(
     fold:int=1, # Official split: 1, 2 or 3
     splits=None, # Folder of the official lists; by default looked for in and beside `path`
     allow_missing:bool=False, # Use the videos that are there, and say so in `notes`, instead of raising `InputError`
-)->Task:
+)->Task: # Split into train and test
     """HMDB51 (Kuehne et al. 2011) by its official lists: 70 train and 30 test videos of each of 51 classes; the rest is unused.
 
     There is no official order of classes; theirs is alphabetical. A group is what a class has of one film or recording."""
@@ -449,7 +449,7 @@ def _listed(name, path, fold, classes, rows, below, allow_missing):
 def moving_digits(
     path=None, # Where the videos are, or are to be written (110 MB): `$SDFAST_HOME`, by default ~/.cache/sdfast
     part:str='target', # 'source', 'target', 'motion' or 'digit'
-)->Task:
+)->Task: # Split into train, valid and test
     """Handwritten digits (UCI, from scikit-learn) that move over 8 frames of 40x40.
 
     The source has 60 classes, 10 digits x 6 motions, with 6,000 train, 600 valid and 1,200 test clips. The others are few-shot, with
@@ -479,7 +479,7 @@ TASKS = dict(moving_digits=moving_digits, ucf101=ucf101, hmdb51=hmdb51, folder=f
 def create_task(
     spec:str, # `moving_digits`, `ucf101:PATH`, `hmdb51:PATH`, `folder:PATH` or `csv:PATH`, then options as `,name=value`
     part:str='target', # Which part of `moving_digits`
-)->Task:
+)->Task: # The same object for the same arguments
     "A task by name, e.g. `ucf101:/data/UCF-101,fold=2` or `folder:mine,group=_g(\\d+)_`; kept, as reading one takes time"
     head, *options = re.split(r',(?=[a-z_]+=)', spec)
     kind, _, path = head.partition(':')

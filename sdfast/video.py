@@ -65,7 +65,7 @@ class VideoIndex:
     pts: np.ndarray  # time stamp of each frame, in the order shown, in units of the stream's time base
     keys: np.ndarray  # time stamps of the key frames, ascending
     width: int  # as shown: after rotation, with square pixels
-    height: int
+    height: int  # as shown
     counted: bool  # the time stamps cannot be trusted, frames must be counted from the start
     format: str  # of the container, so that it need not be guessed again
 
@@ -257,7 +257,7 @@ class SampleClips(RandTransform):
         area:tuple|None=None, # Smallest and largest part of the frame that a training crop covers, such as `(.25, 1)`
         flip:bool=False, # Mirror half of the training clips
         wrap:bool=False, # See `clip_indices`
-        **kwargs,
+        **kwargs, # More for fastai's `RandTransform`
     ):
         if min(frames, stride, k, 1 if size is None else size) < 1:
             raise InputError(f'frames, stride, size and k must be at least 1, not {frames}, {stride}, {size} and {k}')
@@ -306,7 +306,10 @@ class ClipTransform(Transform):
     A clip is handed over as one image of `T*C` channels; transforms that need three channels (hue, saturation) do not apply."""
     order, split_idx = 30, None
 
-    def __init__(self, tfms): self.tfms = Pipeline(tfms)
+    def __init__(self,
+        tfms, # Of fastai for batches of images, such as `aug_transforms()`
+    ):
+        self.tfms = Pipeline(tfms)
 
     def __call__(self, b, split_idx=None, **kwargs):
         self.tfms.split_idx = split_idx
@@ -330,7 +333,10 @@ class MultiClip(Callback):
         if self.k > 1: self.learn.pred = self.pred.float().unflatten(0, (-1, self.k)).mean(1)
 
 
-def normalize_video(mean=imagenet_stats[0], std=imagenet_stats[1]):
+def normalize_video(
+    mean=imagenet_stats[0], # Of each channel, of pixels in [0, 1]
+    std=imagenet_stats[1], # Of each channel
+)->Normalize: # A batch transform
     "`Normalize` for the channel axis of batches of clips, 5-D or 6-D"
     return Normalize.from_stats(mean, std, dim=2, ndim=5)
 
@@ -342,7 +348,7 @@ def VideoBlock(
     k:int=1, # Clips of each video outside training
     cache:bool=False, # Keep whole decoded videos in memory
     **kwargs, # More for `SampleClips`: area, flip, wrap
-):
+)->TransformBlock: # For `DataBlock(blocks=...)`
     "A `TransformBlock` for paths of video files"
     return TransformBlock(type_tfms=VideoFile.create, item_tfms=SampleClips(frames, stride, size, k, cache, **kwargs),
                           batch_tfms=IntToFloatTensor)

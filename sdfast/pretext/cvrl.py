@@ -26,7 +26,7 @@ def nt_xent_logits(
     b:torch.Tensor, # Of the other clips of all videos, this batch's from place `first` on `(N, D)`
     others:torch.Tensor, # Of the same clips of all videos `(N, D)`
     first:int, # Place of `a[0]` among them
-    temperature:float=.1,
+    temperature:float=.1, # What similarities are divided by
 )->torch.Tensor: # `(B, 2N)`; the right answer of `a[i]` is `first + i`
     "Similarities to all clips, -inf to itself, of which NT-Xent is the cross-entropy"
     own = torch.arange(len(a), device=a.device)
@@ -43,14 +43,14 @@ class CVRL(Pretext):
     area, aspect, flip, score_names = (.3, 1.), (1/2, 2.), True, ('pair_acc',)
 
     def __init__(self,
-        temperature:float=.1,
+        temperature:float=.1, # What similarities are divided by
         layers:int=3, # Hidden ones of the head
         hidden:int=2048, # Their width
         dim:int=128, # Of what is compared
         jitter:tuple=(.8, .8, .8, .2), # Brightness, contrast, saturation and hue of each clip, with probability .8
         grey:float=.2, # Probability that a clip is grey
         blur:tuple=(1., .1), # Probability for the first and the second clip
-        solarise:tuple=(0., .2),
+        solarise:tuple=(0., .2), # The same of inverting bright pixels
         encoder=None, # Which part of the model, see `find_encoder`
     ):
         store_attr('temperature,layers,hidden,dim,jitter,grey,blur,solarise')

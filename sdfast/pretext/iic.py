@@ -78,7 +78,7 @@ class InterIntra(Pretext):
     def __init__(self,
         disorder:str='repeat', # One frame all the time; `shuffle`: two of four parts of the clip change places
         negatives:int=1024, # Rows of each of two banks that a clip is compared with
-        temperature:float=.07,
+        temperature:float=.07, # What similarities are divided by
         momentum:float=.5, # Of the banks' rows
         unit:bool=False, # Bring features to length 1 before they are compared and kept; the reference does not
         videos:int|None=None, # Rows; how many training videos there are, if it is not given

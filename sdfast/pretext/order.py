@@ -42,10 +42,10 @@ class ClipOrder(Pretext):
     score_names = ('order_acc',)
 
     def __init__(self,
-        clips:int=3,
+        clips:int=3, # 2 to 5; their orders are the classes
         gap:int=8, # Frames between two clips, times the stride of the loader
         hidden:int=512, # Width of the layer on pairs
-        dropout:float=.5,
+        dropout:float=.5, # Before the last layer
         encoder=None, # Which part of the model, see `find_encoder`
     ):
         if not 2 <= clips <= 5 or gap < 0: raise InputError(f'clips must be between 2 and 5, as all of their orders are classes, and gap at least 0, not {clips} and {gap}')

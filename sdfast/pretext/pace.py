@@ -16,7 +16,7 @@ def pace_indices(
     frames:int, # Frames in the clip
     pace:int, # Frames from one of the clip to the next
     start:int, # First frame
-)->list[int]:
+)->list[int]: # `frames` of them
     "Every `pace`-th frame from `start`; behind the last frame the video begins again with its first, whatever the pace"
     idx, i = [], start
     for _ in range(frames):

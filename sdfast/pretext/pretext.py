@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.data.block import DataBlock, TransformBlock
+from fastai.data.core import DataLoaders
 from fastai.data.load import SkipItemException
 from fastai.data.transforms import IndexSplitter
 from fastai.distributed import DistributedDL
@@ -39,7 +40,10 @@ class PretextClips(Transform):
     Frames, stride, size and cache are those of the `SampleClips`; the spatial augmentation is the method's."""
     order = SampleClips.order
 
-    def __init__(self, method, base:SampleClips):
+    def __init__(self,
+        method, # A `Pretext`; its `item` makes clips and labels
+        base:SampleClips, # Clips that the loader made until now: frames, stride, size and cache are its
+    ):
         self.method, self.frames, self.stride, self.cache = method, base.frames, base.stride, base.cache
         self.crop = copy(base)
         self.crop.area, self.crop.aspect, self.crop.flip = method.area, method.aspect, method.flip
@@ -72,7 +76,11 @@ class PretextClips(Transform):
 class PretextNet(nn.Module):
     "Encoder and heads as one model while a fit runs, so that optimizer, DDP, precision and checkpoints treat them alike"
 
-    def __init__(self, encoder:nn.Module, heads:nn.Module, method):
+    def __init__(self,
+        encoder:nn.Module, # That is pre-trained
+        heads:nn.Module, # That the method adds
+        method, # A `Pretext`; its `forward` is the net's
+    ):
         super().__init__()
         self.encoder, self.heads, self._method = encoder, heads, weakref.ref(method)  # copies of the net share the method
 
@@ -309,7 +317,7 @@ def video_dls(
     cache:bool=False, # Keep decoded videos in memory
     stats=None, # Mean and standard deviation of each channel, ImageNet's by default
     **kwargs, # Passed to `DataBlock.dataloaders`
-):
+)->DataLoaders: # Clips in batches `(x,)`
     "`DataLoaders` of videos without labels, for pre-training"
     train, valid = [str(p) for p in train], [str(p) for p in valid]
     if not train: raise InputError('video_dls: there are no training videos')

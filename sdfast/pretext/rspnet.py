@@ -22,23 +22,26 @@ __all__ = ['RSPNet', 'rsp_loss', 'avid_loss', 'trim_queue', 'save_rspnet', 'read
 def rsp_loss(
     same:torch.Tensor, # Similarity of query and key at the same speed, divided by the temperature `(B,)`
     other:torch.Tensor, # Of query and the same key clip at the other speed `(B,)`
-    margin:float=2.,
-)->torch.Tensor:
+    margin:float=2., # By which the first shall exceed the second
+)->torch.Tensor: # Scalar
     "Relative speed: mean of `max(0, margin - (same - other))`"
     return F.relu(margin - (same - other)).mean()
 
 
 def avid_loss(
-    same:torch.Tensor, # Similarities of query and the two keys of its video, divided by the temperature `(B,)`
-    other:torch.Tensor,
+    same:torch.Tensor, # Similarities of query and its video's key at the same speed, divided by the temperature `(B,)`
+    other:torch.Tensor, # Of query and the key at the other speed `(B,)`
     queue:torch.Tensor, # Of query and keys of other videos `(B, K)`
-)->torch.Tensor:
+)->torch.Tensor: # Scalar
     "Appearance: two InfoNCE terms, as keys at both speeds are positives"
     target = torch.zeros(len(same), dtype=torch.long, device=same.device)
     return sum(F.cross_entropy(torch.cat([p[:, None], queue], 1), target) for p in (same, other))
 
 
-def trim_queue(k:int, global_batch:int)->int:
+def trim_queue(
+    k:int, # Keys asked for
+    global_batch:int, # Videos in a batch, over all processes
+)->int: # Keys to keep
     "The largest multiple of the global batch that is at most `k`, as the reference has it"
     if k < global_batch: raise InputError(f'a queue of {k} keys is shorter than the global batch of {global_batch}; take a longer queue or smaller batches')
     return k//global_batch*global_batch
@@ -113,11 +116,12 @@ class RSPNet(Pretext):
     def __init__(self,
         speed:int=2, # Of the fast clip
         dim:int=128, # Of the two linear heads
-        temperature:float=.07,
+        temperature:float=.07, # What similarities are divided by
         margin:float=2., # Of the difference of similarities after division by the temperature
         queue:int=16384, # Keys of other videos; trimmed to a multiple of the global batch
         momentum:float=.999, # Of the keys' net
-        appearance:float=1., motion:float=1., # Weights of the two losses
+        appearance:float=1., # Weight of `avid_loss`
+        motion:float=1., # Weight of `rsp_loss`
         jitter:tuple=(.4, .4, .4, .4), # Brightness, contrast, saturation and hue of each clip
         grey:float=.2, # Probability that a clip is grey
         encoder=None, # Which part of the model, see `find_encoder`

@@ -98,7 +98,7 @@ def _cv2():
 
 
 def optical_flow(
-    video:VideoFile,
+    video:VideoFile, # A file
     side:int, # Short side in pixels that the video is scaled to
     stride:int=1, # Frames between the two of each flow
     folder=None, # Where flows are kept, by default `flow` in `$SDFAST_HOME` or ~/.cache/sdfast
@@ -134,7 +134,8 @@ class MotionStatistics(Pretext):
     score_names = ('motion_acc', 'appearance_acc')
 
     def __init__(self,
-        motion:float=1., appearance:float=.1, # Weights of the two errors
+        motion:float=1., # Weight of the error of the 14
+        appearance:float=.1, # Weight of that of the 13
         folder:str|None=None, # Where flows are kept, see `optical_flow`
         encoder=None, # Which part of the model, see `find_encoder`
     ):

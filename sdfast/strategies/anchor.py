@@ -139,8 +139,8 @@ class L2SP(Anchored, WeightPenalty):
 @dataclass(frozen=True)
 class Importance:
     "How much each weight of an encoder matters, and the weights it was taken at, by parameter name"
-    diag: dict
-    anchor: dict
+    diag: dict  # parameter -> importance of each weight, of its shape
+    anchor: dict  # parameter -> weights
     n: int  # samples it is the mean of; steps, for `PathIntegral`
 
     @property
@@ -235,7 +235,7 @@ def fisher_information(
     loss=None, # Instead of `labels`: a function `(model, *sample)` to a scalar, for instance a pretext loss; it gets samples one by one
     seed:int=0, # Of 'sample'
     chunk:int=16, # Samples at once, which bounds the memory: about that of a training step with one and a half times as many
-)->Importance:
+)->Importance: # Its `anchor` are the weights now
     """Diagonal Fisher information: mean over samples of `E_c (d -log p(c|x) / dw)^2` for each weight of the encoder.
 
     'exact' costs a backward pass a class. Each sample's gradient by itself and in eval mode (van de Ven 2025, arXiv 2502.11756, on
@@ -257,7 +257,13 @@ def fisher_information(
     return _per_sample(model, batches, n, encoder, torch.square, outputs, cotangents, chunk, draw)
 
 
-def empirical_fisher(model, batches, n:int|None=None, encoder=None, chunk:int=16)->Importance:
+def empirical_fisher(
+    model, # As for `fisher_information`
+    batches, # Yields `(x, y)`
+    n:int|None=None, # Samples to use; `None`: all
+    encoder=None, # Which part of the model, see `find_encoder`
+    chunk:int=16, # Samples at once
+)->Importance: # Its `anchor` are the weights now
     "`fisher_information` with the true labels: one backward pass"
     return fisher_information(model, batches, n, 'empirical', encoder, chunk=chunk)
 
@@ -268,7 +274,7 @@ def mas_importance(
     n:int|None=None, # Samples to use; `None`: all
     encoder=None, # Which part of the model the weights are from, see `find_encoder`
     chunk:int=16, # Samples at once, as in `fisher_information`
-)->Importance:
+)->Importance: # Its `anchor` are the weights now
     "Mean over samples of `|d ||g(x)||^2 / dw|`, each sample's gradient by itself (Aljundi et al., memory aware synapses, ECCV 2018)"
     return _per_sample(model, batches, n, encoder, torch.abs, lambda sample: _wide(model(sample[0])), lambda out, sample: [2*out.detach()], chunk)
 
@@ -345,7 +351,10 @@ class PathIntegral(Stateful, Callback):
     integral, start, steps, _before, _skipped = None, None, 0, None, False
     _stateattrs, _kept = ('integral', 'start', '_before'), ('integral', 'start', 'steps')
 
-    def __init__(self, encoder=None): self.protected = encoder
+    def __init__(self,
+        encoder=None, # Which part of the model, see `find_encoder`
+    ):
+        self.protected = encoder
 
     def _weights(self): return dict(find_encoder(self.learn.model, self.protected).named_parameters())
 

@@ -1,4 +1,6 @@
 "Weight averaging: the encoder from before training and the one after, and the statistics of batch norm between them."
+from collections.abc import Iterator
+
 import torch
 from fastai.learner import Learner
 from fastai.torch_core import get_model
@@ -81,7 +83,7 @@ def wise_ft_sweep(
     dl, # Batches `(x, y)` of the target task, for the statistics of batch norm
     measure, # Function of `learn`
     encoder=None, # Which part of the model to interpolate, see `find_encoder`
-):
+)->Iterator[tuple]: # Pairs, as `alphas` has them
     "Yields `(alpha, measure(learn))`; between two of them and at the end the encoder is what it was, to the bit"
     model = get_model(learn.model if isinstance(learn, Learner) else learn)
     part = find_encoder(model, encoder)

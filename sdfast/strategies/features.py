@@ -101,7 +101,7 @@ def _check_p(p):
 def stoch_norm(
     module:nn.Module, # Its batch norms of 1 to 3 dimensions, and kinds of them such as timm's, change in place
     p:float=.5, # Probability that a channel is normalised by its moving statistics instead of the batch's
-)->nn.Module:
+)->nn.Module: # The same module
     """Stochastic normalisation (Kou et al., NeurIPS 2020) until `plain_norm`: `y = w*((1-s)*x_batch + s*x_moving) + b`, s ~ B(p) per channel.
 
     Moving statistics are updated as ever, the state dict keeps its keys, and eval mode is plain batch norm. Here `p=0` is
@@ -113,7 +113,9 @@ def stoch_norm(
     return module
 
 
-def plain_norm(module:nn.Module)->nn.Module:
+def plain_norm(
+    module:nn.Module, # Changed in place
+)->nn.Module: # The same module
     "Take `stoch_norm` back"
     for m in module.modules():
         if isinstance(m, _StochNorm): m.__class__ = type(m).__bases__[1]

@@ -3,6 +3,7 @@ back-propagated, and reporting that term in a column of its own.
 
 A new penalty is a subclass of `Penalty` with a `term` method."""
 import hashlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -24,7 +25,7 @@ __all__ = ['find_encoder', 'frozen_copy', 'anchor_state', 'state_hash', 'keep_bu
 def find_encoder(
     model:nn.Module, # Wrapped by DDP or not
     encoder=None, # Name of a submodule, or a function of the model; `None`: fastai's convention
-)->nn.Module:
+)->nn.Module: # The module itself, no copy
     "The encoder of a model: `model[0]` of a `Sequential(encoder, head)`, or `model.encoder`, or what `encoder` says"
     model = get_model(model)
     children = ', '.join(f'{n} ({type(m).__name__})' for n, m in model.named_children()) or 'none'
@@ -38,7 +39,9 @@ def find_encoder(
                      f'`encoder`. Pass encoder=NAME or a function of the model; its children are {children}')
 
 
-def frozen_copy(module:nn.Module)->nn.Module:
+def frozen_copy(
+    module:nn.Module, # Stays as it is
+)->nn.Module: # On the same device
     "A copy in eval mode that needs no gradient and carries no forward or backward hooks"
     # handed to deepcopy as already copied: a hook may hold a tensor with a graph, which cannot be copied
     hooks = {id(h):type(h)() for m in module.modules() for h in (m._forward_hooks, m._forward_hooks_with_kwargs, m._backward_hooks)}
@@ -57,7 +60,9 @@ def anchor_state(
     return copy.state_dict()
 
 
-def state_hash(state:dict)->str:
+def state_hash(
+    state:dict, # Name -> tensor
+)->str: # The same on every device
     "Sixteen hex digits that change when a name or a value of a state dict does"
     h = hashlib.sha256()
     for k, v in sorted(state.items()): h.update(k.encode() + str(v.dtype).encode() + v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -65,7 +70,9 @@ def state_hash(state:dict)->str:
 
 
 @contextmanager
-def keep_buffers(module:nn.Module):
+def keep_buffers(
+    module:nn.Module, # Changed while inside
+)->Iterator[nn.Module]: # A context manager that gives the module
     "A forward pass inside uses the batch's statistics where the module does, and leaves batch norm's buffers alone"
     tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     for m in tracking: m.track_running_stats = False
@@ -180,7 +187,9 @@ class Penalty(Stateful, Columns, Callback):
         super().leave()
 
 
-def block_names(encoder:nn.Module)->list[str]:
+def block_names(
+    encoder:nn.Module, # Or any other net
+)->list[str]: # As for `get_submodule`
     "Names of an encoder's blocks from input to output: its children that have weights, or those of its only child; of a `ModuleList` its members"
     prefix, m = '', encoder
     while len(kids := list(m.named_children())) == 1: prefix, m = f'{prefix}{kids[0][0]}.', kids[0][1]

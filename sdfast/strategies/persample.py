@@ -64,7 +64,9 @@ RULES = {nn.Linear.forward: _linear, nn.Conv1d.forward: _conv, nn.Conv2d.forward
          nn.SyncBatchNorm.forward: _batch_norm, nn.GroupNorm.forward: _group_norm, nn.LayerNorm.forward: _layer_norm, TimmLayerNorm.forward: _layer_norm}
 
 
-def layers_of(part:nn.Module)->'Layers|None':
+def layers_of(
+    part:nn.Module, # In eval mode
+)->'Layers|None': # `None` if samples have to go one by one
     "The layers of a module in eval mode, if there is a rule for all of its parameters and none has two owners"
     rules, seen = {}, set()
     for m in part.modules():
@@ -92,7 +94,10 @@ def _uses(out)->Counter:
 
 class Layers:
     "Sums over the samples of a batch of `f` (the square, the absolute value) of each one's gradient, see `sums`"
-    def __init__(self, rules:dict): self.rules, self.verified = rules, False
+    def __init__(self,
+        rules:dict, # Layer -> its rule, from `layers_of`
+    ):
+        self.rules, self.verified = rules, False
 
     def sums(self,
         outputs, # A function of a list of tensors, batch first, to a tensor with a graph, batch first
