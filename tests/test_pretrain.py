@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 
 from sdfast.digits import _write
 from sdfast.errors import InputError
+from sdfast.launch import Watch
 from sdfast.models import create_encoder, load_encoder
 from sdfast.pretext import METHODS, RSPNet, read_checkpoint, read_rspnet
 from sdfast.tasks import create_task
@@ -90,6 +91,26 @@ def test_a_killed_process_goes_on_and_ends_with_the_same_weights(videos, tmp_pat
     assert 'broken' in whole.stderr + whole.stdout  # told, and left out
     again = run(videos, tmp_path/'b', method)
     assert again.returncode == 0 and 'epoch 1/3' not in again.stdout  # finished: not done again
+
+
+class Dead(Watch):
+    "Ctrl-C in the middle of an epoch"
+    def __init__(self, epoch): self.at = epoch
+    def epoch(self, epoch, done):
+        if epoch == self.at and done > .4: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_goes_on_to_the_bit(script, videos, tmp_path, method):
+    "Queues, banks, momentum encoders, orders of videos and what is drawn for a clip are as if nothing had happened"
+    args = ARGS | dict(puzzle='span=1,hidden=6', cvrl='hidden=6,dim=4,blur=[0,0],solarise=[0,0]', iic='negatives=5', mas=f'folder={tmp_path}')
+    if method == 'mas': pytest.importorskip('cv2', reason="optical flow needs OpenCV: pip install -e '.[pretext]'")
+    stage, _ = script.make_stage(method, f'videos:{videos}', model_args='width=2', method_args=args[method], frames=dict(order=3, puzzle=2).get(method, 4), size=24, bs=4, epochs=3, lr=.01)
+    whole = script.pretrain(stage, tmp_path/'a')
+    for epoch in (0, 1, 2):
+        with pytest.raises(KeyboardInterrupt): script.pretrain(stage, tmp_path/'b', Dead(epoch))
+    again = script.pretrain(stage, tmp_path/'b')
+    assert same(load_file(whole['weights']), load_file(again['weights'])) and whole['scores'] == again['scores'] and whole['valid_loss'] == again['valid_loss']
 
 
 def test_what_is_written_loads_and_says_what_it_is(script, videos, tmp_path):
