@@ -325,7 +325,8 @@ def work(table, out, dry_run, **o):
     rows = measure(cells, results, out, o['lams'], o['selections'])
     if table == 'table1': rows = choose(rows, o['selections'])
     text = markdown(rows, o['selections'], [*explain(cells, *(o[k] for k in ('selections', 'seeds', 'fold', 'valid_frac', 'reduction', 'teacher_bn'))),
-                    *(['λ of table 1: for the paper protocol the best on test, as the paper does; else the best on valid' + ('' if 'valid' in o['selections'] else ', or without one the best of the printed numbers') + '.'] if table == 'table1' else []), *notes])
+                    *(['λ of table 1: for the paper protocol the best on test, as the paper does; else the best on valid'
+                       + ('' if 'valid' in o['selections'] else ', or without one the best of the printed numbers') + '.'] if table == 'table1' else []), *notes])
     pd.DataFrame(list(results.values())).to_csv(out/f'{table}_runs.csv', index=False)
     rows.to_csv(out/f'{table}.csv', index=False, float_format='%.6g')
     (out/f'{table}.md').write_text(text)

@@ -38,9 +38,10 @@ def _ffmpeg():
 
 def _codecs(names, mode):
     from av.codec import Codec
+    from av.codec.codec import UnknownCodecError
     def has(n):
         try: return bool(Codec(n, mode))
-        except Exception: return False
+        except UnknownCodecError: return False
     have = [n for n in names if has(n)]
     return ', '.join(have) + (f'; without {", ".join(n for n in names if n not in have)}' if len(have) < len(names) else '')
 

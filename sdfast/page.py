@@ -107,7 +107,9 @@ def _found(table, main):
         parts = [dict(verdict='', sign='', text=text)]
         for v in ('better', 'worse', 'not distinguishable', 'no interval'):
             names = [s for s in by.index if by.get(f'{m}_verdict', {}).get(s) == v]
-            if names: parts.append(dict(verdict=v, sign=SIGNS.get(v, ''), text=', '.join(f'{n} {_interval(by.loc[n], m)[0]}' if v in ('better', 'worse') else n for n in names) if len(names) < len(by) - len(mean) or v in ('better', 'worse') else f'all {len(names)} others' if len(names) > 1 else names[0]))
+            if v in ('better', 'worse'): text = ', '.join(f'{n} {_interval(by.loc[n], m)[0]}' for n in names)
+            else: text = f'all {len(names)} others' if 1 < len(names) == len(by) - len(mean) else ', '.join(names)
+            if names: parts.append(dict(verdict=v, sign=SIGNS.get(v, ''), text=text))
         out.append(dict(what=TITLES[m][0].upper() + TITLES[m][1:], parts=parts))
     return out
 
@@ -128,7 +130,9 @@ def _sortable(table, metrics, caption, mcnemar=False):
             diff, interval, verdict = _interval(row, m)
             cells.append(dict(v='' if pd.isna(row[m]) else f'{row[m]:.10g}', mean=_cells(row, m)[0], diff=diff, interval=interval, verdict=verdict, sign=SIGNS.get(verdict, '')))
         if mcnemar: cells.append(dict(v='' if pd.isna(row.mcnemar) else f'{row.mcnemar:.10g}', mean='' if pd.isna(row.mcnemar) else f'{row.mcnemar:.2g}', diff='', interval='', verdict='', sign=''))
-        rows.append(dict(name=row.strategy, broken=Markup('_<wbr>').join(row.strategy.split('_')), swatch='' if row.strategy == 'untouched' else Markup(swatch(row.strategy)), strength='before fine-tuning' if row.strategy == 'untouched' else _strength(row) + (', reference' if row.strategy == 'finetune' else ''), cells=cells))
+        before = row.strategy == 'untouched'
+        rows.append(dict(name=row.strategy, broken=Markup('_<wbr>').join(row.strategy.split('_')), swatch='' if before else Markup(swatch(row.strategy)),
+                         strength='before fine-tuning' if before else _strength(row) + (', reference' if row.strategy == 'finetune' else ''), cells=cells))
     units = {m:(', %' if m in SHARES else '') + (' (less is better)' if m in LESS else '') for m in metrics}
     return dict(caption=f'{caption}; headings sort', columns=['strategy', *(f'{TITLES.get(m, m)}{units[m]}' for m in metrics)] + ['McNemar p']*mcnemar, rows=rows)
 

@@ -584,8 +584,8 @@ def _found(run, source, folder, learn, why):
     return 'ok', measured, ''
 
 
-def _log_csv(learn, folder, names={}):
-    log = pd.DataFrame(list(learn.recorder.values), columns=[names.get(n, n) for n in learn.recorder.metric_names[1:] if n != 'time'])
+def _log_csv(learn, folder, names=None):
+    log = pd.DataFrame(list(learn.recorder.values), columns=[(names or {}).get(n, n) for n in learn.recorder.metric_names[1:] if n != 'time'])
     store.write(folder/'epochs.csv', log.rename_axis('epoch').to_csv())
 
 

@@ -6,7 +6,7 @@ splits itself, it splits by group, so that no group stands on both sides.
 import hashlib, json, math, os, re, shutil, uuid, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, cache
 from pathlib import Path
 
 import numpy as np
@@ -475,7 +475,7 @@ def moving_digits(
 TASKS = dict(moving_digits=moving_digits, ucf101=ucf101, hmdb51=hmdb51, folder=folder, csv=csv)  # by the first word of a spec
 
 
-@lru_cache(maxsize=None)
+@cache
 def create_task(
     spec:str, # `moving_digits`, `ucf101:PATH`, `hmdb51:PATH`, `folder:PATH` or `csv:PATH`, then options as `,name=value`
     part:str='target', # Which part of `moving_digits`

@@ -67,10 +67,12 @@ def test_every_table_says_what_is_missing(call, spec, tmp_path, capsys):
 
 
 BAD = [(['--rule', 'test'], 'never to choose'), (['--rule', 'best'], 'accuracy or equal_learning'), (['--select', 'test'], 'never to choose'), (['--select', 'paper'], 'last or valid'),
-       (['--kept', 'cka'], 'source_probe or source_acc'), (['--patience', -1], '--patience'), (['--adjust', 'some'], 'holm, bh, none'), (['--others', 'folder:nowhere'], 'does not exist'), (['--task', 'folder:nowhere'], 'folder nowhere does not exist'), (['--source', 'csv:no.csv'], 'csv file no.csv does not exist'),
+       (['--kept', 'cka'], 'source_probe or source_acc'), (['--patience', -1], '--patience'), (['--adjust', 'some'], 'holm, bh, none'),
+       (['--others', 'folder:nowhere'], 'does not exist'), (['--task', 'folder:nowhere'], 'folder nowhere does not exist'), (['--source', 'csv:no.csv'], 'csv file no.csv does not exist'),
        (['--task', 'ucf'], "unknown task 'ucf'"), (['--task', 'folder:EMPTY'], 'has no videos'), (['--task', 'folder:LONELY'], 'has one clip'),
        (['--strategies', 'l2sp,magic'], "unknown strategy 'magic'"), (['--model', 'no_net'], "unknown model 'no_net'"),
-       (['--lams', '-1'], 'at least 0, not -1'), (['--lams', 'x'], 'not numbers'), (['--strategy-args', 'magic:a=1'], "'magic' is not among"), (['--strategy-args', 'ewc:implicit'], 'name=value'), (['--lams', 'magic=1'], "'magic'"), (['--lams', 'l2sp=1'], 'same number of trials'),
+       (['--lams', '-1'], 'at least 0, not -1'), (['--lams', 'x'], 'not numbers'), (['--strategy-args', 'magic:a=1'], "'magic' is not among"),
+       (['--strategy-args', 'ewc:implicit'], 'name=value'), (['--lams', 'magic=1'], "'magic'"), (['--lams', 'l2sp=1'], 'same number of trials'),
        (['--frames', 0], '--frames must be at least 1'), (['--epochs', 0], '--epochs'), (['--seeds', 0], '--seeds'), (['--stride', -2], '--stride'),
        (['--lr', 0], '--lr must be positive'), (['--size', 3], '--size'), (['--workers', -1], '--workers'), (['--init', 'no.pth'], 'weights no.pth do not exist'),
        (['--init', 'OTHER'], 'not of this encoder'), (['--model-args', 'width'], 'name=value'), (['--model-args', 'colour=3'], 'does not take'),

@@ -178,7 +178,8 @@ def test_notes_are_in_the_caption_of_the_latex():
     table = summary(pd.read_csv(ROOT/'experiments/results/moving_digits/runs.csv'))
     text = latex(table, ['acc1'], notes=[f'{as_markdown("a_&_b*")}: 1 of 15 videos are missing', 'two'])
     caption = re.search(r'\\caption\{(.*)\}\n', text)[1]
-    assert _untex(caption).endswith('never on test. a_&_b*: 1 of 15 videos are missing. two.') and re.fullmatch(r'\\begin\{table\}\n\\centering\n\\caption\{.*\}\n\\begin\{tabular\}\{lrr\}\n\\toprule\n.*\n\\midrule\n(.* \\\\\n)+\\bottomrule\n\\end\{tabular\}\n\\end\{table\}\n', text)
+    assert _untex(caption).endswith('never on test. a_&_b*: 1 of 15 videos are missing. two.')
+    assert re.fullmatch(r'\\begin\{table\}\n\\centering\n\\caption\{.*\}\n\\begin\{tabular\}\{lrr\}\n\\toprule\n.*\n\\midrule\n(.* \\\\\n)+\\bottomrule\n\\end\{tabular\}\n\\end\{table\}\n', text)
 
 
 def test_folders_are_merged(study, tmp_path):

@@ -5,12 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from conftest import same, state
 from safetensors.torch import load_file
 from scipy.stats import binomtest

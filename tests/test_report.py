@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from sdfast.report import MARGIN, MARGINS, LiveWatch, figure, margins_markdown, markdown, path_figure, rich_table, summary, trade_off, trade_off_markdown, write_report
+from sdfast.report import MARGINS, LiveWatch, figure, margins_markdown, markdown, path_figure, rich_table, summary, trade_off, trade_off_markdown, write_report
 from sdfast.strategies import STRATEGIES
 from sdfast.study import COLUMNS, Run
 
@@ -72,7 +72,7 @@ def test_mcnemar_is_of_the_mean_over_seeds(tmp_path):
     a, b = (right['l2sp'] & ~right['finetune']).sum(), (~right['l2sp'] & right['finetune']).sum()
     t = summary(pd.DataFrame(out), folder=tmp_path).set_index('strategy')
     assert t.mcnemar['l2sp'] == pytest.approx(stats.binomtest(a, a + b).pvalue) and t.mcnemar['l2sp'] < .05 and pd.isna(t.mcnemar['finetune'])
-    assert f'| McNemar p |' in markdown(t.reset_index()) and markdown(t.reset_index()).split('\n')[3].endswith(f'| {t.mcnemar["l2sp"]:.2g} |')
+    assert '| McNemar p |' in markdown(t.reset_index()) and markdown(t.reset_index()).split('\n')[3].endswith(f'| {t.mcnemar["l2sp"]:.2g} |')
     assert pd.isna(summary(pd.DataFrame(out), folder=tmp_path/'x').set_index('strategy').mcnemar['l2sp'])
 
 

@@ -1,7 +1,7 @@
 """Motion and appearance statistics (MAS): where in a clip is most motion, and in which direction; where do colours stay, and which are they? Wang et al.,
 CVPR 2019 (laura-wang/video_repres_mas), and the authors' later code with both halves (video_repres_sts)."""
 import hashlib, io, zipfile
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ __all__ = ['MotionStatistics', 'motion_labels', 'appearance_labels', 'optical_fl
 RANGE = 20  # pixels a frame of the 8-bit flow, in each direction
 
 
-@lru_cache(maxsize=None)
+@cache
 def regions(
     side:int, # Of the square in pixels, a multiple of 8
 )->list[list]: # Three patterns, for each region of which the numbers of its pixels, row by row

@@ -1,6 +1,6 @@
 "Ways to fine-tune: each fastai callbacks, listed in `STRATEGIES` for the scripts and the docs."
 from dataclasses import dataclass
-from typing import Callable
+from collections.abc import Callable
 
 from . import anchor, averaging, distill, features, lora, outputs, penalty, recipes, replay, telemetry
 from .anchor import *
