@@ -225,7 +225,7 @@ def static(plot:Plot, title:str='')->Figure:
 
 def write_figures(
     r:Results, # From `load_results`
-    out, # Folder, made if it is not there
+    out:str|Path, # Folder, made if it is not there
     table:pd.DataFrame|None=None, # Its `summary`
     title:str='', # Above each plot
     suffix:str='', # Behind the files' names
@@ -243,7 +243,7 @@ def write_figures(
     return files
 
 
-def swatch(strategy)->str:
+def swatch(strategy:str)->str:
     "A strategy's marker as inline SVG, as legends have it"
     colour, marker = look(strategy)
     style = MarkerStyle(marker)

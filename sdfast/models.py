@@ -4,7 +4,7 @@ nets, timm nets over frames.
 Every encoder takes a normalised batch of clips `(B, T, 3, H, W)` and returns features `(B, num_features)`.
 """
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class SpaceTimeEncoder(nn.Module):
         super().__init__()
         self.body, self.num_features = body.to(memory_format=torch.channels_last_3d), num_features
 
-    def forward(self, x): return self.body(x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d))
+    def forward(self, x:torch.Tensor)->torch.Tensor: return self.body(x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d))
 
 
 class FrameEncoder(nn.Module):
@@ -46,7 +46,7 @@ class FrameEncoder(nn.Module):
         super().__init__()
         self.body, self.num_features = body, num_features
 
-    def forward(self, x): return self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+    def forward(self, x:torch.Tensor)->torch.Tensor: return self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
 
 
 def _conv2plus1(ni, no, stride, temporal_stride):
@@ -205,7 +205,7 @@ def create_model(
 
 
 def encoder_head_split(
-    model, # A `Sequential(encoder, head)`
+    model:nn.Sequential, # A `Sequential(encoder, head)`
 )->list[list[nn.Parameter]]: # Two groups
     "fastai splitter: parameters of the encoder, parameters of the rest"
     encoder = list(model[0].parameters())
@@ -241,7 +241,7 @@ def _pooled(
 def encode(
     encoder:nn.Module, # From clips `(B, T, C, H, W)` to features `(B, F)`
     x:torch.Tensor, # One batch; several clips of a video `(B, K, T, C, H, W)` are encoded apart and averaged
-    layers=(), # Names of submodules whose outputs to keep as well
+    layers:Sequence[str]=(), # Names of submodules whose outputs to keep as well
 )->tuple[torch.Tensor, dict]: # The encoder's output, and of each layer `(B, C)` float32: the mean over time and space
     """One batch through the encoder, in the mode that it is in.
 
@@ -267,7 +267,7 @@ def encode(
 @torch.no_grad()
 def extract(
     encoder:nn.Module, # From clips `(B, T, C, H, W)` to features `(B, F)`
-    dl, # Yields `(x, y)`; see `encode` for several clips of a video
+    dl:Iterable, # Yields `(x, y)`; see `encode` for several clips of a video
 )->tuple[torch.Tensor, torch.Tensor]: # Features `(N, F)` float32 and labels `(N,)`, on the CPU
     "Features in eval mode"
     feats, labels = [], []
@@ -280,8 +280,8 @@ def extract(
 
 def save_weights(
     module:nn.Module, # An encoder, a head or both
-    path, # File, replaced whole
-):
+    path:str|Path, # File, replaced whole
+)->None:
     "A module's weights and buffers as safetensors"
     write(path, save({k:v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
 
@@ -312,7 +312,7 @@ PREFIXES = ('', '0.', 'encoder_q.encoder.', 'encoder.', 'base_network.')
 
 def load_encoder(
     encoder:nn.Module, # Receives the weights
-    path, # safetensors or a torch file; of the encoder, of the same net with its head, of RSPNet or VCOP, see `PREFIXES`
+    path:str|Path, # safetensors or a torch file; of the encoder, of the same net with its head, of RSPNet or VCOP, see `PREFIXES`
 )->nn.Module: # `encoder`
     """Load an encoder strictly: every weight must be there with its shape, and nothing else but a head may be.
 

@@ -3,6 +3,7 @@
 All numbers come from `report`, `stats` and `results`; here they are only laid out. All text is escaped, and the page's Content Security
 Policy forbids every request and every script but its own."""
 import base64, hashlib, io, shlex, warnings
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib.resources import files
 from importlib.metadata import version
@@ -35,8 +36,8 @@ PARTS = dict(trade=('paths', 'means'), strengths=('strengths',), course=('course
 
 
 def write_page(
-    folders, # Of one or more studies; those of one set-up are merged
-    out=None, # File to write, by default `report.html` in the first folder
+    folders:str|Path|Sequence, # Of one or more studies; those of one set-up are merged
+    out:str|Path|None=None, # File to write, by default `report.html` in the first folder
     method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
     figures:bool=True, # Also write each plot as PDF and PNG to `figures/` beside the page
 )->Path: # The page
@@ -185,9 +186,9 @@ def _tabular(head, rows, caption):
 
 def latex(
     table:pd.DataFrame, # From `summary`
-    metrics=None, # Which columns; by default all of `TITLES` that were measured
+    metrics:Sequence[str]|None=None, # Which columns; by default all of `TITLES` that were measured
     method:str='holm', # How p values were adjusted
-    notes=(), # What a reader must know of the tasks, as Markdown: into the caption
+    notes:Sequence[str]=(), # What a reader must know of the tasks, as Markdown: into the caption
 )->str: # LaTeX
     "The summary as a LaTeX table; needs the package booktabs"
     metrics = [m for m in metrics or TITLES if m in table]
@@ -204,7 +205,7 @@ def _missing(r):
 
 
 def film_strip(
-    path, # Of a video
+    path:str|Path, # Of a video
     n:int=6, # Frames, evenly spaced
     height:int=72, # Of the strip, pixels
 )->tuple[str, int, int]|None: # A JPEG as data URI, its width and height; `None` if the video is not there or cannot be decoded

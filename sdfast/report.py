@@ -1,5 +1,6 @@
 "Rows of runs to a table (terminal, Markdown, csv) and a figure; and the live view of a study at work."
 import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.basics import listify
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -41,7 +43,7 @@ def summary(
     rows:pd.DataFrame, # From `compare`
     reference:str='finetune', # Strategy that the others are compared with, seed by seed
     method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
-    folder=None, # Of the study, or several: adds McNemar's test on `scores.csv`
+    folder:str|Path|Sequence|None=None, # Of the study, or several: adds McNemar's test on `scores.csv`
 )->pd.DataFrame: # A row a strategy: `lam`, `lr`, `runs`, `failed`, and for each metric m the columns m, m_low, m_high, m_diff...
     """Means over seeds of final runs with 95 % t intervals, and paired differences to the reference: m_diff with its t interval
     (m_diff_low, m_diff_high) and BCa interval (m_bca_low, m_bca_high), the p values of the paired t test (m_p), the same adjusted
@@ -191,7 +193,7 @@ def rich_table(
     table:pd.DataFrame, # From `summary`
     title:str='', # Above it
     width:int=80, # Columns of the terminal
-    notes=(), # What a reader must know of the tasks, below it
+    notes:Sequence[str]=(), # What a reader must know of the tasks, below it
     method:str='holm', # How p values were adjusted
 )->Table: # For rich's `print`
     "The summary for a terminal of `width` columns; a narrow one leaves out all but target, old head and probe. `notes` of its tasks stand below"
@@ -206,8 +208,8 @@ def rich_table(
 
 def markdown(
     table:pd.DataFrame, # From `summary`
-    notes=(), # What a reader must know of the tasks
-    metrics=None, # Which columns; by default all of `TITLES` that were measured
+    notes:Sequence[str]=(), # What a reader must know of the tasks
+    metrics:Sequence[str]|None=None, # Which columns; by default all of `TITLES` that were measured
     method:str='holm', # How p values were adjusted
 )->str: # Markdown
     "The summary as a Markdown table with its caption"
@@ -270,14 +272,14 @@ LOOKS = {s:(COLOURS[i % 8 if i < len(MARKERS) else _OTHER[(i - len(MARKERS)) % 8
 PANELS = ('source_acc', 'source_probe')
 
 
-def look(name):
+def look(name:str)->tuple[str, str]:
     "Colour and marker of a strategy; with options behind its name, one that follows from them"
     if name in LOOKS: return LOOKS[name]
     at = sum(name.encode())
     return COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
 
 
-def has_strength(name): return bool(STRATEGIES[name.split()[0]].lams)  # behind its name there may be options
+def has_strength(name:str)->bool: return bool(STRATEGIES[name.split()[0]].lams)  # behind its name there may be options
 
 
 def _panels(ax, m, untouched):
@@ -289,7 +291,7 @@ def _panels(ax, m, untouched):
 
 
 @contextmanager
-def marks_of(ax, strategy):
+def marks_of(ax:Axes, strategy:str)->Iterator[None]:
     "What is drawn meanwhile gets the group id `series-STRATEGY`, by which an SVG can be styled"
     before = set(ax.get_children())
     yield
@@ -309,7 +311,7 @@ def _focus(ax, points):
 
 
 def draw_means(
-    ax, # Axes
+    ax:Axes, # Axes
     rows:pd.DataFrame, # From `compare`
     m:str, # A metric of the source
     table:pd.DataFrame|None=None, # The `summary` of the rows
@@ -330,7 +332,7 @@ def draw_means(
     return table.loc[table.index != 'untouched', [f'{c}{end}' for c in ('acc1', m) for end in ('', '_low', '_high')]].reset_index()
 
 
-def draw_paths(ax, rows:pd.DataFrame, m:str, reference:str='finetune')->pd.DataFrame:
+def draw_paths(ax:Axes, rows:pd.DataFrame, m:str, reference:str='finetune')->pd.DataFrame:
     """On axes each strategy's path of strengths, means over seeds, from hollow (weak) to its chosen strength (large) and on; the grey steps
     are the Pareto front. Returns the numbers that are drawn"""
     chosen, paths = _final(rows).drop_duplicates('strategy').set_index('strategy'), _paths(rows, m, reference)
@@ -389,9 +391,9 @@ def path_figure(
 
 def write_report(
     rows:pd.DataFrame, # From `compare`
-    out, # Folder of the study, to write `runs.csv`, `table.csv`, `table.md`, `notes.json` and `figure.png` to, with paths also `trade_off_*` and `paths.png`
+    out:str|Path, # Folder of the study, to write `runs.csv`, `table.csv`, `table.md`, `notes.json` and `figure.png` to, with paths also `trade_off_*` and `paths.png`
     title:str='', # Of the figures
-    notes=(), # What a reader must know of the tasks
+    notes:Sequence[str]=(), # What a reader must know of the tasks
     method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
 )->pd.DataFrame: # The summary
     "Write what a study found"
@@ -429,24 +431,24 @@ class LiveWatch(Watch):
 
     def __exit__(self, *_): self.bars.stop()
 
-    def plan(self, runs):
+    def plan(self, runs:list)->None:
         self.n, self.ended, self.failed, self.best = len(runs), 0, 0, None
         self.study = self.bars.add_task('study', total=sum(run_cost(asdict(r)) for r in runs), where=f'0/{self.n} runs')
         self.now = self.bars.add_task('', total=1, where='')
 
-    def start(self, what, epochs):
+    def start(self, what:object, epochs:int)->None:
         self.epochs = max(1, epochs)
         self.bars.reset(self.now, description=what if isinstance(what, str) else run_name(asdict(what)), total=self.epochs, where='')
         if not self.console.is_terminal and isinstance(what, str): self.say(f'{what}: {epochs} epochs')
 
-    def epoch(self, epoch, done): self.bars.update(self.now, completed=epoch + done, where=f'epoch {epoch + 1}/{self.epochs}')
+    def epoch(self, epoch:int, done:float)->None: self.bars.update(self.now, completed=epoch + done, where=f'epoch {epoch + 1}/{self.epochs}')
 
-    def running(self, pieces):
+    def running(self, pieces:list)->None:
         if not self.console.is_terminal: return
         text = '; '.join(f'{run_name(asdict(run))}: {n}/{run.epochs}' for run, n in pieces[:3]) + (f' and {len(pieces) - 3} more' if len(pieces) > 3 else '')
         self.bars.reset(self.now, description=f'{len(pieces)} running' if pieces else 'workers begin', total=max(1, sum(run.epochs for run, _ in pieces)), completed=sum(n for _, n in pieces), where=text)
 
-    def done(self, row, skipped=False):
+    def done(self, row:dict, skipped:bool=False)->None:
         self.ended, self.failed = self.ended + 1, self.failed + (row['status'] != 'ok')
         if row['status'] == 'ok' and row['valid_acc1'] is not None: self.best = max(self.best or 0., row['valid_acc1'])
         where = f'{self.ended}/{self.n} runs' + (f', {self.failed} failed' if self.failed else '') + (f', best on valid {self.best:.1%}' if self.best is not None else '')
@@ -457,4 +459,4 @@ class LiveWatch(Watch):
             found = ', '.join(f'{name} {row[k]:.1%}' for name, k in dict(valid='valid_acc1', test='acc1', source='source_acc').items() if row[k] is not None)
             self.say(line + found + (' (finished before)' if skipped else f', {row["seconds"]:.1f} s'))
 
-    def say(self, text): self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def say(self, text:str)->None: self.console.print(text, highlight=False, markup=False, soft_wrap=True)

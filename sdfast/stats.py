@@ -1,7 +1,9 @@
 "Intervals and tests for paired comparisons, corrections for many of them, and the trade-off of learning against keeping."
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from .errors import InputError
@@ -28,7 +30,7 @@ class Difference:
 
 
 def mean_interval(
-    x, # Values, one a seed; nan counts as missing
+    x:ArrayLike, # Values, one a seed; nan counts as missing
     level:float=.95, # Coverage of the interval
 )->Difference: # `n` counts values that are there
     """Student's t interval of a mean. There is none for one value, nor for equal values that are not 0: accuracies of a few
@@ -49,8 +51,8 @@ def _pairs(a, b):
 
 
 def paired_difference(
-    a, # Values, one a seed
-    b, # Values of the reference at the same seeds; pairs with a nan are left out
+    a:ArrayLike, # Values, one a seed
+    b:ArrayLike, # Values of the reference at the same seeds; pairs with a nan are left out
     level:float=.95, # Coverage of the interval
 )->Difference: # Its mean is that of `a - b`
     "`a - b` with Student's t interval of the paired differences"
@@ -59,7 +61,7 @@ def paired_difference(
 
 
 def bca_interval(
-    x, # Values, one a seed; nan counts as missing
+    x:ArrayLike, # Values, one a seed; nan counts as missing
     level:float=.95, # Nominal coverage
     resamples:int=9999, # Bootstrap samples
     seed:int=0, # Of the resampling: the same values give the same interval
@@ -85,8 +87,8 @@ def proportion_interval(
 
 
 def mcnemar(
-    right, # For each video whether a model was right
-    reference, # The same of the model it is compared with, same videos
+    right:ArrayLike, # For each video whether a model was right
+    reference:ArrayLike, # The same of the model it is compared with, same videos
 )->float: # Two-sided p value; 1 if the models never disagree
     "McNemar's exact test of paired right and wrong answers"
     right, reference = np.asarray(right, bool), np.asarray(reference, bool)
@@ -96,8 +98,8 @@ def mcnemar(
 
 
 def paired_test(
-    a, # Values, one a seed
-    b, # Values of the reference at the same seeds; pairs with a nan are left out
+    a:ArrayLike, # Values, one a seed
+    b:ArrayLike, # Values of the reference at the same seeds; pairs with a nan are left out
 )->float: # Two-sided p value; nan where `paired_difference` has no interval, 1 if all differences are 0
     "Student's paired t test: p < .05 exactly where the 95 % interval of `paired_difference` excludes 0"
     a, b = _pairs(a, b)
@@ -118,7 +120,7 @@ def p_value(
 
 
 def sign_flip(
-    d, # Paired differences, one a seed; nan counts as missing
+    d:ArrayLike, # Paired differences, one a seed; nan counts as missing
 )->float: # Two-sided p value; nan below 6 pairs, 1 if all are 0
     """Sign-flip test of the mean (Fisher 1935, The Design of Experiments), exact if differences are symmetric about 0 under the null:
     the share of the 2^n sign patterns, above 16 pairs of 65536 drawn ones, whose sum is as far from 0. With 5 pairs the
@@ -141,7 +143,7 @@ def _known(f, p):
 
 
 def holm(
-    p, # p values of one family; nan stays nan and is not counted
+    p:ArrayLike, # p values of one family; nan stays nan and is not counted
 )->np.ndarray: # Adjusted p values
     "Holm's (1979) step-down adjustment: below .05 with at most 5 % chance of even one false discovery, however the tests depend"
     def f(p):
@@ -151,7 +153,7 @@ def holm(
 
 
 def benjamini_hochberg(
-    p, # p values of one family; nan stays nan and is not counted
+    p:ArrayLike, # p values of one family; nan stays nan and is not counted
 )->np.ndarray: # Adjusted p values
     "Benjamini & Hochberg's (1995) adjustment: of those below .05 at most 5 % are expected to be false, if the tests are independent or depend positively"
     return _known(stats.false_discovery_control, p)
@@ -161,7 +163,7 @@ ADJUSTMENTS = dict(holm=holm, bh=benjamini_hochberg, none=lambda p: np.array(p, 
 
 
 def adjust(
-    p, # p values of one family; nan stays nan and is not counted
+    p:ArrayLike, # p values of one family; nan stays nan and is not counted
     method:str='holm', # Or 'bh' for the false discovery rate, 'none' to leave them as they are
 )->np.ndarray: # Adjusted p values
     "Adjust p values for the number of tests; raises `InputError` for an unknown method"
@@ -182,8 +184,8 @@ def judge(
 
 
 def pareto_front(
-    x, # First coordinate of each point, higher is better
-    y, # Second one, higher is better
+    x:ArrayLike, # First coordinate of each point, higher is better
+    y:ArrayLike, # Second one, higher is better
 )->np.ndarray: # Whether each point is on the front; duplicates all are, points with a nan never
     "Points that no other one beats: as high in both coordinates and higher in one"
     x, y = _pairs(x, y)
@@ -192,9 +194,9 @@ def pareto_front(
 
 
 def hypervolume(
-    x, # First coordinate of each point, higher is better
-    y, # Second one, higher is better; points with a nan add nothing
-    ref=(0, 0), # Corner that the area is measured from; what is not above it in both coordinates adds nothing
+    x:ArrayLike, # First coordinate of each point, higher is better
+    y:ArrayLike, # Second one, higher is better; points with a nan add nothing
+    ref:tuple[float, float]=(0, 0), # Corner that the area is measured from; what is not above it in both coordinates adds nothing
 )->float: # In units of `x` times units of `y`
     "Area between `ref` and the front of the points (Zitzler & Thiele 1998, 1999): that of all places that some point is at least as high as in both"
     (x, y), (x0, y0) = _pairs(x, y), ref
@@ -205,8 +207,8 @@ def hypervolume(
 
 
 def kept_at(
-    learned, # What each point of the path learned, ordered by strength
-    kept, # What it kept; a nan in either breaks the path there
+    learned:ArrayLike, # What each point of the path learned, ordered by strength
+    kept:ArrayLike, # What it kept; a nan in either breaks the path there
     at:float, # The level of learning to compare at
 )->float: # nan if no place of the path reaches `at`
     """The most kept on a path among its places that learned at least `at`; the path is the polyline through its points. The
@@ -241,9 +243,9 @@ def _matched(at, level, *paths):
 
 
 def matched_kept(
-    learned, # `(seeds, settings)`, settings ordered by strength
-    kept, # The same of what was kept; a setting with a nan is left out, and a seed with nothing else
-    at, # Level of learning, or a function of the seeds' indices that returns it: a reference's mean over seeds is an estimate too
+    learned:ArrayLike, # `(seeds, settings)`, settings ordered by strength
+    kept:ArrayLike, # The same of what was kept; a setting with a nan is left out, and a seed with nothing else
+    at:float|Callable, # Level of learning, or a function of the seeds' indices that returns it: a reference's mean over seeds is an estimate too
     level:float=.95, # Nominal coverage
 )->Difference: # Its mean is nan if the path does not reach `at`, its ends also if a path without one of the seeds does not
     """`kept_at` of the path of means over seeds, with the delete-one jackknife's t interval from pseudo-values (Tukey 1958; Efron &
@@ -253,11 +255,11 @@ def matched_kept(
 
 
 def matched_difference(
-    learned_a, # `(seeds, settings)`, settings ordered by strength
-    kept_a, # The same of what was kept
-    learned_b, # Of the reference, at the same seeds; its settings may be others
-    kept_b, # The same of what was kept
-    at, # Level of learning, or a function of the seeds' indices that returns it
+    learned_a:ArrayLike, # `(seeds, settings)`, settings ordered by strength
+    kept_a:ArrayLike, # The same of what was kept
+    learned_b:ArrayLike, # Of the reference, at the same seeds; its settings may be others
+    kept_b:ArrayLike, # The same of what was kept
+    at:float|Callable, # Level of learning, or a function of the seeds' indices that returns it
     level:float=.95, # Nominal coverage
 )->Difference: # As of `matched_kept`
     "`matched_kept` of a less that of b: what a keeps more at equal learning, paired, each jackknifed path leaving out the same seed of both and of `at`"

@@ -42,7 +42,7 @@ def _look(folder):
 
 
 def snapshot(
-    out, # Folder of the study
+    out:str|Path, # Folder of the study
 )->dict: # `command`, `total` pieces of work, and `pieces`: `folder`, `run`, `result`, `owner`, `epoch` and `state`, which is ok, failed, running, stopped or waiting
     "What a study has done and does. Raises `InputError` where there is none"
     out = Path(out)
@@ -51,7 +51,7 @@ def snapshot(
     return dict(command=plan['command'], total=plan['total'], pieces=[_look(out/f) for f in plan['folders']])
 
 
-def time_left(pieces, total)->float:
+def time_left(pieces:list, total:int)->float:
     "Seconds, by what the finished ones took and how many are at work now; nan if none has finished or none is at work"
     done = [(run_cost(p['run']), p['result']['seconds']) for p in pieces if p['result'] and p['run'] and p['result'].get('seconds')]
     at_work = sum(p['state'] == 'running' for p in pieces)
@@ -63,7 +63,7 @@ def time_left(pieces, total)->float:
 
 
 def show_status(
-    out, # Folder of the study
+    out:str|Path, # Folder of the study
 )->Group: # For rich to print
     "Counts, what is at work, what failed, the time left and the best on valid so far"
     s = snapshot(out)

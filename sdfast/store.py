@@ -3,7 +3,7 @@ with one owner at a time.
 
 Locks are the kernel's (flock): they end with their process, however it ends."""
 import hashlib, json, os, re, socket, time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,9 +22,9 @@ def home()->Path:
 
 
 def write(
-    path, # File; its folder is there
+    path:str|Path, # File; its folder is there
     data:bytes|str, # Its content; text as UTF-8
-):
+)->None:
     "Replace a file whole or not at all, through a power cut too. Raises `StoreError` if the disk is full or cannot be written to"
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -46,15 +46,15 @@ def _checksum(d): return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).
 
 
 def write_json(
-    path, # File; its folder is there
+    path:str|Path, # File; its folder is there
     d:dict, # What JSON can hold
-):
+)->None:
     "`write` with a checksum of the content in it"
     write(path, json.dumps(d | dict(sha256=_checksum(json.loads(json.dumps(d)))), indent=1))
 
 
 def read_json(
-    path, # File
+    path:str|Path, # File
 )->dict: # Without the checksum
     "What `write_json` wrote. Raises `Damaged` for anything else, `FileNotFoundError` if there is nothing"
     try: d = json.loads(Path(path).read_bytes())
@@ -67,7 +67,7 @@ def _damaged(path): return Damaged(f'{path} is damaged: its content is not what 
 
 
 def digest(
-    path, # File
+    path:str|Path, # File
 )->str: # Of SHA-256
     "Sixteen hex digits of a file's content"
     h = hashlib.sha256()
@@ -77,7 +77,7 @@ def digest(
 
 
 def put(
-    folder, # Where
+    folder:str|Path, # Where
     name:str, # Begin of the file's name
     data:bytes, # Content
     suffix:str, # Of the file's name, without a dot
@@ -89,7 +89,7 @@ def put(
 
 
 def find(
-    folder, # Where
+    folder:str|Path, # Where
     name:str, # As given to `put`, or a pattern such as `epoch-*`
     suffix:str, # As given to `put`
     check:bool=True, # Compare the first file with its digest
@@ -101,17 +101,17 @@ def find(
 
 
 def seal(
-    folder, # What is sealed
-    leave=(), # Names of files that may change
+    folder:str|Path, # What is sealed
+    leave:Sequence[str]=(), # Names of files that may change
 )->dict[str, str]: # File name -> digest
     "Digests of all files in a folder but `leave` and hidden ones, to be written down with what they belong to"
     return {f.name:digest(f) for f in sorted(Path(folder).iterdir()) if f.is_file() and f.name not in leave and not f.name.startswith('.')}
 
 
 def verify(
-    folder, # What was sealed
+    folder:str|Path, # What was sealed
     files:dict, # From `seal`
-):
+)->None:
     "Raises `Damaged` naming the first of `seal`'s files that is not what it was"
     for name, want in files.items():
         file = Path(folder)/name
@@ -121,9 +121,9 @@ def verify(
 
 @contextmanager
 def claim(
-    folder, # Made if it is not there
+    folder:str|Path, # Made if it is not there
     wait:bool=True, # Until it is free, or raise `Busy`
-    told=None, # Called with a text once, if there is something to wait for
+    told:Callable|None=None, # Called with a text once, if there is something to wait for
     every:float=.2, # Seconds between two looks
 )->Iterator[Path]: # A context manager that gives `folder`
     "Be the only process that works in `folder`; a process that dies lets go of it"
@@ -152,7 +152,7 @@ def claim(
 
 
 def owner(
-    folder, # As given to `claim`
+    folder:str|Path, # As given to `claim`
 )->str: # Host and process
     "Who works in `folder`; '' if nobody does"
     file = Path(folder)/LOCK

@@ -7,7 +7,7 @@ written last, `result.json`, which has the digests of the others. Finished runs 
 finished epoch (`resume.Resume`); one whose files are damaged is done again. Strengths are chosen on valid parts; only final runs
 read test."""
 import gc, hashlib, json, math, random, sys, time, traceback, warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -137,7 +137,7 @@ class _Ticker(Callback):
 class Seeded(Callback):
     "Makes order, clips and augmentation of each epoch a function of seed and epoch alone, whatever ran before"
     order = 100
-    def __init__(self, seed): self.seed = seed
+    def __init__(self, seed:int): self.seed = seed
     def before_train(self):
         s = self.seed*100_003 + self.epoch
         set_seed(s + 10_000_019*rank_distrib())  # processes that train together draw other clips, in one order
@@ -199,7 +199,7 @@ def learning_rates(
 
 
 def file_id(
-    path, # A file; `None` and `pretrained` are none
+    path:str|Path, # A file; `None` and `pretrained` are none
 )->str: # Of SHA-256
     "Sixteen hex digits of a file's content, '' without a file"
     if path in (None, 'pretrained'): return ''
@@ -284,15 +284,15 @@ class Source:
         return _load_importance(files[0] if files else store.put(self.folder, name, _importance_bytes(make()), 'safetensors')).to(device)
 
     @property
-    def head(self): return self._need('the old head is of', self.model[1] if self.batches is not None else None)
+    def head(self)->nn.Module: return self._need('the old head is of', self.model[1] if self.batches is not None else None)
     @cached_property
-    def fisher(self): return self._importance('fisher', lambda: empirical_fisher(self.model, self._need('Fisher information is of', self.batches), FISHER_CLIPS))
+    def fisher(self)->Importance: return self._importance('fisher', lambda: empirical_fisher(self.model, self._need('Fisher information is of', self.batches), FISHER_CLIPS))
     @cached_property
-    def mas(self): return self._importance('mas', lambda: mas_importance(self.model, self._need('the importance for MAS is of', self.batches), FISHER_CLIPS))
+    def mas(self)->Importance: return self._importance('mas', lambda: mas_importance(self.model, self._need('the importance for MAS is of', self.batches), FISHER_CLIPS))
     @cached_property
-    def attention(self): return channel_attention(self.model, self._need("DELTA's attention is of", self.batches))
+    def attention(self)->dict: return channel_attention(self.model, self._need("DELTA's attention is of", self.batches))
     @property
-    def si(self): return self._need('SI needs the way in which the weights were learned (--source-epochs): its importance is of training on', self.path)
+    def si(self)->Importance: return self._need('SI needs the way in which the weights were learned (--source-epochs): its importance is of training on', self.path)
     @property
     def reference(self)->dict: return self._need('what an untouched encoder scores is of', self.retention).reference.flat()
 
@@ -318,7 +318,7 @@ def _reference(run, out, watch):
 
 def untouched(
     run:Run, # One of the study
-    out, # Folder of the study
+    out:str|Path, # Folder of the study
     watch:Watch=Watch(), # Is told what happens
 )->Untouched|Source: # Has `id` and `retention`
     "What the untouched encoder of a study scores, for `compare_rows`: as a run wrote it down, else measured"
@@ -327,7 +327,7 @@ def untouched(
 
 def source_model(
     run:Run, # Of which only what decides this model counts
-    out, # Folder of the study
+    out:str|Path, # Folder of the study
     watch:Watch=Watch(), # Is told what happens
 )->Source: # The same object the next time
     """The model to fine-tune: `init` or random weights, trained on the source for `source_epochs`; seed 0 for all runs.
@@ -446,7 +446,7 @@ def _intact(folder, name, watch, then):
 
 def finished(
     run:Run, # What was done
-    out, # Folder of the study
+    out:str|Path, # Folder of the study
     watch:Watch=Watch(), # Is told what is damaged
     since:float|None=None, # Failures from before this time, in seconds since the epoch, do not count: their cause may be gone. `None`: none counts
 )->dict|None: # A row with the fields of `COLUMNS`, and `anchor`
@@ -459,11 +459,11 @@ def finished(
 
 def execute(
     run:Run, # What to do
-    out, # Folder of the study
+    out:str|Path, # Folder of the study
     watch:Watch=Watch(), # Is told what happens
     wait:bool=True, # For another process that is at it; else raise `Busy`
     since:float|None=None, # See `finished`
-    log=(), # Also 'tensorboard' or 'wandb', below `out`
+    log:Sequence[str]=(), # Also 'tensorboard' or 'wandb', below `out`
 )->dict: # A row with the fields of `COLUMNS`, and `anchor`
     """Do one run, go on with it, or read its result if it is finished. A run that fails is a row with its error: it diverged, ran
     out of memory, or its data are bad. Raises `StoreError` if the folder cannot be written to"""
@@ -489,9 +489,9 @@ def _execute(run, out, folder, watch, log):
 
 def write_run(
     run:Run,
-    folder, # Claimed; what an earlier try left in it is removed, but for its last finished epoch
+    folder:str|Path, # Claimed; what an earlier try left in it is removed, but for its last finished epoch
     watch:Watch,
-    measure, # Function of callbacks for the learner: trains, measures, writes to `folder` and returns `(status, numbers, error)`
+    measure:Callable, # Function of callbacks for the learner: trains, measures, writes to `folder` and returns `(status, numbers, error)`
     row:dict, # What is known of the result
     **more, # Also written to `run.json`
 )->dict: # `row` with numbers, status, error and seconds
@@ -540,7 +540,7 @@ def fine_tune(
     run:Run, # What to do
     source:Source, # From `source_model`
     watch:Watch=Watch(), # Is told of epochs
-    cbs=(), # More callbacks
+    cbs:Sequence[Callback]=(), # More callbacks
 )->tuple: # The learner after training, and why it stopped early or `None`
     "Train the source's encoder with a new head on the target task, as `run` says"
     task, dls, _ = _target(run)
@@ -624,7 +624,7 @@ def _predict(learn, dl):
 def strength_grid(
     strategy:str, # One of `STRATEGIES`
     lr:float, # Of the study
-    lams=None, # Strengths to try; by default the registry's
+    lams:Sequence[float]|None=None, # Strengths to try; by default the registry's
     n:int=3, # How many learning rates one without strengths tries
 )->list[dict]: # Fields of `Run` to replace, from weak to strong protection
     "What a strategy's trials try: strengths or, for plain fine-tuning and others that have none, as many learning rates (lr, lr/2, lr/4...)"
@@ -633,8 +633,8 @@ def strength_grid(
 
 
 def choose(
-    valid, # Accuracy on the target's valid part of each setting, from weak to strong protection; nan for one that failed
-    kept=None, # What each kept on the source's valid part
+    valid:Sequence[float], # Accuracy on the target's valid part of each setting, from weak to strong protection; nan for one that failed
+    kept:Sequence[float]|None=None, # What each kept on the source's valid part
     rule:str='accuracy', # 'accuracy': the best on valid; 'equal_learning': of those within `margin` of it, the one that keeps most
     margin:float=.01, # Accuracy that may be lost
 )->int: # The setting to take; of equals the strongest
@@ -653,7 +653,7 @@ def choose(
 def compare(
     base:Run, # What all runs share
     grids:dict, # Strategy -> its `strength_grid`; all of one length
-    out, # Folder of the study
+    out:str|Path, # Folder of the study
     seeds:int=6, # Final runs of each strategy
     trial_seeds:int=1, # Trials of each strength
     watch:Watch=Watch(), # Is told what happens
@@ -661,7 +661,7 @@ def compare(
     rule:str='accuracy', # How to choose a strength, see `choose`
     kept:str='source_probe', # What equal learning keeps: 'source_probe' or 'source_acc', on the source's valid part
     launcher:Launcher|None=None, # Where to run; `None`: in this process
-    log=(), # See `execute`
+    log:Sequence[str]=(), # See `execute`
 )->pd.DataFrame: # A row a run, trials too, and one `untouched`; columns `COLUMNS`. `chosen` are those of the chosen strengths
     "Choose each strategy's strength on valid parts, then run it with every seed and read test"
     if len({len(g) for g in grids.values()}) > 1:
@@ -699,13 +699,13 @@ class Runs(Work):
     out: object # Folder of the study
     log: tuple = () # See `execute`
 
-    def folder(self, run): return Path(self.out)/'runs'/run.key
-    def read(self, run, since, watch): return finished(run, self.out, watch, since)
-    def do(self, run, since, watch): return execute(run, self.out, watch, False, since, self.log)
-    def at(self, run): return run, epochs_done(self.folder(run))
-    def report(self, row, skipped, watch): watch.done(row, skipped)
+    def folder(self, run:Run)->Path: return Path(self.out)/'runs'/run.key
+    def read(self, run:Run, since:float|None, watch:Watch)->dict|None: return finished(run, self.out, watch, since)
+    def do(self, run:Run, since:float|None, watch:Watch)->dict: return execute(run, self.out, watch, False, since, self.log)
+    def at(self, run:Run)->tuple: return run, epochs_done(self.folder(run))
+    def report(self, row:dict, skipped:bool, watch:Watch)->None: watch.done(row, skipped)
 
-    def fail(self, run, error):
+    def fail(self, run:Run, error:str)->None:
         with store.claim(self.folder(run)) as folder:
             row = {c:None for c in [*COLUMNS, 'anchor']} | {k:v for k, v in asdict(run).items() if k in COLUMNS} | dict(key=run.key, seconds=0., status='failed', error=error)
             store.write_json(folder/'run.json', asdict(run))

@@ -4,6 +4,7 @@ Rows have a `split` ('train', 'valid', 'test') and a `group` (one person, scene 
 splits itself, it splits by group, so that no group stands on both sides.
 """
 import hashlib, json, math, os, re, shutil, uuid, warnings
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, cache
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastai.data.block import CategoryBlock, DataBlock
-from fastai.data.core import TfmdDL
+from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import IndexSplitter, ItemGetter
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -35,7 +36,7 @@ class KeptDL(TfmdDL):
     "Keeps its batches, before batch transforms, if they are the same each time: for sets that fit into memory"
     _kept = None
 
-    def create_batches(self, samps):
+    def create_batches(self, samps:Iterable)->Iterator:
         if self.shuffle or self.fake_l.num_workers: return super().create_batches(samps)
         if self._kept is None: self._kept = list(super().create_batches(samps))
         return iter(self._kept)
@@ -67,7 +68,7 @@ class Task:
         "`(path, label)` of the given splits, in the order of the table"
         return list(self.df.loc[self.df.split.isin(splits), ['path', 'label']].itertuples(index=False, name=None))
 
-    def count(self, split)->int: return int((self.df.split == split).sum())
+    def count(self, split:str)->int: return int((self.df.split == split).sum())
 
     def describe(self)->str:
         "One line: how many clips and classes, and what was left out"
@@ -102,13 +103,13 @@ class Task:
         bs:int=32, # Batch size
         k:int=1, # Clips of each video outside training; more than 1 needs the `MultiClip` callback
         workers:int=0, # Loading processes; 0 also keeps decoded videos in memory where all of them fit into 2 GiB
-        tfms=(), # More batch transforms, such as `ClipTransform([Flip()])`
-        stats=None, # Mean and standard deviation of each channel, ImageNet's by default
+        tfms:Sequence=(), # More batch transforms, such as `ClipTransform([Flip()])`
+        stats:tuple|None=None, # Mean and standard deviation of each channel, ImageNet's by default
         area:tuple|None=None, # Part of the frame that a training crop covers, see `SampleClips`
         flip:bool=False, # Mirror half of the training clips
         wrap:bool=False, # A short video begins again instead of repeating its last frame
         **kwargs, # Passed to `DataBlock.dataloaders`
-    ):
+    )->DataLoaders:
         "`DataLoaders` of the train and valid parts; for test see `dl`"
         train, valid = self.items('train'), self.items('valid')
         if not train: raise InputError(f'{self.name}: there are no train clips')
@@ -122,7 +123,7 @@ class Task:
                           batch_tfms=[*tfms, normalize_video(*(stats or ()))], dl_type=KeptDL if cache else None)
         return block.dataloaders(train + valid, bs=bs, num_workers=workers, **kwargs)
 
-    def dl(self, dls, *splits):
+    def dl(self, dls:DataLoaders, *splits)->TfmdDL:
         "A labelled, unshuffled loader of `splits` with the transforms that `dls` uses for validation"
         return dls.test_dl(self.items(*splits), with_labels=True)
 
@@ -132,8 +133,8 @@ class Task:
 
 
 def unlabelled(
-    dls, # From `Task.dls`
-    paths, # Video files
+    dls:DataLoaders, # From `Task.dls`
+    paths:Iterable, # Video files
 )->TfmdDL: # Yields `(x,)`
     "An unshuffled loader of videos without labels, with the transforms that `dls` uses for validation: for what `Retention` measures on `clips`"
     return dls.test_dl([(str(p), None) for p in paths])
@@ -163,13 +164,13 @@ def _split_groups(df, frac, seed, what):
     return np.flatnonzero(taken)
 
 
-def as_markdown(text)->str:
+def as_markdown(text:str)->str:
     "A name from a file as Markdown that shows it and does nothing else"
     text = ''.join(repr(c)[1:-1] if CONTROL.match(c) or UNSEEN.match(c) else c for c in text)
     return re.sub(r'[\\`*<>\[\]|&$~]|(?<![^\W_])_|_(?![^\W_])', r'\\\g<0>', text)
 
 
-def from_markdown(text)->str:
+def from_markdown(text:str)->str:
     "What `as_markdown`'s text shows"
     return re.sub(r'\\([\\`*<>\[\]|&$~_])', r'\1', text)
 
@@ -201,7 +202,7 @@ def _manifest(place):
 
 
 def prepared_copies(
-    paths, # Video files
+    paths:Iterable, # Video files
 )->tuple[dict, int|None, Path]: # Original path to that of its copy, for those that have one; short side in pixels; where copies are looked for
     """Small copies made by `experiments/prepare.py`: in `ROOT.prepared`, beside the deepest folder ROOT that has all videos, or in `$SDFAST_PREPARED`.
 
@@ -264,7 +265,7 @@ def _groups(paths, rule):
 
 
 def folder(
-    path, # Has one folder for each class, or folders train, test and perhaps valid that do
+    path:str|Path, # Has one folder for each class, or folders train, test and perhaps valid that do
     group:str|None=None, # Regular expression on the path below `path`; its parentheses name the group, e.g. `_g(\\d+)_`
     test_frac:float=.25, # Part of the clips to test on where there is no test folder
     seed:int=0, # Which part
@@ -298,7 +299,7 @@ def folder(
 
 
 def csv(
-    path, # Columns path (absolute, or from the csv's own folder), label, split and, if there is one, group
+    path:str|Path, # Columns path (absolute, or from the csv's own folder), label, split and, if there is one, group
     train:str='train', # Which split names to train on, joined by `+`
     test:str|None=None, # Which to test on, joined by `+`; by default 'test', else all that begin with it
     valid:str|None=None, # Which to choose strengths on; by default 'valid' or 'val', else part of train is held out later
@@ -343,9 +344,9 @@ HMDB_NAME = r'(?P<source>.*?)_?{label}_[fhul]_[cn]m_np\d+_(?:ba|fr|le|ri)_(?:goo
 
 
 def ucf101(
-    path, # Has the class folders, or a folder UCF-101 that has them
+    path:str|Path, # Has the class folders, or a folder UCF-101 that has them
     fold:int=1, # Official split: 1, 2 or 3
-    splits=None, # Folder of the official lists; by default looked for in and beside `path`
+    splits:str|Path|None=None, # Folder of the official lists; by default looked for in and beside `path`
     allow_missing:bool=False, # Use the videos that are there, and say so in `notes`, instead of raising `InputError`
 )->Task: # Split into train and test
     """UCF101 (Soomro et al. 2012) by its official lists: 9,537 train and 3,783 test videos of 101 classes in fold 1.
@@ -367,9 +368,9 @@ def ucf101(
 
 
 def hmdb51(
-    path, # Has the class folders, or a folder hmdb51 that has them
+    path:str|Path, # Has the class folders, or a folder hmdb51 that has them
     fold:int=1, # Official split: 1, 2 or 3
-    splits=None, # Folder of the official lists; by default looked for in and beside `path`
+    splits:str|Path|None=None, # Folder of the official lists; by default looked for in and beside `path`
     allow_missing:bool=False, # Use the videos that are there, and say so in `notes`, instead of raising `InputError`
 )->Task: # Split into train and test
     """HMDB51 (Kuehne et al. 2011) by its official lists: 70 train and 30 test videos of each of 51 classes; the rest is unused.
@@ -447,7 +448,7 @@ def _listed(name, path, fold, classes, rows, below, allow_missing):
 
 
 def moving_digits(
-    path=None, # Where the videos are, or are to be written (110 MB): `$SDFAST_HOME`, by default ~/.cache/sdfast
+    path:str|Path|None=None, # Where the videos are, or are to be written (110 MB): `$SDFAST_HOME`, by default ~/.cache/sdfast
     part:str='target', # 'source', 'target', 'motion' or 'digit'
 )->Task: # Split into train, valid and test
     """Handwritten digits (UCI, from scikit-learn) that move over 8 frames of 40x40.

@@ -1,4 +1,6 @@
 "Augmentation of clips: torchvision's `ColorJitter`, drawn for each clip or each frame of a batch at once; blur and solarisation."
+from collections.abc import Sequence
+
 import torch
 from fastai.vision.augment import hsv2rgb, rgb2hsv
 from fasttransform import Transform
@@ -20,11 +22,11 @@ def to_grey(
 
 def jitter_colours(
     x:torch.Tensor, # `(..., 3, H, W)` in [0, 1]
-    brightness, # Factors that broadcast to `x`, 1 changes nothing; `None` to leave out
-    contrast, # The same
-    saturation, # The same
-    hue, # What to turn the hue by, of a full turn
-    order=(0, 1, 2, 3), # In which they are applied
+    brightness:torch.Tensor|float|None, # Factors that broadcast to `x`, 1 changes nothing; `None` to leave out
+    contrast:torch.Tensor|float|None, # The same
+    saturation:torch.Tensor|float|None, # The same
+    hue:torch.Tensor|float|None, # What to turn the hue by, of a full turn
+    order:Sequence[int]=(0, 1, 2, 3), # In which they are applied
 )->torch.Tensor: # The shape of `x`
     "torchvision's adjustments, with factors of their own for each clip or frame"
     def mix(x, other, f): return (f*x + (1 - f)*other).clamp(0, 1)
