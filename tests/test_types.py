@@ -34,11 +34,11 @@ def functions(module):
 @pytest.mark.parametrize('name', MODULES)
 def test_every_public_signature_is_annotated(name):
     missing = []
-    for who, f, event in functions(import_module(name)):
+    for who, f, is_event in functions(import_module(name)):
         s = inspect.signature(f)
         for p in s.parameters.values():
             if p.annotation is p.empty and p.name not in ('self', 'cls') and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD): missing.append(f'{who}({p.name})')
-        if s.return_annotation is s.empty and not event and not who.endswith('__init__'): missing.append(f'{who}()->')
+        if s.return_annotation is s.empty and not is_event and not who.endswith('__init__'): missing.append(f'{who}()->')
     assert not missing, missing
 
 

@@ -7,9 +7,8 @@ For each net the same fit with fastai as it comes (the net in PyTorch's default 
 strategy, in turns in one process; a batch from its forward pass to the end of the optimizer's step, without what happens once an epoch. The ratios are to `plain`, of seconds of the process on
 a CPU, of the wall clock on a GPU. `added` is what a penalty on weights takes when measured by itself (its term and its gradient), relative to the least plain step. SelfDistill's default is exact: there is no bf16 teacher.
 Prints a table a net and writes step.json to --out. Goals: self_distill at most the time of fastai and 1.22 of plain; l2sp and ewc 1.02 of plain."""
-import sys, warnings
+import warnings
 from functools import partial
-from pathlib import Path
 
 warnings.filterwarnings('ignore', category=FutureWarning)
 warnings.filterwarnings('ignore', category=DeprecationWarning)
