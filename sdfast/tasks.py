@@ -7,7 +7,8 @@ import hashlib, json, math, os, re, shutil, uuid, warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, cache
+from functools import cache, cached_property
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -484,10 +485,9 @@ def create_task(
     "A task by name, e.g. `ucf101:/data/UCF-101,fold=2` or `folder:mine,group=_g(\\d+)_`; kept, as reading one takes time"
     head, *options = re.split(r',(?=[a-z_]+=)', spec)
     kind, _, path = head.partition(':')
-    if kind not in TASKS: raise InputError(f'unknown task {spec!r}; known are moving_digits, ucf101:PATH, hmdb51:PATH, folder:PATH and csv:PATH')
+    if kind not in TASKS: raise InputError(f'unknown task {spec!r}; known are {", ".join(k if k == "moving_digits" else f"{k}:PATH" for k in TASKS)}')
     options = dict(o.split('=', 1) for o in options)
-    official = ['fold', 'splits', 'allow_missing']
-    known = dict(moving_digits=['part'], ucf101=official, hmdb51=official, folder=['group', 'test_frac', 'seed'], csv=['train', 'test', 'valid', 'outside'])[kind]
+    known = [n for n in list(signature(TASKS[kind]).parameters)[1:] if n != 'name']
     if unknown := sorted(set(options) - set(known)): raise InputError(f'task {spec!r}: unknown option {unknown[0]!r}; {kind} has {", ".join(known)}')
     if kind == 'moving_digits': return moving_digits(path or None, **dict(part=part) | options)
     if not path: raise InputError(f'task {spec!r} needs a path: {kind}:PATH')
