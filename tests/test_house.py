@@ -85,6 +85,7 @@ def test_links_lead_somewhere(page):
     assert links or page == 'CHANGELOG.md'
     for link in links:
         path, _, at = link.partition('#')
+        if path.startswith('nbs/') and not (ROOT/'nbs').exists(): continue  # a copy without the notebooks
         target = ((ROOT/page).parent/path) if path else ROOT/page
         assert target.exists(), link
         if at: assert at in anchors(target.read_text()), link
@@ -97,7 +98,7 @@ def test_each_script_says_question_command_time_and_output():
     assert [c.strip() for c in head.strip('|').split('|')] == ['script', 'question', 'command', 'time', 'writes']
     cells = [[c.strip() for c in re.split(r'(?<!\\)\|', r.strip().strip('|'))] for r in rows]
     named = {re.search(r'\]\((.*?)\)', c[0])[1] for c in cells}
-    assert named == {str(f.relative_to(ROOT/'experiments')) for f in (ROOT/'experiments').rglob('*.py')}
+    assert named == {n for f in (ROOT/'experiments').rglob('*.py') if f'python experiments/{(n := str(f.relative_to(ROOT/"experiments")))}' in f.read_text()}
     for script, question, command, time, writes in cells:
         name = re.search(r'\]\((.*?)\)', script)[1]
         assert question and writes and re.fullmatch(rf'`python experiments/{re.escape(name)}( [^`]*)?`', command) and re.search(r'\d|—', time), name
