@@ -674,7 +674,9 @@ def compare(
     trials = {s:[runs(s, g, seeds if path else trial_seeds, path) for g in grid] if several or path else [] for s, grid in grids.items()}
     first = [r for t in trials.values() for same in t for r in same]
     watch.plan(first + ([] if path else [r for s, grid in grids.items() for r in runs(s, grid[0], seeds, True)]))
-    if launcher is None or launcher.inside: source_model(base, out, watch)
+    if launcher is None or launcher.cluster != 'slurm':
+        source_model(base, out, watch)
+        if launcher and not launcher.inside: _sources.clear(), _data.cache_clear()  # workers read it from the folder
     def do(todo, known): return dict(zip(todo, share(todo, Runs(str(out), log), out, watch, launcher, planned=(known, total))))
     total = len(first) + (0 if path else seeds*len(grids))
     found, rows, final = do(first, first), {}, {}

@@ -90,7 +90,18 @@ def call():
         try: script.main(**args)
         except SystemExit as e: return e.code, capsys.readouterr().err
         return 0, capsys.readouterr().err
+    call.script = script
     return call
+
+
+@pytest.mark.parametrize('threads,task,model,quick,jobs', [(3, 'moving_digits', 'tiny', False, 3), (40, 'moving_digits,shots=2', 'tiny', False, 8), (1, 'moving_digits', 'tiny', False, 1),
+                                                           (3, 'moving_digits', 'c3d', False, 1), (3, 'folder:x', 'tiny', False, 1), (3, 'moving_digits', 'tiny', True, 1)])
+def test_workers_by_default(call, monkeypatch, threads, task, model, quick, jobs):
+    monkeypatch.setattr('torch.get_num_threads', lambda: threads)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    assert call.script.default_jobs(task=task, model=model, quick=quick, seeds=6) == jobs
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    assert call.script.default_jobs(task=task, model=model, quick=quick) == 1
 
 
 @pytest.mark.parametrize('args,word', BAD, ids=[' '.join(map(str, a)) for a, _ in BAD])

@@ -235,3 +235,21 @@ def test_a_layer_that_is_called_twice_is_told():
 
 
 def test_model_of_the_tests_still_has_one_feature(): assert block_names(model()[0]) == ['conv', 'bn', 'out']
+
+
+def test_a_teacher_is_compiled_as_its_student_is(monkeypatch):
+    "And trains as an eager one does, epoch after epoch"
+    compiled = []
+    def compile_(self):
+        compiled.append(self)
+        self._compiled_call_impl = torch.compile(self._call_impl, backend='eager')
+    monkeypatch.setattr(nn.Module, 'compile', compile_)
+    def train(fast):
+        net = model()
+        if fast: net[0].compile()
+        learn = learner([SelfDistill(3.)], net=net)
+        learn.fit(3)
+        return state(learn.model), [float(l) for l in learn.recorder.losses]
+    (a, la), (b, lb) = train(False), train(True)
+    assert len(compiled) == 4 and all(m.training is False for m in compiled[1:]) and la == pytest.approx(lb, abs=1e-6)
+    for k in a: torch.testing.assert_close(a[k], b[k], rtol=1e-5, atol=1e-6)

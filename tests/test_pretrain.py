@@ -211,7 +211,7 @@ def test_the_readmes_show_the_shipped_table():
     gain, rest = plain.none_diff.dropna(), plain.index.drop('none')
     assert (plain.none_diff_low[rest] > 0).all() and f'{gain.min():.1f} to {gain.max():.1f} points' in page and f'{gain.min():.1f} to {gain.max():.1f} points' in readme
     probe = 100*plain.source_probe_before
-    assert f'{probe[rest].min():.1f} to {probe[rest].max():.1f} %' in page and f'{probe["none"]:.1f} %, chance' in page and (plain.source_probe_before_low[rest] > plain.source_probe_before_high['none']).all()
+    assert f'{probe[rest].min():.1f} to {probe[rest].max():.1f} %' in page and f'{probe["none"]:.1f} % off the random one' in page and (plain.source_probe_before_low[rest] > plain.source_probe_before_high['none']).all()
     assert f'{distilled.plain_diff.min():+.1f} to {distilled.plain_diff.max():+.1f} points' in page and (distilled.plain_diff_low > 0).sum() == 2 and distilled.plain_diff_low.max() < .05
     closer = distilled.cka > plain.cka
     assert set(closer[~closer].index) == {'none', 'iic'} and (distilled.cka - plain.cka).idxmax() == 'mas'

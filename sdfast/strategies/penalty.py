@@ -42,10 +42,12 @@ def find_encoder(
 def frozen_copy(
     module:nn.Module, # Stays as it is
 )->nn.Module: # On the same device
-    "A copy in eval mode that needs no gradient and carries no forward or backward hooks"
+    "A copy in eval mode that needs no gradient and carries no forward or backward hooks; compiled if the module is (`module.compile()`)"
     # handed to deepcopy as already copied: a hook may hold a tensor with a graph, which cannot be copied
     hooks = {id(h):type(h)() for m in module.modules() for h in (m._forward_hooks, m._forward_hooks_with_kwargs, m._backward_hooks)}
-    return deepcopy(module, hooks).requires_grad_(False).eval()
+    copy = deepcopy(module, hooks).requires_grad_(False).eval()
+    if getattr(module, '_compiled_call_impl', None) is not None: copy.compile()  # deepcopy leaves that out; what was compiled for a copy before is used again
+    return copy
 
 
 def anchor_state(
