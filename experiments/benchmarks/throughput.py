@@ -9,7 +9,6 @@ in rounds before the first, is timed by itself. What loading adds, and how long 
 stands beside. Prints a table a net and writes throughput.json to --out."""
 import sys, time, warnings
 from functools import partial
-from pathlib import Path
 
 warnings.filterwarnings('ignore', category=FutureWarning)
 warnings.filterwarnings('ignore', category=DeprecationWarning)
