@@ -101,7 +101,7 @@ def test_each_script_says_question_command_time_and_output():
     assert named == {n for f in (ROOT/'experiments').rglob('*.py') if f'python experiments/{(n := str(f.relative_to(ROOT/"experiments")))}' in f.read_text()}
     for script, question, command, time, writes in cells:
         name = re.search(r'\]\((.*?)\)', script)[1]
-        assert question and writes and re.fullmatch(rf'`python experiments/{re.escape(name)}( [^`]*)?`', command) and re.search(r'\d|—', time), name
+        assert question and writes and re.fullmatch(rf'`python experiments/{re.escape(name)}( [^`]*)?`', command) and re.search(r'[\d½]', time), name
 
 
 def test_ruff():
