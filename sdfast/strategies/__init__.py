@@ -21,7 +21,7 @@ __all__ = [n for m in (anchor, averaging, distill, features, lora, outputs, pena
 class Strategy:
     """A row of the registry. `callbacks(lam, source, **options)` returns what goes into a `Learner`; `source` knows the model before
     fine-tuning: its `head`, `fisher`, `mas`, `si`, `attention` and `batches` (see `study.Source`). lam 0 is plain fine-tuning."""
-    callbacks: Callable  # see above
+    callbacks: Callable  # from `(lam, source, **options)` to what goes into a `Learner`
     lams: tuple  # strengths to choose from, weak to strong; () for what has none and tries learning rates instead
     formula: str  # of the loss, or of what changes
     paper: str  # where it comes from

@@ -116,7 +116,7 @@ class L2SP(Anchored, WeightPenalty):
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
         anchor:dict|torch.nn.Module|str|Path|None=None, # State dict, encoder or file to hold on to; default: the encoder when training begins
         head:float=0., # Weight decay of the layers behind the encoder, .01 in the original; not in the reported term
-        decoupled:bool=False, # See above
+        decoupled:bool=False, # Move the weights after each step instead of adding a gradient
     ):
         super().__init__(lam, encoder)
         if which not in ('weights', 'all'): raise ValueError(f"which must be 'weights' or 'all', not {which!r}")
