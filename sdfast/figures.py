@@ -195,7 +195,8 @@ def svg(
     s = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->', '', s, flags=re.S)
     s = re.sub(r'<g id="series-([^"]*)"', r'<g data-s="\1"', s)
     s = re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{prefix}-', s)
-    def style(m): return re.sub(r'#[0-9a-f]{6}\b', lambda c: f'var(--{SHEET[k]})' if (k := {x.lower():x for x in SHEET}.get(c[0])) else c[0], re.sub(r"font-family: [^;\"]*;? ?", '', m[0]))
+    names = {x.lower():n for x, n in SHEET.items()}
+    def style(m): return re.sub(r'#[0-9a-f]{6}\b', lambda c: f'var(--{names[c[0]]})' if c[0] in names else c[0], re.sub(r"font-family: [^;\"]*;? ?", '', m[0]))
     s = re.sub(r'style="[^"]*"', style, s)
     w, h = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', s).groups()
     head = f'<svg class="plot" role="img" aria-labelledby="{prefix}-t" viewBox="0 0 {w} {h}" style="--w: {float(w):.0f}" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"><title id="{prefix}-t">{_escape(alt)}</title>'

@@ -3,7 +3,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ def summary(
     """Means over seeds of final runs with 95 % t intervals, and paired differences to the reference: m_diff with its t interval
     (m_diff_low, m_diff_high) and BCa interval (m_bca_low, m_bca_high), the p values of the paired t test (m_p), the same adjusted
     (m_p_adj) and of the exact sign-flip test (m_p_flip), and m_verdict, by the adjusted one"""
-    final, out = _final(rows), []
+    final, out, right = _final(rows), [], lru_cache(maxsize=None)(partial(_right, folder))
     base = final[(final.strategy == reference) & (final.status == 'ok')].set_index('seed')
     metrics = [m for m in METRICS if m in final and final[m].notna().any()]
     for strategy, g in final.groupby('strategy', sort=False):
@@ -63,7 +63,7 @@ def summary(
             d, (low, high) = paired_difference(a, b), bca_interval(a - b)
             row |= {f'{m}_diff': d.mean, f'{m}_diff_low': d.low, f'{m}_diff_high': d.high, f'{m}_bca_low': low, f'{m}_bca_high': high,
                     f'{m}_p': paired_test(a, b), f'{m}_p_flip': sign_flip(a - b)}
-        if folder is not None and strategy not in (reference, 'untouched'): row['mcnemar'] = _mcnemar(folder, ok, base)
+        if folder is not None and strategy not in (reference, 'untouched'): row['mcnemar'] = _mcnemar(right, ok, base)
         row['seconds'] = ok.seconds.astype(float).mean()
         out.append(row)
     table = pd.DataFrame(out).reindex(columns=list(dict.fromkeys(c for r in out for c in r)))
@@ -75,16 +75,19 @@ def summary(
     return table
 
 
-def _mcnemar(folder, runs, reference):
-    "p of McNemar's test per video, each model the mean over seeds of its probabilities; nan where scores are not there"
-    def right(keys):
-        files = [next((f for d in listify(folder) if (f := Path(d)/'runs'/k/'scores.csv').exists()), None) for k in keys]
-        if not files or not all(files): return None
-        scores = [pd.read_csv(f, dtype=dict(label=str), keep_default_na=False) for f in files]  # a class may be called NA
-        probs = sum(s.drop(columns=['path', 'label']) for s in scores)
-        return (probs.idxmax(axis=1) == scores[0].label).values
+def _right(folder, keys):
+    "Which videos the runs `keys` get right together, by the mean of their probabilities; `None` where scores are not there"
+    files = [next((f for d in listify(folder) if (f := Path(d)/'runs'/k/'scores.csv').exists()), None) for k in keys]
+    if not files or not all(files): return None
+    scores = [pd.read_csv(f, dtype=dict(label=str), keep_default_na=False) for f in files]  # a class may be called NA
+    probs = sum(s.drop(columns=['path', 'label']) for s in scores)
+    return (probs.idxmax(axis=1) == scores[0].label).values
+
+
+def _mcnemar(right, runs, reference):
+    "p of McNemar's test per video by the function `right` of runs' keys; nan where scores are not there"
     both = set(runs.seed) & set(reference.index)  # a seed that failed for one is left out for both
-    a, b = right(runs.key[runs.seed.isin(both)]), right(reference.key[reference.index.isin(both)])
+    a, b = right(tuple(runs.key[runs.seed.isin(both)])), right(tuple(reference.key[reference.index.isin(both)]))
     return float('nan') if a is None or b is None else mcnemar(a, b)
 
 

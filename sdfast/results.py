@@ -106,7 +106,8 @@ class Results:
         a = self.source
         if not (a.strategy == by).any(): return pd.DataFrame(), pd.DataFrame()
         before, after = a[(a.strategy == 'untouched') & a.right].set_index('path'), a[a.strategy == by].groupby('path')
-        t = pd.DataFrame(dict(label=before.label, before=before.p, after=after.p.mean(), answer=after.answer.agg(lambda s: s.mode().iloc[0]))).loc[before.index]
+        most = a[a.strategy == by].groupby(['path', 'answer']).size().sort_values(ascending=False, kind='stable').reset_index().drop_duplicates('path').set_index('path').answer  # of equals the first by name
+        t = pd.DataFrame(dict(label=before.label, before=before.p, after=after.p.mean(), answer=most)).loc[before.index]
         for s, g in a[a.strategy != 'untouched'].groupby('strategy', sort=False): t[f'right.{s}'] = g.groupby('path').right.sum().reindex(t.index)
         t = t.iloc[(t.after - t.before).argsort(kind='stable')].rename_axis('path').reset_index()
         n = min(n, len(t)//2)

@@ -1,6 +1,7 @@
 "Intervals and tests for paired comparisons, corrections for many of them, and the trade-off of learning against keeping."
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,6 +30,10 @@ class Difference:
         return 'higher' if self.low > 0 else 'lower' if self.high < 0 else 'not distinguishable'
 
 
+@lru_cache(maxsize=None)
+def _t(level, df)->float: return float(stats.t.ppf((1 + level)/2, df))  # a page asks for the same few thousands of times
+
+
 def mean_interval(
     x:ArrayLike, # Values, one a seed; nan counts as missing
     level:float=.95, # Coverage of the interval
@@ -38,7 +43,7 @@ def mean_interval(
     x = np.asarray(x, float)
     x = x[~np.isnan(x)]
     if len(x) < 2 or (np.ptp(x) < TINY and abs(x.mean()) > TINY): return Difference(float(x.mean()) if len(x) else np.nan, np.nan, np.nan, len(x))
-    half = stats.t.ppf((1 + level)/2, len(x) - 1)*x.std(ddof=1)/np.sqrt(len(x))
+    half = _t(level, len(x) - 1)*x.std(ddof=1)/np.sqrt(len(x))
     low, high = x.mean() - half, x.mean() + half
     if np.ptp(x) < TINY: low, high = min(low, 0), max(high, 0)  # zeros but for rounding, .1 + .2 - .3 at each seed, differ from nothing
     return Difference(float(x.mean()), float(low), float(high), len(x))
@@ -116,7 +121,7 @@ def p_value(
     half = (d.high - d.low)/2
     if np.isnan(half): return np.nan
     if half < TINY: return 1. if abs(d.mean) < TINY else np.nan
-    return float(2*stats.t.sf(abs(d.mean)/half*stats.t.ppf((1 + level)/2, d.n - 1), d.n - 1))
+    return float(2*stats.t.sf(abs(d.mean)/half*_t(level, d.n - 1), d.n - 1))
 
 
 def sign_flip(

@@ -16,7 +16,7 @@ import pandas as pd
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import IndexSplitter, ItemGetter
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .digits import CLIPS, write_moving_digits
 from .errors import InputError
@@ -149,7 +149,8 @@ def _split_groups(df, frac, seed, what):
         raise InputError(f'{what}: all {(df.label == few.index[0]).sum()} clips of class {few.index[0]!r} are of one group '
                          f'({df.group[df.label == few.index[0]].iloc[0]!r}); each class needs at least two groups')
     k = min(k, df.group.nunique(), df.label.value_counts().max())
-    folds = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+    # the first weighs each group against each fold: minutes for as many groups as rows, where there is nothing to weigh
+    folds = (StratifiedGroupKFold if df.group.nunique() < len(df) else StratifiedKFold)(k, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # small classes cannot be in every fold
         for rest, chosen in folds.split(np.zeros(len(df)), y, df.group.values):
@@ -158,11 +159,15 @@ def _split_groups(df, frac, seed, what):
                 if best is None or score > best[0]: best = score, chosen
     if best is not None: return best[1]
     # each fold, made for balance, has all groups of some class: take the smallest groups that can be spared. The first always can
-    taken = np.zeros(len(df), bool)
+    taken, codes, at = [], pd.factorize(y)[0], df.groupby('group').indices
+    left = np.bincount(codes)
     for group in df.group.sample(frac=1, random_state=seed).value_counts(sort=False).sort_values(kind='stable').index:
-        more = taken | (df.group.values == group)
-        if (not taken.any() or more.sum() <= frac*len(df)) and set(y[~more]) == set(y): taken = more
-    return np.flatnonzero(taken)
+        rows = at[group]
+        lost, n = np.unique(codes[rows], return_counts=True)
+        if (taken and len(taken) + len(rows) > frac*len(df)) or (left[lost] == n).any(): continue
+        left[lost] -= n
+        taken += rows.tolist()
+    return np.sort(np.array(taken, int))
 
 
 def as_markdown(text:str)->str:

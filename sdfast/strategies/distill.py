@@ -3,6 +3,7 @@
 The paper's method is `SelfDistill`: L = CE + lam*||f_t(x) - f'(x)||^2, with f' the encoder at the start of the epoch. Wherever a
 teacher is a copy in train mode, it normalises with the batch and leaves batch norm's buffers alone."""
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from .penalty import Anchored, FeaturePenalty, block_names, find_encoder, frozen
 __all__ = ['feature_distance', 'map_distance', 'channel_attention', 'Teacher', 'SelfDistill', 'FixedTeacher', 'EMATeacher', 'FeatureMaps', 'DELTA']
 
 REDUCTIONS = ('mean', 'batchmean', 'sum')
+LOW = ('bfloat16', 'float16')
 
 
 def feature_distance(
@@ -56,8 +58,11 @@ class Teacher(FeaturePenalty):
     The copy normalises as the student does (`teacher_bn='batch'`: batch statistics wherever the student uses them, so that
     the term is exactly 0 while both have the same weights) or with the running statistics it was copied with ('running').
     Neither its buffers nor the student's are touched; its dropout is off. With `layers` the features are those of several
-    blocks, each averaged over time and space, side by side (as LDIFS)."""
-    teacher, age = None, 0  # `age`: training batches since the teacher was renewed
+    blocks, each averaged over time and space, side by side (as LDIFS).
+
+    `teacher_dtype` lets the copy, whose weights stay as they are, compute in half the bits where the student does not: faster where the
+    processor has such arithmetic, and no longer exact: a student that has not moved is at the distance that rounding makes."""
+    teacher, age, teacher_dtype = None, 0, None  # `age`: training batches since the teacher was renewed
     _stateattrs = FeaturePenalty._stateattrs + ('teacher',)
 
     def __init__(self,
@@ -66,11 +71,14 @@ class Teacher(FeaturePenalty):
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
         layers:str|Sequence[str]|None=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
+        teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16': the teacher's forward under autocast in it, see `Teacher`; `None`: as the student's
     ):
         super().__init__(lam, encoder)
         if reduction not in REDUCTIONS: raise ValueError(f'reduction must be one of {", ".join(REDUCTIONS)}, not {reduction!r}')
         if teacher_bn not in ('batch', 'running'): raise ValueError(f"teacher_bn must be 'batch' or 'running', not {teacher_bn!r}")
+        if teacher_dtype is not None and str(teacher_dtype).removeprefix('torch.') not in LOW: raise ValueError(f"teacher_dtype must be {', '.join(map(repr, LOW))} or None, not {teacher_dtype!r}")
         self.reduction, self.teacher_bn, self.layers = reduction, teacher_bn, layers
+        self.teacher_dtype = teacher_dtype and getattr(torch, str(teacher_dtype).removeprefix('torch.'))
 
     def renew(self, state:dict|None=None)->None:
         "Copy the encoder, with the weights of `state` if given"
@@ -82,6 +90,10 @@ class Teacher(FeaturePenalty):
         super().after_batch()
         self.age += 1
 
+    def lower(self)->AbstractContextManager:
+        "The precision of the teacher's forward"
+        return nullcontext() if self.teacher_dtype is None else torch.autocast(next(self.teacher.parameters()).device.type, self.teacher_dtype)
+
     def pairs(self)->Iterator[tuple]:
         "`(layer, student's output, teacher's)` of each call of the encoder; the layer is '' for what it returns"
         for t, s in zip(self.teacher.modules(), self.module().modules()):
@@ -91,7 +103,7 @@ class Teacher(FeaturePenalty):
             seen = {}
             hooks = [self.teacher.get_submodule(n).register_forward_hook(lambda m, a, o, n=n: seen.update({n:o})) for n in names]
             try:
-                with torch.no_grad(): seen[''] = self.teacher(*args, **kwargs)
+                with torch.no_grad(), self.lower(): seen[''] = self.teacher(*args, **kwargs)
             finally:
                 for h in hooks: h.remove()
             for n in names:
@@ -124,8 +136,9 @@ class FixedTeacher(Anchored, Teacher):
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
         anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file to teach; default: the encoder when training begins
         layers:str|Sequence[str]|None=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
+        teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16': the teacher's forward under autocast in it, see `Teacher`; `None`: as the student's
     ):
-        super().__init__(lam, reduction, teacher_bn, encoder, layers)
+        super().__init__(lam, reduction, teacher_bn, encoder, layers, teacher_dtype)
         self.anchor = anchor
 
     def begin(self)->None:
@@ -150,8 +163,9 @@ class EMATeacher(FixedTeacher):
         anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file the average starts from; default: the encoder when training begins
         decay:float=.99, # Part of the average that each step keeps
         layers:str|Sequence[str]|None=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
+        teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16': the teacher's forward under autocast in it, see `Teacher`; `None`: as the student's
     ):
-        super().__init__(lam, reduction, teacher_bn, encoder, anchor, layers)
+        super().__init__(lam, reduction, teacher_bn, encoder, anchor, layers, teacher_dtype)
         if not 0 <= decay <= 1: raise ValueError(f'decay must be between 0 and 1, not {decay}')
         self.decay = decay
 
