@@ -147,6 +147,13 @@ class Frames(nn.Module):
 def checkpointed(): return Twice('checkpoint')
 
 
+def norms():
+    "Norms of features that have no axes behind the channels"
+    net = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.GroupNorm(2, 8), nn.LayerNorm(8))
+    net[1].running_mean.normal_(), net[1].running_var.uniform_(.5, 2.)
+    return net
+
+
 def vit():
     import timm
     return FrameEncoder(timm.create_model('test_vit', num_classes=0, img_size=32), 64)
@@ -157,7 +164,7 @@ def resnet():
     return FrameEncoder(timm.create_model('test_resnet', num_classes=0), 96)
 
 
-NETS = dict(frames=(Frames, (2, 3, 12, 12)), checkpointed=(checkpointed, (4,)), tiny=(tiny, (4, 3, 16, 16)), c3d=(c3d, (8, 3, 16, 16)), r2plus1d=(r2plus1d, (4, 3, 16, 16)), vit=(vit, (2, 3, 32, 32)), resnet=(resnet, (2, 3, 32, 32)))
+NETS = dict(frames=(Frames, (2, 3, 12, 12)), checkpointed=(checkpointed, (4,)), norms=(norms, (12,)), tiny=(tiny, (4, 3, 16, 16)), c3d=(c3d, (8, 3, 16, 16)), r2plus1d=(r2plus1d, (4, 3, 16, 16)), vit=(vit, (2, 3, 32, 32)), resnet=(resnet, (2, 3, 32, 32)))
 TAKES = dict(exact=fisher_information, sample=partial(fisher_information, labels='sample', seed=3), empirical=empirical_fisher, mas=mas_importance)
 
 

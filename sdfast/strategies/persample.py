@@ -43,7 +43,7 @@ def _conv(m, x, g, n, f):
 
 def _channels(x, g, n, f):
     "Of a weight and a bias `(C,)` for `(n*r, C, ...)`, x normalised"
-    return tuple(None if t is None else f(t.sum(tuple(range(2, t.ndim))).view(n, -1, t.shape[1]).sum(1)).sum(0) for t in (None if x is None else x*g, g))
+    return tuple(None if t is None else f(t.reshape(n, -1, t.shape[1], t[0, 0].numel()).sum((1, 3))).sum(0) for t in (None if x is None else x*g, g))
 
 
 def _batch_norm(m, x, g, n, f):
