@@ -1,7 +1,7 @@
 "Intervals and tests for paired comparisons, corrections for many of them, and the trade-off of learning against keeping."
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,7 +30,7 @@ class Difference:
         return 'higher' if self.low > 0 else 'lower' if self.high < 0 else 'not distinguishable'
 
 
-@lru_cache(maxsize=None)
+@cache
 def _t(level, df)->float: return float(stats.t.ppf((1 + level)/2, df))  # a page asks for the same few thousands of times
 
 

@@ -1,6 +1,5 @@
 "Documentation: every public symbol is documented and shown, every page is stored executed and clean, every link leads somewhere."
 import ast
-import dataclasses
 import inspect
 import json
 import pkgutil

@@ -6,7 +6,8 @@
 For each net the same fit with fastai as it comes (the net in PyTorch's default layout), with sdfast's (channels last, `plain`), and that with a
 strategy, in turns in one process; a batch from its forward pass to the end of the optimizer's step, without what happens once an epoch. The ratios are to `plain`, of seconds of the process on
 a CPU, of the wall clock on a GPU: with several threads on a CPU set OMP_WAIT_POLICY=PASSIVE, else it counts their waiting. With one thread and less than 16 clips torch takes convolutions over time
-alone by a slow way of its own, in any layout, and channels last pay for it; with two it does not. `added` is what a penalty on weights takes when measured by itself (its term and its gradient), relative to the least plain step. SelfDistill's default is exact; `self_distill_bf16` has a
+alone by a slow way of its own, in any layout, and channels last pay for it; with two it does not. `added` is what a penalty on weights takes when measured by itself (its term and its gradient), relative to the least
+plain step. SelfDistill's default is exact; `self_distill_bf16` has a
 bf16 teacher, whose effect on accuracy experiments/teacher_precision.py measures. `memory` is the most that operations
 returned and that was alive at once in the second step of a fit of its own, without the model and the optimizer's state: bytes, and relative to plain; beside it the teacher's weights and the peak
 of its forward pass alone, both of which it may add. A teacher renewed in each epoch is counted, as here a step is one.
@@ -123,5 +124,6 @@ def main(
         found[name] = rows
         show(f'{name}: a step of {bs} clips {frames}x{size}x{size}', rows)
         if memory: found[name] = rows | dict(memory=peaks(name, batch, device, timer))
-        print(f'self_distill / fastai {rows["self_distill"]["min"]/rows["fastai"]["min"]:.3f}, with a bf16 teacher {rows["self_distill_bf16"]["min"]/rows["fastai"]["min"]:.3f}; the penalty by itself adds l2sp {rows["l2sp"]["added"]:.4f}, ewc {rows["ewc"]["added"]:.4f} of a plain step', flush=True)
+        print(f'self_distill / fastai {rows["self_distill"]["min"]/rows["fastai"]["min"]:.3f}, with a bf16 teacher {rows["self_distill_bf16"]["min"]/rows["fastai"]["min"]:.3f}; '
+              f'the penalty by itself adds l2sp {rows["l2sp"]["added"]:.4f}, ewc {rows["ewc"]["added"]:.4f} of a plain step', flush=True)
         record(out, 'step', dict(bs=bs, frames=frames, size=size, rounds=rounds, models=found), device)
