@@ -16,7 +16,7 @@ __all__ = ['home', 'write', 'write_json', 'read_json', 'put', 'find', 'digest', 
 LOCK, OWNER = '.lock', '.owner'
 
 
-def home()->Path:
+def home()->Path: # A folder, which need not be there yet
     "Where sdfast keeps what it makes once for all studies: `$SDFAST_HOME`, by default ~/.cache/sdfast"
     return Path(os.environ.get('SDFAST_HOME') or '~/.cache/sdfast').expanduser()
 
