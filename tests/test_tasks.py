@@ -31,8 +31,8 @@ def test_the_last_resort_takes_the_smallest_groups_that_can_be_spared(seed, monk
     y, taken = df.label.values, np.zeros(n, bool)
     for group in df.group.sample(frac=1, random_state=seed).value_counts(sort=False).sort_values(kind='stable').index:
         more = taken | (df.group.values == group)
-        if (not taken.any() or more.sum() <= .3*n) and set(y[~more]) == set(y): taken = more
-    assert taken.any() and _split_groups(df, .3, seed, 'x').tolist() == np.flatnonzero(taken).tolist()
+        if (not taken.any() or more.sum() <= .9*n) and set(y[~more]) == set(y): taken = more
+    assert taken.any() and _split_groups(df, .9, seed, 'x').tolist() == np.flatnonzero(taken).tolist()
 
 
 def test_rows_that_are_all_groups_of_their_own_are_stratified_exactly():
