@@ -58,6 +58,8 @@ def test_the_counter_counts():
         b = a + 1
         del a
         return b*2 + 1  # with b two more
+    old = torch.zeros(250_000)
+    assert peak_bytes(lambda: old.view(500, 500).add_(1)) < 100, 'what was there before'
     assert 3_000_000 <= peak_bytes(f) < 3_001_000 and peak_bytes(lambda: torch.zeros(1000)) < 5000
 
 

@@ -100,6 +100,19 @@ def test_results_by_hand(study):
     assert len(r.course) == 27 and r.course[(r.course.strategy == 'finetune') & (r.course.epoch == 2)].source_acc.mean() == pytest.approx(.4 + .01 - .2)
 
 
+def test_the_answer_that_came_most(study):
+    "Of equals the first by name, as pandas' mode has it, for each video by itself"
+    r, = load_results(study)
+    rng, n = np.random.default_rng(0), 40
+    def answers(strategy, seed):
+        a = rng.choice(CLASSES, n) if seed is not None else [CLASSES[0]]*n
+        return pd.DataFrame(dict(strategy=strategy, seed=seed or 0, path=[f'v{i}' for i in range(n)], label=CLASSES[0], answer=a, right=np.array(a) == CLASSES[0], p=rng.uniform(size=n)))
+    r.source = pd.concat([answers('untouched', None), *(answers('finetune', s) for s in range(4))], ignore_index=True)
+    got = pd.concat(r.clips(n//2)).set_index('path').answer
+    want = r.source[r.source.strategy == 'finetune'].groupby('path').answer.agg(lambda s: s.mode().iloc[0])
+    assert len(got) == n and got.to_dict() == want.to_dict()
+
+
 def test_plots_show_the_numbers_of_the_report(study):
     r, = load_results(study)
     table = summary(r.rows)

@@ -5,18 +5,40 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdfast import digits
+from sdfast import digits, tasks
 from sdfast.errors import InputError
 from sdfast.tasks import Task, _split_groups, create_task, csv, folder, moving_digits
 from sdfast.video import VideoFile
 
 
 def groups_of(task, split): return set(task.df.group[task.df.split == split])
+
+
+@pytest.mark.parametrize('seed', range(40))
+def test_the_last_resort_takes_the_smallest_groups_that_can_be_spared(seed, monkeypatch):
+    "As a loop over groups that looks at all rows each time"
+    rng, n = np.random.default_rng(seed), 60
+    df = pd.DataFrame(dict(label=rng.integers(0, 4, n).astype(str), group=rng.integers(0, 15, n).astype(str)))
+    class None_(tasks.StratifiedGroupKFold):
+        def split(self, *args): return []
+    monkeypatch.setattr(tasks, 'StratifiedGroupKFold', None_)
+    y, taken = df.label.values, np.zeros(n, bool)
+    for group in df.group.sample(frac=1, random_state=seed).value_counts(sort=False).sort_values(kind='stable').index:
+        more = taken | (df.group.values == group)
+        if (not taken.any() or more.sum() <= .9*n) and set(y[~more]) == set(y): taken = more
+    assert taken.any() and _split_groups(df, .9, seed, 'x').tolist() == np.flatnonzero(taken).tolist()
+
+
+def test_rows_that_are_all_groups_of_their_own_are_stratified_exactly():
+    df = pd.DataFrame(dict(label=[f'c{i%3 if i < 900 else 0}' for i in range(1000)], group=[f'g{i}' for i in range(1000)]))
+    chosen = df.iloc[_split_groups(df, .2, 0, 'x')]
+    assert chosen.label.value_counts().to_dict() == dict(c0=80, c1=60, c2=60)
 
 
 def test_folder_splits_by_group(clips):

@@ -29,12 +29,14 @@ class Timer:
 
 
 class LiveBytes(TorchDispatchMode):
-    "Counts inside the bytes of the storages that operations returned and that are still alive: `now`, and the most at once, `peak`"
+    "Counts inside the bytes of the storages that operations made and that are still alive: `now`, and the most at once, `peak`"
     def __init__(self):
         super().__init__()
         self.now, self.peak, self.seen = 0, 0, WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for t in tree_leaves((args, kwargs)):  # views and what is changed in place share a storage that was there before
+            if isinstance(t, torch.Tensor): self.seen.setdefault(t.untyped_storage(), 0)
         out = func(*args, **(kwargs or {}))
         for t in tree_leaves(out):
             if not isinstance(t, torch.Tensor) or (s := t.untyped_storage()) in self.seen: continue
