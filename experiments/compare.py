@@ -6,7 +6,7 @@
 
 A model is trained on the source task (or comes from --init), fine-tuned on the target task by each strategy, and measured on
 both. Each strategy's strength is chosen on held-out data from the same number of trials; plain fine-tuning, which has no
-strength, chooses among as many learning rates. Writes report.html, a page to look at, runs.csv, table.csv, table.md and figure.png to --out.
+strength, chooses among as many learning rates. Writes report.html, a page to look at, runs.csv, table.csv, table.md, notes.json and figure.png to --out.
 
 Killed at any moment, the same command goes on from each run's last finished epoch. Invocations on one --out share the work:
 
@@ -21,6 +21,7 @@ from pathlib import Path
 warnings.filterwarnings('ignore', category=FutureWarning)  # of the libraries about each other
 warnings.filterwarnings('ignore', category=DeprecationWarning)
 
+import torch
 from fastai.torch_core import rank_distrib
 from fastcore.script import call_parse, store_true
 
@@ -121,6 +122,11 @@ def build(task, source, init, model, model_args, strategies, lams, strategy_args
     return run, grids, dict(seeds=seeds, trial_seeds=trial_seeds, path=path, rule=rule, kept=kept), say, [f'{as_markdown(t.name)}: {n}' for t in (src, target, *more) for n in t.notes]
 
 
+def default_jobs(task, model, quick, **_):
+    "Nets and clips of the embedded task are so small that workers of one thread do more than one with several, and memory is no question"
+    return 1 if torch.cuda.is_available() or quick or model != 'tiny' or not task.startswith('moving_digits') else min(8, torch.get_num_threads())
+
+
 def _fail(message, status=2):
     print(f'compare.py: {message}', file=sys.stderr)
     return status
@@ -164,7 +170,7 @@ def main(
     others:str='', # More tasks, joined by `;`, on which a probe measures what was kept, such as 'moving_digits,part=motion;moving_digits,part=digit'
     barrier:store_true=False, # Measure the loss on the straight path from the weights before fine-tuning
     adjust:str='holm', # How p values are adjusted for the number of strategies: holm, bh (false discovery rate) or none
-    jobs:int=1, # Worker processes, one for each GPU where there are several
+    jobs:int=None, # Worker processes, one for each GPU where there are several; by default 1, or on CPUs one for each thread that torch would use, up to 8, for the whole embedded task
     launcher:str='', # Where they are: local, or slurm
     slurm:str='', # Of Slurm's jobs: partition=NAME,time=MINUTES,gpus=N,cpus=N,mem=GB,account=NAME,qos=NAME
     log:str='', # Also log each run to tensorboard, wandb or both, in --out
@@ -172,7 +178,9 @@ def main(
     "Compare ways to fine-tune a pre-trained video encoder: what was learned, what was forgotten"
     options = {k:v for k, v in locals().items() if k not in ('out', 'jobs', 'launcher', 'slurm', 'log')}
     try:
-        processes, launcher, log = join_processes(), Launcher(jobs, launcher, slurm), check_loggers(log)
+        processes = join_processes()
+        if jobs is None: jobs = default_jobs(**options) if not launcher and processes == 1 else 1
+        launcher, log = Launcher(jobs, launcher, slurm), check_loggers(log)
         run, grids, how, say, notes = build(**options, processes=processes)
         out = Path(out)
         try: out.mkdir(parents=True, exist_ok=True)
@@ -186,4 +194,4 @@ def main(
     title = f'{run.source} → {run.task}, {run.model}'
     watch.console.print(rich_table(write_report(rows, out, title, notes, adjust), title, watch.console.width, notes, adjust))
     page = write_page(out, method=adjust, figures=False)
-    watch.say(f'written to {out}: {page.name}, runs.csv, table.csv, table.md, figure.png' + (', paths.png, trade_off_*.csv and .md' if path else ''))
+    watch.say(f'written: {page}, to open in a browser; beside it runs.csv, table.csv, table.md, figure.png' + (', paths.png, trade_off_*.csv and .md' if path else ''))

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from sdfast.errors import InputError, StoreError
 from sdfast.launch import Launcher, share
-from sdfast.report import LiveWatch, summary
+from sdfast.report import LiveWatch, number, summary
 from sdfast.strategies.distill import REDUCTIONS
 from sdfast.study import QUICK, Run, Runs, compare_rows, untouched
 from sdfast.tasks import create_task
@@ -55,8 +55,8 @@ def markdown(t):
             elif pd.isna(r.get(f'{m}_diff')): cells.append(f'{100*r[m]:.1f}')
             else:
                 low, high = (100*r[f'{m}_diff_{end}'] for end in ('low', 'high'))
-                star, where = '*' if low > 0 or high < 0 else '', f' [{low:+.1f}, {high:+.1f}]' if pd.notna(low) else ' (no interval)'
-                cells.append(f'{100*r[m]:.1f} {100*r[f"{m}_diff"]:+.1f}{star}{where}')
+                star, where = '*' if low > 0 or high < 0 else '', f' [{number(low, "+")}, {number(high, "+")}]' if pd.notna(low) else ' (no interval)'
+                cells.append(f'{100*r[m]:.1f} {number(100*r[f"{m}_diff"], "+")}{star}{where}')
         lines.append('| ' + ' | '.join([*what, *cells, '' if pd.isna(r.pull) or n == 'finetune' else f'{r.pull:.2g}', f'{r.failed} of {r.failed + r.runs}' if r.failed else '']) + ' |')
     return '\n'.join(lines)
 

@@ -27,7 +27,7 @@ from torch import nn
 from sdfast.errors import InputError, StoreError
 from sdfast.launch import Launcher, share
 from sdfast.models import create_model
-from sdfast.report import LiveWatch
+from sdfast.report import LiveWatch, number
 from sdfast.stats import mcnemar, mean_interval, paired_difference, proportion_interval
 from sdfast.strategies.distill import REDUCTIONS
 from sdfast.study import RSPNET, Run, Runs, file_id, learning_rates
@@ -242,7 +242,7 @@ def cell_text(r):
     if not r.runs: return f'{r.failed} of {r.failed} failed'
     text = f'{r.acc1:.1f}' + (f' [{r.acc1_low:.1f}, {r.acc1_high:.1f}]' if pd.notna(r.acc1_low) else ' (no interval)') + f' / {r.acc5:.1f}'
     if r.lam: text += f'; λ {r.lam:g}' if pd.notna(r.method) else ''
-    if pd.notna(r['diff']): text += f'; {r["diff"]:+.1f}' + (f' [{r.diff_low:+.1f}, {r.diff_high:+.1f}]' if pd.notna(r.diff_low) else '') + f', p {r.mcnemar:.2g}'
+    if pd.notna(r['diff']): text += f'; {number(r["diff"], "+")}' + (f' [{number(r.diff_low, "+")}, {number(r.diff_high, "+")}]' if pd.notna(r.diff_low) else '') + f', p {r.mcnemar:.2g}'
     return text + (f'; {r.failed} failed' if r.failed else '')
 
 
@@ -325,7 +325,8 @@ def work(table, out, dry_run, **o):
     rows = measure(cells, results, out, o['lams'], o['selections'])
     if table == 'table1': rows = choose(rows, o['selections'])
     text = markdown(rows, o['selections'], [*explain(cells, *(o[k] for k in ('selections', 'seeds', 'fold', 'valid_frac', 'reduction', 'teacher_bn'))),
-                    *(['λ of table 1: for the paper protocol the best on test, as the paper does; else the best on valid' + ('' if 'valid' in o['selections'] else ', or without one the best of the printed numbers') + '.'] if table == 'table1' else []), *notes])
+                    *(['λ of table 1: for the paper protocol the best on test, as the paper does; else the best on valid'
+                       + ('' if 'valid' in o['selections'] else ', or without one the best of the printed numbers') + '.'] if table == 'table1' else []), *notes])
     pd.DataFrame(list(results.values())).to_csv(out/f'{table}_runs.csv', index=False)
     rows.to_csv(out/f'{table}.csv', index=False, float_format='%.6g')
     (out/f'{table}.md').write_text(text)

@@ -21,7 +21,8 @@ from pretrain import SHORT, StageWatch, make_stage, pretrain, score_text
 
 from sdfast.errors import InputError, StoreError
 from sdfast.pretext import METHODS
-from sdfast.stats import mean_interval, paired_difference
+from sdfast.report import number
+from sdfast.stats import mean_interval, paired_difference, proportion_interval
 from sdfast.study import RSPNET, Run, compare, file_id, fit_batch_size, strength_grid
 from sdfast.tasks import create_task
 
@@ -67,19 +68,19 @@ def fit(run, held, src):
     return replace(run, bs=fit_batch_size(held.count('train'), run.bs), source_bs=fit_batch_size(src.count('train'), run.bs))
 
 
-def measure(rows, results, data):
-    "A row for each encoder, method and strategy, from the runs and the stages"
+def measure(rows, results, data, seen):
+    "A row for each encoder, method and strategy, from the runs and the stages; `seen` videos are the source's test"
     table = []
     for (model, method), g in rows.groupby(['model', 'method'], sort=False):
         before = g[g.strategy == 'untouched'].iloc[0]
-        stage = results.get((model, method))
+        stage, probe = results.get((model, method)), proportion_interval(round(before.source_probe*seen), seen)
         for strategy in STRATEGIES:
             mine = g[(g.strategy == strategy) & g.final & (g.chosen == True) & (g.status == 'ok')].set_index('seed')  # noqa: E712
             row = dict(model=model, method=method, strategy=strategy, runs=len(mine), printed=printed(method, strategy, model, data), pretext='; '.join(map(score_text, stage['scores'])) if stage else '')
             if len(mine):
                 m = mean_interval(100*mine.acc1)
                 row |= dict(strength=mine.lam.iloc[0] if strategy == 'self_distill' else mine.lr.iloc[0], acc1=m.mean, acc1_low=m.low, acc1_high=m.high, acc5=100*mine.acc5.mean())
-                row |= {k:mine[k].mean() for k in KEPT} | {f'{k}_before':before[k] for k in KEPT}
+                row |= {k:mine[k].mean() for k in KEPT} | {f'{k}_before':before[k] for k in KEPT} | dict(source_probe_before_low=probe.low, source_probe_before_high=probe.high)
                 for name, other in (('none', rows[(rows.model == model) & (rows.method == NONE) & (rows.strategy == strategy)]), ('plain', g[g.strategy == 'finetune'])):
                     base = other[other.final & (other.chosen == True) & (other.status == 'ok')].set_index('seed').acc1  # noqa: E712
                     if (name, method) == ('none', NONE) or (name, strategy) == ('plain', 'finetune') or not (both := mine.index.intersection(base.index)).size: continue
@@ -87,14 +88,14 @@ def measure(rows, results, data):
                     row |= {f'{name}_diff':d.mean, f'{name}_diff_low':d.low, f'{name}_diff_high':d.high}
             table.append(row)
     columns = ['model', 'method', 'strategy', 'strength', 'runs', 'acc1', 'acc1_low', 'acc1_high', 'acc5', 'none_diff', 'none_diff_low', 'none_diff_high', 'plain_diff', 'plain_diff_low',
-               'plain_diff_high', *(f'{k}{s}' for k in KEPT for s in ('_before', '')), 'pretext', 'printed']
+               'plain_diff_high', 'source_probe_before', 'source_probe_before_low', 'source_probe_before_high', 'source_probe', 'cka_before', 'cka', 'pretext', 'printed']
     return pd.DataFrame(table).reindex(columns=columns)
 
 
 def span(r, m):
     if pd.isna(r[m]): return ''
-    sign = '+' if m.endswith('diff') else ''
-    return f'{r[m]:{sign}.1f}' + (f' [{r[f"{m}_low"]:{sign}.1f}, {r[f"{m}_high"]:{sign}.1f}]' if pd.notna(r[f'{m}_low']) else '')
+    low, mean, high = (number(r[c], '+' if m.endswith('diff') else '') for c in (f'{m}_low', m, f'{m}_high'))
+    return mean + (f' [{low}, {high}]' if pd.notna(r[f'{m}_low']) else '')
 
 
 def markdown(table, failed, notes):
@@ -102,7 +103,8 @@ def markdown(table, failed, notes):
     lines = ['| ' + ' | '.join(head) + ' |', '|---'*3 + '|--:'*(len(head) - 4) + '|---|']
     for _, r in table.iterrows():
         name = {'finetune': f'plain, lr {r.strength:g}', 'self_distill': f'self-distillation, λ {r.strength:g}'}[r.strategy]
-        kept = [f'{100*r[f"{k}_before"]:.1f} → {100*r[k]:.1f}' if pd.notna(r[k]) else '' for k in KEPT]
+        low = f' [{100*r.source_probe_before_low:.1f}, {100*r.source_probe_before_high:.1f}]'
+        kept = [f'{100*r[f"{k}_before"]:.1f}{low if k == "source_probe" else ""} → {100*r[k]:.1f}' if pd.notna(r[k]) else '' for k in KEPT]
         lines.append('| ' + ' | '.join([NAMES.get(r.model, r.model), TITLES.get(r.method, r.method), name, span(r, 'acc1'), '' if pd.isna(r.acc5) else f'{r.acc5:.1f}', span(r, 'none_diff'), span(r, 'plain_diff'), *kept, r.printed]) + ' |')
     lines += ['', 'Pre-training, on held-out source videos, with Wilson\'s 95 % intervals:', '']
     lines += [f'- {NAMES.get(r.model, r.model)}, {TITLES.get(r.method, r.method)}: {r.pretext}' for _, r in table.drop_duplicates(['model', 'method']).iterrows() if r.pretext]
@@ -111,7 +113,7 @@ def markdown(table, failed, notes):
 
 def explain(runs, stages, seeds):
     one, stage = next(iter(runs.values())), next((s for s in stages.values() if s), None)
-    how = [f'Means over {seeds} seeds with Student\'s 95 % t interval; differences are paired by seed. All in %. What was kept: on the source\'s test videos, before fine-tuning → after; '
+    how = [f'Means over {seeds} seeds with Student\'s 95 % t interval; differences are paired by seed. All in %. What was kept: on the source\'s test videos, before fine-tuning (a linear probe with Wilson\'s interval) → after; '
            'learning rates and λ chosen on the valid part, from as many trials each.', f'Fine-tuning: {one.epochs} epochs, {one.frames} frames of {one.size}x{one.size}, encoder {", ".join(runs)}, one pre-training each.']
     if stage: how.append(f'Pre-training: {stage.epochs} epochs' + (f' on {stage.clips} videos of each source class' if stage.clips else '') + ', without labels.')
     data = one.task.split(':')[0]
@@ -143,7 +145,7 @@ def work(out, **o):
             rows.append(compare(run, grids, out, seeds=o['seeds'], trial_seeds=o['trial_seeds'], watch=watch).assign(method=method))
     if not rows: raise InputError('nothing could be run: ' + '; '.join(failed.values()))
     rows = pd.concat(rows, ignore_index=True)
-    table = measure(rows, results, data if data in ('ucf101', 'hmdb51') else None)
+    table = measure(rows, results, data if data in ('ucf101', 'hmdb51') else None, create_task(o['source'], 'source').count('test'))
     text = markdown(table, failed, explain(runs, stages, o['seeds']))
     rows.to_csv(out/'runs.csv', index=False)
     pd.DataFrame([dict(model=m, method=p, **s, epochs=r['epochs'], train=r['train'], valid_loss=r['valid_loss']) for (m, p), r in results.items() for s in r['scores']]).to_csv(out/'pretext.csv', index=False, float_format='%.6g')

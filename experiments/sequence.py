@@ -24,7 +24,7 @@ from rich.table import Table
 
 from sdfast.errors import InputError, StoreError
 from sdfast.launch import Launcher, Watch, join_processes
-from sdfast.report import LiveWatch
+from sdfast.report import LiveWatch, number
 from sdfast.sequence import accuracy_matrices, compare_sequences, sequence_summary
 from sdfast.stats import mean_interval
 from sdfast.strategies import STRATEGIES
@@ -71,9 +71,10 @@ def titles(table):
 def cells(row, m):
     "Text of a metric: its mean, and its paired difference to finetune with interval"
     if pd.isna(row[m]): return '–', ''
-    if pd.isna(row.get(f'{m}_diff')): return f'{100*row[m]:.1f}', ''
+    if pd.isna(row.get(f'{m}_diff')): return number(100*row[m]), ''
     low, high, star = row[f'{m}_diff_low'], row[f'{m}_diff_high'], '*' if row[f'{m}_verdict'] in ('better', 'worse') else ''
-    return f'{100*row[m]:.1f}', f'{100*row[f"{m}_diff"]:+.1f}{star} ' + ('(no interval)' if pd.isna(low) else f'[{100*low:+.1f}, {100*high:+.1f}]')
+    def f(x, sign='+'): return number(100*x, sign)
+    return f(row[m], ''), f'{f(row[f"{m}_diff"])}{star} ' + ('(no interval)' if pd.isna(low) else f'[{f(low)}, {f(high)}]')
 
 
 def strength(row): return (f'λ {row.lam:g}' if STRATEGIES[row.strategy].lams else f'lr {row.lr:g}') + (f', {row.failed} failed' if row.failed else '')

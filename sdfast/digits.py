@@ -1,6 +1,8 @@
 """The videos of the embedded task: real handwritten digits that move, written to small MPEG-4 files.
 
 They are scikit-learn's copy of the UCI optical digits, 8x8, enlarged to 16x16. Train, valid and test show different images."""
+from pathlib import Path
+
 import av
 import numpy as np
 import pandas as pd
@@ -53,7 +55,9 @@ def _write(path, frames, fps=8):
         f.mux(s.encode())
 
 
-def write_moving_digits(root):
+def write_moving_digits(
+    root:Path, # Folder, a `Path`: `source`, `target`, `motion` and `digit` are made in it
+)->None:
     "Write all videos and a `manifest.csv` for each of `PARTS` below `root`"
     digits = load_digits()
     images = np.stack([zoom(i, 2, order=1) for i in digits.images/16]).astype(np.float32)

@@ -3,7 +3,7 @@ import io, re, warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -33,17 +33,17 @@ HEAT = 'cividis'  # reads the same with every kind of colour vision
 class Plot:
     "Panels that belong together"
     name: str  # of its files
-    title: str
+    title: str  # above the panels
     about: str  # how to read it
     panels: dict[str, Callable]  # title -> function that draws on axes and returns the numbers it drew
     series: list = field(default_factory=list)  # strategies, for a legend
     size: tuple = (4.6, 3.7)  # of a panel, inches
-    columns: int = 2
+    columns: int = 2  # panels beside each other
     heat: float|None = None  # the largest value, where colours are values
 
 
 def plots(
-    r:Results,
+    r:Results, # From `load_results`
     table:pd.DataFrame, # Its `summary`
     reference:str='finetune', # What strategies are compared with
 )->list[Plot]: # Those for which the study recorded what they show
@@ -195,7 +195,8 @@ def svg(
     s = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->', '', s, flags=re.S)
     s = re.sub(r'<g id="series-([^"]*)"', r'<g data-s="\1"', s)
     s = re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{prefix}-', s)
-    def style(m): return re.sub(r'#[0-9a-f]{6}\b', lambda c: f'var(--{SHEET[k]})' if (k := {x.lower():x for x in SHEET}.get(c[0])) else c[0], re.sub(r"font-family: [^;\"]*;? ?", '', m[0]))
+    names = {x.lower():n for x, n in SHEET.items()}
+    def style(m): return re.sub(r'#[0-9a-f]{6}\b', lambda c: f'var(--{names[c[0]]})' if c[0] in names else c[0], re.sub(r"font-family: [^;\"]*;? ?", '', m[0]))
     s = re.sub(r'style="[^"]*"', style, s)
     w, h = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', s).groups()
     head = f'<svg class="plot" role="img" aria-labelledby="{prefix}-t" viewBox="0 0 {w} {h}" style="--w: {float(w):.0f}" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"><title id="{prefix}-t">{_escape(alt)}</title>'
@@ -224,10 +225,10 @@ def static(plot:Plot, title:str='')->Figure:
 
 
 def write_figures(
-    r:Results,
-    out, # Folder, made if it is not there
+    r:Results, # From `load_results`
+    out:str|Path, # Folder, made if it is not there
     table:pd.DataFrame|None=None, # Its `summary`
-    title:str='',
+    title:str='', # Above each plot
     suffix:str='', # Behind the files' names
 )->list[Path]: # The files
     "Each plot as PDF (vector, fonts embedded) and PNG (200 dots per inch)"
@@ -243,7 +244,7 @@ def write_figures(
     return files
 
 
-def swatch(strategy)->str:
+def swatch(strategy:str)->str:
     "A strategy's marker as inline SVG, as legends have it"
     colour, marker = look(strategy)
     style = MarkerStyle(marker)

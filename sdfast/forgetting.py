@@ -5,6 +5,7 @@ fine-tuning, Davari et al., CVPR 2022; ΔLP on other data sets, Mukhoti et al. (
 CVPR 2019; linear CKA, Kornblith et al., ICML 2019; Procrustes, Ding et al., NeurIPS 2021; barrier, Frankle et al., ICML 2020, with
 batch norm's statistics taken anew, Jordan et al., ICLR 2023."""
 import hashlib, random, warnings
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -90,9 +91,11 @@ def _classifier(x, y):
 
 
 def linear_probe(
-    x, y, # Train features `(N, F)` and labels `(N,)`
-    xt, yt, # Test features `(M, F)` and labels `(M,)`
-)->float:
+    x:torch.Tensor, # Train features `(N, F)`
+    y:torch.Tensor, # Their labels `(N,)`
+    xt:torch.Tensor, # Test features `(M, F)`
+    yt:torch.Tensor, # Their labels `(M,)`
+)->float: # Accuracy, from 0 to 1
     """Test accuracy of a logistic regression on standardised train features (L2, C = 0.1, at most 1000 steps of L-BFGS; deterministic).
 
     Raises `InputError` for fewer than two classes, `FloatingPointError` for features that are not finite."""
@@ -100,8 +103,9 @@ def linear_probe(
 
 
 def probe_head(
-    x, y, # Features `(N, F)` and labels `(N,)` that show each class
-    n_classes:int,
+    x:torch.Tensor, # Features `(N, F)`
+    y:torch.Tensor, # Their labels `(N,)`, each class among them
+    n_classes:int, # Classes of the head
 )->nn.Linear: # From F to `n_classes`
     "The linear probe as a layer: a head for an encoder that came without one. Raises `InputError` if a class is missing"
     scale, probe = _classifier(x, y)
@@ -117,18 +121,22 @@ def probe_head(
 
 
 def knn(
-    x, y, # Train features `(N, F)` and labels `(N,)`
-    xt, yt, # Test features `(M, F)` and labels `(M,)`
-    k:int=5,
-)->float:
+    x:torch.Tensor, # Train features `(N, F)`
+    y:torch.Tensor, # Their labels `(N,)`
+    xt:torch.Tensor, # Test features `(M, F)`
+    yt:torch.Tensor, # Their labels `(M,)`
+    k:int=5, # Neighbours that vote, at most N
+)->float: # Accuracy, from 0 to 1
     "Test accuracy of the vote of the `k` train clips with the largest cosine similarity"
     return float(KNeighborsClassifier(min(k, len(x)), metric='cosine').fit(x.numpy(), y.numpy()).score(xt.numpy(), yt.numpy()))
 
 
 def retrieval(
-    x, y, # Features `(N, F)` and labels `(N,)` of the gallery, the train clips
-    xt, yt, # `(M, F)` and `(M,)`, of the queries, the test clips
-    at=AT,
+    x:torch.Tensor, # Features `(N, F)` of the gallery, the train clips
+    y:torch.Tensor, # Their labels `(N,)`
+    xt:torch.Tensor, # Features `(M, F)` of the queries, the test clips
+    yt:torch.Tensor, # Their labels `(M,)`
+    at:Sequence[int]=AT, # Values of k
 )->dict[int, float]: # k -> R@k, without those that exceed the gallery
     "R@k: share of queries with a clip of their class among the k of the gallery with the largest cosine similarity"
     x, xt = (nn.functional.normalize(f.double(), dim=1) for f in (x, xt))
@@ -138,8 +146,8 @@ def retrieval(
 
 
 def loss_barrier(
-    losses, # Along the straight path between two sets of weights
-    at, # Where each was taken: from 0, the one end, to 1, the other
+    losses:Sequence[float], # Along the straight path between two sets of weights
+    at:Sequence[float], # Where each was taken: from 0, the one end, to 1, the other
 )->float: # 0 where the loss nowhere rises above the line between the ends
     "The largest height of the loss above the line between the losses of both ends; nan if one of them is not finite"
     if not np.isfinite(losses).all(): return float('nan')
@@ -227,10 +235,10 @@ class Kept:
     source_probe: float|None = None  # with a linear probe fitted on this encoder's own features
     source_knn: float|None = None  # with the nearest neighbours in this encoder's own features
     r1: float|None = None  # retrieval with train as gallery and test as queries: one of the class among the first 1, 5, 10, 20 and 50
-    r5: float|None = None
-    r10: float|None = None
-    r20: float|None = None
-    r50: float|None = None
+    r5: float|None = None  # among the first 5
+    r10: float|None = None  # among the first 10
+    r20: float|None = None  # among the first 20
+    r50: float|None = None  # among the first 50
     other_probe: float|None = None  # mean over the other tasks of a linear probe's accuracy
     cka: float|None = None  # linear CKA with the untouched encoder's features; 1: unchanged
     procrustes: float|None = None  # Procrustes distance to them; 0: unchanged up to rotation and scale
@@ -239,7 +247,7 @@ class Kept:
     barrier: float|None = None  # of the old head's loss on the straight path from the untouched weights; 0: same basin
     pretext: float|None = None  # loss of the task on which the encoder was pre-trained without labels
     valid_source_acc: float|None = None  # on a held-out part of the source, to choose strengths by
-    valid_source_probe: float|None = None
+    valid_source_probe: float|None = None  # the same with a new linear probe
     others: dict = field(default_factory=dict)  # other task -> probe accuracy
     layers: dict = field(default_factory=dict)  # layer -> cka, procrustes, drift, weight_distance
     answers: torch.Tensor|None = field(default=None, repr=False, compare=False)  # class probabilities of each source test video by the old head (N, classes)
@@ -258,19 +266,19 @@ class Retention:
 
     def __init__(self,
         model:nn.Module, # Untouched `Sequential(encoder, head)` of the source task, or another that has an encoder, see `find_encoder`
-        train_dl=None, # Source clips to fit the probe and the neighbours on
-        test_dl=None, # Source clips to measure on
+        train_dl:Iterable|None=None, # Source clips to fit the probe and the neighbours on
+        test_dl:Iterable|None=None, # Source clips to measure on
         *,
-        valid_dl=None, # Held-out source clips to choose strengths by
-        clips=None, # Clips for what needs no labels (CKA, Procrustes, drift); by default those of `test_dl`
+        valid_dl:Iterable|None=None, # Held-out source clips to choose strengths by
+        clips:Iterable|None=None, # Clips for what needs no labels (CKA, Procrustes, drift); by default those of `test_dl`
         others:dict|None=None, # Other tasks to probe: name -> `(train loader, test loader)`
-        pretext=None, # Function from an encoder to its loss on the task that it was pre-trained on; it is given a copy and fixed random numbers
+        pretext:Callable|None=None, # Function from an encoder to its loss on the task that it was pre-trained on; it is given a copy and fixed random numbers
         head:nn.Module|None=None, # From the encoder's output to logits of the source; by default the head of a `Sequential(encoder, head)`
-        layers='blocks', # Submodules to compare one by one: names, 'blocks' for all of `block_names`, or none
+        layers:str|Sequence[str]|None='blocks', # Submodules to compare one by one: names, 'blocks' for all of `block_names`, or none
         bn:bool=True, # Also measure the old head under batch norm statistics taken anew
-        path=(.25, .5, .75), # Where to measure the loss between untouched (0) and tuned (1) weights; empty: no barrier
-        encoder=None, # Which part of the model, see `find_encoder`
-        cache=None, # Folder that keeps what the untouched encoder computed, by content of weights and clips, for other processes
+        path:Sequence[float]=(.25, .5, .75), # Where to measure the loss between untouched (0) and tuned (1) weights; empty: no barrier
+        encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
+        cache:str|Path|None=None, # Folder that keeps what the untouched encoder computed, by content of weights and clips, for other processes
     ):
         if train_dl is None and test_dl is None and clips is None and not others and pretext is None:
             raise InputError('Retention has nothing to measure on: pass train_dl and test_dl of the source, clips without labels, others or pretext')
@@ -353,7 +361,7 @@ class Retention:
             kept['pretext'] = float(self.pretext(frozen_copy(encoder)))
         return Kept(**kept)
 
-    def compare(self, x, layers, encoder, rows=slice(None))->dict:
+    def compare(self, x:torch.Tensor, layers:dict, encoder:nn.Module, rows:slice|torch.Tensor=slice(None))->dict:
         "Fields of `Kept` that need no labels: of features `x` and what `layers` put out for the clips number `rows`"
         ref, weights = self._readings['clips'], dict(encoder.named_parameters())
         def pair(a, b): return dict(cka=linear_cka(a, b), procrustes=procrustes(a, b), drift=drift(a, b))
@@ -420,7 +428,7 @@ class RetentionCurve(Stateful, Columns, Callback):
         retention:Retention, # Of the encoder before training
         clips:int|None=None, # How many; by default as many as cost a tenth of an epoch, if they fit into 256 MiB
         every:int=1, # Epochs between two measurements; the last of a fit is always measured
-        encoder=None, # Which part of the model, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
     ):
         if retention.clips is None: raise InputError('RetentionCurve needs a Retention with test_dl or clips')
         if every < 1 or clips is not None and clips < 2: raise InputError('RetentionCurve needs every of at least 1 and clips of at least 2')

@@ -4,6 +4,7 @@ Whoever takes part shares a folder and nothing else. A piece is claimed (`store.
 by all; so it does not matter how many invocations, workers or machines there are, nor which of them die. Workers are submitit's,
 on this machine and on Slurm alike; the processes of one piece are torchrun's."""
 import os, shlex, shutil, subprocess, sys, threading, time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -28,22 +29,22 @@ SLURM = dict(partition='slurm_partition', time='timeout_min', gpus='gpus_per_nod
 
 class Watch:
     "Told what a study does; the default tells nobody"
-    def plan(self, runs): "These runs will be done, or skipped if finished"
-    def start(self, what, epochs): "A run or the source stage begins, of so many epochs"
-    def epoch(self, epoch, done): "Epoch number, and the part of its batches that is done"
-    def done(self, row, skipped=False): "A run has ended"
-    def running(self, pieces): "What other processes are at: `[(run, epochs done)]`"
-    def say(self, text): "A line for the reader"
+    def plan(self, runs:list)->None: "These runs will be done, or skipped if finished"
+    def start(self, what:object, epochs:int)->None: "A run or the source stage begins, of so many epochs"
+    def epoch(self, epoch:int, done:float)->None: "Epoch number, and the part of its batches that is done"
+    def done(self, row:dict, skipped:bool=False)->None: "A run has ended"
+    def running(self, pieces:list)->None: "What other processes are at: `[(run, epochs done)]`"
+    def say(self, text:str)->None: "A line for the reader"
 
 
 class Work:
     "A kind of work, known to those who share it by its folder alone. Must be picklable; pieces are anything that is"
-    def folder(self, piece)->Path: "Where a piece is done"
-    def read(self, piece, since:float, watch:Watch): "The result of a piece, or `None`. A failure from before the time `since` is none: its cause may be gone"
-    def do(self, piece, since:float, watch:Watch): "Do or read a piece. Raises `Busy` if another process is at it"
-    def fail(self, piece, error:str): "Write down that every process that tried a piece was killed"
-    def at(self, piece)->tuple: "`(run, epochs done)` of a piece that is being done"
-    def report(self, result, skipped:bool, watch:Watch): "Tell of a result"
+    def folder(self, piece:object)->Path: "Where a piece is done"
+    def read(self, piece:object, since:float, watch:Watch)->object: "The result of a piece, or `None`. A failure from before the time `since` is none: its cause may be gone"
+    def do(self, piece:object, since:float, watch:Watch)->object: "Do or read a piece. Raises `Busy` if another process is at it"
+    def fail(self, piece:object, error:str)->None: "Write down that every process that tried a piece was killed"
+    def at(self, piece:object)->tuple: "`(run, epochs done)` of a piece that is being done"
+    def report(self, result:object, skipped:bool, watch:Watch)->None: "Tell of a result"
 
 
 class Launcher:
@@ -73,9 +74,9 @@ class Launcher:
 
 def share(
     pieces:list, # What is to be done
-    work:Work,
-    out, # The study's folder: workers' logs are in `out/workers`
-    watch:Watch=Watch(),
+    work:Work, # How a piece is done, and where
+    out:str|Path, # The study's folder: workers' logs are in `out/workers`
+    watch:Watch=Watch(), # Is told what happens
     launcher:Launcher|None=None, # `None`: this process
     since:float|None=None, # Failures from before are tried again; by default those from before now
     planned:tuple|None=None, # For `status.snapshot`: pieces of the whole study as far as they are known, and how many there are in all
@@ -100,7 +101,7 @@ def share(
 
 class Worker(Checkpointable):
     "What a worker process does. Preempted, it is queued again as it is: all that it did is in the folder"
-    def __call__(self, work, pieces, out, since, first, threads, boss):
+    def __call__(self, work:Work, pieces:list, out:str|Path, since:float, first:int, threads:int|None, boss:int|None)->None:
         from .report import LiveWatch
         if threads: torch.set_num_threads(threads)
         if boss: threading.Thread(target=_follow, args=(boss,), daemon=True).start()
@@ -206,8 +207,8 @@ def _last_words(jobs):
 
 # --- several processes for each piece -----------------------------------------------------------------------------------
 
-def join_processes()->int:
-    "Take part in what torchrun started; returns how many take part, 1 outside of it"
+def join_processes()->int: # How many take part, 1 outside of it
+    "Take part in what torchrun started"
     n = int(os.environ.get('WORLD_SIZE', 1))
     if n > 1 and not dist.is_initialized():
         cuda = torch.cuda.is_available()
@@ -216,7 +217,9 @@ def join_processes()->int:
     return n
 
 
-def agree(f):
+def agree(
+    f:Callable, # Called without arguments, by the first process only
+)->object: # The same in all processes
     "What `f()` returns or raises in the first process, in all"
     if num_distrib() < 2: return f()
     box = [None, None]
@@ -229,7 +232,7 @@ def agree(f):
 
 
 @contextmanager
-def alone():
+def alone()->Iterator[None]: # A context manager
     "Inside, fastai takes this process for the only one: for what the first measures while the others wait"
     world = os.environ.get('WORLD_SIZE')
     if world is not None: os.environ['WORLD_SIZE'] = '1'
@@ -249,7 +252,7 @@ class Dealt(DistributedDL):
 
     def __len__(self): return self.dl.n//(self.bs*self.world_size)
 
-    def get_idxs(self):
+    def get_idxs(self)->list:
         idxs = self._broadcast(list(self.dl.get_idxs()), 0)
         self.n = self.n_padded = len(self)*self.bs*self.world_size
         return idxs[:self.n][self.rank::self.world_size]

@@ -1,4 +1,5 @@
 "Other people's views of a run at work, by fastai's own callbacks."
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -37,7 +38,7 @@ LOGGERS = dict(tensorboard=_tensorboard, wandb=_wandb)
 
 def check_loggers(
     names:str, # Joined by commas
-)->tuple:
+)->tuple: # Each once
     "Names of known loggers whose packages are installed; `InputError` for others"
     names = tuple(dict.fromkeys(filter(None, (n.strip() for n in names.split(',')))))
     if unknown := [n for n in names if n not in LOGGERS]: raise InputError(f'--log: unknown {unknown[0]!r}; known are {", ".join(LOGGERS)}')
@@ -47,9 +48,9 @@ def check_loggers(
 
 @contextmanager
 def loggers(
-    names, # From `check_loggers`
-    run, # A `study.Run`
-    out, # Folder of the study: `out/tensorboard/KEY`, `out/wandb`
-):
+    names:Sequence[str], # From `check_loggers`
+    run:object, # A `study.Run`
+    out:str|Path, # Folder of the study: `out/tensorboard/KEY`, `out/wandb`
+)->Iterator[list]: # A context manager that gives callbacks
     "Callbacks for the first process's learner. They change nothing of training: what would draw at random or add to the graph is off"
     with ExitStack() as stack: yield [stack.enter_context(LOGGERS[n](run, out)) for n in names if not rank_distrib()]

@@ -4,6 +4,7 @@ nets, timm nets over frames.
 Every encoder takes a normalised batch of clips `(B, T, 3, H, W)` and returns features `(B, num_features)`.
 """
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,21 +26,27 @@ __all__ = ['create_model', 'create_encoder', 'load_encoder', 'model_stats', 'enc
 class SpaceTimeEncoder(nn.Module):
     "A net over `(B, C, T, H, W)`, run channels-last, behind the clip layout of sdfast"
 
-    def __init__(self, body:nn.Module, num_features:int):
+    def __init__(self,
+        body:nn.Module, # From `(B, C, T, H, W)` to `(B, num_features)`
+        num_features:int, # Width of the feature
+    ):
         super().__init__()
         self.body, self.num_features = body.to(memory_format=torch.channels_last_3d), num_features
 
-    def forward(self, x): return self.body(x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d))
+    def forward(self, x:torch.Tensor)->torch.Tensor: return self.body(x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d))
 
 
 class FrameEncoder(nn.Module):
     "An image net over every frame; the clip's feature is the mean of its frames'"
 
-    def __init__(self, body:nn.Module, num_features:int):
+    def __init__(self,
+        body:nn.Module, # From `(B, C, H, W)` to `(B, num_features)`
+        num_features:int, # Width of the feature
+    ):
         super().__init__()
         self.body, self.num_features = body, num_features
 
-    def forward(self, x): return self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+    def forward(self, x:torch.Tensor)->torch.Tensor: return self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
 
 
 def _conv2plus1(ni, no, stride, temporal_stride):
@@ -51,7 +58,9 @@ def _conv2plus1(ni, no, stride, temporal_stride):
         nn.Conv3d(mid, no, (3, 1, 1), (temporal_stride, 1, 1), (1, 0, 0), bias=False), nn.BatchNorm3d(no), nn.ReLU(inplace=True))
 
 
-def tiny(width:int=8)->SpaceTimeEncoder:
+def tiny(
+    width:int=8, # Channels of the first layer
+)->SpaceTimeEncoder: # Randomly initialised
     "Four R(2+1)D layers, `12*width` features: trains in seconds on two CPU cores at 8x40x40"
     w = width
     return SpaceTimeEncoder(nn.Sequential(
@@ -59,7 +68,7 @@ def tiny(width:int=8)->SpaceTimeEncoder:
         nn.AdaptiveAvgPool3d(1), nn.Flatten()), 12*w)
 
 
-def c3d()->SpaceTimeEncoder:
+def c3d()->SpaceTimeEncoder: # Randomly initialised
     """The C3D of RSPNet and VCOP: batch norm behind each of eight convolutions, global average pooling, no fully connected
     layers. 27,661,440 parameters; 512 non-negative features of a 16x112x112 clip, ImageNet-normalised RGB."""
     layers, ni = OrderedDict(), 3
@@ -109,7 +118,7 @@ class _Stage(nn.Module):
     def forward(self, x): return self.block1(x)
 
 
-def r2plus1d()->SpaceTimeEncoder:
+def r2plus1d()->SpaceTimeEncoder: # Randomly initialised
     """The R(2+1)D of RSPNet and VCOP, `r2plus1d-vcop`: one block a stage, not torchvision's `r2plus1d_18`.
 
     14,365,303 parameters; 512 non-negative features of a 16x112x112 clip, ImageNet-normalised RGB."""
@@ -126,7 +135,9 @@ HEADS = ('fc', 'head', 'classifier', 'head.fc', 'last_linear', 'linear')
 def _torchvision_names(): return torchvision.models.list_models(module=torchvision.models.video)
 
 
-def is_model(name:str)->bool:
+def is_model(
+    name:str, # Of a net of sdfast, torchvision or timm
+)->bool: # No net is built
     "Whether `create_model` knows `name`"
     return name in OWN or name in _torchvision_names() or timm.is_model(name)
 
@@ -168,7 +179,9 @@ def _without_head(net):
     return net, linear.in_features
 
 
-def model_stats(name:str)->tuple:
+def model_stats(
+    name:str, # As for `create_model`
+)->tuple: # Mean and standard deviation, each of three channels
     "Mean and standard deviation of the input's channels that the model's published weights expect, ImageNet's if none"
     if name in _torchvision_names():
         t = torchvision.models.get_model_weights(name).DEFAULT.transforms()
@@ -191,7 +204,9 @@ def create_model(
     return nn.Sequential(encoder, nn.Linear(encoder.num_features, n_classes))
 
 
-def encoder_head_split(model)->list[list[nn.Parameter]]:
+def encoder_head_split(
+    model:nn.Sequential, # A `Sequential(encoder, head)`
+)->list[list[nn.Parameter]]: # Two groups
     "fastai splitter: parameters of the encoder, parameters of the rest"
     encoder = list(model[0].parameters())
     ours = {id(p) for p in encoder}
@@ -199,7 +214,9 @@ def encoder_head_split(model)->list[list[nn.Parameter]]:
 
 
 @contextmanager
-def eval_mode(model:nn.Module):
+def eval_mode(
+    model:nn.Module, # Changed in place
+)->Iterator[nn.Module]: # A context manager that gives the model
     "Every module in eval mode inside, in the mode it was in after"
     modes = {m:m.training for m in model.modules()}
     model.eval()
@@ -224,7 +241,7 @@ def _pooled(
 def encode(
     encoder:nn.Module, # From clips `(B, T, C, H, W)` to features `(B, F)`
     x:torch.Tensor, # One batch; several clips of a video `(B, K, T, C, H, W)` are encoded apart and averaged
-    layers=(), # Names of submodules whose outputs to keep as well
+    layers:Sequence[str]=(), # Names of submodules whose outputs to keep as well
 )->tuple[torch.Tensor, dict]: # The encoder's output, and of each layer `(B, C)` float32: the mean over time and space
     """One batch through the encoder, in the mode that it is in.
 
@@ -250,7 +267,7 @@ def encode(
 @torch.no_grad()
 def extract(
     encoder:nn.Module, # From clips `(B, T, C, H, W)` to features `(B, F)`
-    dl, # Yields `(x, y)`; see `encode` for several clips of a video
+    dl:Iterable, # Yields `(x, y)`; see `encode` for several clips of a video
 )->tuple[torch.Tensor, torch.Tensor]: # Features `(N, F)` float32 and labels `(N,)`, on the CPU
     "Features in eval mode"
     feats, labels = [], []
@@ -261,7 +278,10 @@ def extract(
     return torch.cat(feats), torch.cat(labels)
 
 
-def save_weights(module:nn.Module, path):
+def save_weights(
+    module:nn.Module, # An encoder, a head or both
+    path:str|Path, # File, replaced whole
+)->None:
     "A module's weights and buffers as safetensors"
     write(path, save({k:v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
 
@@ -292,7 +312,7 @@ PREFIXES = ('', '0.', 'encoder_q.encoder.', 'encoder.', 'base_network.')
 
 def load_encoder(
     encoder:nn.Module, # Receives the weights
-    path, # safetensors or a torch file; of the encoder, of the same net with its head, of RSPNet or VCOP, see `PREFIXES`
+    path:str|Path, # safetensors or a torch file; of the encoder, of the same net with its head, of RSPNet or VCOP, see `PREFIXES`
 )->nn.Module: # `encoder`
     """Load an encoder strictly: every weight must be there with its shape, and nothing else but a head may be.
 

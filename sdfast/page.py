@@ -3,6 +3,7 @@
 All numbers come from `report`, `stats` and `results`; here they are only laid out. All text is escaped, and the page's Content Security
 Policy forbids every request and every script but its own."""
 import base64, hashlib, io, shlex, warnings
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib.resources import files
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from .report import (LESS, METRICS, PANELS, SHARES, TITLES, _caption, _cells, _f
                      trade_off_markdown)
 from .results import Results, load_results
 from .study import Run
+from .tasks import from_markdown
 from .video import VideoError, VideoFile
 
 __all__ = ['write_page', 'html_page', 'latex', 'film_strip']
@@ -34,8 +36,8 @@ PARTS = dict(trade=('paths', 'means'), strengths=('strengths',), course=('course
 
 
 def write_page(
-    folders, # Of one or more studies; those of one set-up are merged
-    out=None, # File to write, by default `report.html` in the first folder
+    folders:str|Path|Sequence, # Of one or more studies; those of one set-up are merged
+    out:str|Path|None=None, # File to write, by default `report.html` in the first folder
     method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
     figures:bool=True, # Also write each plot as PDF and PNG to `figures/` beside the page
 )->Path: # The page
@@ -55,7 +57,7 @@ def html_page(
     studies:list, # Of `Results`
     tables:list, # The `summary` of each
     method:str='holm', # As there
-)->str:
+)->str: # HTML that needs no other file
     "The page as text"
     def asset(name): return files('sdfast').joinpath(name).read_text(encoding='utf-8')
     js = asset('page.js').replace('</', '<\\/')
@@ -82,7 +84,7 @@ def _study(r, table, method, id):
     return dict(
         id=id, title=_title(r), lead=_lead(r, table), found=_found(table, main), contents=list(CONTENTS.items()), caption=_caption(table, 'below', method), n_runs=n_runs,
         main=_sortable(table, main, 'What was learned and what was kept'), more=_sortable(table, more, 'All other measures', mcnemar='mcnemar' in table),
-        texts=dict(Markdown=markdown(table, metrics=main, method=method), LaTeX=latex(table, main, method)), notes=r.notes, trades=_trades(r, method, id),
+        texts=dict(Markdown=markdown(table, r.notes, main, method), LaTeX=latex(table, main, method, r.notes)), notes=[from_markdown(n) for n in r.notes], trades=_trades(r, method, id),
         plots={k:[shown[n] for n in names if n in shown] for k, names in PARTS.items()}, missing=_missing(r), strips=_strips(r), failed=[_failure(r, f) for f in r.failed.itertuples()],
         command=_command(r), facts=_facts(r), settings=[(k, v) for k, v in r.run.items() if k not in ('strategy', 'strategy_args', 'lam', 'lr', 'seed', 'final')])
 
@@ -106,7 +108,9 @@ def _found(table, main):
         parts = [dict(verdict='', sign='', text=text)]
         for v in ('better', 'worse', 'not distinguishable', 'no interval'):
             names = [s for s in by.index if by.get(f'{m}_verdict', {}).get(s) == v]
-            if names: parts.append(dict(verdict=v, sign=SIGNS.get(v, ''), text=', '.join(f'{n} {_interval(by.loc[n], m)[0]}' if v in ('better', 'worse') else n for n in names) if len(names) < len(by) - len(mean) or v in ('better', 'worse') else f'all {len(names)} others' if len(names) > 1 else names[0]))
+            if v in ('better', 'worse'): text = ', '.join(f'{n} {_interval(by.loc[n], m)[0]}' for n in names)
+            else: text = f'all {len(names)} others' if 1 < len(names) == len(by) - len(mean) else ', '.join(names)
+            if names: parts.append(dict(verdict=v, sign=SIGNS.get(v, ''), text=text))
         out.append(dict(what=TITLES[m][0].upper() + TITLES[m][1:], parts=parts))
     return out
 
@@ -127,7 +131,9 @@ def _sortable(table, metrics, caption, mcnemar=False):
             diff, interval, verdict = _interval(row, m)
             cells.append(dict(v='' if pd.isna(row[m]) else f'{row[m]:.10g}', mean=_cells(row, m)[0], diff=diff, interval=interval, verdict=verdict, sign=SIGNS.get(verdict, '')))
         if mcnemar: cells.append(dict(v='' if pd.isna(row.mcnemar) else f'{row.mcnemar:.10g}', mean='' if pd.isna(row.mcnemar) else f'{row.mcnemar:.2g}', diff='', interval='', verdict='', sign=''))
-        rows.append(dict(name=row.strategy, broken=Markup('_<wbr>').join(row.strategy.split('_')), swatch='' if row.strategy == 'untouched' else Markup(swatch(row.strategy)), strength='before fine-tuning' if row.strategy == 'untouched' else _strength(row) + (', reference' if row.strategy == 'finetune' else ''), cells=cells))
+        before = row.strategy == 'untouched'
+        rows.append(dict(name=row.strategy, broken=Markup('_<wbr>').join(row.strategy.split('_')), swatch='' if before else Markup(swatch(row.strategy)),
+                         strength='before fine-tuning' if before else _strength(row) + (', reference' if row.strategy == 'finetune' else ''), cells=cells))
     units = {m:(', %' if m in SHARES else '') + (' (less is better)' if m in LESS else '') for m in metrics}
     return dict(caption=f'{caption}; headings sort', columns=['strategy', *(f'{TITLES.get(m, m)}{units[m]}' for m in metrics)] + ['McNemar p']*mcnemar, rows=rows)
 
@@ -166,7 +172,7 @@ def _trades(r, method, id):
 
 
 _TEX = {'\\':r'\textbackslash{}', '&':r'\&', '%':r'\%', '$':r'\$', '#':r'\#', '_':r'\_', '{':r'\{', '}':r'\}', '~':r'\textasciitilde{}', '^':r'\textasciicircum{}',
-        '<':r'\textless{}', '>':r'\textgreater{}', 'λ':r'$\lambda$', '–':'--', '→':r'$\to$', '²':'$^2$'}
+        '<':r'\textless{}', '>':r'\textgreater{}', '|':r'\textbar{}', 'λ':r'$\lambda$', '–':'--', '→':r'$\to$', '²':'$^2$'}
 
 
 def _tex(text): return ''.join(_TEX.get(c, c) for c in text)
@@ -180,13 +186,14 @@ def _tabular(head, rows, caption):
 
 def latex(
     table:pd.DataFrame, # From `summary`
-    metrics=None, # Which columns; by default all of `TITLES` that were measured
+    metrics:Sequence[str]|None=None, # Which columns; by default all of `TITLES` that were measured
     method:str='holm', # How p values were adjusted
-)->str:
+    notes:Sequence[str]=(), # What a reader must know of the tasks, as Markdown: into the caption
+)->str: # LaTeX
     "The summary as a LaTeX table; needs the package booktabs"
     metrics = [m for m in metrics or TITLES if m in table]
     rows = [[r.strategy, _strength(r), *(' '.join(filter(None, _cells(r, m))) for m in metrics)] for _, r in table.iterrows()]
-    return _tabular(['strategy', 'strength', *(TITLES[m] for m in metrics)], rows, _caption(table, 'behind', method))
+    return _tabular(['strategy', 'strength', *(TITLES[m] for m in metrics)], rows, ' '.join([_caption(table, 'behind', method), *(f'{from_markdown(n).rstrip(".")}.' for n in notes)]))
 
 
 def _missing(r):
@@ -198,7 +205,7 @@ def _missing(r):
 
 
 def film_strip(
-    path, # Of a video
+    path:str|Path, # Of a video
     n:int=6, # Frames, evenly spaced
     height:int=72, # Of the strip, pixels
 )->tuple[str, int, int]|None: # A JPEG as data URI, its width and height; `None` if the video is not there or cannot be decoded

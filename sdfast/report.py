@@ -1,12 +1,15 @@
 "Rows of runs to a table (terminal, Markdown, csv) and a figure; and the live view of a study at work."
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import listify
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -40,12 +43,12 @@ def summary(
     rows:pd.DataFrame, # From `compare`
     reference:str='finetune', # Strategy that the others are compared with, seed by seed
     method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
-    folder=None, # Of the study, or several: adds McNemar's test on `scores.csv`
+    folder:str|Path|Sequence|None=None, # Of the study, or several: adds McNemar's test on `scores.csv`
 )->pd.DataFrame: # A row a strategy: `lam`, `lr`, `runs`, `failed`, and for each metric m the columns m, m_low, m_high, m_diff...
     """Means over seeds of final runs with 95 % t intervals, and paired differences to the reference: m_diff with its t interval
     (m_diff_low, m_diff_high) and BCa interval (m_bca_low, m_bca_high), the p values of the paired t test (m_p), the same adjusted
     (m_p_adj) and of the exact sign-flip test (m_p_flip), and m_verdict, by the adjusted one"""
-    final, out = _final(rows), []
+    final, out, right = _final(rows), [], lru_cache(maxsize=None)(partial(_right, folder))
     base = final[(final.strategy == reference) & (final.status == 'ok')].set_index('seed')
     metrics = [m for m in METRICS if m in final and final[m].notna().any()]
     for strategy, g in final.groupby('strategy', sort=False):
@@ -60,7 +63,7 @@ def summary(
             d, (low, high) = paired_difference(a, b), bca_interval(a - b)
             row |= {f'{m}_diff': d.mean, f'{m}_diff_low': d.low, f'{m}_diff_high': d.high, f'{m}_bca_low': low, f'{m}_bca_high': high,
                     f'{m}_p': paired_test(a, b), f'{m}_p_flip': sign_flip(a - b)}
-        if folder is not None and strategy not in (reference, 'untouched'): row['mcnemar'] = _mcnemar(folder, ok, base)
+        if folder is not None and strategy not in (reference, 'untouched'): row['mcnemar'] = _mcnemar(right, ok, base)
         row['seconds'] = ok.seconds.astype(float).mean()
         out.append(row)
     table = pd.DataFrame(out).reindex(columns=list(dict.fromkeys(c for r in out for c in r)))
@@ -72,16 +75,19 @@ def summary(
     return table
 
 
-def _mcnemar(folder, runs, reference):
-    "p of McNemar's test per video, each model the mean over seeds of its probabilities; nan where scores are not there"
-    def right(keys):
-        files = [next((f for d in listify(folder) if (f := Path(d)/'runs'/k/'scores.csv').exists()), None) for k in keys]
-        if not files or not all(files): return None
-        scores = [pd.read_csv(f, dtype=dict(label=str), keep_default_na=False) for f in files]  # a class may be called NA
-        probs = sum(s.drop(columns=['path', 'label']) for s in scores)
-        return (probs.idxmax(axis=1) == scores[0].label).values
+def _right(folder, keys):
+    "Which videos the runs `keys` get right together, by the mean of their probabilities; `None` where scores are not there"
+    files = [next((f for d in listify(folder) if (f := Path(d)/'runs'/k/'scores.csv').exists()), None) for k in keys]
+    if not files or not all(files): return None
+    scores = [pd.read_csv(f, dtype=dict(label=str), keep_default_na=False) for f in files]  # a class may be called NA
+    probs = sum(s.drop(columns=['path', 'label']) for s in scores)
+    return (probs.idxmax(axis=1) == scores[0].label).values
+
+
+def _mcnemar(right, runs, reference):
+    "p of McNemar's test per video by the function `right` of runs' keys; nan where scores are not there"
     both = set(runs.seed) & set(reference.index)  # a seed that failed for one is left out for both
-    a, b = right(runs.key[runs.seed.isin(both)]), right(reference.key[reference.index.isin(both)])
+    a, b = right(tuple(runs.key[runs.seed.isin(both)])), right(tuple(reference.key[reference.index.isin(both)]))
     return float('nan') if a is None or b is None else mcnemar(a, b)
 
 
@@ -152,10 +158,19 @@ def trade_off(
 def _setting(strategy, lam, lr): return f'λ{lam:g}' if has_strength(strategy) else f'lr{lr:g}'
 
 
+def number(
+    x:float,
+    sign:str='', # '+': also of what is not negative
+    digits:int=1, # Behind the point
+)->str:
+    "Text of a number; what rounds to 0 has no minus"
+    return f'{round(float(x), digits) + 0.:{sign}.{digits}f}'
+
+
 def _cells(row, m):
     "Text of a metric: its mean, and its paired difference with interval and verdict where there is one"
     scale, digits = (100, 1) if m in SHARES else (1, 3)
-    def f(x, sign=''): return f'{scale*x:{sign}.{digits}f}'
+    def f(x, sign=''): return number(scale*x, sign, digits)
     if pd.isna(row[m]): return '–', ''
     if pd.isna(row.get(f'{m}_diff')): return f(row[m]), ''
     if pd.isna(row[f'{m}_diff_low']): return f(row[m]), f'{f(row[f"{m}_diff"], "+")} (no interval)'
@@ -177,7 +192,13 @@ def _caption(table, where, method):
     return CAPTION.format(where=where, n=table.runs[table.strategy != 'untouched'].max(), adjusted=ADJUSTED[method], mcnemar=MCNEMAR if 'mcnemar' in table else '')
 
 
-def rich_table(table:pd.DataFrame, title:str='', width:int=80, notes=(), method:str='holm')->Table:
+def rich_table(
+    table:pd.DataFrame, # From `summary`
+    title:str='', # Above it
+    width:int=80, # Columns of the terminal
+    notes:Sequence[str]=(), # What a reader must know of the tasks, below it
+    method:str='holm', # How p values were adjusted
+)->Table: # For rich's `print`
     "The summary for a terminal of `width` columns; a narrow one leaves out all but target, old head and probe. `notes` of its tasks stand below"
     metrics = [m for m in TITLES if m in table and (width >= 30 + 22*sum(m in table for m in TITLES) or m in ('acc1', 'source_acc', 'source_probe'))]
     t = Table(title=title, caption='\n'.join([_caption(table, 'below', method), *notes]), show_lines=True)
@@ -190,10 +211,10 @@ def rich_table(table:pd.DataFrame, title:str='', width:int=80, notes=(), method:
 
 def markdown(
     table:pd.DataFrame, # From `summary`
-    notes=(), # What a reader must know of the tasks
-    metrics=None, # Which columns; by default all of `TITLES` that were measured
+    notes:Sequence[str]=(), # What a reader must know of the tasks
+    metrics:Sequence[str]|None=None, # Which columns; by default all of `TITLES` that were measured
     method:str='holm', # How p values were adjusted
-)->str:
+)->str: # Markdown
     "The summary as a Markdown table with its caption"
     metrics, test = [m for m in metrics or TITLES if m in table], 'mcnemar' in table
     lines = ['| ' + ' | '.join(['strategy', 'strength', *(TITLES[m] for m in metrics)] + ['McNemar p']*test) + ' |', '|' + '---|'*2 + '--:|'*(len(metrics) + test)]
@@ -206,7 +227,8 @@ def markdown(
 def _ci(r, m, sign='', scale=100):
     "Text of a number of `trade_off` with its interval"
     if pd.isna(r[m]): return '–'
-    return f'{scale*r[m]:{sign}.1f}' + (' (no interval)' if pd.isna(r[f'{m}_low']) else f' [{scale*r[f"{m}_low"]:{sign}.1f}, {scale*r[f"{m}_high"]:{sign}.1f}]')
+    def f(x): return number(scale*x, sign)
+    return f(r[m]) + (' (no interval)' if pd.isna(r[f'{m}_low']) else f' [{f(r[f"{m}_low"])}, {f(r[f"{m}_high"])}]')
 
 
 def _against(r, m='', scale=100):
@@ -220,7 +242,7 @@ def trade_off_markdown(
     kept:str='source_probe', # As there
     against:str='finetune', # As there
     method:str='holm', # As there
-)->str:
+)->str: # Markdown
     "What keeping costs, as a Markdown table with its caption"
     lines = [f'| strategy | kept at equal learning | forgotten | against {against}\'s path | volume, against {against}\'s | on the front |', '|---|--:|--:|--:|--:|---|']
     for _, r in table.iterrows():
@@ -236,7 +258,7 @@ def margins_markdown(
     kept:str='source_probe', # As there
     against:str='finetune', # As there
     method:str='holm', # As there
-)->str:
+)->str: # Markdown
     "Whether the differences of `trade_off` hang on its margin, as a Markdown table with its caption"
     tables = [trade_off(rows, kept, against, method=method, margin=m).set_index('strategy') for m in MARGINS]
     lines = ['| strategy | ' + ' | '.join(f'less {100*m:g}' for m in MARGINS) + ' |', '|---|' + '--:|'*len(MARGINS)]
@@ -253,14 +275,14 @@ LOOKS = {s:(COLOURS[i % 8 if i < len(MARKERS) else _OTHER[(i - len(MARKERS)) % 8
 PANELS = ('source_acc', 'source_probe')
 
 
-def look(name):
+def look(name:str)->tuple[str, str]:
     "Colour and marker of a strategy; with options behind its name, one that follows from them"
     if name in LOOKS: return LOOKS[name]
     at = sum(name.encode())
     return COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
 
 
-def has_strength(name): return bool(STRATEGIES[name.split()[0]].lams)  # behind its name there may be options
+def has_strength(name:str)->bool: return bool(STRATEGIES[name.split()[0]].lams)  # behind its name there may be options
 
 
 def _panels(ax, m, untouched):
@@ -272,7 +294,7 @@ def _panels(ax, m, untouched):
 
 
 @contextmanager
-def marks_of(ax, strategy):
+def marks_of(ax:Axes, strategy:str)->Iterator[None]:
     "What is drawn meanwhile gets the group id `series-STRATEGY`, by which an SVG can be styled"
     before = set(ax.get_children())
     yield
@@ -292,7 +314,7 @@ def _focus(ax, points):
 
 
 def draw_means(
-    ax, # Axes
+    ax:Axes, # Axes
     rows:pd.DataFrame, # From `compare`
     m:str, # A metric of the source
     table:pd.DataFrame|None=None, # The `summary` of the rows
@@ -313,7 +335,7 @@ def draw_means(
     return table.loc[table.index != 'untouched', [f'{c}{end}' for c in ('acc1', m) for end in ('', '_low', '_high')]].reset_index()
 
 
-def draw_paths(ax, rows:pd.DataFrame, m:str, reference:str='finetune')->pd.DataFrame:
+def draw_paths(ax:Axes, rows:pd.DataFrame, m:str, reference:str='finetune')->pd.DataFrame:
     """On axes each strategy's path of strengths, means over seeds, from hollow (weak) to its chosen strength (large) and on; the grey steps
     are the Pareto front. Returns the numbers that are drawn"""
     chosen, paths = _final(rows).drop_duplicates('strategy').set_index('strategy'), _paths(rows, m, reference)
@@ -352,22 +374,29 @@ def _two_panels(draw, rows, title, legend, figsize):
     return fig
 
 
-def figure(rows:pd.DataFrame, title:str='')->Figure:
+def figure(
+    rows:pd.DataFrame, # From `compare`
+    title:str='', # Above it
+)->Figure: # Of matplotlib
     "Target accuracy against source accuracy, by the old head and by a new probe, see `draw_means`"
     named = rows.strategy.nunique() > 14
     return _two_panels(partial(draw_means, table=summary(rows), named=named), rows, title, not named, (13, 6.4) if named else (11, 4.6))
 
 
-def path_figure(rows:pd.DataFrame, title:str='', reference:str='finetune')->Figure:
+def path_figure(
+    rows:pd.DataFrame, # From `compare` with `path`
+    title:str='', # Above it
+    reference:str='finetune', # Strategy whose path is drawn as the one to beat
+)->Figure: # Of matplotlib
     "Target accuracy against source accuracy along each strategy's path of strengths, see `draw_paths`"
     return _two_panels(partial(draw_paths, reference=reference), rows, title, True, (11, 5))
 
 
 def write_report(
     rows:pd.DataFrame, # From `compare`
-    out, # Folder of the study, to write `runs.csv`, `table.csv`, `table.md` and `figure.png` to, with paths also `trade_off_*` and `paths.png`
-    title:str='',
-    notes=(), # What a reader must know of the tasks
+    out:str|Path, # Folder of the study, to write `runs.csv`, `table.csv`, `table.md`, `notes.json` and `figure.png` to, with paths also `trade_off_*` and `paths.png`
+    title:str='', # Of the figures
+    notes:Sequence[str]=(), # What a reader must know of the tasks
     method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
 )->pd.DataFrame: # The summary
     "Write what a study found"
@@ -375,6 +404,7 @@ def write_report(
     store.write(out/'runs.csv', rows.to_csv(index=False))
     store.write(out/'table.csv', table.to_csv(index=False, float_format='%.6g'))
     store.write(out/'table.md', markdown(table, notes, method=method))
+    store.write(out/'notes.json', json.dumps(list(notes), indent=1))
     figure(rows, title).savefig(out/'figure.png', dpi=130)
     if len(_final(rows, chosen=False)) > len(_final(rows)):
         path_figure(rows, title).savefig(out/'paths.png', dpi=130)
@@ -391,7 +421,9 @@ def write_report(
 class LiveWatch(Watch):
     "A progress bar over the study and one over the run at work; a line a run where the output is no terminal"
 
-    def __init__(self, console:Console|None=None):
+    def __init__(self,
+        console:Console|None=None, # Of rich; standard output by default
+    ):
         self.console = console or Console()
         self.bars = Progress(SpinnerColumn(), TextColumn('{task.description}'), BarColumn(20), TextColumn('{task.fields[where]}'),
                              TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal)
@@ -402,24 +434,24 @@ class LiveWatch(Watch):
 
     def __exit__(self, *_): self.bars.stop()
 
-    def plan(self, runs):
+    def plan(self, runs:list)->None:
         self.n, self.ended, self.failed, self.best = len(runs), 0, 0, None
         self.study = self.bars.add_task('study', total=sum(run_cost(asdict(r)) for r in runs), where=f'0/{self.n} runs')
         self.now = self.bars.add_task('', total=1, where='')
 
-    def start(self, what, epochs):
+    def start(self, what:object, epochs:int)->None:
         self.epochs = max(1, epochs)
         self.bars.reset(self.now, description=what if isinstance(what, str) else run_name(asdict(what)), total=self.epochs, where='')
         if not self.console.is_terminal and isinstance(what, str): self.say(f'{what}: {epochs} epochs')
 
-    def epoch(self, epoch, done): self.bars.update(self.now, completed=epoch + done, where=f'epoch {epoch + 1}/{self.epochs}')
+    def epoch(self, epoch:int, done:float)->None: self.bars.update(self.now, completed=epoch + done, where=f'epoch {epoch + 1}/{self.epochs}')
 
-    def running(self, pieces):
+    def running(self, pieces:list)->None:
         if not self.console.is_terminal: return
         text = '; '.join(f'{run_name(asdict(run))}: {n}/{run.epochs}' for run, n in pieces[:3]) + (f' and {len(pieces) - 3} more' if len(pieces) > 3 else '')
         self.bars.reset(self.now, description=f'{len(pieces)} running' if pieces else 'workers begin', total=max(1, sum(run.epochs for run, _ in pieces)), completed=sum(n for _, n in pieces), where=text)
 
-    def done(self, row, skipped=False):
+    def done(self, row:dict, skipped:bool=False)->None:
         self.ended, self.failed = self.ended + 1, self.failed + (row['status'] != 'ok')
         if row['status'] == 'ok' and row['valid_acc1'] is not None: self.best = max(self.best or 0., row['valid_acc1'])
         where = f'{self.ended}/{self.n} runs' + (f', {self.failed} failed' if self.failed else '') + (f', best on valid {self.best:.1%}' if self.best is not None else '')
@@ -430,4 +462,4 @@ class LiveWatch(Watch):
             found = ', '.join(f'{name} {row[k]:.1%}' for name, k in dict(valid='valid_acc1', test='acc1', source='source_acc').items() if row[k] is not None)
             self.say(line + found + (' (finished before)' if skipped else f', {row["seconds"]:.1f} s'))
 
-    def say(self, text): self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def say(self, text:str)->None: self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -26,7 +26,7 @@ class Results:
     rows: pd.DataFrame  # as from `compare`; strategies with several options have them behind their names
     folders: list  # where it was read from
     commands: list = field(default_factory=list)  # that made it, as `plan.json` has them
-    notes: list = field(default_factory=list)  # what a reader must know
+    notes: list = field(default_factory=list)  # what a reader must know, as Markdown
 
     @cached_property
     def final(self)->pd.DataFrame:
@@ -106,7 +106,8 @@ class Results:
         a = self.source
         if not (a.strategy == by).any(): return pd.DataFrame(), pd.DataFrame()
         before, after = a[(a.strategy == 'untouched') & a.right].set_index('path'), a[a.strategy == by].groupby('path')
-        t = pd.DataFrame(dict(label=before.label, before=before.p, after=after.p.mean(), answer=after.answer.agg(lambda s: s.mode().iloc[0]))).loc[before.index]
+        most = a[a.strategy == by].groupby(['path', 'answer']).size().sort_values(ascending=False, kind='stable').reset_index().drop_duplicates('path').set_index('path').answer  # of equals the first by name
+        t = pd.DataFrame(dict(label=before.label, before=before.p, after=after.p.mean(), answer=most)).loc[before.index]
         for s, g in a[a.strategy != 'untouched'].groupby('strategy', sort=False): t[f'right.{s}'] = g.groupby('path').right.sum().reindex(t.index)
         t = t.iloc[(t.after - t.before).argsort(kind='stable')].rename_axis('path').reset_index()
         n = min(n, len(t)//2)
@@ -124,23 +125,25 @@ def _read(folder):
     if not (rows.strategy == 'finetune').any(): raise InputError(f'{file} has no runs of finetune, which all others are compared with')
     if 'strategy_args' not in rows: rows['strategy_args'] = None
     if 'chosen' not in rows: rows['chosen'] = None
-    plan = Path(folder)/'plan.json'
-    command = json.loads(plan.read_text()).get('command') if plan.exists() else None
+    def known(name): return json.loads(f.read_text()) if (f := Path(folder)/name).exists() else {}
+    command, notes = known('plan.json').get('command'), known('notes.json') or []
     setup = (*(rows[c].dropna().iloc[0] for c in SETUP), int(rows.epochs.dropna().iloc[0]))
-    return setup, rows, command
+    return setup, rows, command, notes
 
 
-def load_results(*folders)->list[Results]: # One for each set-up: source, target, model, weights before fine-tuning, and epochs
+def load_results(
+    *folders, # Of studies, as `compare` wrote them
+)->list[Results]: # One for each set-up: source, target, model, weights before fine-tuning, and epochs
     """Read the folders of studies, and merge those of one set-up: equal runs count once (of different ones that should be equal it raises), and where folders chose different strengths of a
     strategy, or none, the one with the best accuracy on valid is taken. Raises `InputError` for a folder that holds no finished comparison"""
     groups = {}
     for folder in folders:
-        setup, rows, command = _read(folder)
-        groups.setdefault(setup, []).append((folder, rows, command))
+        setup, *read = _read(folder)
+        groups.setdefault(setup, []).append((folder, *read))
     return [_merge(*zip(*g)) for g in groups.values()]
 
 
-def _merge(folders, rows, commands):
+def _merge(folders, rows, commands, noted):
     # a run that failed in one folder may have ended well in another; one that is chosen anywhere is a candidate
     rows = pd.concat(rows, ignore_index=True)
     rows = rows.assign(order=rows.index, bad=rows.status != 'ok', other=[c is False or c == 'False' for c in rows.chosen]).sort_values(['bad', 'other', 'order']).drop_duplicates('key')
@@ -152,7 +155,7 @@ def _merge(folders, rows, commands):
     rows = rows.drop_duplicates(same).sort_values('order').drop(columns=['order', 'bad', 'other']).reset_index(drop=True)
     rows['chosen'] = [bool(f) if pd.isna(c) else str(c) == 'True' for c, f in zip(rows.chosen, rows.final)]
     rows['final'] = rows.final.astype(bool)
-    notes, several = [], rows.groupby('strategy').strategy_args.apply(lambda a: a.fillna('').nunique() > 1)
+    notes, several = list(dict.fromkeys(n for ns in noted for n in ns)), rows.groupby('strategy').strategy_args.apply(lambda a: a.fillna('').nunique() > 1)
     rows['strategy'] = [f'{s} {a}' if several[s] and isinstance(a, str) and a else s for s, a in zip(rows.strategy, rows.strategy_args)]
     for strategy, g in rows[rows.final & rows.chosen & (rows.strategy != 'untouched')].groupby('strategy', sort=False):
         settings = sorted({(l, r) for l, r in zip(g.lam, g.lr)}, key=lambda s: (s[0], -s[1]))

@@ -1,5 +1,6 @@
 "A fit that goes on from its last finished epoch after its process died, and ends where it would have ended."
 import io, time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,12 +25,14 @@ class Stateful:
         "What `Resume` writes: tensors, numbers and what is made of them"
         return {n:getattr(self, n) for n in self._kept}
 
-    def load_state_dict(self, state:dict):
+    def load_state_dict(self, state:dict)->None:
         "Go on from `state_dict`'s; called when a fit begins, before its first epoch"
         for n in self._kept: setattr(self, n, state[n])
 
 
-def epochs_done(folder)->int:
+def epochs_done(
+    folder:str|Path, # As given to `Resume`
+)->int: # 0 where there is none
     "How many epochs the fit whose `Resume` writes to `folder` has finished; 0 where there is none"
     return next((int(f.name.split('-')[1]) for f in store.find(folder, 'epoch-*', 'pt', check=False)), 0)
 
@@ -65,8 +68,8 @@ class Resume(Callback):
     seconds, _done, _over, _began = 0., 0, False, None  # `seconds`: that the fit took in earlier processes
 
     def __init__(self,
-        folder, # Where to write; made if it is not there
-        say=None, # Called with a line for the reader
+        folder:str|Path, # Where to write; made if it is not there
+        say:Callable|None=None, # Called with a line for the reader
     ): self.folder, self.tell = Path(folder), say or (lambda text: None)
 
     def _real(self): return not (self.learn.lock.locked() or hasattr(self.learn, 'lr_finder'))
@@ -108,7 +111,7 @@ class Resume(Callback):
         self._over, self._began = True, None
         self.learn.__dict__.pop('_with_events', None)
 
-    def remove(self):
+    def remove(self)->None:
         "The fit and what comes of it are safe elsewhere"
         if not rank_distrib(): self._remove()
 

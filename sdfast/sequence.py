@@ -12,6 +12,7 @@ A study's folder holds `stages/<key>/`: `run.json`, `encoder.safetensors`, `head
 `result.json` with the digests of the others. The key is of the `Run` and of the stage before: a finished stage is read, not trained again,
 and one whose process died goes on from its last finished epoch."""
 import re, time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, reduce
 from pathlib import Path
@@ -20,7 +21,9 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.torch_core import rank_distrib, set_seed
+from numpy.typing import ArrayLike
 from safetensors.torch import load_file
+from torch import nn
 
 from . import store
 from .errors import InputError
@@ -50,24 +53,28 @@ def _matrix(R, least=1):
 
 
 def average_accuracy(
-    R, # Accuracies `(stages, tasks)`
-)->float:
+    R:ArrayLike, # Accuracies `(stages, tasks)`
+)->float: # From 0 to 1
     "Mean over all tasks after the last stage (Lopez-Paz & Ranzato, NeurIPS 2017)"
     return float(_matrix(R)[-1].mean())
 
 
-def learning_accuracy(R)->float:
+def learning_accuracy(
+    R:ArrayLike, # Accuracies `(stages, tasks)`
+)->float: # From 0 to 1
     "Mean over all tasks of the accuracy just after each was learned (Riemer et al., ICLR 2019)"
     return float(np.diag(_matrix(R)).mean())
 
 
-def backward_transfer(R)->float:
+def backward_transfer(
+    R:ArrayLike, # Accuracies `(stages, tasks)`
+)->float: # From -1 to 1
     "BWT: mean over all tasks but the last of accuracy after the last stage less accuracy when learned (Lopez-Paz & Ranzato, NeurIPS 2017); negative is forgetting"
     return float(-forgetting(R).mean())
 
 
 def forgetting(
-    R, # Accuracies `(stages, tasks)`
+    R:ArrayLike, # Accuracies `(stages, tasks)`
     best:bool=False, # Less than its best in any stage before (Chaudhry et al., ECCV 2018) instead of less than when learned
 )->np.ndarray: # One a task but the last; the mean is the forgetting of the chain, -BWT unless `best`
     "How much accuracy each task has lost: when learned (as avalanche-lib has it), or at best, less after the last stage; negative is a gain"
@@ -77,9 +84,9 @@ def forgetting(
 
 
 def forward_transfer(
-    R, # Accuracies `(stages, tasks)`; with old heads there are none before a task is learned, so of probes
-    initial, # Of each task, with a random encoder
-)->float:
+    R:ArrayLike, # Accuracies `(stages, tasks)`; with old heads there are none before a task is learned, so of probes
+    initial:ArrayLike, # Of each task, with a random encoder
+)->float: # From -1 to 1
     "FWT: mean over all tasks but the first of accuracy just before the task is learned less that of a random initialisation (Lopez-Paz & Ranzato, NeurIPS 2017)"
     R, initial = _matrix(R, 2), np.asarray(initial, float)
     if initial.shape != R.shape[1:]: raise InputError(f'initial needs an accuracy for each of {R.shape[1]} tasks, not {initial.shape}')
@@ -117,11 +124,11 @@ class Carried(Source):
 
     def _sum(self, name): return getattr(self.past[0], name) if len(self.past) == 1 else reduce(Importance.then, (getattr(s, name).normalized() for s in self.past))
     @property
-    def fisher(self): return self._sum('fisher')
+    def fisher(self)->Importance: return self._sum('fisher')
     @property
-    def mas(self): return self._sum('mas')
+    def mas(self)->Importance: return self._sum('mas')
     @property
-    def si(self): return self._sum('si')
+    def si(self)->Importance: return self._sum('si')
 
 
 def _beside(run, past):
@@ -155,8 +162,8 @@ class Accuracies:
         self.test = [test for _, _, test in parts]
 
     def __call__(self,
-        encoder,
-        heads, # Of the tasks learned so far, as each was left
+        encoder:nn.Module,
+        heads:Sequence[nn.Module], # Of the tasks learned so far, as each was left
         final:bool=True, # Read test, with old heads and probes, and not only valid
     )->dict: # `valid.NAME` and `head.NAME` of the tasks that have a head, `probe.NAME` of all
         "Accuracies on valid and test"
@@ -179,8 +186,8 @@ def _stages(runs):
 
 def finished_chain(
     runs:list, # A `Run` for each task in order
-    out, # Folder of the study
-    watch:Watch=Watch(),
+    out:str|Path, # Folder of the study
+    watch:Watch=Watch(), # Is told what is damaged
     since:float|None=None, # As in `study.finished`
 )->list[dict]|None: # A row a stage, up to the first that failed or diverged
     "What a chain found, if it has ended and its files are what they were"
@@ -201,9 +208,9 @@ def _stage(folder, watch, since):
 def train_chain(
     runs:list, # A `Run` for each task in order; all but `task` and `bs` the same
     source:Source, # From `source_model`
-    out, # Folder of the study
-    accuracies:Accuracies,
-    watch:Watch=Watch(),
+    out:str|Path, # Folder of the study
+    accuracies:Accuracies, # Measures all tasks after each stage
+    watch:Watch=Watch(), # Is told what happens
     wait:bool=True, # For another process that is at it; else raise `Busy`
     since:float|None=None, # As in `study.finished`
 )->list[dict]: # A row a stage, up to the first that failed or diverged
@@ -268,10 +275,10 @@ def _train(run, past, folder, accuracies, watch, row):
 def compare_sequences(
     bases:list, # A `Run` for each task in order: what all strategies share
     grids:dict, # Strategy -> its `strength_grid`; all of one length
-    out, # Folder of the study
+    out:str|Path, # Folder of the study
     seeds:int=6, # Final chains of each strategy
     trial_seeds:int=1, # Trials of each strength
-    watch:Watch=Watch(),
+    watch:Watch=Watch(), # Is told what happens
     launcher:Launcher|None=None, # Where to run; `None`: in this process
 )->pd.DataFrame: # A row a stage, trials too, and one each for the model before ('untouched', stage 0) and for a random encoder ('random')
     """Train every strategy through the chain. Its strength is the one with the best mean accuracy over source and tasks on their valid parts,
@@ -315,14 +322,14 @@ class Chains(Work):
     bases: tuple # A `Run` for each task
 
     def _key(self, chain): return next(iter(_stages(chain)))[1] if chain else _key([asdict(r) for r in self.bases])
-    def folder(self, chain): return Path(self.out)/'stages'/self._key(chain)
+    def folder(self, chain:tuple)->Path: return Path(self.out)/'stages'/self._key(chain)
 
-    def read(self, chain, since, watch):
+    def read(self, chain:tuple, since:float|None, watch:Watch)->list|None:
         if chain: return finished_chain(chain, self.out, watch, since)
         d = _intact(self.folder(chain), 'result.json', watch, 'measured again')
         return d and d['rows']
 
-    def do(self, chain, since, watch):
+    def do(self, chain:tuple, since:float|None, watch:Watch)->list:
         if (rows := agree(lambda: self.read(chain, since, watch))) is not None:
             self.report(rows, True, watch)
             return rows
@@ -337,11 +344,11 @@ class Chains(Work):
             if not rank_distrib(): store.write_json(folder/'result.json', dict(rows=rows, files={}))
         return rows
 
-    def at(self, chain): return (chain or self.bases)[-1], epochs_done(self.folder(chain))
-    def report(self, rows, skipped, watch):
+    def at(self, chain:tuple)->tuple: return (chain or self.bases)[-1], epochs_done(self.folder(chain))
+    def report(self, rows:list, skipped:bool, watch:Watch)->None:
         if rows[0]['strategy'] != 'untouched': _tell(rows, self.bases, skipped, watch)
 
-    def fail(self, chain, error):
+    def fail(self, chain:tuple, error:str)->None:
         if not chain: raise RuntimeError(f'the models before training cannot be measured: {error}')
         for run, key, before in _stages(chain):
             folder = Path(self.out)/'stages'/key

@@ -1,7 +1,10 @@
 "Intervals and tests for paired comparisons, corrections for many of them, and the trade-off of learning against keeping."
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from .errors import InputError
@@ -15,10 +18,10 @@ TINY = 1e-6  # closer values are equal: steps of accuracies are larger, the nois
 @dataclass(frozen=True)
 class Difference:
     "A mean with a confidence interval; its ends are nan where there is none"
-    mean: float
-    low: float
-    high: float
-    n: int
+    mean: float  # of the values or of their differences
+    low: float  # lower end
+    high: float  # upper end
+    n: int  # values or pairs that it is of
 
     @property
     def verdict(self)->str:
@@ -27,16 +30,20 @@ class Difference:
         return 'higher' if self.low > 0 else 'lower' if self.high < 0 else 'not distinguishable'
 
 
+@cache
+def _t(level, df)->float: return float(stats.t.ppf((1 + level)/2, df))  # a page asks for the same few thousands of times
+
+
 def mean_interval(
-    x, # Values, one a seed; nan counts as missing
+    x:ArrayLike, # Values, one a seed; nan counts as missing
     level:float=.95, # Coverage of the interval
-)->Difference:
+)->Difference: # `n` counts values that are there
     """Student's t interval of a mean. There is none for one value, nor for equal values that are not 0: accuracies of a few
     clips are steps, and two seeds on the same step say nothing of the spread"""
     x = np.asarray(x, float)
     x = x[~np.isnan(x)]
     if len(x) < 2 or (np.ptp(x) < TINY and abs(x.mean()) > TINY): return Difference(float(x.mean()) if len(x) else np.nan, np.nan, np.nan, len(x))
-    half = stats.t.ppf((1 + level)/2, len(x) - 1)*x.std(ddof=1)/np.sqrt(len(x))
+    half = _t(level, len(x) - 1)*x.std(ddof=1)/np.sqrt(len(x))
     low, high = x.mean() - half, x.mean() + half
     if np.ptp(x) < TINY: low, high = min(low, 0), max(high, 0)  # zeros but for rounding, .1 + .2 - .3 at each seed, differ from nothing
     return Difference(float(x.mean()), float(low), float(high), len(x))
@@ -49,19 +56,19 @@ def _pairs(a, b):
 
 
 def paired_difference(
-    a, # Values, one a seed
-    b, # Values of the reference at the same seeds; pairs with a nan are left out
+    a:ArrayLike, # Values, one a seed
+    b:ArrayLike, # Values of the reference at the same seeds; pairs with a nan are left out
     level:float=.95, # Coverage of the interval
-)->Difference:
+)->Difference: # Its mean is that of `a - b`
     "`a - b` with Student's t interval of the paired differences"
     a, b = _pairs(a, b)
     return mean_interval(a - b, level)
 
 
 def bca_interval(
-    x, # Values, one a seed; nan counts as missing
+    x:ArrayLike, # Values, one a seed; nan counts as missing
     level:float=.95, # Nominal coverage
-    resamples:int=9999,
+    resamples:int=9999, # Bootstrap samples
     seed:int=0, # Of the resampling: the same values give the same interval
 )->tuple[float, float]: # Ends; nan for fewer than 2 values and for equal ones
     """Bias-corrected accelerated bootstrap interval of a mean (Efron 1987, Better bootstrap confidence intervals). It is no
@@ -78,15 +85,15 @@ def proportion_interval(
     right:int, # Videos classified correctly
     n:int, # Videos
     level:float=.95, # Coverage of the interval
-)->Difference:
+)->Difference: # Its mean is the accuracy
     "An accuracy with Wilson's interval: the spread over videos, for one trained model; not over repeated training"
     ci = stats.binomtest(int(right), int(n)).proportion_ci(level, method='wilson')
     return Difference(right/n, float(ci.low), float(ci.high), int(n))
 
 
 def mcnemar(
-    right, # For each video whether a model was right
-    reference, # The same of the model it is compared with, same videos
+    right:ArrayLike, # For each video whether a model was right
+    reference:ArrayLike, # The same of the model it is compared with, same videos
 )->float: # Two-sided p value; 1 if the models never disagree
     "McNemar's exact test of paired right and wrong answers"
     right, reference = np.asarray(right, bool), np.asarray(reference, bool)
@@ -96,8 +103,8 @@ def mcnemar(
 
 
 def paired_test(
-    a, # Values, one a seed
-    b, # Values of the reference at the same seeds; pairs with a nan are left out
+    a:ArrayLike, # Values, one a seed
+    b:ArrayLike, # Values of the reference at the same seeds; pairs with a nan are left out
 )->float: # Two-sided p value; nan where `paired_difference` has no interval, 1 if all differences are 0
     "Student's paired t test: p < .05 exactly where the 95 % interval of `paired_difference` excludes 0"
     a, b = _pairs(a, b)
@@ -114,11 +121,11 @@ def p_value(
     half = (d.high - d.low)/2
     if np.isnan(half): return np.nan
     if half < TINY: return 1. if abs(d.mean) < TINY else np.nan
-    return float(2*stats.t.sf(abs(d.mean)/half*stats.t.ppf((1 + level)/2, d.n - 1), d.n - 1))
+    return float(2*stats.t.sf(abs(d.mean)/half*_t(level, d.n - 1), d.n - 1))
 
 
 def sign_flip(
-    d, # Paired differences, one a seed; nan counts as missing
+    d:ArrayLike, # Paired differences, one a seed; nan counts as missing
 )->float: # Two-sided p value; nan below 6 pairs, 1 if all are 0
     """Sign-flip test of the mean (Fisher 1935, The Design of Experiments), exact if differences are symmetric about 0 under the null:
     the share of the 2^n sign patterns, above 16 pairs of 65536 drawn ones, whose sum is as far from 0. With 5 pairs the
@@ -141,7 +148,7 @@ def _known(f, p):
 
 
 def holm(
-    p, # p values of one family; nan stays nan and is not counted
+    p:ArrayLike, # p values of one family; nan stays nan and is not counted
 )->np.ndarray: # Adjusted p values
     "Holm's (1979) step-down adjustment: below .05 with at most 5 % chance of even one false discovery, however the tests depend"
     def f(p):
@@ -151,7 +158,7 @@ def holm(
 
 
 def benjamini_hochberg(
-    p, # p values of one family; nan stays nan and is not counted
+    p:ArrayLike, # p values of one family; nan stays nan and is not counted
 )->np.ndarray: # Adjusted p values
     "Benjamini & Hochberg's (1995) adjustment: of those below .05 at most 5 % are expected to be false, if the tests are independent or depend positively"
     return _known(stats.false_discovery_control, p)
@@ -161,7 +168,7 @@ ADJUSTMENTS = dict(holm=holm, bh=benjamini_hochberg, none=lambda p: np.array(p, 
 
 
 def adjust(
-    p, # p values of one family; nan stays nan and is not counted
+    p:ArrayLike, # p values of one family; nan stays nan and is not counted
     method:str='holm', # Or 'bh' for the false discovery rate, 'none' to leave them as they are
 )->np.ndarray: # Adjusted p values
     "Adjust p values for the number of tests; raises `InputError` for an unknown method"
@@ -172,9 +179,9 @@ def adjust(
 def judge(
     diff_mean:float, # Mean difference to the reference
     p_adjusted:float, # Its p value, adjusted for the number of comparisons; nan where there is none
-    higher_is_better:bool=True,
+    higher_is_better:bool=True, # As for accuracies; not so for drift
     level:float=.95, # 1 minus the error that is allowed
-)->str:
+)->str: # The verdict
     "'better' or 'worse' if p is below 1 - `level`, 'no interval' if there is no p, else 'not distinguishable'"
     if np.isnan(diff_mean) or np.isnan(p_adjusted): return 'no interval'
     if diff_mean == 0 or p_adjusted >= round(1 - level, 9): return 'not distinguishable'  # 1 - .95 is above .05 in floats
@@ -182,8 +189,8 @@ def judge(
 
 
 def pareto_front(
-    x, # First coordinate of each point, higher is better
-    y, # Second one, higher is better
+    x:ArrayLike, # First coordinate of each point, higher is better
+    y:ArrayLike, # Second one, higher is better
 )->np.ndarray: # Whether each point is on the front; duplicates all are, points with a nan never
     "Points that no other one beats: as high in both coordinates and higher in one"
     x, y = _pairs(x, y)
@@ -192,10 +199,10 @@ def pareto_front(
 
 
 def hypervolume(
-    x, # First coordinate of each point, higher is better
-    y, # Second one, higher is better; points with a nan add nothing
-    ref=(0, 0), # Corner that the area is measured from; what is not above it in both coordinates adds nothing
-)->float:
+    x:ArrayLike, # First coordinate of each point, higher is better
+    y:ArrayLike, # Second one, higher is better; points with a nan add nothing
+    ref:tuple[float, float]=(0, 0), # Corner that the area is measured from; what is not above it in both coordinates adds nothing
+)->float: # In units of `x` times units of `y`
     "Area between `ref` and the front of the points (Zitzler & Thiele 1998, 1999): that of all places that some point is at least as high as in both"
     (x, y), (x0, y0) = _pairs(x, y), ref
     above = (x > x0) & (y > y0)
@@ -205,8 +212,8 @@ def hypervolume(
 
 
 def kept_at(
-    learned, # What each point of the path learned, ordered by strength
-    kept, # What it kept; a nan in either breaks the path there
+    learned:ArrayLike, # What each point of the path learned, ordered by strength
+    kept:ArrayLike, # What it kept; a nan in either breaks the path there
     at:float, # The level of learning to compare at
 )->float: # nan if no place of the path reaches `at`
     """The most kept on a path among its places that learned at least `at`; the path is the polyline through its points. The
@@ -241,9 +248,9 @@ def _matched(at, level, *paths):
 
 
 def matched_kept(
-    learned, # `(seeds, settings)`, settings ordered by strength
-    kept, # The same of what was kept; a setting with a nan is left out, and a seed with nothing else
-    at, # Level of learning, or a function of the seeds' indices that returns it: a reference's mean over seeds is an estimate too
+    learned:ArrayLike, # `(seeds, settings)`, settings ordered by strength
+    kept:ArrayLike, # The same of what was kept; a setting with a nan is left out, and a seed with nothing else
+    at:float|Callable, # Level of learning, or a function of the seeds' indices that returns it: a reference's mean over seeds is an estimate too
     level:float=.95, # Nominal coverage
 )->Difference: # Its mean is nan if the path does not reach `at`, its ends also if a path without one of the seeds does not
     """`kept_at` of the path of means over seeds, with the delete-one jackknife's t interval from pseudo-values (Tukey 1958; Efron &
@@ -253,11 +260,11 @@ def matched_kept(
 
 
 def matched_difference(
-    learned_a, # `(seeds, settings)`, settings ordered by strength
-    kept_a, # The same of what was kept
-    learned_b, # Of the reference, at the same seeds; its settings may be others
-    kept_b,
-    at, # Level of learning, or a function of the seeds' indices that returns it
+    learned_a:ArrayLike, # `(seeds, settings)`, settings ordered by strength
+    kept_a:ArrayLike, # The same of what was kept
+    learned_b:ArrayLike, # Of the reference, at the same seeds; its settings may be others
+    kept_b:ArrayLike, # The same of what was kept
+    at:float|Callable, # Level of learning, or a function of the seeds' indices that returns it
     level:float=.95, # Nominal coverage
 )->Difference: # As of `matched_kept`
     "`matched_kept` of a less that of b: what a keeps more at equal learning, paired, each jackknifed path leaving out the same seed of both and of `at`"

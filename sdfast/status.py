@@ -15,12 +15,16 @@ from .strategies import STRATEGIES
 __all__ = ['snapshot', 'show_status', 'run_name', 'run_cost']
 
 
-def run_cost(run:dict)->int:
+def run_cost(
+    run:dict, # Fields of a `Run`
+)->int: # Epochs
     "What a run takes, in epochs: reading test and measuring retention takes about four"
     return run['epochs'] + 4*run['final']
 
 
-def run_name(run:dict)->str:
+def run_name(
+    run:dict, # Fields of a `Run`
+)->str: # One line
     "A run for the reader: strategy, strength, seed and stage"
     strength = f'λ {run["lam"]:g}' if run['strategy'] in STRATEGIES and STRATEGIES[run['strategy']].lams else f'lr {run["lr"]:g}'
     return f'{run["strategy"]} {strength}, seed {run["seed"]}, {"final" if run["final"] else "trial"}'
@@ -38,7 +42,7 @@ def _look(folder):
 
 
 def snapshot(
-    out, # Folder of the study
+    out:str|Path, # Folder of the study
 )->dict: # `command`, `total` pieces of work, and `pieces`: `folder`, `run`, `result`, `owner`, `epoch` and `state`, which is ok, failed, running, stopped or waiting
     "What a study has done and does. Raises `InputError` where there is none"
     out = Path(out)
@@ -47,7 +51,7 @@ def snapshot(
     return dict(command=plan['command'], total=plan['total'], pieces=[_look(out/f) for f in plan['folders']])
 
 
-def time_left(pieces, total)->float:
+def time_left(pieces:list, total:int)->float:
     "Seconds, by what the finished ones took and how many are at work now; nan if none has finished or none is at work"
     done = [(run_cost(p['run']), p['result']['seconds']) for p in pieces if p['result'] and p['run'] and p['result'].get('seconds')]
     at_work = sum(p['state'] == 'running' for p in pieces)
@@ -59,7 +63,7 @@ def time_left(pieces, total)->float:
 
 
 def show_status(
-    out, # Folder of the study
+    out:str|Path, # Folder of the study
 )->Group: # For rich to print
     "Counts, what is at work, what failed, the time left and the best on valid so far"
     s = snapshot(out)

@@ -1,11 +1,13 @@
 """Runs as pure functions of a `Run`, and the comparison of strategies made of them.
 
-A study's folder holds `source/<key>/`, the model before fine-tuning, and `runs/<key>/`: `run.json`, `epochs.csv`,
-`scores.csv`, `kept.json` and `curve.csv` (test videos, what was kept, and its course; final runs only), `log.txt` and, written
-last, `result.json`, which has the digests of the others. Finished runs are skipped; one whose process died goes on from its last
+A study's folder holds `source/<key>/`, the model before fine-tuning, and `runs/<key>/`: `run.json`, `epochs.csv`, `scores.csv`
+(answers on the target's test videos), `source_scores.csv` (the old head's on the source's; before fine-tuning they are in
+`source/<key>/scores.csv`), `kept.json` and `curve.csv` (what was kept, and its course; all of final runs only), `log.txt` and,
+written last, `result.json`, which has the digests of the others. Finished runs are skipped; one whose process died goes on from its last
 finished epoch (`resume.Resume`); one whose files are damaged is done again. Strengths are chosen on valid parts; only final runs
 read test."""
 import gc, hashlib, json, math, random, sys, time, traceback, warnings
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -58,23 +60,23 @@ RSPNET = dict(frames=16, stride=1, size=112, clips=10, area=.25, flip=True, wrap
 class Run:
     "All that decides a run's numbers; equal runs have equal `key`s"
     task: str = 'moving_digits'  # see `create_task`
-    source: str = 'moving_digits'
+    source: str = 'moving_digits'  # what is not to be forgotten, see `create_task`; none if empty
     data: str = ''  # fingerprints of both: changed files are another run
-    model: str = 'tiny'
+    model: str = 'tiny'  # see `create_model`
     model_args: str = ''  # for the model's constructor, `name=value,...`
     init: str|None = None  # weights before the source stage
-    strategy: str = 'finetune'
+    strategy: str = 'finetune'  # one of `STRATEGIES`
     strategy_args: str = ''  # for its callbacks, `name=value,...`
-    lam: float = 0.
+    lam: float = 0.  # its strength
     seed: int = 0  # of head, data order, clips and augmentation
-    epochs: int = 12
-    lr: float = .05
+    epochs: int = 12  # of fine-tuning
+    lr: float = .05  # learning rate at the start
     schedule: str = 'cosine'  # see `learning_rates`
     wd: float = 0.  # L2 regularisation of all parameters
-    bs: int = 32
-    frames: int = 8
-    stride: int = 1
-    size: int = 40
+    bs: int = 32  # batch size, over all processes
+    frames: int = 8  # in a clip
+    stride: int = 1  # frames of the video from one of the clip to the next
+    size: int = 40  # side of the square in pixels
     area: float = 0.  # smallest part of the frame that a training crop covers; 0: a square of the scaled frame
     flip: bool = False  # mirror half of the training clips
     wrap: bool = False  # a short video begins again instead of repeating its last frame
@@ -82,10 +84,10 @@ class Run:
     valid_frac: float = .2  # of train, held out by group where there is no valid part; 0: train on all
     select: str = 'last'  # the epoch to measure: the last, the best on 'valid', or 'paper': the last, and beside it the best on test (not honest)
     patience: int = 0  # stop after so many epochs without a better accuracy on valid; 0: never
-    workers: int = 0
-    source_epochs: int = 6
-    source_lr: float = .1
-    source_bs: int = 32
+    workers: int = 0  # processes that load clips
+    source_epochs: int = 6  # of training on the source
+    source_lr: float = .1  # learning rate of it
+    source_bs: int = 32  # batch size of it
     source_valid: bool = False  # hold out a part of the source, too, to choose strengths by what was kept
     others: str = ''  # other tasks to probe, joined by `;`
     with_barrier: bool = False  # measure the loss on the way from the weights before
@@ -135,7 +137,7 @@ class _Ticker(Callback):
 class Seeded(Callback):
     "Makes order, clips and augmentation of each epoch a function of seed and epoch alone, whatever ran before"
     order = 100
-    def __init__(self, seed): self.seed = seed
+    def __init__(self, seed:int): self.seed = seed
     def before_train(self):
         s = self.seed*100_003 + self.epoch
         set_seed(s + 10_000_019*rank_distrib())  # processes that train together draw other clips, in one order
@@ -186,8 +188,8 @@ class KeepBest(Stateful, Callback):
 def learning_rates(
     name:str, # 'cosine': to 0, each batch; 'epoch_cosine': to lr/1000, each epoch; 'steps': a tenth at 50, 70 and 90 % of the epochs
     lr:float, # The first
-    epochs:int,
-): # From the part of training that is done to the learning rate
+    epochs:int, # Of the whole training
+)->Callable: # From the part of training that is done, 0 to 1, to the learning rate
     "A learning rate schedule; the last two are RSPNet's"
     def epoch(pos): return int(pos*epochs + 1e-6)
     if name == 'cosine': return SchedCos(lr, 0.)
@@ -196,13 +198,18 @@ def learning_rates(
     raise InputError(f'unknown schedule {name!r}; known are cosine, epoch_cosine and steps')
 
 
-def file_id(path)->str:
+def file_id(
+    path:str|Path, # A file; `None` and `pretrained` are none
+)->str: # Of SHA-256
     "Sixteen hex digits of a file's content, '' without a file"
     if path in (None, 'pretrained'): return ''
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:16] if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()[:16]
 
 
-def fit_batch_size(n:int, bs:int)->int:
+def fit_batch_size(
+    n:int, # Training clips
+    bs:int, # Batch size that was asked for
+)->int: # `bs` or a smaller one
     "`bs`, halved until `n` clips make two batches: with one batch an epoch the teacher of an epoch never differs from its student"
     while bs > 1 and n < 2*bs: bs //= 2
     return bs
@@ -256,7 +263,7 @@ def _fit(dls, model, epochs, lr, seed, cbs, watch, schedule='cosine', wd=0.):
 @dataclass
 class Source:
     "The model before fine-tuning, what it scores, and what strategies ask of it"
-    model: nn.Sequential
+    model: nn.Sequential  # encoder and the head of the source
     retention: Retention|None  # `None` without a source task
     batches: object  # loader of source clips, classes balanced
     id: str  # hash of the encoder's weights
@@ -277,15 +284,15 @@ class Source:
         return _load_importance(files[0] if files else store.put(self.folder, name, _importance_bytes(make()), 'safetensors')).to(device)
 
     @property
-    def head(self): return self._need('the old head is of', self.model[1] if self.batches is not None else None)
+    def head(self)->nn.Module: return self._need('the old head is of', self.model[1] if self.batches is not None else None)
     @cached_property
-    def fisher(self): return self._importance('fisher', lambda: empirical_fisher(self.model, self._need('Fisher information is of', self.batches), FISHER_CLIPS))
+    def fisher(self)->Importance: return self._importance('fisher', lambda: empirical_fisher(self.model, self._need('Fisher information is of', self.batches), FISHER_CLIPS))
     @cached_property
-    def mas(self): return self._importance('mas', lambda: mas_importance(self.model, self._need('the importance for MAS is of', self.batches), FISHER_CLIPS))
+    def mas(self)->Importance: return self._importance('mas', lambda: mas_importance(self.model, self._need('the importance for MAS is of', self.batches), FISHER_CLIPS))
     @cached_property
-    def attention(self): return channel_attention(self.model, self._need("DELTA's attention is of", self.batches))
+    def attention(self)->dict: return channel_attention(self.model, self._need("DELTA's attention is of", self.batches))
     @property
-    def si(self): return self._need('SI needs the way in which the weights were learned (--source-epochs): its importance is of training on', self.path)
+    def si(self)->Importance: return self._need('SI needs the way in which the weights were learned (--source-epochs): its importance is of training on', self.path)
     @property
     def reference(self)->dict: return self._need('what an untouched encoder scores is of', self.retention).reference.flat()
 
@@ -310,19 +317,19 @@ def _reference(run, out, watch):
 
 
 def untouched(
-    run:Run,
-    out, # Folder of the study
-    watch:Watch=Watch(),
-)->Untouched|Source:
+    run:Run, # One of the study
+    out:str|Path, # Folder of the study
+    watch:Watch=Watch(), # Is told what happens
+)->Untouched|Source: # Has `id` and `retention`
     "What the untouched encoder of a study scores, for `compare_rows`: as a run wrote it down, else measured"
     return Untouched(**known) if (known := _reference(run, out, watch)) else source_model(run, out, watch)
 
 
 def source_model(
-    run:Run,
-    out, # Folder of the study
-    watch:Watch=Watch(),
-)->Source:
+    run:Run, # Of which only what decides this model counts
+    out:str|Path, # Folder of the study
+    watch:Watch=Watch(), # Is told what happens
+)->Source: # The same object the next time
     """The model to fine-tune: `init` or random weights, trained on the source for `source_epochs`; seed 0 for all runs.
 
     With no source epochs the encoder stays as it is, and the source head is a linear probe on its features. Saved in
@@ -355,8 +362,21 @@ def source_model(
                           others={create_task(spec).name:loaders(spec) for spec in filter(None, run.others.split(';'))}, path=(.25, .5, .75) if run.with_barrier else (),
                           cache=folder/'features')
     _sources[place] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path, folder)
-    if not rank_distrib() and _reference(run, out, watch) is None: store.write_json(_reference_file(run, out), dict(id=hit.id, reference=hit.reference, files={}))
+    if not rank_distrib() and _reference(run, out, watch) is None:
+        with store.claim(folder, told=watch.say): _write_reference(run, out, hit, task)
     return hit
+
+
+def _write_reference(run, out, source, task):
+    "What the untouched encoder scores, sealed with its answers; those that another of the references is sealed with stay"
+    file = _reference_file(run, out)
+    scores = file.parent/'scores.csv'
+    def other(f):
+        try: store.verify(f.parent, files := store.read_json(f)['files'])
+        except (Damaged, OSError): return False
+        return scores.name in files
+    if not any(other(f) for f in file.parent.glob('reference-*.json')): _write_answers(source.retention.reference.answers, task, scores)
+    store.write_json(file, dict(id=source.id, reference=source.reference, files={scores.name:store.digest(scores)}))
 
 
 def _train_source(run, model, task, dls, folder, watch):
@@ -425,9 +445,9 @@ def _intact(folder, name, watch, then):
 
 
 def finished(
-    run:Run,
-    out, # Folder of the study
-    watch:Watch=Watch(),
+    run:Run, # What was done
+    out:str|Path, # Folder of the study
+    watch:Watch=Watch(), # Is told what is damaged
     since:float|None=None, # Failures from before this time, in seconds since the epoch, do not count: their cause may be gone. `None`: none counts
 )->dict|None: # A row with the fields of `COLUMNS`, and `anchor`
     "What a run found, if it is finished and its files are what they were. Raises `StoreError` if the folder is another run's"
@@ -438,12 +458,12 @@ def finished(
 
 
 def execute(
-    run:Run,
-    out, # Folder of the study
-    watch:Watch=Watch(),
+    run:Run, # What to do
+    out:str|Path, # Folder of the study
+    watch:Watch=Watch(), # Is told what happens
     wait:bool=True, # For another process that is at it; else raise `Busy`
     since:float|None=None, # See `finished`
-    log=(), # Also 'tensorboard' or 'wandb', below `out`
+    log:Sequence[str]=(), # Also 'tensorboard' or 'wandb', below `out`
 )->dict: # A row with the fields of `COLUMNS`, and `anchor`
     """Do one run, go on with it, or read its result if it is finished. A run that fails is a row with its error: it diverged, ran
     out of memory, or its data are bad. Raises `StoreError` if the folder cannot be written to"""
@@ -469,9 +489,9 @@ def _execute(run, out, folder, watch, log):
 
 def write_run(
     run:Run,
-    folder, # Claimed; what an earlier try left in it is removed, but for its last finished epoch
+    folder:str|Path, # Claimed; what an earlier try left in it is removed, but for its last finished epoch
     watch:Watch,
-    measure, # Function of callbacks for the learner: trains, measures, writes to `folder` and returns `(status, numbers, error)`
+    measure:Callable, # Function of callbacks for the learner: trains, measures, writes to `folder` and returns `(status, numbers, error)`
     row:dict, # What is known of the result
     **more, # Also written to `run.json`
 )->dict: # `row` with numbers, status, error and seconds
@@ -517,10 +537,10 @@ def _status(e):
 
 
 def fine_tune(
-    run:Run,
+    run:Run, # What to do
     source:Source, # From `source_model`
-    watch:Watch=Watch(),
-    cbs=(), # More callbacks
+    watch:Watch=Watch(), # Is told of epochs
+    cbs:Sequence[Callback]=(), # More callbacks
 )->tuple: # The learner after training, and why it stopped early or `None`
     "Train the source's encoder with a new head on the target task, as `run` says"
     task, dls, _ = _target(run)
@@ -551,7 +571,9 @@ def _found(run, source, folder, learn, why):
     if run.final:
         measured |= _score(run, learn, folder/'scores.csv')
         if source.retention is not None:
-            kept = source.retention(learn.model[0]).flat()
+            kept = source.retention(learn.model[0])
+            _write_answers(kept.answers, _source(run)[0], folder/'source_scores.csv')
+            kept = kept.flat()
             store.write(folder/'kept.json', json.dumps(kept, indent=1))
             store.write(folder/'curve.csv', pd.DataFrame(learn.retention_curve.history).to_csv(index=False))
             measured |= _columns(kept)
@@ -562,8 +584,8 @@ def _found(run, source, folder, learn, why):
     return 'ok', measured, ''
 
 
-def _log_csv(learn, folder, names={}):
-    log = pd.DataFrame(list(learn.recorder.values), columns=[names.get(n, n) for n in learn.recorder.metric_names[1:] if n != 'time'])
+def _log_csv(learn, folder, names=None):
+    log = pd.DataFrame(list(learn.recorder.values), columns=[(names or {}).get(n, n) for n in learn.recorder.metric_names[1:] if n != 'time'])
     store.write(folder/'epochs.csv', log.rename_axis('epoch').to_csv())
 
 
@@ -575,15 +597,20 @@ def _valid(learn):
     with learn.no_bar(), learn.no_logging(): return float(learn.validate()[1])
 
 
-def _score(run, learn, file):
-    "Accuracies on test; each video's label and class probabilities go to `file`"
-    task, _, test = _target(run)
-    probs, y = _predict(learn, test)
+def _write_answers(probs, task, file):
+    "Path, label and class probabilities of each test video"
     scores = pd.DataFrame(probs.numpy(), columns=task.vocab)
     paths, labels = zip(*task.items('test'))
     scores.insert(0, 'path', paths)
     scores.insert(1, 'label', labels)
     store.write(file, scores.to_csv(index=False, float_format='%.6g'))
+
+
+def _score(run, learn, file):
+    "Accuracies on test; each video's answer goes to `file`"
+    task, _, test = _target(run)
+    probs, y = _predict(learn, test)
+    _write_answers(probs, task, file)
     ranked = probs.argsort(1, descending=True) == y[:, None]
     return dict(acc1=ranked[:, :1].any(1).float().mean().item(), acc5=ranked[:, :5].any(1).float().mean().item())
 
@@ -595,9 +622,9 @@ def _predict(learn, dl):
 
 
 def strength_grid(
-    strategy:str,
+    strategy:str, # One of `STRATEGIES`
     lr:float, # Of the study
-    lams=None, # Strengths to try; by default the registry's
+    lams:Sequence[float]|None=None, # Strengths to try; by default the registry's
     n:int=3, # How many learning rates one without strengths tries
 )->list[dict]: # Fields of `Run` to replace, from weak to strong protection
     "What a strategy's trials try: strengths or, for plain fine-tuning and others that have none, as many learning rates (lr, lr/2, lr/4...)"
@@ -606,10 +633,10 @@ def strength_grid(
 
 
 def choose(
-    valid, # Accuracy on the target's valid part of each setting, from weak to strong protection; nan for one that failed
-    kept=None, # What each kept on the source's valid part
+    valid:Sequence[float], # Accuracy on the target's valid part of each setting, from weak to strong protection; nan for one that failed
+    kept:Sequence[float]|None=None, # What each kept on the source's valid part
     rule:str='accuracy', # 'accuracy': the best on valid; 'equal_learning': of those within `margin` of it, the one that keeps most
-    margin:float=.01,
+    margin:float=.01, # Accuracy that may be lost
 )->int: # The setting to take; of equals the strongest
     "Choose a setting by held-out data"
     if rule == 'test': raise InputError(f'strengths cannot be chosen on test: it is read once, at the end; choose by {" or ".join(RULES)}')
@@ -626,15 +653,15 @@ def choose(
 def compare(
     base:Run, # What all runs share
     grids:dict, # Strategy -> its `strength_grid`; all of one length
-    out, # Folder of the study
+    out:str|Path, # Folder of the study
     seeds:int=6, # Final runs of each strategy
     trial_seeds:int=1, # Trials of each strength
-    watch:Watch=Watch(),
+    watch:Watch=Watch(), # Is told what happens
     path:bool=False, # Run every strength with every seed to the end; these are the trials then
     rule:str='accuracy', # How to choose a strength, see `choose`
     kept:str='source_probe', # What equal learning keeps: 'source_probe' or 'source_acc', on the source's valid part
     launcher:Launcher|None=None, # Where to run; `None`: in this process
-    log=(), # See `execute`
+    log:Sequence[str]=(), # See `execute`
 )->pd.DataFrame: # A row a run, trials too, and one `untouched`; columns `COLUMNS`. `chosen` are those of the chosen strengths
     "Choose each strategy's strength on valid parts, then run it with every seed and read test"
     if len({len(g) for g in grids.values()}) > 1:
@@ -647,7 +674,9 @@ def compare(
     trials = {s:[runs(s, g, seeds if path else trial_seeds, path) for g in grid] if several or path else [] for s, grid in grids.items()}
     first = [r for t in trials.values() for same in t for r in same]
     watch.plan(first + ([] if path else [r for s, grid in grids.items() for r in runs(s, grid[0], seeds, True)]))
-    if launcher is None or launcher.inside: source_model(base, out, watch)
+    if launcher is None or launcher.cluster != 'slurm':
+        source_model(base, out, watch)
+        if launcher and not launcher.inside: _sources.clear(), _data.cache_clear()  # workers read it from the folder
     def do(todo, known): return dict(zip(todo, share(todo, Runs(str(out), log), out, watch, launcher, planned=(known, total))))
     total = len(first) + (0 if path else seeds*len(grids))
     found, rows, final = do(first, first), {}, {}
@@ -672,13 +701,13 @@ class Runs(Work):
     out: object # Folder of the study
     log: tuple = () # See `execute`
 
-    def folder(self, run): return Path(self.out)/'runs'/run.key
-    def read(self, run, since, watch): return finished(run, self.out, watch, since)
-    def do(self, run, since, watch): return execute(run, self.out, watch, False, since, self.log)
-    def at(self, run): return run, epochs_done(self.folder(run))
-    def report(self, row, skipped, watch): watch.done(row, skipped)
+    def folder(self, run:Run)->Path: return Path(self.out)/'runs'/run.key
+    def read(self, run:Run, since:float|None, watch:Watch)->dict|None: return finished(run, self.out, watch, since)
+    def do(self, run:Run, since:float|None, watch:Watch)->dict: return execute(run, self.out, watch, False, since, self.log)
+    def at(self, run:Run)->tuple: return run, epochs_done(self.folder(run))
+    def report(self, row:dict, skipped:bool, watch:Watch)->None: watch.done(row, skipped)
 
-    def fail(self, run, error):
+    def fail(self, run:Run, error:str)->None:
         with store.claim(self.folder(run)) as folder:
             row = {c:None for c in [*COLUMNS, 'anchor']} | {k:v for k, v in asdict(run).items() if k in COLUMNS} | dict(key=run.key, seconds=0., status='failed', error=error)
             store.write_json(folder/'run.json', asdict(run))

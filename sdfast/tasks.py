@@ -4,20 +4,23 @@ Rows have a `split` ('train', 'valid', 'test') and a `group` (one person, scene 
 splits itself, it splits by group, so that no group stands on both sides.
 """
 import hashlib, json, math, os, re, shutil, uuid, warnings
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from fastai.data.block import CategoryBlock, DataBlock
-from fastai.data.core import TfmdDL
+from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import IndexSplitter, ItemGetter
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .digits import CLIPS, write_moving_digits
 from .errors import InputError
+from .store import home
 from .video import PIXELS, VideoBlock, VideoFile, normalize_video
 
 __all__ = ['Task', 'unlabelled', 'ucf101', 'hmdb51', 'folder', 'csv', 'moving_digits', 'create_task', 'prepared_copies']
@@ -34,7 +37,7 @@ class KeptDL(TfmdDL):
     "Keeps its batches, before batch transforms, if they are the same each time: for sets that fit into memory"
     _kept = None
 
-    def create_batches(self, samps):
+    def create_batches(self, samps:Iterable)->Iterator:
         if self.shuffle or self.fake_l.num_workers: return super().create_batches(samps)
         if self._kept is None: self._kept = list(super().create_batches(samps))
         return iter(self._kept)
@@ -43,8 +46,8 @@ class KeptDL(TfmdDL):
 @dataclass(frozen=True, eq=False)
 class Task:
     "Labelled videos: `df` has columns path (absolute), label, split ('train', 'valid' or 'test') and group"
-    name: str
-    df: pd.DataFrame
+    name: str  # for tables and the key of a run
+    df: pd.DataFrame  # a row a video
     skipped: dict = field(default_factory=dict)  # files that cannot be decoded: path -> reason
     notes: tuple = ()  # what a reader of the results should know, as Markdown
     classes: tuple = ()  # the official order of class names, where there is one
@@ -66,7 +69,7 @@ class Task:
         "`(path, label)` of the given splits, in the order of the table"
         return list(self.df.loc[self.df.split.isin(splits), ['path', 'label']].itertuples(index=False, name=None))
 
-    def count(self, split)->int: return int((self.df.split == split).sum())
+    def count(self, split:str)->int: return int((self.df.split == split).sum())
 
     def describe(self)->str:
         "One line: how many clips and classes, and what was left out"
@@ -101,13 +104,13 @@ class Task:
         bs:int=32, # Batch size
         k:int=1, # Clips of each video outside training; more than 1 needs the `MultiClip` callback
         workers:int=0, # Loading processes; 0 also keeps decoded videos in memory where all of them fit into 2 GiB
-        tfms=(), # More batch transforms, such as `ClipTransform([Flip()])`
-        stats=None, # Mean and standard deviation of each channel, ImageNet's by default
+        tfms:Sequence=(), # More batch transforms, such as `ClipTransform([Flip()])`
+        stats:tuple|None=None, # Mean and standard deviation of each channel, ImageNet's by default
         area:tuple|None=None, # Part of the frame that a training crop covers, see `SampleClips`
         flip:bool=False, # Mirror half of the training clips
         wrap:bool=False, # A short video begins again instead of repeating its last frame
         **kwargs, # Passed to `DataBlock.dataloaders`
-    ):
+    )->DataLoaders:
         "`DataLoaders` of the train and valid parts; for test see `dl`"
         train, valid = self.items('train'), self.items('valid')
         if not train: raise InputError(f'{self.name}: there are no train clips')
@@ -121,7 +124,7 @@ class Task:
                           batch_tfms=[*tfms, normalize_video(*(stats or ()))], dl_type=KeptDL if cache else None)
         return block.dataloaders(train + valid, bs=bs, num_workers=workers, **kwargs)
 
-    def dl(self, dls, *splits):
+    def dl(self, dls:DataLoaders, *splits)->TfmdDL:
         "A labelled, unshuffled loader of `splits` with the transforms that `dls` uses for validation"
         return dls.test_dl(self.items(*splits), with_labels=True)
 
@@ -131,9 +134,9 @@ class Task:
 
 
 def unlabelled(
-    dls, # From `Task.dls`
-    paths, # Video files
-): # Yields `(x,)`
+    dls:DataLoaders, # From `Task.dls`
+    paths:Iterable, # Video files
+)->TfmdDL: # Yields `(x,)`
     "An unshuffled loader of videos without labels, with the transforms that `dls` uses for validation: for what `Retention` measures on `clips`"
     return dls.test_dl([(str(p), None) for p in paths])
 
@@ -146,7 +149,8 @@ def _split_groups(df, frac, seed, what):
         raise InputError(f'{what}: all {(df.label == few.index[0]).sum()} clips of class {few.index[0]!r} are of one group '
                          f'({df.group[df.label == few.index[0]].iloc[0]!r}); each class needs at least two groups')
     k = min(k, df.group.nunique(), df.label.value_counts().max())
-    folds = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+    # the first weighs each group against each fold: minutes for as many groups as rows, where there is nothing to weigh
+    folds = (StratifiedGroupKFold if df.group.nunique() < len(df) else StratifiedKFold)(k, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # small classes cannot be in every fold
         for rest, chosen in folds.split(np.zeros(len(df)), y, df.group.values):
@@ -155,17 +159,26 @@ def _split_groups(df, frac, seed, what):
                 if best is None or score > best[0]: best = score, chosen
     if best is not None: return best[1]
     # each fold, made for balance, has all groups of some class: take the smallest groups that can be spared. The first always can
-    taken = np.zeros(len(df), bool)
+    taken, codes, at = [], pd.factorize(y)[0], df.groupby('group').indices
+    left = np.bincount(codes)
     for group in df.group.sample(frac=1, random_state=seed).value_counts(sort=False).sort_values(kind='stable').index:
-        more = taken | (df.group.values == group)
-        if (not taken.any() or more.sum() <= frac*len(df)) and set(y[~more]) == set(y): taken = more
-    return np.flatnonzero(taken)
+        rows = at[group]
+        lost, n = np.unique(codes[rows], return_counts=True)
+        if (taken and len(taken) + len(rows) > frac*len(df)) or (left[lost] == n).any(): continue
+        left[lost] -= n
+        taken += rows.tolist()
+    return np.sort(np.array(taken, int))
 
 
-def as_markdown(text)->str:
+def as_markdown(text:str)->str:
     "A name from a file as Markdown that shows it and does nothing else"
     text = ''.join(repr(c)[1:-1] if CONTROL.match(c) or UNSEEN.match(c) else c for c in text)
     return re.sub(r'[\\`*<>\[\]|&$~]|(?<![^\W_])_|_(?![^\W_])', r'\\\g<0>', text)
+
+
+def from_markdown(text:str)->str:
+    "What `as_markdown`'s text shows"
+    return re.sub(r'\\([\\`*<>\[\]|&$~_])', r'\1', text)
 
 
 def _check_class(name, label):
@@ -195,7 +208,7 @@ def _manifest(place):
 
 
 def prepared_copies(
-    paths, # Video files
+    paths:Iterable, # Video files
 )->tuple[dict, int|None, Path]: # Original path to that of its copy, for those that have one; short side in pixels; where copies are looked for
     """Small copies made by `experiments/prepare.py`: in `ROOT.prepared`, beside the deepest folder ROOT that has all videos, or in `$SDFAST_PREPARED`.
 
@@ -258,11 +271,11 @@ def _groups(paths, rule):
 
 
 def folder(
-    path, # Has one folder for each class, or folders train, test and perhaps valid that do
+    path:str|Path, # Has one folder for each class, or folders train, test and perhaps valid that do
     group:str|None=None, # Regular expression on the path below `path`; its parentheses name the group, e.g. `_g(\\d+)_`
     test_frac:float=.25, # Part of the clips to test on where there is no test folder
     seed:int=0, # Which part
-)->Task:
+)->Task: # Split into train, test and, with such a folder, valid
     "Videos in class folders. Without a group rule each file is a group of its own"
     path = Path(path)
     if not path.is_dir(): raise InputError(f'folder {path} does not exist')
@@ -292,13 +305,13 @@ def folder(
 
 
 def csv(
-    path, # Columns path (absolute, or from the csv's own folder), label, split and, if there is one, group
+    path:str|Path, # Columns path (absolute, or from the csv's own folder), label, split and, if there is one, group
     train:str='train', # Which split names to train on, joined by `+`
     test:str|None=None, # Which to test on, joined by `+`; by default 'test', else all that begin with it
     valid:str|None=None, # Which to choose strengths on; by default 'valid' or 'val', else part of train is held out later
     name:str|None=None, # Name of the task
     outside:bool=False, # Allow relative paths that lead out of the csv's folder, such as `../videos/a.mp4`
-)->Task:
+)->Task: # With the splits that were asked for
     "Videos listed in a csv file. Rows of other splits are left out"
     path = Path(path)
     if not path.is_file(): raise InputError(f'csv file {path} does not exist')
@@ -337,11 +350,11 @@ HMDB_NAME = r'(?P<source>.*?)_?{label}_[fhul]_[cn]m_np\d+_(?:ba|fr|le|ri)_(?:goo
 
 
 def ucf101(
-    path, # Has the class folders, or a folder UCF-101 that has them
+    path:str|Path, # Has the class folders, or a folder UCF-101 that has them
     fold:int=1, # Official split: 1, 2 or 3
-    splits=None, # Folder of the official lists; by default looked for in and beside `path`
+    splits:str|Path|None=None, # Folder of the official lists; by default looked for in and beside `path`
     allow_missing:bool=False, # Use the videos that are there, and say so in `notes`, instead of raising `InputError`
-)->Task:
+)->Task: # Split into train and test
     """UCF101 (Soomro et al. 2012) by its official lists: 9,537 train and 3,783 test videos of 101 classes in fold 1.
 
     Classes are in the order of classInd.txt. A group, 25 a class, is what was filmed at one occasion."""
@@ -361,11 +374,11 @@ def ucf101(
 
 
 def hmdb51(
-    path, # Has the class folders, or a folder hmdb51 that has them
+    path:str|Path, # Has the class folders, or a folder hmdb51 that has them
     fold:int=1, # Official split: 1, 2 or 3
-    splits=None, # Folder of the official lists; by default looked for in and beside `path`
+    splits:str|Path|None=None, # Folder of the official lists; by default looked for in and beside `path`
     allow_missing:bool=False, # Use the videos that are there, and say so in `notes`, instead of raising `InputError`
-)->Task:
+)->Task: # Split into train and test
     """HMDB51 (Kuehne et al. 2011) by its official lists: 70 train and 30 test videos of each of 51 classes; the rest is unused.
 
     There is no official order of classes; theirs is alphabetical. A group is what a class has of one film or recording."""
@@ -441,9 +454,9 @@ def _listed(name, path, fold, classes, rows, below, allow_missing):
 
 
 def moving_digits(
-    path=None, # Where the videos are, or are to be written (110 MB): `$SDFAST_HOME`, by default ~/.cache/sdfast
+    path:str|Path|None=None, # Where the videos are, or are to be written (110 MB): `$SDFAST_HOME`, by default ~/.cache/sdfast
     part:str='target', # 'source', 'target', 'motion' or 'digit'
-)->Task:
+)->Task: # Split into train, valid and test
     """Handwritten digits (UCI, from scikit-learn) that move over 8 frames of 40x40.
 
     The source has 60 classes, 10 digits x 6 motions, with 6,000 train, 600 valid and 1,200 test clips. The others are few-shot, with
@@ -451,7 +464,7 @@ def moving_digits(
     digit has 10, whatever the motion. The three splits show different handwritten images.
     Written once: a second process that comes meanwhile writes its own copy and keeps whichever was first."""
     if part not in CLIPS: raise InputError(f'moving_digits has the parts {", ".join(CLIPS)}, not {part!r}')
-    root = Path(path or os.environ.get('SDFAST_HOME') or '~/.cache/sdfast').expanduser()/'moving_digits-2'
+    root = Path(path or home()).expanduser()/'moving_digits-2'
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         mine = root.with_name(f'{root.name}.{uuid.uuid4().hex[:8]}.tmp')
@@ -466,20 +479,21 @@ def moving_digits(
     return _finish(_make(f'moving_digits:{part}', table, check=False))
 
 
-@lru_cache(maxsize=None)
+TASKS = dict(moving_digits=moving_digits, ucf101=ucf101, hmdb51=hmdb51, folder=folder, csv=csv)  # by the first word of a spec
+
+
+@cache
 def create_task(
     spec:str, # `moving_digits`, `ucf101:PATH`, `hmdb51:PATH`, `folder:PATH` or `csv:PATH`, then options as `,name=value`
     part:str='target', # Which part of `moving_digits`
-)->Task:
+)->Task: # The same object for the same arguments
     "A task by name, e.g. `ucf101:/data/UCF-101,fold=2` or `folder:mine,group=_g(\\d+)_`; kept, as reading one takes time"
     head, *options = re.split(r',(?=[a-z_]+=)', spec)
     kind, _, path = head.partition(':')
-    makers = dict(moving_digits=moving_digits, ucf101=ucf101, hmdb51=hmdb51, folder=folder, csv=csv)
-    if kind not in makers: raise InputError(f'unknown task {spec!r}; known are moving_digits, ucf101:PATH, hmdb51:PATH, folder:PATH and csv:PATH')
+    if kind not in TASKS: raise InputError(f'unknown task {spec!r}; known are {", ".join(k if k == "moving_digits" else f"{k}:PATH" for k in TASKS)}')
     options = dict(o.split('=', 1) for o in options)
-    official = ['fold', 'splits', 'allow_missing']
-    known = dict(moving_digits=['part'], ucf101=official, hmdb51=official, folder=['group', 'test_frac', 'seed'], csv=['train', 'test', 'valid', 'outside'])[kind]
+    known = [n for n in list(signature(TASKS[kind]).parameters)[1:] if n != 'name']
     if unknown := sorted(set(options) - set(known)): raise InputError(f'task {spec!r}: unknown option {unknown[0]!r}; {kind} has {", ".join(known)}')
     if kind == 'moving_digits': return moving_digits(path or None, **dict(part=part) | options)
     if not path: raise InputError(f'task {spec!r} needs a path: {kind}:PATH')
-    return makers[kind](path, **options)
+    return TASKS[kind](path, **options)

@@ -4,10 +4,12 @@ A clip is `(T, C, H, W)`, several clips of one video `(K, T, C, H, W)`, a batch 
 Frames are counted in the order in which they are shown, whatever the frame rate does.
 """
 import os, random, threading, warnings
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 
 import av
 import numpy as np
@@ -23,6 +25,7 @@ from fastai.vision.augment import RandTransform
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import get_grid, show_batch, show_results
 from fasttransform import Pipeline, Transform
+from numpy.typing import ArrayLike
 from plum import dispatch
 from torch.nn.functional import interpolate
 from torchvision.transforms import RandomResizedCrop
@@ -46,10 +49,10 @@ class TensorVideo(TensorImage):
     "Frames laid out `(..., T, C, H, W)`, uint8 or float in [0, 1]; `show` draws a film strip"
 
     def show(self,
-        ctx=None, # Axes to draw on
+        ctx:object=None, # Axes to draw on
         n:int=8, # Frames of each clip to draw, evenly spaced
         **kwargs,
-    ):
+    )->object:
         "Draw each clip as a row of `n` frames"
         x = self.as_subclass(torch.Tensor)
         if x.is_floating_point(): x = x.clamp(0, 1)  # decoding a normalised clip leaves 1.0000001
@@ -65,12 +68,12 @@ class VideoIndex:
     pts: np.ndarray  # time stamp of each frame, in the order shown, in units of the stream's time base
     keys: np.ndarray  # time stamps of the key frames, ascending
     width: int  # as shown: after rotation, with square pixels
-    height: int
+    height: int  # as shown
     counted: bool  # the time stamps cannot be trusted, frames must be counted from the start
     format: str  # of the container, so that it need not be guessed again
 
     @property
-    def n(self): return len(self.pts)
+    def n(self)->int: return len(self.pts)
 
 
 def _reason(e): return e.strerror if isinstance(e, av.FFmpegError) and e.strerror else str(e) or type(e).__name__
@@ -156,7 +159,7 @@ class VideoFile(str):
     "A path that transforms dispatch on: labels and splits never decode, a clip is decoded when it is chosen"
 
     @classmethod
-    def create(cls, fn): return cls(fn)
+    def create(cls, fn:str|Path)->'VideoFile': return cls(fn)
 
     @property
     def index(self)->VideoIndex:
@@ -175,7 +178,7 @@ class VideoFile(str):
         return (size, max(size, round(h*size/w))) if w < h else (max(size, round(w*size/h)), size)
 
     def read(self,
-        frames, # Frame numbers, any order, repeats allowed
+        frames:ArrayLike, # Frame numbers, any order, repeats allowed
         size:int|tuple|None=None, # Short side in pixels, aspect kept, or width and height; `None`: as shown
     )->torch.Tensor: # uint8 `(len(frames), 3, H, W)`, upright, RGB
         "Decode `frames`; where a file breaks off before its index says, the last decodable frame stands in"
@@ -236,7 +239,7 @@ def clip_indices(
     return np.minimum((room//2 if at == .5 else round(at*room)) + np.arange(frames)*stride, n - 1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _whole(path, size): return VideoFile(path).read(np.arange(_index(path).n), size)
 
 
@@ -257,7 +260,7 @@ class SampleClips(RandTransform):
         area:tuple|None=None, # Smallest and largest part of the frame that a training crop covers, such as `(.25, 1)`
         flip:bool=False, # Mirror half of the training clips
         wrap:bool=False, # See `clip_indices`
-        **kwargs,
+        **kwargs, # More for fastai's `RandTransform`
     ):
         if min(frames, stride, k, 1 if size is None else size) < 1:
             raise InputError(f'frames, stride, size and k must be at least 1, not {frames}, {stride}, {size} and {k}')
@@ -266,7 +269,7 @@ class SampleClips(RandTransform):
         super().__init__(**kwargs)
         self.frames, self.stride, self.size, self.k, self.cache, self.area, self.flip, self.wrap = frames, stride, size, k, cache, area, flip, wrap
 
-    def before_call(self, b, split_idx): self.train = not split_idx
+    def before_call(self, b:object, split_idx:int|None)->None: self.train = not split_idx
 
     def encodes(self, x:VideoFile)->TensorVideo:
         try: clips = self._clips(x)
@@ -306,9 +309,12 @@ class ClipTransform(Transform):
     A clip is handed over as one image of `T*C` channels; transforms that need three channels (hue, saturation) do not apply."""
     order, split_idx = 30, None
 
-    def __init__(self, tfms): self.tfms = Pipeline(tfms)
+    def __init__(self,
+        tfms:Sequence, # Of fastai for batches of images, such as `aug_transforms()`
+    ):
+        self.tfms = Pipeline(tfms)
 
-    def __call__(self, b, split_idx=None, **kwargs):
+    def __call__(self, b:object, split_idx:int|None=None, **kwargs)->object:
         self.tfms.split_idx = split_idx
         return super().__call__(b, split_idx=split_idx, **kwargs)
 
@@ -330,7 +336,10 @@ class MultiClip(Callback):
         if self.k > 1: self.learn.pred = self.pred.float().unflatten(0, (-1, self.k)).mean(1)
 
 
-def normalize_video(mean=imagenet_stats[0], std=imagenet_stats[1]):
+def normalize_video(
+    mean:Sequence[float]=imagenet_stats[0], # Of each channel, of pixels in [0, 1]
+    std:Sequence[float]=imagenet_stats[1], # Of each channel
+)->Normalize: # A batch transform
     "`Normalize` for the channel axis of batches of clips, 5-D or 6-D"
     return Normalize.from_stats(mean, std, dim=2, ndim=5)
 
@@ -342,7 +351,7 @@ def VideoBlock(
     k:int=1, # Clips of each video outside training
     cache:bool=False, # Keep whole decoded videos in memory
     **kwargs, # More for `SampleClips`: area, flip, wrap
-):
+)->TransformBlock: # For `DataBlock(blocks=...)`
     "A `TransformBlock` for paths of video files"
     return TransformBlock(type_tfms=VideoFile.create, item_tfms=SampleClips(frames, stride, size, k, cache, **kwargs),
                           batch_tfms=IntToFloatTensor)

@@ -28,6 +28,8 @@ def test_folders_of_videos_end_to_end(spec, tmp_path):
     rows = pd.read_csv(tmp_path/'a/runs.csv')
     assert set(rows[rows.strategy == 'ewc'].strategy_args) == {'implicit=true'} and set(rows.status) == {'ok'}
     assert set(rows.strategy) == {'finetune', 'self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc', 'untouched'}
+    page = (tmp_path/'a/report.html').read_text()  # a study ends with it, what was forgotten by class and clip included
+    assert 'report.html' in p.stdout and 'cannot be told' not in page and 'data:image/jpeg' in page and 'Least forgotten' in page
     again = run(*args, '--out', tmp_path/'a')
     assert again.returncode == 0 and 'finished before' in again.stdout
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'a/runs.csv'), rows)
@@ -43,7 +45,7 @@ def test_paths_and_equal_learning_end_to_end(spec, tmp_path):
     rows = pd.read_csv(tmp_path/'runs.csv')
     assert len(rows) == 9 and rows.final.all() and rows.chosen.sum() == 5 and set(rows.status) == {'ok'}
     for c in ('valid_source_acc', 'valid_source_probe', 'other_probe', 'barrier', 'source_acc_bn', 'r1', 'procrustes'): assert rows[c].notna().all(), c
-    assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {'report.html', 'plan.json', 'runs.csv', 'table.csv', 'table.md', 'figure.png', 'paths.png', *(f'trade_off_source_{k}.{e}' for k in ('acc', 'probe') for e in ('csv', 'md'))}
+    assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {'report.html', 'plan.json', 'notes.json', 'runs.csv', 'table.csv', 'table.md', 'figure.png', 'paths.png', *(f'trade_off_source_{k}.{e}' for k in ('acc', 'probe') for e in ('csv', 'md'))}
 
 
 def test_every_table_says_what_is_missing(call, spec, tmp_path, capsys):
@@ -56,16 +58,21 @@ def test_every_table_says_what_is_missing(call, spec, tmp_path, capsys):
     args['splits'] = str(tmp_path/'elsewhere')
     assert 'its lists name 9 train and 6 test videos, not the official 9537 and 3783' in call(args, spec, capsys)[1]
     assert call(args | dict(allow_missing=True), spec, capsys) == (0, '')
+    page = (tmp_path/'out/report.html').read_text()
+    for name in ('source', 'target'): assert 'cannot be told' not in page and f'answers on the {name}' not in page
+    assert '<li>ucf101 fold 1: 1 of 15 videos are missing' in page
     for table in ('table', 'trade_off_source_acc', 'trade_off_source_probe'):
         text = (tmp_path/f'out/{table}.md').read_text()
         assert all(f'\n- ucf101 fold {i}: 1 of 15 videos are missing' in text for i in (1, 2)) and text.endswith('\n') and '\n\n\n' not in text, table
 
 
 BAD = [(['--rule', 'test'], 'never to choose'), (['--rule', 'best'], 'accuracy or equal_learning'), (['--select', 'test'], 'never to choose'), (['--select', 'paper'], 'last or valid'),
-       (['--kept', 'cka'], 'source_probe or source_acc'), (['--patience', -1], '--patience'), (['--adjust', 'some'], 'holm, bh, none'), (['--others', 'folder:nowhere'], 'does not exist'), (['--task', 'folder:nowhere'], 'folder nowhere does not exist'), (['--source', 'csv:no.csv'], 'csv file no.csv does not exist'),
+       (['--kept', 'cka'], 'source_probe or source_acc'), (['--patience', -1], '--patience'), (['--adjust', 'some'], 'holm, bh, none'),
+       (['--others', 'folder:nowhere'], 'does not exist'), (['--task', 'folder:nowhere'], 'folder nowhere does not exist'), (['--source', 'csv:no.csv'], 'csv file no.csv does not exist'),
        (['--task', 'ucf'], "unknown task 'ucf'"), (['--task', 'folder:EMPTY'], 'has no videos'), (['--task', 'folder:LONELY'], 'has one clip'),
        (['--strategies', 'l2sp,magic'], "unknown strategy 'magic'"), (['--model', 'no_net'], "unknown model 'no_net'"),
-       (['--lams', '-1'], 'at least 0, not -1'), (['--lams', 'x'], 'not numbers'), (['--strategy-args', 'magic:a=1'], "'magic' is not among"), (['--strategy-args', 'ewc:implicit'], 'name=value'), (['--lams', 'magic=1'], "'magic'"), (['--lams', 'l2sp=1'], 'same number of trials'),
+       (['--lams', '-1'], 'at least 0, not -1'), (['--lams', 'x'], 'not numbers'), (['--strategy-args', 'magic:a=1'], "'magic' is not among"),
+       (['--strategy-args', 'ewc:implicit'], 'name=value'), (['--lams', 'magic=1'], "'magic'"), (['--lams', 'l2sp=1'], 'same number of trials'),
        (['--frames', 0], '--frames must be at least 1'), (['--epochs', 0], '--epochs'), (['--seeds', 0], '--seeds'), (['--stride', -2], '--stride'),
        (['--lr', 0], '--lr must be positive'), (['--size', 3], '--size'), (['--workers', -1], '--workers'), (['--init', 'no.pth'], 'weights no.pth do not exist'),
        (['--init', 'OTHER'], 'not of this encoder'), (['--model-args', 'width'], 'name=value'), (['--model-args', 'colour=3'], 'does not take'),
@@ -83,7 +90,18 @@ def call():
         try: script.main(**args)
         except SystemExit as e: return e.code, capsys.readouterr().err
         return 0, capsys.readouterr().err
+    call.script = script
     return call
+
+
+@pytest.mark.parametrize('threads,task,model,quick,jobs', [(3, 'moving_digits', 'tiny', False, 3), (40, 'moving_digits,shots=2', 'tiny', False, 8), (1, 'moving_digits', 'tiny', False, 1),
+                                                           (3, 'moving_digits', 'c3d', False, 1), (3, 'folder:x', 'tiny', False, 1), (3, 'moving_digits', 'tiny', True, 1)])
+def test_workers_by_default(call, monkeypatch, threads, task, model, quick, jobs):
+    monkeypatch.setattr('torch.get_num_threads', lambda: threads)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    assert call.script.default_jobs(task=task, model=model, quick=quick, seeds=6) == jobs
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    assert call.script.default_jobs(task=task, model=model, quick=quick) == 1
 
 
 @pytest.mark.parametrize('args,word', BAD, ids=[' '.join(map(str, a)) for a, _ in BAD])

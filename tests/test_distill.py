@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import data, learner, model, state
+from conftest import data, learner, model, same, state
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.optimizer import SGD
 from torch import nn
 
@@ -85,6 +86,50 @@ def test_several_layers_side_by_side(cls, reduction):
         d = ((s - t)**2).sum()
         return (2. if reduction == 'mean' else .01)*(d/s.numel() if reduction == 'mean' else d)
     check(cls(2. if reduction == 'mean' else .01, reduction=reduction, layers='blocks'), extra, 3, begin=lambda net, e: now.update(t=copy.deepcopy(net[0])))
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', torch.bfloat16, 'float16'])
+@pytest.mark.parametrize('cls', [SelfDistill, FixedTeacher, EMATeacher])
+def test_a_teacher_in_half_precision(cls, dtype):
+    "Each batch's distance is that to a copy of the teacher run under autocast by hand, its weights float32; and within rounding of the exact one"
+    seen = []
+    class Spy(Callback):
+        order = 6
+        def after_loss(self):
+            if not self.training: return
+            (args, _, out), = cb.calls()
+            low = torch.bfloat16 if 'bfloat16' in str(dtype) else torch.float16
+            with torch.no_grad(), torch.autocast('cpu', low): t = copy.deepcopy(cb.teacher).train()(*args)
+            with torch.no_grad(): exact = copy.deepcopy(cb.teacher).train()(*args)
+            assert t.dtype == low
+            seen.append(((cb.pull/.5).item(), F.mse_loss(out, t.float()).item(), F.mse_loss(out, exact).item(), ((t.float() - exact).norm()/exact.norm()).item()))
+    cb = copy.deepcopy(cls(.5, teacher_dtype=dtype))
+    learner([cb, Spy()]).fit(3)
+    assert {p.dtype for p in cb.teacher.parameters()} == {torch.float32}
+    got, want, exact, off = np.array(seen).T
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-9)
+    assert 0 < off.max() < (.03 if 'bfloat16' in str(dtype) else .004), 'rounding of a few layers: 8 and 11 bits'
+    np.testing.assert_allclose(np.sqrt(got), np.sqrt(exact), rtol=.1, atol=.02)
+    assert seen[0][0] > 0 == seen[0][2], 'before the first step the exact distance is 0, this one is not'
+
+
+def test_half_precision_of_teacher_and_student_together_is_exact():
+    "Under the fit's own autocast the option changes nothing: both forwards are rounded alike"
+    class CPUAutocast(MixedPrecision):
+        def before_fit(self):
+            super().before_fit()
+            self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
+    def run(lr, **kw):
+        learn = learner([SelfDistill(3., **kw), CPUAutocast('bf16')], lr=lr)
+        learn.fit(2)
+        return state(learn.model), learn.recorder.values[-1][-1]
+    a, b = run(.1), run(.1, teacher_dtype='bfloat16')
+    assert same(a[0], b[0]) and a[1] == b[1] > 0 and run(0., teacher_dtype='bfloat16')[1] == 0
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'half', 16, torch.float64, ''])
+def test_other_precisions_are_refused(dtype):
+    with pytest.raises(ValueError, match="teacher_dtype must be 'bfloat16', 'float16' or None, not"): SelfDistill(1., teacher_dtype=dtype)
 
 
 def test_blocks_and_names_of_layers():
@@ -235,3 +280,21 @@ def test_a_layer_that_is_called_twice_is_told():
 
 
 def test_model_of_the_tests_still_has_one_feature(): assert block_names(model()[0]) == ['conv', 'bn', 'out']
+
+
+def test_a_teacher_is_compiled_as_its_student_is(monkeypatch):
+    "And trains as an eager one does, epoch after epoch"
+    compiled = []
+    def compile_(self):
+        compiled.append(self)
+        self._compiled_call_impl = torch.compile(self._call_impl, backend='eager')
+    monkeypatch.setattr(nn.Module, 'compile', compile_)
+    def train(fast):
+        net = model()
+        if fast: net[0].compile()
+        learn = learner([SelfDistill(3.)], net=net)
+        learn.fit(3)
+        return state(learn.model), [float(l) for l in learn.recorder.losses]
+    (a, la), (b, lb) = train(False), train(True)
+    assert len(compiled) == 4 and all(m.training is False for m in compiled[1:]) and la == pytest.approx(lb, abs=1e-6)
+    for k in a: torch.testing.assert_close(a[k], b[k], rtol=1e-5, atol=1e-6)

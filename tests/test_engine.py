@@ -68,6 +68,7 @@ def test_killed_again_and_again_it_ends_with_the_same_numbers(base, tmp_path):
     after = compare(base, GRIDS, tmp_path/'killed', seeds=1)
     pd.testing.assert_frame_equal(after.drop(columns='seconds'), whole.drop(columns='seconds'))
     assert results(tmp_path/'killed') == results(tmp_path/'whole')  # digests of scores, epochs, curves and what was kept, too
+    assert (scores := [(tmp_path/f/'source'/base.source_key/'scores.csv').read_bytes() for f in ('killed', 'whole')])[0] == scores[1]
     for f in (tmp_path/'killed').glob('runs/*/epochs.csv'): assert len(pd.read_csv(f)) == 4
     assert not list((tmp_path/'killed').rglob('epoch-*.pt')) and not list((tmp_path/'killed').glob('runs/*/.*.tmp'))
 
@@ -91,7 +92,7 @@ def test_a_run_goes_on_and_does_not_begin_anew(base, tmp_path):
     assert set(seen) == {2, 3} and {k:v for k, v in row.items() if k != 'seconds'} == {k:v for k, v in whole.items() if k != 'seconds'}
 
 
-@pytest.mark.parametrize('name', ['result.json', 'run.json', 'epochs.csv', 'scores.csv', 'kept.json', 'curve.csv', 'log.txt'])
+@pytest.mark.parametrize('name', ['result.json', 'run.json', 'epochs.csv', 'scores.csv', 'source_scores.csv', 'kept.json', 'curve.csv', 'log.txt'])
 @pytest.mark.parametrize('how', ['cut', 'flipped', 'gone'])
 def test_damage_is_named_and_done_again(base, tmp_path, name, how, clips):
     run, out = replace(base, final=True, epochs=1), clips.parent/'damage'  # one run for all
@@ -214,6 +215,28 @@ def test_what_an_untouched_encoder_scores_needs_no_clip(base, tmp_path, monkeypa
     file.write_text(file.read_text()[:-9])
     study._sources.clear()
     assert untouched(base, tmp_path, log).reference == source.reference and 'measured again' in log.lines[0] and store.read_json(file)['reference'] == source.reference
+
+
+def test_the_untouched_encoders_answers_are_sealed(base, tmp_path):
+    source_model(base, tmp_path)
+    file, log = tmp_path/'source'/base.source_key/'scores.csv', Log()
+    data = file.read_bytes()
+    def again(run):
+        study._sources.clear()
+        return untouched(run, tmp_path, log)
+    for damage in (lambda: file.write_bytes(data[:-3]), file.unlink):
+        damage()
+        again(base)
+        assert file.read_bytes() == data and 'scores.csv' in log.lines[-1] and 'measured again' in log.lines[-1]
+    # a study with more to measure has a reference of its own, and the same answers; those that are there stay, as other threads may round otherwise
+    n, rounded = len(log.lines), data.replace(b'0.', b'.0')
+    file.write_bytes(rounded)
+    reference = study._reference_file(base, tmp_path)
+    store.write_json(reference, store.read_json(reference) | dict(files={'scores.csv': store.digest(file)}))
+    again(replace(base, with_barrier=True))
+    assert file.read_bytes() == rounded and len(log.lines) == n
+    again(base), again(replace(base, with_barrier=True))
+    assert len(log.lines) == n
 
 
 # --- workers ------------------------------------------------------------------------------------------------------------

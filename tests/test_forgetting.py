@@ -1,6 +1,5 @@
 "Each measure against an independent computation; an untouched encoder changed by exactly 0."
 import copy, random
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from sdfast.errors import InputError
-from sdfast.forgetting import (Kept, Retention, RetentionCurve, drift, knn, linear_cka, linear_probe, loss_barrier, probe_head, procrustes, retrieval,
+from sdfast.forgetting import (Retention, RetentionCurve, drift, knn, linear_cka, linear_probe, loss_barrier, probe_head, procrustes, retrieval,
                                weight_distance)
 from sdfast.models import create_model, encode, extract
 from sdfast.strategies import L2SP, SelfDistill, WiSEFT, block_names
@@ -125,7 +124,7 @@ def test_every_line_by_hand(source):
     net, train, test = source
     got, new, ref = Retention(net, train, test, valid_dl=train, others=dict(o=(test, train)), layers=['conv', 'out'])(tuned(net)), tuned(net).eval(), net[0].eval()
     (x, y), (xt, yt) = ((torch.cat(t) for t in zip(*dl)) for dl in (train, test))
-    with torch.no_grad(): f, ft, g = new(x), new(xt), ref(xt)
+    with torch.no_grad(): f, ft = new(x), new(xt)
     assert got.source_probe == linear_probe(f, y, ft, yt) and got.source_knn == knn(f, y, ft, yt) and got.others == dict(o=linear_probe(ft, yt, f, y)) and got.other_probe == got.others['o']
     assert got.valid_source_probe == linear_probe(f, y, f, y) and got.valid_source_acc == (net[1](f).argmax(1) == y).double().mean().item()
     # statistics anew: one pass in train mode with cumulative average, over all batches as there are fewer than sixteen
@@ -262,8 +261,7 @@ def test_references_are_kept_by_content(source, tmp_path, monkeypatch):
 
 
 def curve(net=None, **kwargs):
-    net, dls = net or model(), data()
-    batches = list(data(seed=5).valid)
+    net, batches = net or model(), list(data(seed=5).valid)
     return RetentionCurve(Retention(net, batches, batches), **kwargs)
 
 

@@ -13,11 +13,12 @@ from PIL import Image
 from sdfast.digits import _write
 from sdfast.errors import InputError
 from sdfast.figures import SHEET, plots, svg, swatch
-from sdfast.page import command, film_strip, html_page, latex, write_page
-from sdfast.report import COLOURS, LOOKS, markdown, summary, trade_off, trade_off_markdown
+from sdfast.page import _tex, command, film_strip, html_page, latex, write_page
+from sdfast.report import COLOURS, LOOKS, markdown, summary, trade_off, trade_off_markdown, write_report
 from sdfast.results import load_results
 from sdfast.stats import mean_interval
 from sdfast.study import COLUMNS, Run
+from sdfast.tasks import as_markdown
 
 ROOT = Path(__file__).parents[1]
 EVIL = '<img src="https://example.invalid/x.png" onerror="document.title=\'owned\'">'
@@ -161,6 +162,26 @@ def test_latex_is_escaped_and_has_the_numbers_of_the_markdown():
     assert [float(x) for x in re.findall(r'[+-]\d+\.\d', body)] == [float(x) for x in re.findall(r'[+-]\d+\.\d', markdown(table).split('\n\n')[0])]
 
 
+def _untex(text):
+    "What LaTeX sets for text, by a reader of its own: any other command or bare special character is an error"
+    said = {r'\textbackslash{}':'\\', r'\textasciitilde{}':'~', r'\textasciicircum{}':'^', r'\textless{}':'<', r'\textgreater{}':'>', r'\textbar{}':'|', r'$\lambda$':'λ', r'$\to$':'→', '$^2$':'²'}
+    tokens = '|'.join(map(re.escape, said)) + r'|\\[&%$#_{}]|--|[^\\&%$#_{}~^<>|]'
+    assert ''.join(m[0] for m in re.finditer(tokens, text, re.S)) == text, text
+    return re.sub(tokens, lambda m: said.get(m[0]) or ('–' if m[0] == '--' else m[0][-1]), text, flags=re.S)
+
+
+@pytest.mark.parametrize('text', [EVIL, *CLASSES, r'\input{/etc/passwd} 100%~#^{}|', '$$ \\ \\\\ & [x] *', 'λ 0.1 → 2 points², –'])
+def test_latex_shows_any_text_and_runs_none(text): assert _untex(_tex(text)) == text
+
+
+def test_notes_are_in_the_caption_of_the_latex():
+    table = summary(pd.read_csv(ROOT/'experiments/results/moving_digits/runs.csv'))
+    text = latex(table, ['acc1'], notes=[f'{as_markdown("a_&_b*")}: 1 of 15 videos are missing', 'two'])
+    caption = re.search(r'\\caption\{(.*)\}\n', text)[1]
+    assert _untex(caption).endswith('never on test. a_&_b*: 1 of 15 videos are missing. two.')
+    assert re.fullmatch(r'\\begin\{table\}\n\\centering\n\\caption\{.*\}\n\\begin\{tabular\}\{lrr\}\n\\toprule\n.*\n\\midrule\n(.* \\\\\n)+\\bottomrule\n\\end\{tabular\}\n\\end\{table\}\n', text)
+
+
 def test_folders_are_merged(study, tmp_path):
     shutil.copytree(study, tmp_path/'a'), shutil.copytree(study, tmp_path/'b')
     rows = pd.read_csv(study/'runs.csv')
@@ -260,6 +281,16 @@ def test_a_recorded_command_comes_first(study, tmp_path):
     (tmp_path/'s'/'plan.json').write_text(json.dumps(dict(command='python compare.py --task "<b>"', total=1, folders=[])))
     r, = load_results(tmp_path/'s')
     assert r.commands == ['python compare.py --task "<b>"'] and 'python compare.py --task &#34;&lt;b&gt;&#34;' in html_page([r], [summary(r.rows)])
+
+
+def test_notes_of_the_tasks_are_in_a_page_that_is_made_again(study, tmp_path):
+    shutil.copytree(study, tmp_path/'s')
+    (whole,), notes = load_results(study), [f'{as_markdown("<b>_")}: 1 of 15 videos are missing', 'splits _odd are not used']
+    write_report(whole.rows, tmp_path/'s', 'x', notes)
+    r, = load_results(tmp_path/'s')
+    text = write_page(tmp_path/'s', figures=False).read_text()
+    assert r.notes == notes and '<li>&lt;b&gt;_: 1 of 15 videos are missing</li><li>splits' in text and markdown(summary(r.rows, folder=tmp_path/'s'), notes, ['acc1', 'source_acc', 'source_probe']) in html.unescape(text)
+    assert load_results(tmp_path/'s', study)[0].notes == notes and not whole.notes
 
 
 def test_film_strips(tmp_path):

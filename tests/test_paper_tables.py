@@ -174,7 +174,8 @@ def test_dry_run_needs_nothing(there, tmp_path, call):
 BAD = [(['table3'], "unknown 'table3'"), (['table2', '--data', 'nowhere'], 'folder nowhere does not exist'), (['table2'], 'nothing can be run: UCF101 is not in --data'),
        (['table2', '--lams', '0'], 'above 0'), (['table2', '--reduction', 'max'], "unknown 'max'"), (['table2', '--weights', 'no'], 'neither a folder nor'),
        (['table2', '--weights', 'resnet=x'], "unknown encoder 'resnet'"), (['table2', '--weights', 'c3d=no.pth'], 'no.pth do not exist'), (['table2', '--schedule', 'linear'], 'unknown schedule'),
-       (['table2', '--seeds', '0'], '--seeds'), (['table2', '--fold', '4'], '--fold must be 1, 2 or 3'), (['table2', '--valid-frac', '1'], '--valid-frac'), (['table2', '--selections', 'best'], "unknown 'best'"), (['table2', '--encoders', ''], '--encoders must name')]
+       (['table2', '--seeds', '0'], '--seeds'), (['table2', '--fold', '4'], '--fold must be 1, 2 or 3'), (['table2', '--valid-frac', '1'], '--valid-frac'), (['table2', '--selections', 'best'], "unknown 'best'"),
+       (['table2', '--encoders', ''], '--encoders must name')]
 
 
 @pytest.mark.parametrize('args,word', BAD, ids=[' '.join(a) for a, _ in BAD])

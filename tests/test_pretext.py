@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from conftest import numbered, same, state
 from fastai.callback.core import Callback, CancelFitException
-from fastai.callback.schedule import LRFinder  # patches `lr_find` into `Learner`
-from fastai.data.block import DataBlock
 from fastai.learner import Learner
 from fastai.optimizer import SGD, OptimWrapper
 from fastai.torch_core import set_seed
@@ -74,7 +72,7 @@ def test_trains_the_encoder_and_gives_the_model_back(dls, head):
     encoder = tiny()
     model = nn.Sequential(encoder, nn.Linear(24, 7)) if head else encoder
     before, loss = state(model), nn.CrossEntropyLoss()
-    learn = quiet(dls, model, pace := inside(), loss_func=loss, splitter=encoder_head_split if head else lambda m: list(m.parameters()), wd=.1)
+    learn = quiet(dls, model, inside(), loss_func=loss, splitter=encoder_head_split if head else lambda m: list(m.parameters()), wd=.1)
     learn.fit(2)
     assert learn.model is model and learn.loss_func is loss and not learn.metrics and [type(c).__name__ for c in learn.cbs if 'Leave' in type(c).__name__] == []
     after = state(model)

@@ -18,7 +18,7 @@ from torch import nn
 
 from sdfast.errors import InputError
 from sdfast.launch import Dealt
-from sdfast.models import c3d, create_encoder, load_encoder, r2plus1d
+from sdfast.models import c3d, load_encoder, r2plus1d
 from sdfast.pretext import CVRL, ClipOrder, InterIntra, Pace, RSPNet, avid_loss, order_label, read_checkpoint, read_rspnet, rsp_loss, save_rspnet, trim_queue, video_dls
 
 

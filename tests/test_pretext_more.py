@@ -371,7 +371,7 @@ def test_motion_labels_equal_an_independent_computation():
     for _ in range(3):
         flow = rng.normal(size=(5, 2, s, s))
         flow[:, 0, 3:8, 9:12] += 2*rng.random()
-        locations, found = [], {}
+        found = {}
         for c in range(2):
             f = np.pad(flow[:, c], ((0, 0), (1, 1), (1, 1)), mode='symmetric')
             dx, dy = np.zeros((5, s, s)), np.zeros((5, s, s))

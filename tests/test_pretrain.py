@@ -5,19 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from conftest import same, state
 from safetensors.torch import load_file
+from scipy.stats import binomtest
 
 from sdfast.digits import _write
 from sdfast.errors import InputError
+from sdfast.launch import Watch
 from sdfast.models import create_encoder, load_encoder
 from sdfast.pretext import METHODS, RSPNet, read_checkpoint, read_rspnet
+from sdfast.tasks import create_task
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,6 +91,26 @@ def test_a_killed_process_goes_on_and_ends_with_the_same_weights(videos, tmp_pat
     assert again.returncode == 0 and 'epoch 1/3' not in again.stdout  # finished: not done again
 
 
+class Dead(Watch):
+    "Ctrl-C in the middle of an epoch"
+    def __init__(self, epoch): self.at = epoch
+    def epoch(self, epoch, done):
+        if epoch == self.at and done > .4: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_goes_on_to_the_bit(script, videos, tmp_path, method):
+    "Queues, banks, momentum encoders, orders of videos and what is drawn for a clip are as if nothing had happened"
+    args = ARGS | dict(puzzle='span=1,hidden=6', cvrl='hidden=6,dim=4,blur=[0,0],solarise=[0,0]', iic='negatives=5', mas=f'folder={tmp_path}')
+    if method == 'mas': pytest.importorskip('cv2', reason="optical flow needs OpenCV: pip install -e '.[pretext]'")
+    stage, _ = script.make_stage(method, f'videos:{videos}', model_args='width=2', method_args=args[method], frames=dict(order=3, puzzle=2).get(method, 4), size=24, bs=4, epochs=3, lr=.01)
+    whole = script.pretrain(stage, tmp_path/'a')
+    for epoch in (0, 1, 2):
+        with pytest.raises(KeyboardInterrupt): script.pretrain(stage, tmp_path/'b', Dead(epoch))
+    again = script.pretrain(stage, tmp_path/'b')
+    assert same(load_file(whole['weights']), load_file(again['weights'])) and whole['scores'] == again['scores'] and whole['valid_loss'] == again['valid_loss']
+
+
 def test_what_is_written_loads_and_says_what_it_is(script, videos, tmp_path):
     stage, say = script.make_stage('rspnet', f'videos:{videos}', model_args='width=2', method_args='queue=10,jitter=[.4,0,0,0]', frames=4, size=24, bs=4, epochs=1)
     assert '24 videos to train on' in say and '1 held out' in say and stage.schedule == 'epoch_cosine' and stage.wd == 1e-4  # the reference's
@@ -159,6 +180,10 @@ def test_the_table_from_beginning_to_end(table):
     assert t.none_diff[2] == pytest.approx(100*(order - none).mean()) and pd.isna(t.none_diff[0])
     untouched = runs[runs.strategy == 'untouched'].set_index('method')
     assert untouched.anchor.nunique() == 2 and t.source_probe_before[2] == pytest.approx(untouched.source_probe['order'])
+    seen = create_task('moving_digits', 'source').count('test')
+    right = round(seen*untouched.source_probe['order'])
+    low, high = binomtest(right, seen).proportion_ci(method='wilson')
+    assert right/seen == pytest.approx(untouched.source_probe['order'], abs=1e-6) and (t.source_probe_before_low[2], t.source_probe_before_high[2]) == pytest.approx((low, high), abs=1e-5)
     assert 'VCOP' in (out/'table.md').read_text() and 'chance 16.7%' in (out/'table.md').read_text()
 
 
@@ -171,6 +196,26 @@ def test_the_finished_table_trains_nothing(table, monkeypatch):
     monkeypatch.setattr(Learner, 'fit', lambda *a, **k: pytest.fail('trained again'))
     module.work(out, task='moving_digits', source='moving_digits', models='tiny', methods='none,order', clips=2, pretext_epochs=1, epochs=1, size=None, seeds=2, trial_seeds=1, workers=0)
     assert (out/'table.csv').read_text() == before
+
+
+def test_the_readmes_show_the_shipped_table():
+    module, folder, page, readme = load('pretext_table'), ROOT/'experiments/results/pretext', (ROOT/'experiments/README.md').read_text(), (ROOT/'README.md').read_text()
+    t, runs, scores = pd.read_csv(folder/'table.csv').fillna(dict(pretext='', printed='')), pd.read_csv(folder/'runs.csv'), pd.read_csv(folder/'pretext.csv')
+    stages = {(m, p):dict(scores=g.to_dict('records')) for (m, p), g in scores.groupby(['model', 'method'])}
+    again = module.measure(runs, stages, None, create_task('moving_digits', 'source').count('test'))
+    pd.testing.assert_frame_equal(again, t, check_dtype=False, rtol=1e-4)
+    text = (folder/'table.md').read_text()
+    assert module.markdown(again, {}, []).rstrip() in text and text.rstrip() in page
+    # what is said of it
+    plain, distilled = t[t.strategy == 'finetune'].set_index('method'), t[t.strategy == 'self_distill'].set_index('method')
+    gain, rest = plain.none_diff.dropna(), plain.index.drop('none')
+    assert (plain.none_diff_low[rest] > 0).all() and f'{gain.min():.1f} to {gain.max():.1f} points' in page and f'{gain.min():.1f} to {gain.max():.1f} points' in readme
+    probe = 100*plain.source_probe_before
+    assert f'{probe[rest].min():.1f} to {probe[rest].max():.1f} %' in page and f'{probe["none"]:.1f} % off the random one' in page and (plain.source_probe_before_low[rest] > plain.source_probe_before_high['none']).all()
+    assert f'{distilled.plain_diff.min():+.1f} to {distilled.plain_diff.max():+.1f} points' in page and (distilled.plain_diff_low > 0).sum() == 2 and distilled.plain_diff_low.max() < .05
+    closer = distilled.cka > plain.cka
+    assert set(closer[~closer].index) == {'none', 'iic'} and (distilled.cka - plain.cka).idxmax() == 'mas'
+    assert (scores.low > scores.chance).all() and all(f'{100*v:.1f} against' in page for v in scores.set_index('name').value[['puzzle_acc', 'rotation_acc', 'appearance_acc']])
 
 
 def test_the_papers_numbers_stand_in_their_rows():

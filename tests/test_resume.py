@@ -15,7 +15,7 @@ from fastai.optimizer import Adam
 from sdfast import store
 from sdfast.errors import InputError
 from sdfast.resume import Resume, Stateful, epochs_done
-from sdfast.strategies import STRATEGIES, PathIntegral, SelfDistill, Telemetry
+from sdfast.strategies import STRATEGIES, EMATeacher, FixedTeacher, PathIntegral, SelfDistill, Telemetry
 from sdfast.study import KeepBest
 
 
@@ -60,6 +60,15 @@ def test_every_strategy_goes_on_to_the_bit(name, tmp_path):
     for die in ((0, 'batch'), (0, 'after'), (1, 'batch'), (3, 'before'), (3, 'after')): fit(cbs, tmp_path, die)
     assert epochs_done(tmp_path) == 4
     assert_same(whole, fit(cbs, tmp_path))
+
+
+@pytest.mark.parametrize('cls', [SelfDistill, FixedTeacher, EMATeacher])
+def test_a_teacher_in_half_precision_goes_on_to_the_bit(cls, tmp_path):
+    def cbs(net): return [cls(.3, teacher_dtype='bfloat16')]
+    whole = fit(cbs)
+    for die in ((1, 'batch'), (2, 'after')): fit(cbs, tmp_path, die)
+    assert_same(whole, fit(cbs, tmp_path))
+    assert not same(whole[0], fit(lambda net: [cls(.3)])[0])
 
 
 def test_adam_and_what_is_learned_beside(tmp_path):

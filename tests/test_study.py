@@ -13,8 +13,9 @@ from fastai.learner import ValueMetric
 from sdfast import study, tasks
 from sdfast.errors import InputError
 from sdfast.report import summary, write_report
-from sdfast.forgetting import linear_probe
+from sdfast.forgetting import Retention, linear_probe
 from sdfast.models import create_model, extract
+from sdfast.results import load_results
 from sdfast.study import COLUMNS, KeepBest, Run, choose, compare, execute, fine_tune, fit_batch_size, source_model, strength_grid
 
 
@@ -55,8 +56,9 @@ def test_every_strategy_of_the_registry_runs(base, tmp_path):
 
 
 def test_compare_end_to_end(base, tmp_path, monkeypatch):
-    reads = []
+    reads, kepts = [], []
     monkeypatch.setattr(study, '_predict', lambda learn, dl, _f=study._predict: reads.append(1) or _f(learn, dl))
+    monkeypatch.setattr(Retention, '__call__', lambda self, encoder, _f=Retention.__call__: kepts.append(_f(self, encoder)) or kepts[-1])
     grids = {s:strength_grid(s, .05, None, 3)[:2] for s in CLASSIC}
     log = Log()
     rows = compare(base, grids, tmp_path, seeds=2, watch=log)
@@ -75,7 +77,7 @@ def test_compare_end_to_end(base, tmp_path, monkeypatch):
         assert set(final[final.strategy == s][strength]) == {best[strength]}
     # folders
     run = tmp_path/'runs'/final.key.iloc[0]
-    assert {p.name for p in run.iterdir() if p.name[0] != '.'} == {'run.json', 'result.json', 'epochs.csv', 'scores.csv', 'log.txt', 'kept.json', 'curve.csv'}
+    assert {p.name for p in run.iterdir() if p.name[0] != '.'} == {'run.json', 'result.json', 'epochs.csv', 'scores.csv', 'source_scores.csv', 'log.txt', 'kept.json', 'curve.csv'}
     log = pd.read_csv(run/'epochs.csv')
     assert len(log) == 2 and {'kept_acc', 'kept_cka', 'kept_drift', 'kept_weights'} <= set(log.columns)
     assert pd.read_csv(run/'curve.csv').cka.tolist() == pytest.approx(log.kept_cka.tolist())
@@ -94,6 +96,19 @@ def test_compare_end_to_end(base, tmp_path, monkeypatch):
     assert all((tmp_path/n).stat().st_size for n in ('runs.csv', 'table.csv', 'table.md', 'figure.png'))
     assert table.strategy.tolist() == [*CLASSIC, 'untouched']
     pd.testing.assert_series_equal(pd.read_csv(tmp_path/'runs.csv').acc1, rows.acc1.astype(float), check_names=False)
+    # the old head's answers, before and after: each accuracy again, and a row a source test video
+    right = lambda f: (s := pd.read_csv(f))[['down', 'right']].idxmax(axis=1) == s.label
+    videos, source = study._source(base)[0].items('test'), tmp_path/'source'/ref.key/'scores.csv'
+    assert right(source).mean() == pytest.approx(ref.source_acc)
+    files = [tmp_path/'runs'/key/'source_scores.csv' for key in final.key]
+    for f, acc, kept in ((source, ref.source_acc, study.source_model(base, tmp_path).retention.reference), *zip(files, final.source_acc, kepts, strict=True)):
+        s = pd.read_csv(f)
+        assert right(f).mean() == pytest.approx(acc) and list(zip(s.path, s.label)) == list(videos) and s[['down', 'right']].to_numpy() == pytest.approx(kept.answers.numpy(), rel=1e-5)
+    assert len({f.read_bytes() for f in (source, *files)}) == 13  # each has answers of its own
+    page, = load_results(tmp_path)
+    by = page.source.groupby(['strategy', 'seed']).right.mean()
+    assert all(by[r.strategy, r.seed] == pytest.approx(r.source_acc) for r in final[final.chosen.astype(bool)].itertuples()) and by['untouched', 0] == pytest.approx(ref.source_acc)
+    assert (page.classes('source').mean() - (by.drop('untouched').groupby('strategy').mean() - ref.source_acc)).abs().max() < 1e-9  # the two classes have equally many test videos
 
 
 def test_the_same_numbers_in_another_folder(base, tmp_path):

@@ -1,5 +1,5 @@
 "What the benchmarks share: ways to do the same thing, timed in turns in one process, a table and a JSON file of their ratios."
-import json, platform, sys, time
+import json, platform, sys, time, weakref
 from datetime import date
 from pathlib import Path
 
@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 
 def prepare(device, threads):
@@ -23,6 +26,40 @@ class Timer:
     def now(self):
         if self.device == 'cuda': torch.cuda.synchronize()
         return np.array([time.perf_counter(), time.process_time()])
+
+
+class LiveBytes(TorchDispatchMode):
+    "Counts inside the bytes of the storages that operations returned and that are still alive: `now`, and the most at once, `peak`"
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.seen = 0, 0, WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if not isinstance(t, torch.Tensor) or (s := t.untyped_storage()) in self.seen: continue
+            self.seen[s] = n = s.nbytes()
+            self.now += n
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(s, self.drop, n)
+        return out
+
+    def drop(self, n): self.now -= n
+
+
+def peak_bytes(
+    f, # Called once, without arguments
+    device:str='cpu',
+)->int: # Of tensors made meanwhile; what there was before does not count
+    "Most bytes at once: what operations return and what is kept of it on a CPU (not what they need inside), CUDA's own counter there"
+    if device == 'cuda':
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        f()
+        return torch.cuda.max_memory_allocated() - before
+    with LiveBytes() as live: f()
+    return live.peak
 
 
 def in_turns(

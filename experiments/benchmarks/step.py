@@ -5,26 +5,30 @@
 
 For each net the same fit with fastai as it comes (the net in PyTorch's default layout), with sdfast's (channels last, `plain`), and that with a
 strategy, in turns in one process; a batch from its forward pass to the end of the optimizer's step, without what happens once an epoch. The ratios are to `plain`, of seconds of the process on
-a CPU, of the wall clock on a GPU. `added` is what a penalty on weights takes when measured by itself (its term and its gradient), relative to the least plain step. SelfDistill's default is exact: there is no bf16 teacher.
+a CPU, of the wall clock on a GPU: with several threads on a CPU set OMP_WAIT_POLICY=PASSIVE, else it counts their waiting. With one thread and less than 16 clips torch takes convolutions over time
+alone by a slow way of its own, in any layout, and channels last pay for it; with two it does not. `added` is what a penalty on weights takes when measured by itself (its term and its gradient), relative to the least
+plain step. SelfDistill's default is exact; `self_distill_bf16` has a
+bf16 teacher, whose effect on accuracy experiments/teacher_precision.py measures. `memory` is the most that operations
+returned and that was alive at once in the second step of a fit of its own, without the model and the optimizer's state: bytes, and relative to plain; beside it the teacher's weights and the peak
+of its forward pass alone, both of which it may add. A teacher renewed in each epoch is counted, as here a step is one.
 Prints a table a net and writes step.json to --out. Goals: self_distill at most the time of fastai and 1.22 of plain; l2sp and ewc 1.02 of plain."""
-import sys, warnings
+import warnings
 from functools import partial
-from pathlib import Path
 
 warnings.filterwarnings('ignore', category=FutureWarning)
 warnings.filterwarnings('ignore', category=DeprecationWarning)
 
 import torch
-from bench import Timer, in_turns, prepare, record, show, summary
+from bench import Timer, in_turns, peak_bytes, prepare, record, show, summary
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
-from fastcore.script import call_parse
+from fastcore.script import bool_arg, call_parse, store_true
 
 from sdfast.models import create_model
-from sdfast.strategies import EWC, L2SP, Importance, SelfDistill
+from sdfast.strategies import EWC, L2SP, FixedTeacher, Importance, SelfDistill, frozen_copy
 
 
 class Clock(Callback):
@@ -43,7 +47,8 @@ class ClockEnd(Callback):
 def ones(net): return Importance({n:torch.ones_like(p) for n, p in net[0].named_parameters()}, {n:p.detach().clone() for n, p in net[0].named_parameters()}, 1)
 
 
-WAYS = dict(fastai=lambda net: [], plain=lambda net: [], self_distill=lambda net: [SelfDistill(10.)], l2sp=lambda net: [L2SP(.01)], ewc=lambda net: [EWC(.01, ones(net))])
+WAYS = dict(fastai=lambda net: [], plain=lambda net: [], self_distill=lambda net: [SelfDistill(10.)],
+            self_distill_bf16=lambda net: [SelfDistill(10., teacher_dtype='bfloat16')], fixed_teacher=lambda net: [FixedTeacher(10.)], l2sp=lambda net: [L2SP(.01)], ewc=lambda net: [EWC(.01, ones(net))])
 
 
 def step(way, name, batch, device, timer):
@@ -76,6 +81,22 @@ def added(learn, timer, rounds):
     return min(t[1 if timer.device == 'cpu' else 0] for t in taken[1:])
 
 
+def peaks(name, batch, device, timer):
+    "Way -> bytes at the peak of its second step, and their ratio to plain; `teacher`: its weights, and its forward pass alone"
+    out = {}
+    for way in WAYS:
+        once, learn = step(way, name, batch, device, timer)
+        once()  # the optimizer makes its state
+        out[way] = peak_bytes(once, device)
+    teacher = frozen_copy(learn.model[0]).train()
+    def alone():
+        with torch.no_grad(): teacher(batch[0])
+    out = {w:dict(bytes=b, ratio=b/out['plain'], added=b - out['plain']) for w, b in out.items()}
+    out['teacher'] = dict(weights=sum(t.numel()*t.element_size() for t in teacher.state_dict().values()), alone=peak_bytes(alone, device))
+    print('peak memory, MB: ' + ', '.join(f'{w} {v["bytes"]/1e6:.1f} (x {v["ratio"]:.3f})' for w, v in out.items() if w in WAYS) + f'; the teacher has {out["teacher"]["weights"]/1e6:.1f}, its forward pass takes {out["teacher"]["alone"]/1e6:.1f}')
+    return out
+
+
 @call_parse
 def main(
     models:str='r2plus1d,r2plus1d_18,c3d', # Nets, by commas
@@ -85,7 +106,8 @@ def main(
     rounds:int=3, # Of all ways
     threads:int=1, # Of torch
     device:str='cpu', # Or cuda
-    quick:bool=False, # The tiny net at 8x40x40
+    memory:bool_arg=True, # Also the peak of each way's memory
+    quick:store_true=False, # The tiny net at 8x40x40
     out:str='runs/benchmarks', # Folder for step.json
 ):
     "Seconds of a training step, and ratios"
@@ -101,5 +123,7 @@ def main(
         for w in ('l2sp', 'ewc'): rows[w]['added'] = added(made[w][1], timer, 5)/rows['plain']['min']
         found[name] = rows
         show(f'{name}: a step of {bs} clips {frames}x{size}x{size}', rows)
-        print(f'self_distill / fastai {rows["self_distill"]["min"]/rows["fastai"]["min"]:.3f}; the penalty by itself adds l2sp {rows["l2sp"]["added"]:.4f}, ewc {rows["ewc"]["added"]:.4f} of a plain step', flush=True)
+        if memory: found[name] = rows | dict(memory=peaks(name, batch, device, timer))
+        print(f'self_distill / fastai {rows["self_distill"]["min"]/rows["fastai"]["min"]:.3f}, with a bf16 teacher {rows["self_distill_bf16"]["min"]/rows["fastai"]["min"]:.3f}; '
+              f'the penalty by itself adds l2sp {rows["l2sp"]["added"]:.4f}, ewc {rows["ewc"]["added"]:.4f} of a plain step', flush=True)
         record(out, 'step', dict(bs=bs, frames=frames, size=size, rounds=rounds, models=found), device)

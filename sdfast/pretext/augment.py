@@ -1,4 +1,6 @@
 "Augmentation of clips: torchvision's `ColorJitter`, drawn for each clip or each frame of a batch at once; blur and solarisation."
+from collections.abc import Sequence
+
 import torch
 from fastai.vision.augment import hsv2rgb, rgb2hsv
 from fasttransform import Transform
@@ -10,7 +12,9 @@ from ..video import TensorVideo
 __all__ = ['ColourJitter', 'Blur', 'Solarise', 'jitter_colours', 'to_grey']
 
 
-def to_grey(x:torch.Tensor)->torch.Tensor:
+def to_grey(
+    x:torch.Tensor, # RGB
+)->torch.Tensor: # In the range of `x`
     "Luma (ITU-R 601) of frames `(..., 3, H, W)`, as `(..., 1, H, W)`"
     r, g, b = x.unbind(-3)
     return (.2989*r + .587*g + .114*b).unsqueeze(-3)
@@ -18,10 +22,12 @@ def to_grey(x:torch.Tensor)->torch.Tensor:
 
 def jitter_colours(
     x:torch.Tensor, # `(..., 3, H, W)` in [0, 1]
-    brightness, contrast, saturation, # Factors that broadcast to `x`, 1 changes nothing; `None` to leave out
-    hue, # What to turn the hue by, of a full turn
-    order=(0, 1, 2, 3), # In which they are applied
-)->torch.Tensor:
+    brightness:torch.Tensor|float|None, # Factors that broadcast to `x`, 1 changes nothing; `None` to leave out
+    contrast:torch.Tensor|float|None, # The same
+    saturation:torch.Tensor|float|None, # The same
+    hue:torch.Tensor|float|None, # What to turn the hue by, of a full turn
+    order:Sequence[int]=(0, 1, 2, 3), # In which they are applied
+)->torch.Tensor: # The shape of `x`
     "torchvision's adjustments, with factors of their own for each clip or frame"
     def mix(x, other, f): return (f*x + (1 - f)*other).clamp(0, 1)
     def turn(x):
@@ -43,7 +49,9 @@ class ColourJitter(Transform):
     order, split_idx = 50, 0  # of floats in [0, 1], before `Normalize` (99)
 
     def __init__(self,
-        brightness:float=0., contrast:float=0., saturation:float=0., # Factors are from 1 - v to 1 + v
+        brightness:float=0., # Factors are from 1 - v to 1 + v
+        contrast:float=0., # The same
+        saturation:float=0., # The same
         hue:float=0., # Turns are from -hue to hue
         p:float=1., # Of the jitter
         grey:float=0., # Probability of grey

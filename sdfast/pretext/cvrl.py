@@ -1,5 +1,7 @@
 "CVRL: two clips of a video against all others of the batch. Qian et al., CVPR 2021, as its code trains it (tensorflow/models, official/projects/video_ssl)."
+from collections.abc import Callable
 from math import sqrt
+from random import Random
 
 import torch
 import torch.distributed as dist
@@ -26,7 +28,7 @@ def nt_xent_logits(
     b:torch.Tensor, # Of the other clips of all videos, this batch's from place `first` on `(N, D)`
     others:torch.Tensor, # Of the same clips of all videos `(N, D)`
     first:int, # Place of `a[0]` among them
-    temperature:float=.1,
+    temperature:float=.1, # What similarities are divided by
 )->torch.Tensor: # `(B, 2N)`; the right answer of `a[i]` is `first + i`
     "Similarities to all clips, -inf to itself, of which NT-Xent is the cross-entropy"
     own = torch.arange(len(a), device=a.device)
@@ -43,20 +45,20 @@ class CVRL(Pretext):
     area, aspect, flip, score_names = (.3, 1.), (1/2, 2.), True, ('pair_acc',)
 
     def __init__(self,
-        temperature:float=.1,
+        temperature:float=.1, # What similarities are divided by
         layers:int=3, # Hidden ones of the head
         hidden:int=2048, # Their width
         dim:int=128, # Of what is compared
         jitter:tuple=(.8, .8, .8, .2), # Brightness, contrast, saturation and hue of each clip, with probability .8
         grey:float=.2, # Probability that a clip is grey
         blur:tuple=(1., .1), # Probability for the first and the second clip
-        solarise:tuple=(0., .2),
-        encoder=None, # Which part of the model, see `find_encoder`
+        solarise:tuple=(0., .2), # The same of inverting bright pixels
+        encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
     ):
         store_attr('temperature,layers,hidden,dim,jitter,grey,blur,solarise')
         self.protected, self.batch_tfms = encoder, (ColourJitter(*jitter, p=.8, grey=grey), Blur(blur), Solarise(solarise))
 
-    def sample(self, n, frames, stride, rnd):
+    def sample(self, n:int, frames:int, stride:int, rnd:Random)->tuple:
         room = n - (frames - 1)*stride
         if room > 0:
             gap = draw_gap(rnd.random(), room)
@@ -66,12 +68,12 @@ class CVRL(Pretext):
         else: starts = [rnd.randrange(n), rnd.randrange(n)]
         return [[(s + i*stride) % n for i in range(frames)] for s in starts], 0
 
-    def heads(self, n):
+    def heads(self, n:int)->nn.Module:
         widths = [n] + [self.hidden]*self.layers
         hidden = [m for i, o in zip(widths, widths[1:]) for m in (nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU())]
         return nn.Sequential(*hidden, nn.Linear(widths[-1], self.dim))
 
-    def forward(self, encoder, heads, x):
+    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor)->tuple:
         a, b = F.normalize(heads(encoder(x.transpose(0, 1).flatten(0, 1))).float(), dim=1).chunk(2)
         all_a, all_b, first = a, b, 0
         if encoder.training and dist.is_available() and dist.is_initialized():
@@ -79,14 +81,14 @@ class CVRL(Pretext):
             first, (all_a, all_b) = dist.get_rank()*len(a), (torch.cat(all_gather(z)) for z in (a, b))
         return nt_xent_logits(a, all_b, all_a, first, self.temperature), nt_xent_logits(b, all_a, all_b, first, self.temperature), first + torch.arange(len(a), device=a.device)
 
-    def loss(self, pred, y):
+    def loss(self, pred:tuple, y:torch.Tensor)->torch.Tensor:
         of_a, of_b, own = pred
         return F.cross_entropy(of_a, own) + F.cross_entropy(of_b, own)
 
     @property
-    def chances(self): return dict(pair_acc=.5)
+    def chances(self)->dict: return dict(pair_acc=.5)
 
-    def scores(self, pred, y):
+    def scores(self, pred:tuple, y:torch.Tensor)->dict:
         of_a, _, own = pred
         def to(place): return of_a.gather(1, place[:, None])[:, 0]
         return dict(pair_acc=to(own) > to(own.roll(-1)))

@@ -1,18 +1,21 @@
 "Inter-intra contrastive learning (IIC): a video's frames and its residuals against other videos, and against its own frames in disorder. Tao et al., ACM MM 2020, as its code trains it (BestJuly/IIC)."
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from random import Random
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from fastai.data.load import DataLoader
 from fastcore.basics import store_attr
 from fasttransform import Transform
 from torch import nn
 
 from ..errors import InputError
 from ..strategies.recipes import batch_norms
-from ..video import TensorVideo, VideoError
-from .pretext import Pretext
+from ..video import TensorVideo, VideoError, VideoFile
+from .pretext import Pretext, PretextClips
 
 __all__ = ['InterIntra', 'Residual']
 
@@ -29,7 +32,7 @@ class Residual(Transform):
 def disorder(
     kind:str, # `repeat` or `shuffle`
     frames:int, # In the clip
-    rnd, # Draws
+    rnd:Random, # Draws
 )->list[int]: # Which frame of the clip stands at each place
     "One frame all the time, or two of four parts of the clip in each other's place"
     if kind == 'repeat': return [rnd.randrange(frames)]*frames
@@ -78,11 +81,11 @@ class InterIntra(Pretext):
     def __init__(self,
         disorder:str='repeat', # One frame all the time; `shuffle`: two of four parts of the clip change places
         negatives:int=1024, # Rows of each of two banks that a clip is compared with
-        temperature:float=.07,
+        temperature:float=.07, # What similarities are divided by
         momentum:float=.5, # Of the banks' rows
         unit:bool=False, # Bring features to length 1 before they are compared and kept; the reference does not
         videos:int|None=None, # Rows; how many training videos there are, if it is not given
-        encoder=None, # Which part of the model, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
     ):
         if disorder not in ('repeat', 'shuffle'): raise InputError(f'disorder must be repeat or shuffle, not {disorder!r}')
         if negatives < 1 or temperature <= 0 or not 0 <= momentum < 1:
@@ -90,13 +93,13 @@ class InterIntra(Pretext):
         store_attr('disorder,negatives,temperature,momentum,unit,videos')
         self.protected, self.numbers = encoder, {}
 
-    def prepare(self, train_dl):
+    def prepare(self, train_dl:DataLoader)->None:
         names = dict.fromkeys(str(i[0]) if isinstance(i, tuple) else str(i) for i in train_dl.items)
         self.numbers = {v:i for i, v in enumerate(names)}
         if self.videos is None: self.videos = len(names)
         if self.videos != len(names): raise InputError(f'InterIntra has a row for each of {self.videos} videos, but there are {len(names)}: go on with the same videos, or begin anew')
 
-    def item(self, clips, video, rnd):
+    def item(self, clips:PretextClips, video:VideoFile, rnd:Random)->tuple:
         n, frames = video.index.n, clips.frames
         if self.disorder == 'shuffle' and frames < 4: raise InputError(f'disorder=shuffle takes clips of at least 4 frames, not {frames}')
         room = n - (frames - 1)*clips.stride - 1
@@ -105,11 +108,11 @@ class InterIntra(Pretext):
         v = clips.read(video, [range(start, start + (frames - 1)*clips.stride + 1, clips.stride)])[0]
         return TensorVideo(torch.stack([v, v[disorder(self.disorder, frames, rnd)]])), self.numbers.get(str(video), 0), 0
 
-    def heads(self, n):
+    def heads(self, n:int)->nn.Module:
         if self.videos is None: raise InputError('InterIntra has a row for each training video: fit, or give it `videos`')
         return _Banks(n, self.videos)
 
-    def forward(self, encoder, heads, x, index):
+    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor, index:torch.Tensor)->tuple:
         training = encoder.training
         with nullcontext() if training else _by_batch(encoder):
             frames, mixed, residual = (encoder(x[:, i]).float() for i in range(3))  # one by one, as batch norm is to see them
@@ -127,11 +130,11 @@ class InterIntra(Pretext):
         same, mix = ((unit[0]*u).sum(1) for u in unit[1:])
         return *found, same, (unit[0]*unit[1].roll(-1, 0)).sum(1), mix
 
-    def loss(self, pred, y): return sum(F.cross_entropy(p, torch.zeros(len(p), dtype=torch.long, device=p.device)) for p in pred[:2])
+    def loss(self, pred:tuple, y:torch.Tensor)->torch.Tensor: return sum(F.cross_entropy(p, torch.zeros(len(p), dtype=torch.long, device=p.device)) for p in pred[:2])
     @property
-    def chances(self): return dict(inter_acc=.5, intra_acc=.5)
+    def chances(self)->dict: return dict(inter_acc=.5, intra_acc=.5)
 
-    def scores(self, pred, y):
+    def scores(self, pred:tuple, y:torch.Tensor)->dict:
         *_, same, other, mix = pred
         def closer(a, b): return (a > b).float() + (a == b).float()/2
         return dict(inter_acc=closer(same, other), intra_acc=closer(same, mix))

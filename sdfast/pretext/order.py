@@ -1,6 +1,8 @@
 "Video clip order prediction (VCOP): in which order do these clips come? Xu et al., CVPR 2019, as its code trains it (xudejing/video-clip-order-prediction)."
+from collections.abc import Callable, Sequence
 from itertools import combinations, permutations
 from math import comb, factorial
+from random import Random
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ __all__ = ['ClipOrder', 'order_label']
 
 
 def order_label(
-    order, # Which clip stands at each place
+    order:Sequence[int], # Which clip stands at each place
 )->int: # Its number among the permutations in lexicographic order
     "`(0, 1, 2)` is 0, `(0, 2, 1)` is 1, ... `(2, 1, 0)` is 5"
     return list(permutations(range(len(order)))).index(tuple(order))
@@ -42,17 +44,17 @@ class ClipOrder(Pretext):
     score_names = ('order_acc',)
 
     def __init__(self,
-        clips:int=3,
+        clips:int=3, # 2 to 5; their orders are the classes
         gap:int=8, # Frames between two clips, times the stride of the loader
         hidden:int=512, # Width of the layer on pairs
-        dropout:float=.5,
-        encoder=None, # Which part of the model, see `find_encoder`
+        dropout:float=.5, # Before the last layer
+        encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
     ):
         if not 2 <= clips <= 5 or gap < 0: raise InputError(f'clips must be between 2 and 5, as all of their orders are classes, and gap at least 0, not {clips} and {gap}')
         store_attr('clips,gap,hidden,dropout')
         self.protected = encoder
 
-    def sample(self, n, frames, stride, rnd):
+    def sample(self, n:int, frames:int, stride:int, rnd:Random)->tuple:
         need = (self.clips*frames + (self.clips - 1)*self.gap - 1)*stride + 1
         if n < need: raise VideoError(f'a video of {n} frames: {self.clips} clips of {frames} frames with gaps of {self.gap} take {need}')
         first, order = rnd.randrange(n - need + 1), list(range(self.clips))
@@ -60,9 +62,9 @@ class ClipOrder(Pretext):
         starts = first + np.array(order)*(frames + self.gap)*stride
         return starts[:, None] + np.arange(frames)*stride, order_label(order)
 
-    def heads(self, n): return _Pairs(n, self.clips, self.hidden, self.dropout)
-    def forward(self, encoder, heads, x): return heads(encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
-    def loss(self, pred, y): return F.cross_entropy(pred, y)
+    def heads(self, n:int)->nn.Module: return _Pairs(n, self.clips, self.hidden, self.dropout)
+    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor)->torch.Tensor: return heads(encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+    def loss(self, pred:torch.Tensor, y:torch.Tensor)->torch.Tensor: return F.cross_entropy(pred, y)
     @property
-    def chances(self): return dict(order_acc=1/factorial(self.clips))
-    def scores(self, pred, y): return dict(order_acc=pred.argmax(1) == y)
+    def chances(self)->dict: return dict(order_acc=1/factorial(self.clips))
+    def scores(self, pred:torch.Tensor, y:torch.Tensor)->dict: return dict(order_acc=pred.argmax(1) == y)

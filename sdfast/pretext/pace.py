@@ -1,5 +1,9 @@
 "Pace prediction: at which speed is this clip played? Wang, Jiao & Liu, ECCV 2020, as its code trains it (laura-wang/video-pace)."
+from collections.abc import Callable
+from random import Random
+
 import numpy as np
+import torch
 import torch.nn.functional as F
 from fastcore.basics import store_attr
 from torch import nn
@@ -16,7 +20,7 @@ def pace_indices(
     frames:int, # Frames in the clip
     pace:int, # Frames from one of the clip to the next
     start:int, # First frame
-)->list[int]:
+)->list[int]: # `frames` of them
     "Every `pace`-th frame from `start`; behind the last frame the video begins again with its first, whatever the pace"
     idx, i = [], start
     for _ in range(frames):
@@ -39,12 +43,12 @@ class Pace(Pretext):
         paces:tuple=(1, 2, 3, 4), # In frames, times the stride of the loader
         restart:bool=True, # Start anywhere and begin again behind the last frame, as the reference, or stay inside the video
         jitter:tuple=(.8, .8, .8, .2), # Brightness, contrast, saturation and hue of each frame, with probability .8
-        encoder=None, # Which part of the model, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
     ):
         store_attr('paces,restart,jitter')
         self.protected, self.batch_tfms = encoder, (ColourJitter(*jitter, p=.8, each_frame=True),) if any(jitter) else ()
 
-    def sample(self, n, frames, stride, rnd):
+    def sample(self, n:int, frames:int, stride:int, rnd:Random)->tuple:
         label = rnd.randrange(len(self.paces))
         pace = self.paces[label]*stride
         if self.restart: return [pace_indices(n, frames, pace, rnd.randrange(n))], label
@@ -53,9 +57,9 @@ class Pace(Pretext):
         start = rnd.randrange(n - (frames - 1)*pace)
         return [np.arange(start, start + (frames - 1)*pace + 1, pace)], label
 
-    def heads(self, n): return nn.Linear(n, len(self.paces))
-    def forward(self, encoder, heads, x): return heads(encoder(x[:, 0]))
-    def loss(self, pred, y): return F.cross_entropy(pred, y)
+    def heads(self, n:int)->nn.Module: return nn.Linear(n, len(self.paces))
+    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor)->torch.Tensor: return heads(encoder(x[:, 0]))
+    def loss(self, pred:torch.Tensor, y:torch.Tensor)->torch.Tensor: return F.cross_entropy(pred, y)
     @property
-    def chances(self): return dict(pace_acc=1/len(self.paces))
-    def scores(self, pred, y): return dict(pace_acc=pred.argmax(1) == y)
+    def chances(self)->dict: return dict(pace_acc=1/len(self.paces))
+    def scores(self, pred:torch.Tensor, y:torch.Tensor)->dict: return dict(pace_acc=pred.argmax(1) == y)

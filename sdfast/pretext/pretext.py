@@ -3,21 +3,25 @@ beside the encoder and leave with the callback, columns of their own, the loss o
 
 A new method is a subclass of `Pretext` with `sample`, `heads`, `forward`, `loss` and `scores`."""
 import json, random, warnings, weakref, zlib
+from collections.abc import Callable, Iterable
 from copy import copy
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.data.block import DataBlock, TransformBlock
-from fastai.data.load import SkipItemException
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader, SkipItemException
 from fastai.data.transforms import IndexSplitter
 from fastai.distributed import DistributedDL
 from fastai.torch_core import get_model, norm_bias_params
 from fastcore.basics import init_args
 from fastcore.foundation import L
 from fasttransform import Pipeline, Transform
+from numpy.typing import ArrayLike
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
@@ -39,13 +43,16 @@ class PretextClips(Transform):
     Frames, stride, size and cache are those of the `SampleClips`; the spatial augmentation is the method's."""
     order = SampleClips.order
 
-    def __init__(self, method, base:SampleClips):
+    def __init__(self,
+        method:'Pretext', # A `Pretext`; its `item` makes clips and labels
+        base:SampleClips, # Clips that the loader made until now: frames, stride, size and cache are its
+    ):
         self.method, self.frames, self.stride, self.cache = method, base.frames, base.stride, base.cache
         self.crop = copy(base)
         self.crop.area, self.crop.aspect, self.crop.flip = method.area, method.aspect, method.flip
         self.side = None if method.area or base.size is None else round(base.size*method.zoom)
 
-    def __call__(self, item, split_idx=None, **kwargs):
+    def __call__(self, item:tuple, split_idx:int|None=None, **kwargs)->tuple:
         video, self.crop.train = item[0], not split_idx
         rnd = random if self.crop.train else random.Random(zlib.crc32('/'.join(Path(video).parts[-2:]).encode()))
         try: return self.method.item(self, video, rnd)
@@ -53,13 +60,13 @@ class PretextClips(Transform):
             warnings.warn(f'skipped {e}')
             raise SkipItemException(str(e)) from None
 
-    def whole(self, video:VideoFile, idx)->torch.Tensor:
+    def whole(self, video:VideoFile, idx:ArrayLike)->torch.Tensor:
         "Frames `idx` before any crop, `(len(idx), C, H, W)`, their short side `zoom` times the size"
         return _whole(str(video), self.side)[np.asarray(idx)] if self.cache else video.read(idx, self.side)
 
     def read(self,
         video:VideoFile,
-        idx, # Frame numbers `(K, T)`
+        idx:ArrayLike, # Frame numbers `(K, T)`
     )->TensorVideo: # uint8 `(K, T, C, size, size)`
         "Decode clips; in training each is cropped, and mirrored if the method wants it, on its own"
         idx = np.asarray(idx)
@@ -72,11 +79,15 @@ class PretextClips(Transform):
 class PretextNet(nn.Module):
     "Encoder and heads as one model while a fit runs, so that optimizer, DDP, precision and checkpoints treat them alike"
 
-    def __init__(self, encoder:nn.Module, heads:nn.Module, method):
+    def __init__(self,
+        encoder:nn.Module, # That is pre-trained
+        heads:nn.Module, # That the method adds
+        method:'Pretext', # A `Pretext`; its `forward` is the net's
+    ):
         super().__init__()
         self.encoder, self.heads, self._method = encoder, heads, weakref.ref(method)  # copies of the net share the method
 
-    def forward(self, *x): return self._method().forward(self.encoder, self.heads, *x)
+    def forward(self, *x)->torch.Tensor|tuple: return self._method().forward(self.encoder, self.heads, *x)
 
 
 class _Leave(Callback):
@@ -104,22 +115,22 @@ class Pretext(Stateful, Columns, Callback):
     _stateattrs = ('pretext_net', '_users', '_sums', '_made', '_columns')  # not exported
 
     # what a method is
-    def sample(self, n:int, frames:int, stride:int, rnd)->tuple:
+    def sample(self, n:int, frames:int, stride:int, rnd:Random)->tuple:
         "Of a video of `n` frames: frame numbers `(K, frames)` and a label. `rnd` draws; raises `VideoError` if the video is too short"
         raise NotImplementedError(f'{type(self).__name__} must define `sample`')
 
-    def item(self, clips:PretextClips, video:VideoFile, rnd)->tuple:
+    def item(self, clips:PretextClips, video:VideoFile, rnd:Random)->tuple:
         "Clips `(K, T, C, H, W)` and labels of a video, by default those of `sample`; for more than frame numbers override it"
         idx, *y = self.sample(video.index.n, clips.frames, clips.stride, rnd)
         return (clips.read(video, idx), *y)
 
     def heads(self, n:int)->nn.Module: raise NotImplementedError(f'{type(self).__name__} must define `heads`')  # of `n` features
-    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor, *more): raise NotImplementedError(f'{type(self).__name__} must define `forward`')
-    def loss(self, pred, *y)->torch.Tensor: raise NotImplementedError(f'{type(self).__name__} must define `loss`')
+    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor, *more)->torch.Tensor|tuple: raise NotImplementedError(f'{type(self).__name__} must define `forward`')
+    def loss(self, pred:torch.Tensor|tuple, *y)->torch.Tensor: raise NotImplementedError(f'{type(self).__name__} must define `loss`')
     @property
     def chances(self)->dict: return {}  # name of `score_names` -> what guessing scores
-    def scores(self, pred, *y)->dict: return {}  # name of `score_names` -> value of each video `(B,)`
-    def prepare(self, train_dl): "A fit is about to begin, heads may not be made yet: look at its training videos, `train_dl.items`"
+    def scores(self, pred:torch.Tensor|tuple, *y)->dict: return {}  # name of `score_names` -> value of each video `(B,)`
+    def prepare(self, train_dl:DataLoader)->None: "A fit is about to begin, heads may not be made yet: look at its training videos, `train_dl.items`"
 
     # what they share
     def build(self,
@@ -138,7 +149,7 @@ class Pretext(Stateful, Columns, Callback):
         self.pretext_net = PretextNet(encoder, made.to(next(encoder.parameters()).device), self)
         return self.pretext_net
 
-    def make_heads(self, encoder, n): return self.heads(n)
+    def make_heads(self, encoder:nn.Module, n:int)->nn.Module: return self.heads(n)
 
     def _encoder(self, model):
         model = get_model(model)
@@ -147,7 +158,7 @@ class Pretext(Stateful, Columns, Callback):
         try: return find_encoder(model)
         except ValueError: return model
 
-    def loader(self, dl):
+    def loader(self, dl:DataLoader)->DataLoader:
         "`dl` with the method's clips and labels in place of its own; made once"
         if isinstance(dl, DistributedDL): dl = dl.dl
         if self._made is None: self._made = {}
@@ -230,14 +241,14 @@ class Pretext(Stateful, Columns, Callback):
 
     def state_dict(self)->dict: return dict(loaders=[self.loader(dl).rng.getstate() for dl in self.learn.dls.loaders])  # weights are in the model while a fit runs
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state:dict)->None:
         for dl, rng in zip(self.learn.dls.loaders, state['loaders']): self.loader(dl).rng.setstate(rng)
 
-    def finish(self):
+    def finish(self)->None:
         if self._nested: self._nested -= 1
         else: self.leave()
 
-    def leave(self):
+    def leave(self)->None:
         super().leave()
         for cb in [cb for cb in self.learn.cbs if isinstance(cb, _Leave) and cb.method is self]: self.learn.remove_cb(cb)
         if self._users is not None: (self.learn.model, self.learn.loss_func), self._users = self._users, None
@@ -245,8 +256,8 @@ class Pretext(Stateful, Columns, Callback):
     def after_fit(self): "Not `Columns`': what is left is undone by `finish`, when all other callbacks are done"
 
     def held_out(self,
-        dl, # Held-out videos, such as `dls.valid` or `unlabelled(dls, paths)`
-    ): # From an encoder to the mean loss over the videos
+        dl:DataLoader, # Held-out videos, such as `dls.valid` or `unlabelled(dls, paths)`
+    )->Callable: # From an encoder to the mean loss over the videos
         "The loss with the heads as they are now, in eval mode, a label-free measure of forgetting: `Retention(..., pretext=method.held_out(dl))`"
         if self.pretext_net is None: raise InputError(f'{type(self).__name__} has no heads yet: fit, or read them from a checkpoint')
         if not getattr(dl.dataset, 'split_idx', 1): raise InputError('held_out needs a loader that neither shuffles nor augments, such as dls.valid or unlabelled(dls, paths)')
@@ -268,7 +279,7 @@ class Pretext(Stateful, Columns, Callback):
         "The arguments that this method was made with"
         return init_args(self)
 
-    def save(self, path):
+    def save(self, path:str|Path)->None:
         "Encoder and heads as safetensors, whole or not at all; `load_encoder` reads the encoder of it, `read_checkpoint` both"
         if self.pretext_net is None: raise InputError(f'{type(self).__name__} has nothing to save yet: fit first')
         state = {k:v.detach().cpu().contiguous() for k, v in self.pretext_net.state_dict().items()}
@@ -276,7 +287,7 @@ class Pretext(Stateful, Columns, Callback):
 
 
 def read_checkpoint(
-    path, # Written by `Pretext.save`
+    path:str|Path, # Written by `Pretext.save`
     encoder:nn.Module, # Receives the weights
 )->Pretext: # With its heads, for more training or `held_out`
     "A method as it was saved, and its encoder's weights into `encoder`; raises `InputError` for another file or encoder"
@@ -299,17 +310,17 @@ class _NoLabels(Transform):
 
 
 def video_dls(
-    train, # Paths of video files
-    valid=(), # Held-out ones
+    train:Iterable, # Paths of video files
+    valid:Iterable=(), # Held-out ones
     frames:int=8, # Frames in a clip
     stride:int=1, # Frames between two of the clip
     size:int=112, # Side of the square in pixels
     bs:int=32, # Batch size
     workers:int=0, # Loading processes
     cache:bool=False, # Keep decoded videos in memory
-    stats=None, # Mean and standard deviation of each channel, ImageNet's by default
+    stats:tuple|None=None, # Mean and standard deviation of each channel, ImageNet's by default
     **kwargs, # Passed to `DataBlock.dataloaders`
-):
+)->DataLoaders: # Clips in batches `(x,)`
     "`DataLoaders` of videos without labels, for pre-training"
     train, valid = [str(p) for p in train], [str(p) for p in valid]
     if not train: raise InputError('video_dls: there are no training videos')

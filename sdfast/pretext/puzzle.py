@@ -1,6 +1,8 @@
 "Space-time cubic puzzles: how were these pieces of a video permuted? Kim, Cho & Kweon, AAAI 2019; there is no official code."
+from collections.abc import Callable
 from itertools import product
 from math import factorial
+from random import Random
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +10,9 @@ from fastcore.basics import store_attr
 from torch import nn
 
 from ..errors import InputError
-from ..video import TensorVideo, VideoError
+from ..video import TensorVideo, VideoError, VideoFile
 from .order import order_label
-from .pretext import Pretext
+from .pretext import Pretext, PretextClips
 
 __all__ = ['CubicPuzzle', 'puzzle_cells']
 
@@ -52,7 +54,7 @@ class CubicPuzzle(Pretext):
         rotation:float=1., # Weight of the rotation's loss; 0: nothing is turned
         replicate:float=.5, # Probability to show one channel three times in training
         hidden:int=512, # Width of the layer on all pieces
-        encoder=None, # Which part of the model, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
     ):
         if cell < 1 or span < 1 or rotation < 0 or not 0 <= replicate <= 1:
             raise InputError(f'cell and span must be at least 1, rotation at least 0 and replicate between 0 and 1, not {cell}, {span}, {rotation} and {replicate}')
@@ -60,7 +62,7 @@ class CubicPuzzle(Pretext):
         self.protected, self.zoom = encoder, 2*cell
         self.score_names = ('puzzle_acc', 'rotation_acc') if rotation else ('puzzle_acc',)
 
-    def item(self, clips, video, rnd):
+    def item(self, clips:PretextClips, video:VideoFile, rnd:Random)->tuple:
         n, frames, stride, size = video.index.n, clips.frames, clips.stride, clips.crop.size
         if size is None: raise InputError('CubicPuzzle cuts a square into pieces: give the loader a size')
         long = self.span*frames*stride  # frames of the video in a cell
@@ -80,13 +82,13 @@ class CubicPuzzle(Pretext):
         if clips.crop.train and rnd.random() < self.replicate: v = v[:, :, [rnd.randrange(3)]*3]
         return TensorVideo(v), order_label(order), rotated
 
-    def heads(self, n): return _Towers(n, self.hidden, self.rotation > 0)
-    def forward(self, encoder, heads, x): return heads(encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+    def heads(self, n:int)->nn.Module: return _Towers(n, self.hidden, self.rotation > 0)
+    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor)->tuple: return heads(encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
 
-    def loss(self, pred, order, rotated):
+    def loss(self, pred:tuple, order:torch.Tensor, rotated:torch.Tensor)->torch.Tensor:
         loss = F.cross_entropy(pred[0], order)
         return loss + self.rotation*F.cross_entropy(pred[1], rotated) if self.rotation else loss
 
     @property
-    def chances(self): return dict(zip(self.score_names, (1/factorial(4), 1/2)))
-    def scores(self, pred, order, rotated): return dict(zip(self.score_names, (p.argmax(1) == y for p, y in zip(pred, (order, rotated)))))
+    def chances(self)->dict: return dict(zip(self.score_names, (1/factorial(4), 1/2)))
+    def scores(self, pred:tuple, order:torch.Tensor, rotated:torch.Tensor)->dict: return dict(zip(self.score_names, (p.argmax(1) == y for p, y in zip(pred, (order, rotated)))))

@@ -1,11 +1,15 @@
 """RSPNet: relative speed perception, and instance discrimination by appearance. Chen et al., AAAI 2021, as its code trains it
 (PeihaoChen/RSPNet): two clips of a video, a momentum encoder for keys, and a queue of keys from other videos."""
+from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from fastai.data.load import DataLoader
 from fastcore.basics import store_attr
 from torch import nn
 
@@ -22,23 +26,26 @@ __all__ = ['RSPNet', 'rsp_loss', 'avid_loss', 'trim_queue', 'save_rspnet', 'read
 def rsp_loss(
     same:torch.Tensor, # Similarity of query and key at the same speed, divided by the temperature `(B,)`
     other:torch.Tensor, # Of query and the same key clip at the other speed `(B,)`
-    margin:float=2.,
-)->torch.Tensor:
+    margin:float=2., # By which the first shall exceed the second
+)->torch.Tensor: # Scalar
     "Relative speed: mean of `max(0, margin - (same - other))`"
     return F.relu(margin - (same - other)).mean()
 
 
 def avid_loss(
-    same:torch.Tensor, # Similarities of query and the two keys of its video, divided by the temperature `(B,)`
-    other:torch.Tensor,
+    same:torch.Tensor, # Similarities of query and its video's key at the same speed, divided by the temperature `(B,)`
+    other:torch.Tensor, # Of query and the key at the other speed `(B,)`
     queue:torch.Tensor, # Of query and keys of other videos `(B, K)`
-)->torch.Tensor:
+)->torch.Tensor: # Scalar
     "Appearance: two InfoNCE terms, as keys at both speeds are positives"
     target = torch.zeros(len(same), dtype=torch.long, device=same.device)
     return sum(F.cross_entropy(torch.cat([p[:, None], queue], 1), target) for p in (same, other))
 
 
-def trim_queue(k:int, global_batch:int)->int:
+def trim_queue(
+    k:int, # Keys asked for
+    global_batch:int, # Videos in a batch, over all processes
+)->int: # Keys to keep
     "The largest multiple of the global batch that is at most `k`, as the reference has it"
     if k < global_batch: raise InputError(f'a queue of {k} keys is shorter than the global batch of {global_batch}; take a longer queue or smaller batches')
     return k//global_batch*global_batch
@@ -113,34 +120,35 @@ class RSPNet(Pretext):
     def __init__(self,
         speed:int=2, # Of the fast clip
         dim:int=128, # Of the two linear heads
-        temperature:float=.07,
+        temperature:float=.07, # What similarities are divided by
         margin:float=2., # Of the difference of similarities after division by the temperature
         queue:int=16384, # Keys of other videos; trimmed to a multiple of the global batch
         momentum:float=.999, # Of the keys' net
-        appearance:float=1., motion:float=1., # Weights of the two losses
+        appearance:float=1., # Weight of `avid_loss`
+        motion:float=1., # Weight of `rsp_loss`
         jitter:tuple=(.4, .4, .4, .4), # Brightness, contrast, saturation and hue of each clip
         grey:float=.2, # Probability that a clip is grey
-        encoder=None, # Which part of the model, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
     ):
         store_attr('speed,dim,temperature,margin,queue,momentum,appearance,motion,jitter,grey')
         self.protected, self.batch_tfms = encoder, (ColourJitter(*jitter, grey=grey),)
 
-    def prepare(self, train_dl):
+    def prepare(self, train_dl:DataLoader)->None:
         if self.pretext_net is None: self.queue = trim_queue(self.queue, train_dl.bs*_world())
 
-    def sample(self, n, frames, stride, rnd):
+    def sample(self, n:int, frames:int, stride:int, rnd:Random)->tuple:
         size = self.speed*frames
         room = n - (size - 1)*stride - 1
         return [clip_indices(n, size, stride, wrap=True) if room < 0 else rnd.randrange(room + 1) + np.arange(size)*stride for _ in range(2)], 0
 
-    def make_heads(self, encoder, n): return _Heads(encoder, n, self.dim, self.queue)
+    def make_heads(self, encoder:nn.Module, n:int)->nn.Module: return _Heads(encoder, n, self.dim, self.queue)
 
-    def speeds(self, x, fast):
+    def speeds(self, x:torch.Tensor, fast:torch.Tensor)->tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         "Query, positive and negative key clips `(B, T, ...)` of windows `(B, 2, speed*T, ...)`; `fast` `(B,)` says who plays query and positive fast"
         slow, quick, fast = x[:, :, :x.shape[2]//self.speed], x[:, :, ::self.speed], fast.view(-1, *(1,)*(x.ndim - 2))
         return torch.where(fast, quick[:, 0], slow[:, 0]), torch.where(fast, quick[:, 1], slow[:, 1]), torch.where(fast, slow[:, 1], quick[:, 1])
 
-    def forward(self, encoder, heads, x):
+    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor)->tuple:
         fast = torch.arange(len(x), device=x.device) % 2 == 1
         if encoder.training: fast = fast[torch.randperm(len(x), device=x.device)]
         query, same, other = self.speeds(x, fast)
@@ -152,14 +160,14 @@ class RSPNet(Pretext):
         if encoder.training: heads.enqueue(other_a)
         return tuple(found)
 
-    def loss(self, pred, y):
+    def loss(self, pred:tuple, y:torch.Tensor)->torch.Tensor:
         same_a, other_a, same_m, other_m, _, queue = pred
         return self.appearance*avid_loss(same_a, other_a, queue) + self.motion*rsp_loss(same_m, other_m, self.margin)
 
     @property
-    def chances(self): return dict(rsp_acc=.5, avid_acc=.5)
+    def chances(self)->dict: return dict(rsp_acc=.5, avid_acc=.5)
 
-    def scores(self, pred, y):
+    def scores(self, pred:tuple, y:torch.Tensor)->dict:
         same_a, _, same_m, other_m, next_a, _ = pred
         return dict(rsp_acc=same_m > other_m, avid_acc=same_a > next_a)
 
@@ -170,11 +178,11 @@ PARTS = {'encoder.': 'encoder.', 'appearance.': 'fc1.2.', 'motion.': 'fc2.2.'}
 
 def save_rspnet(
     method:RSPNet, # After a fit
-    path, # A torch file
+    path:str|Path, # A torch file
     arch:str, # `c3d` or `r2plus1d-vcop` for the paper's; RSPNet refuses to go on with another
     epoch:int=0, # How many epochs it was trained for
     best_loss:float=float('nan'), # Lowest training loss
-):
+)->None:
     "Write a checkpoint with the keys of RSPNet's own, for its fine-tuning code and for `load_encoder`; it carries no optimizer to go on with"
     if method.pretext_net is None: raise InputError('RSPNet has nothing to save yet: fit first')
     encoder, heads = method.pretext_net.encoder, method.pretext_net.heads
@@ -188,7 +196,7 @@ def save_rspnet(
 
 
 def read_rspnet(
-    path, # A checkpoint of RSPNet's pre-training, theirs or by `save_rspnet`
+    path:str|Path, # A checkpoint of RSPNet's pre-training, theirs or by `save_rspnet`
     encoder:nn.Module, # Receives the weights
     **kwargs, # For `RSPNet`, such as its temperature
 )->RSPNet: # With heads, keys and queue, for `held_out` or more training

@@ -1,8 +1,10 @@
 """Motion and appearance statistics (MAS): where in a clip is most motion, and in which direction; where do colours stay, and which are they? Wang et al.,
 CVPR 2019 (laura-wang/video_repres_mas), and the authors' later code with both halves (video_repres_sts)."""
-import hashlib, io, os, zipfile
-from functools import lru_cache
+import hashlib, io, zipfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
@@ -14,14 +16,14 @@ from torch import nn
 from .. import store
 from ..errors import InputError
 from ..video import TensorVideo, VideoError, VideoFile
-from .pretext import Pretext
+from .pretext import Pretext, PretextClips
 
 __all__ = ['MotionStatistics', 'motion_labels', 'appearance_labels', 'optical_flow']
 
 RANGE = 20  # pixels a frame of the 8-bit flow, in each direction
 
 
-@lru_cache(maxsize=None)
+@cache
 def regions(
     side:int, # Of the square in pixels, a multiple of 8
 )->list[list]: # Three patterns, for each region of which the numbers of its pixels, row by row
@@ -98,17 +100,17 @@ def _cv2():
 
 
 def optical_flow(
-    video:VideoFile,
+    video:VideoFile, # A file
     side:int, # Short side in pixels that the video is scaled to
     stride:int=1, # Frames between the two of each flow
-    folder=None, # Where flows are kept, by default `flow` in `$SDFAST_HOME` or ~/.cache/sdfast
+    folder:str|Path|None=None, # Where flows are kept, by default `flow` in `$SDFAST_HOME` or ~/.cache/sdfast
 )->np.ndarray: # uint8 `(n - stride, 2, H, W)`: -20 to 20 pixels is 0 to 255, as in the reference
     "Flow from each frame to the one `stride` behind it, by OpenCV's DIS, computed once for a file. Raises `InputError` without OpenCV, `VideoError` for a broken file"
     path = Path(video).resolve()
     if not path.is_file(): raise VideoError(f'{video}: cannot be opened (no such file)')
     what = path.stat()
     key = hashlib.sha256(repr((str(path), what.st_size, what.st_mtime_ns, side, stride, 'dis medium')).encode()).hexdigest()[:24]
-    file = Path(folder or Path(os.environ.get('SDFAST_HOME') or '~/.cache/sdfast').expanduser()/'flow')/key[:2]/f'{key}.npz'
+    file = Path(folder or store.home()/'flow')/key[:2]/f'{key}.npz'
     try: return np.load(file)['flow']
     except FileNotFoundError: pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): pass  # cut off: made again
@@ -134,15 +136,16 @@ class MotionStatistics(Pretext):
     score_names = ('motion_acc', 'appearance_acc')
 
     def __init__(self,
-        motion:float=1., appearance:float=.1, # Weights of the two errors
+        motion:float=1., # Weight of the error of the 14
+        appearance:float=.1, # Weight of that of the 13
         folder:str|None=None, # Where flows are kept, see `optical_flow`
-        encoder=None, # Which part of the model, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
     ):
         if min(motion, appearance) < 0 or not max(motion, appearance): raise InputError(f'motion and appearance must be at least 0, one of them more, not {motion} and {appearance}')
         store_attr('motion,appearance,folder')
         self.protected = encoder
 
-    def item(self, clips, video, rnd):
+    def item(self, clips:PretextClips, video:VideoFile, rnd:Random)->tuple:
         n, frames, stride, size = video.index.n, clips.frames, clips.stride, clips.crop.size
         if size is None or frames < 2: raise InputError(f'MotionStatistics needs a size and clips of at least 2 frames, not size {size} and {frames}')
         room = n - (frames - 1)*stride - 1
@@ -155,17 +158,17 @@ class MotionStatistics(Pretext):
         numbers = motion_labels(flow*(2*RANGE/255) - RANGE), appearance_labels(v.permute(0, 2, 3, 1).numpy())
         return TensorVideo(v[None]), *map(torch.from_numpy, numbers)
 
-    def heads(self, n): return nn.ModuleList([nn.Linear(n, 14), nn.Linear(n, 13)])
+    def heads(self, n:int)->nn.Module: return nn.ModuleList([nn.Linear(n, 14), nn.Linear(n, 13)])
 
-    def forward(self, encoder, heads, x):
+    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor)->tuple:
         f = encoder(x[:, 0])
         return tuple(h(f).float() for h in heads)
 
-    def loss(self, pred, motion, appearance): return self.motion*F.mse_loss(pred[0], motion) + self.appearance*F.mse_loss(pred[1], appearance)
+    def loss(self, pred:tuple, motion:torch.Tensor, appearance:torch.Tensor)->torch.Tensor: return self.motion*F.mse_loss(pred[0], motion) + self.appearance*F.mse_loss(pred[1], appearance)
     @property
-    def chances(self): return dict(motion_acc=.5, appearance_acc=.5)
+    def chances(self)->dict: return dict(motion_acc=.5, appearance_acc=.5)
 
-    def scores(self, pred, *y):
+    def scores(self, pred:tuple, *y)->dict:
         def paired(p, y):
             own, other = (p - y).square().sum(1), (p - y.roll(-1, 0)).square().sum(1)
             return (own < other).float() + (own == other).float()/2

@@ -1,6 +1,6 @@
 "Ways to fine-tune: each fastai callbacks, listed in `STRATEGIES` for the scripts and the docs."
 from dataclasses import dataclass
-from typing import Callable
+from collections.abc import Callable
 
 from . import anchor, averaging, distill, features, lora, outputs, penalty, recipes, replay, telemetry
 from .anchor import *
@@ -21,9 +21,9 @@ __all__ = [n for m in (anchor, averaging, distill, features, lora, outputs, pena
 class Strategy:
     """A row of the registry. `callbacks(lam, source, **options)` returns what goes into a `Learner`; `source` knows the model before
     fine-tuning: its `head`, `fisher`, `mas`, `si`, `attention` and `batches` (see `study.Source`). lam 0 is plain fine-tuning."""
-    callbacks: Callable
+    callbacks: Callable  # from `(lam, source, **options)` to what goes into a `Learner`
     lams: tuple  # strengths to choose from, weak to strong; () for what has none and tries learning rates instead
-    formula: str
+    formula: str  # of the loss, or of what changes
     paper: str  # where it comes from
     needs: str = ''  # what `source` must have
 

@@ -3,7 +3,9 @@
 `L2SP` weighs all weights alike, `EWC` by Fisher information, `MAS` by how much they move the outputs, `SI` by what they
 contributed while the source was learned. lam is in one unit for all: its gradient is `lam s (w - w0)`."""
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,7 +23,7 @@ from .recipes import _core
 __all__ = ['L2SP', 'EWC', 'MAS', 'SI', 'Importance', 'Fisher', 'fisher_information', 'empirical_fisher', 'mas_importance', 'PathIntegral']
 
 
-def momenta(opt)->list[float]|None:
+def momenta(opt:object)->list[float]|None:
     "The momentum of each group where `opt` is SGD by heavy ball or without momentum, `None` where it is another"
     core = _core(opt)
     if isinstance(core, torch.optim.SGD): return [g['momentum'] for g in core.param_groups] if not any(g['nesterov'] or g['dampening'] for g in core.param_groups) else None
@@ -111,20 +113,20 @@ class L2SP(Anchored, WeightPenalty):
     def __init__(self,
         lam:float, # Weight of the distance
         which:str='weights', # 'weights' of layers only, or 'all' parameters of the encoder
-        encoder=None, # Which part of the model to protect, see `find_encoder`
-        anchor=None, # State dict, encoder or file to hold on to; default: the encoder when training begins
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
+        anchor:dict|torch.nn.Module|str|Path|None=None, # State dict, encoder or file to hold on to; default: the encoder when training begins
         head:float=0., # Weight decay of the layers behind the encoder, .01 in the original; not in the reported term
-        decoupled:bool=False, # See above
+        decoupled:bool=False, # Move the weights after each step instead of adding a gradient
     ):
         super().__init__(lam, encoder)
         if which not in ('weights', 'all'): raise ValueError(f"which must be 'weights' or 'all', not {which!r}")
         if not head >= 0: raise ValueError(f'head must be a number of at least 0, not {head}')
         self.which, self.anchor, self.head, self.direct = which, anchor, head, decoupled
 
-    def begin(self):
+    def begin(self)->None:
         if (state := self.take()) is not None: self.anchors = state
 
-    def weights(self): return {n:p for n, p in super().weights().items() if self.which == 'all' or p.ndim > 1}
+    def weights(self)->dict[str, torch.nn.Parameter]: return {n:p for n, p in super().weights().items() if self.which == 'all' or p.ndim > 1}
 
     def after_loss(self):
         super().after_loss()
@@ -133,14 +135,14 @@ class L2SP(Anchored, WeightPenalty):
         rest = [p for p in self.learn.model.parameters() if id(p) not in ours and p.requires_grad and p.ndim > 1]
         self.learn.loss_grad = self.loss_grad + self.head/2*sum(p.float().pow(2).sum() for p in rest)
 
-    def pull_back(self, p, anchor, strength, lr, mom): p.sub_((p - anchor)*(lr*strength))
+    def pull_back(self, p:torch.Tensor, anchor:torch.Tensor, strength:float, lr:float, mom:float)->None: p.sub_((p - anchor)*(lr*strength))
 
 
 @dataclass(frozen=True)
 class Importance:
     "How much each weight of an encoder matters, and the weights it was taken at, by parameter name"
-    diag: dict
-    anchor: dict
+    diag: dict  # parameter -> importance of each weight, of its shape
+    anchor: dict  # parameter -> weights
     n: int  # samples it is the mean of; steps, for `PathIntegral`
 
     @property
@@ -148,9 +150,9 @@ class Importance:
         "Mean over all weights; `lam` times this is the penalty's average strength"
         return (sum(f.sum() for f in self.diag.values())/sum(f.numel() for f in self.diag.values())).item()
 
-    def to(self, device): return Importance(*({k:v.to(device) for k, v in d.items()} for d in (self.diag, self.anchor)), self.n)
+    def to(self, device:torch.device|str)->'Importance': return Importance(*({k:v.to(device) for k, v in d.items()} for d in (self.diag, self.anchor)), self.n)
 
-    def normalized(self):
+    def normalized(self)->'Importance':
         "Scaled to mean 1, so that a `lam` means the same for another net, data set or recipe"
         mean = self.mean
         if not mean > 0: raise InputError('the importance is zero everywhere: the model is certain of every sample')
@@ -228,14 +230,14 @@ def _logits(model, *inputs):
 
 def fisher_information(
     model:torch.nn.Module, # The whole model with a head: the source's, or one fitted to the target
-    batches, # Yields `(x, y)`, or `x` where no label is needed; a fastai `DataLoader`, best without augmentation
+    batches:Iterable, # Yields `(x, y)`, or `x` where no label is needed; a fastai `DataLoader`, best without augmentation
     n:int|None=None, # Samples to use, at least 500 for a good estimate; `None`: all
     labels:str='exact', # Whose gradient: of every class weighted with its probability ('exact'), of one drawn by it ('sample'), of the true one ('empirical')
-    encoder=None, # Which part of the model the weights are from, see `find_encoder`
-    loss=None, # Instead of `labels`: a function `(model, *sample)` to a scalar, for instance a pretext loss; it gets samples one by one
+    encoder:str|Callable|None=None, # Which part of the model the weights are from, see `find_encoder`
+    loss:Callable|None=None, # Instead of `labels`: a function `(model, *sample)` to a scalar, for instance a pretext loss; it gets samples one by one
     seed:int=0, # Of 'sample'
     chunk:int=16, # Samples at once, which bounds the memory: about that of a training step with one and a half times as many
-)->Importance:
+)->Importance: # Its `anchor` are the weights now
     """Diagonal Fisher information: mean over samples of `E_c (d -log p(c|x) / dw)^2` for each weight of the encoder.
 
     'exact' costs a backward pass a class. Each sample's gradient by itself and in eval mode (van de Ven 2025, arXiv 2502.11756, on
@@ -257,18 +259,24 @@ def fisher_information(
     return _per_sample(model, batches, n, encoder, torch.square, outputs, cotangents, chunk, draw)
 
 
-def empirical_fisher(model, batches, n:int|None=None, encoder=None, chunk:int=16)->Importance:
+def empirical_fisher(
+    model:torch.nn.Module, # As for `fisher_information`
+    batches:Iterable, # Yields `(x, y)`
+    n:int|None=None, # Samples to use; `None`: all
+    encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
+    chunk:int=16, # Samples at once
+)->Importance: # Its `anchor` are the weights now
     "`fisher_information` with the true labels: one backward pass"
     return fisher_information(model, batches, n, 'empirical', encoder, chunk=chunk)
 
 
 def mas_importance(
     model:torch.nn.Module, # The whole model with the source's head, or any whose outputs are to stay as they are
-    batches, # Yields `(x, y)` or `x`: labels are not used
+    batches:Iterable, # Yields `(x, y)` or `x`: labels are not used
     n:int|None=None, # Samples to use; `None`: all
-    encoder=None, # Which part of the model the weights are from, see `find_encoder`
+    encoder:str|Callable|None=None, # Which part of the model the weights are from, see `find_encoder`
     chunk:int=16, # Samples at once, as in `fisher_information`
-)->Importance:
+)->Importance: # Its `anchor` are the weights now
     "Mean over samples of `|d ||g(x)||^2 / dw|`, each sample's gradient by itself (Aljundi et al., memory aware synapses, ECCV 2018)"
     return _per_sample(model, batches, n, encoder, torch.abs, lambda sample: _wide(model(sample[0])), lambda out, sample: [2*out.detach()], chunk)
 
@@ -280,7 +288,7 @@ class Weighted(WeightPenalty):
         lam:float, # Weight of the penalty
         importance:Importance, # Also says which weights to hold on to
         normalize:bool=False, # Scale it to mean 1, so that `lam` carries over to other nets and data
-        encoder=None, # Which part of the model to protect, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
         implicit:bool=False, # Step by step towards the anchor instead of by gradient: stable for every lam
     ):
         super().__init__(lam, encoder)
@@ -288,7 +296,7 @@ class Weighted(WeightPenalty):
         if normalize: importance = importance.normalized()
         self.anchors, self.scale, self.direct = importance.anchor, importance.diag, implicit
 
-    def begin(self):
+    def begin(self)->None:
         who = type(self).__name__
         if self.anchors is None: raise ValueError(f'{who} has lost its importance: an exported learner does not carry it; pass a new {who}(lam, importance)')
         here = dict(self.module().named_parameters())
@@ -312,7 +320,7 @@ class Weighted(WeightPenalty):
             self._tell('stable', f': lam {self.lam:g} is unstable at learning rate {lr:g} and momentum {mom:g}, the largest safe lam is {limit:.3g} '
                        '(lr*lam*max importance < 2(1 + momentum)); take a smaller one, or implicit=True')
 
-    def pull_back(self, p, anchor, strength, lr, mom):
+    def pull_back(self, p:torch.Tensor, anchor:torch.Tensor, strength:float|torch.Tensor, lr:float, mom:float)->None:
         c = lr*strength/(1 - mom)
         p.add_(anchor*c).div_(1 + c)  # the minimum of the penalty and the distance to where the step led
 
@@ -345,7 +353,10 @@ class PathIntegral(Stateful, Callback):
     integral, start, steps, _before, _skipped = None, None, 0, None, False
     _stateattrs, _kept = ('integral', 'start', '_before'), ('integral', 'start', 'steps')
 
-    def __init__(self, encoder=None): self.protected = encoder
+    def __init__(self,
+        encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
+    ):
+        self.protected = encoder
 
     def _weights(self): return dict(find_encoder(self.learn.model, self.protected).named_parameters())
 

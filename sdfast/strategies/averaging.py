@@ -1,4 +1,7 @@
 "Weight averaging: the encoder from before training and the one after, and the statistics of batch norm between them."
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
 import torch
 from fastai.learner import Learner
 from fastai.torch_core import get_model
@@ -25,7 +28,7 @@ def _before(encoder, anchor):
 
 def wise_ft(
     encoder:nn.Module, # As fine-tuning left it; it does not change
-    anchor, # State dict, encoder or file: as it was before
+    anchor:dict|nn.Module|str|Path, # State dict, encoder or file: as it was before
     alpha:float, # 0: `anchor`, 1: `encoder`, both to the bit
 )->dict[str, torch.Tensor]: # A new state dict, under the names of `encoder`
     "`(1 - alpha)*theta_0 + alpha*theta` of weights and floating point buffers, others as in `encoder` (Wortsman et al., CVPR 2022)"
@@ -39,7 +42,7 @@ def wise_ft(
 @torch.no_grad()
 def reestimate_bn(
     model:nn.Module, # Called on the inputs of each batch
-    dl, # Yields `(x, y)`; `y` is not looked at
+    dl:Iterable, # Yields `(x, y)`; `y` is not looked at
     part:nn.Module|None=None, # Batch norm of this part of the model only; `None`: of all of it
 )->nn.Module: # `model`
     """Set batch norm's running statistics to the mean over the batches of `dl`, as `momentum=None` does.
@@ -75,13 +78,13 @@ def _interpolate(model, part, start, alpha, dl):
 
 
 def wise_ft_sweep(
-    learn, # Learner or model, fine-tuned
-    anchor, # State dict, encoder or file: the encoder as it was before
-    alphas, # Numbers from 0 to 1
-    dl, # Batches `(x, y)` of the target task, for the statistics of batch norm
-    measure, # Function of `learn`
-    encoder=None, # Which part of the model to interpolate, see `find_encoder`
-):
+    learn:Learner|nn.Module, # Learner or model, fine-tuned
+    anchor:dict|nn.Module|str|Path, # State dict, encoder or file: the encoder as it was before
+    alphas:Iterable[float], # Numbers from 0 to 1
+    dl:Iterable, # Batches `(x, y)` of the target task, for the statistics of batch norm
+    measure:Callable, # Function of `learn`
+    encoder:str|Callable|None=None, # Which part of the model to interpolate, see `find_encoder`
+)->Iterator[tuple]: # Pairs, as `alphas` has them
     "Yields `(alpha, measure(learn))`; between two of them and at the end the encoder is what it was, to the bit"
     model = get_model(learn.model if isinstance(learn, Learner) else learn)
     part = find_encoder(model, encoder)
@@ -106,14 +109,14 @@ class WiSEFT(Anchored, Stateful, Recipe):
 
     def __init__(self,
         alpha:float=.5, # How much of fine-tuning to keep; 0 and 1 are the two ends, to the bit
-        encoder=None, # Which part of the model to interpolate, see `find_encoder`
-        anchor=None, # State dict, encoder or file to interpolate with; default: the encoder when training begins
+        encoder:str|Callable|None=None, # Which part of the model to interpolate, see `find_encoder`
+        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file to interpolate with; default: the encoder when training begins
     ):
         super().__init__(encoder)
         _check_alpha(alpha)
         self.alpha, self.anchor = alpha, anchor
 
-    def begin(self):
+    def begin(self)->None:
         self._whole = False
         if any(isinstance(cb, LoRA) for cb in self.learn.cbs):
             raise ValueError('WiSEFT cannot interpolate an encoder with adapters: fit with LoRA() alone, then call wise_ft_sweep')

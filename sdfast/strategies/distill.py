@@ -2,6 +2,10 @@
 
 The paper's method is `SelfDistill`: L = CE + lam*||f_t(x) - f'(x)||^2, with f' the encoder at the start of the epoch. Wherever a
 teacher is a copy in train mode, it normalises with the batch and leaves batch norm's buffers alone."""
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,6 +18,7 @@ from .penalty import Anchored, FeaturePenalty, block_names, find_encoder, frozen
 __all__ = ['feature_distance', 'map_distance', 'channel_attention', 'Teacher', 'SelfDistill', 'FixedTeacher', 'EMATeacher', 'FeatureMaps', 'DELTA']
 
 REDUCTIONS = ('mean', 'batchmean', 'sum')
+LOW = ('bfloat16', 'float16')
 
 
 def feature_distance(
@@ -37,10 +42,10 @@ def map_distance(
     return (d if weights is None else d*weights*d.shape[1]).sum(1).mean()/2
 
 
-def pooled(f): return f.flatten(2).mean(-1) if f.ndim > 2 else f
+def pooled(f:torch.Tensor)->torch.Tensor: return f.flatten(2).mean(-1) if f.ndim > 2 else f
 
 
-def batch_statistics(teacher):
+def batch_statistics(teacher:nn.Module)->Iterator[nn.Module]:
     "In train mode its batch norm then uses the batch's statistics and leaves its buffers alone"
     for m in teacher.modules():
         if isinstance(m, _BatchNorm): m.track_running_stats = False
@@ -53,23 +58,29 @@ class Teacher(FeaturePenalty):
     The copy normalises as the student does (`teacher_bn='batch'`: batch statistics wherever the student uses them, so that
     the term is exactly 0 while both have the same weights) or with the running statistics it was copied with ('running').
     Neither its buffers nor the student's are touched; its dropout is off. With `layers` the features are those of several
-    blocks, each averaged over time and space, side by side (as LDIFS)."""
-    teacher, age = None, 0  # `age`: training batches since the teacher was renewed
+    blocks, each averaged over time and space, side by side (as LDIFS).
+
+    `teacher_dtype` lets the copy, whose weights stay as they are, compute in half the bits where the student does not: faster where the
+    processor has such arithmetic, and no longer exact: a student that has not moved is at the distance that rounding makes."""
+    teacher, age, teacher_dtype = None, 0, None  # `age`: training batches since the teacher was renewed
     _stateattrs = FeaturePenalty._stateattrs + ('teacher',)
 
     def __init__(self,
         lam:float, # Weight of the distance
         reduction:str='mean', # See `feature_distance`
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
-        encoder=None, # Which part of the model to protect, see `find_encoder`
-        layers=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
+        layers:str|Sequence[str]|None=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
+        teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16': the teacher's forward under autocast in it, see `Teacher`; `None`: as the student's
     ):
         super().__init__(lam, encoder)
         if reduction not in REDUCTIONS: raise ValueError(f'reduction must be one of {", ".join(REDUCTIONS)}, not {reduction!r}')
         if teacher_bn not in ('batch', 'running'): raise ValueError(f"teacher_bn must be 'batch' or 'running', not {teacher_bn!r}")
+        if teacher_dtype is not None and str(teacher_dtype).removeprefix('torch.') not in LOW: raise ValueError(f"teacher_dtype must be {', '.join(map(repr, LOW))} or None, not {teacher_dtype!r}")
         self.reduction, self.teacher_bn, self.layers = reduction, teacher_bn, layers
+        self.teacher_dtype = teacher_dtype and getattr(torch, str(teacher_dtype).removeprefix('torch.'))
 
-    def renew(self, state:dict|None=None):
+    def renew(self, state:dict|None=None)->None:
         "Copy the encoder, with the weights of `state` if given"
         self.teacher, self.age = frozen_copy(self.module()), 0
         if state is not None: self.teacher.load_state_dict(state)
@@ -79,7 +90,11 @@ class Teacher(FeaturePenalty):
         super().after_batch()
         self.age += 1
 
-    def pairs(self):
+    def lower(self)->AbstractContextManager:
+        "The precision of the teacher's forward"
+        return nullcontext() if self.teacher_dtype is None else torch.autocast(next(self.teacher.parameters()).device.type, self.teacher_dtype)
+
+    def pairs(self)->Iterator[tuple]:
         "`(layer, student's output, teacher's)` of each call of the encoder; the layer is '' for what it returns"
         for t, s in zip(self.teacher.modules(), self.module().modules()):
             if isinstance(t, _BatchNorm): t.training = s.training and self.teacher_bn == 'batch'
@@ -88,7 +103,7 @@ class Teacher(FeaturePenalty):
             seen = {}
             hooks = [self.teacher.get_submodule(n).register_forward_hook(lambda m, a, o, n=n: seen.update({n:o})) for n in names]
             try:
-                with torch.no_grad(): seen[''] = self.teacher(*args, **kwargs)
+                with torch.no_grad(), self.lower(): seen[''] = self.teacher(*args, **kwargs)
             finally:
                 for h in hooks: h.remove()
             for n in names:
@@ -96,7 +111,7 @@ class Teacher(FeaturePenalty):
             found.append([(n, self.calls(n)[i][2], seen[n]) for n in names] or [('', out, seen[''])])
         return found
 
-    def term(self):
+    def term(self)->torch.Tensor:
         distances = []
         for found in self.pairs():
             (_, s, t), *more = found
@@ -107,7 +122,7 @@ class Teacher(FeaturePenalty):
 
 class SelfDistill(Teacher):
     "The teacher is the encoder at the start of each epoch (Zhou et al., self-distilled transfer learning, Eq. 3)"
-    def begin(self): self.renew()
+    def begin(self)->None: self.renew()
 
 
 class FixedTeacher(Anchored, Teacher):
@@ -118,19 +133,20 @@ class FixedTeacher(Anchored, Teacher):
         lam:float, # Weight of the distance
         reduction:str='mean', # See `feature_distance`
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
-        encoder=None, # Which part of the model to protect, see `find_encoder`
-        anchor=None, # State dict, encoder or file to teach; default: the encoder when training begins
-        layers=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
+        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file to teach; default: the encoder when training begins
+        layers:str|Sequence[str]|None=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
+        teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16': the teacher's forward under autocast in it, see `Teacher`; `None`: as the student's
     ):
-        super().__init__(lam, reduction, teacher_bn, encoder, layers)
+        super().__init__(lam, reduction, teacher_bn, encoder, layers, teacher_dtype)
         self.anchor = anchor
 
-    def begin(self):
+    def begin(self)->None:
         if (state := self.take()) is not None: self.renew(state)
 
-    def state_dict(self): return super().state_dict() | dict(teacher=None if self.teacher is None else self.teacher.state_dict())
+    def state_dict(self)->dict: return super().state_dict() | dict(teacher=None if self.teacher is None else self.teacher.state_dict())
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state:dict)->None:
         if state['teacher'] is not None: self.renew(state['teacher'])
         super().load_state_dict(state)
 
@@ -143,12 +159,13 @@ class EMATeacher(FixedTeacher):
         lam:float, # Weight of the distance
         reduction:str='mean', # See `feature_distance`
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
-        encoder=None, # Which part of the model to protect, see `find_encoder`
-        anchor=None, # State dict, encoder or file the average starts from; default: the encoder when training begins
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
+        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file the average starts from; default: the encoder when training begins
         decay:float=.99, # Part of the average that each step keeps
-        layers=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
+        layers:str|Sequence[str]|None=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
+        teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16': the teacher's forward under autocast in it, see `Teacher`; `None`: as the student's
     ):
-        super().__init__(lam, reduction, teacher_bn, encoder, anchor, layers)
+        super().__init__(lam, reduction, teacher_bn, encoder, anchor, layers, teacher_dtype)
         if not 0 <= decay <= 1: raise ValueError(f'decay must be between 0 and 1, not {decay}')
         self.decay = decay
 
@@ -172,18 +189,18 @@ class FeatureMaps(FixedTeacher):
 
     def __init__(self,
         lam:float, # Weight of the distance
-        layers='blocks', # Names of layers of the encoder, or 'blocks'
+        layers:str|Sequence[str]='blocks', # Names of layers of the encoder, or 'blocks'
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
-        encoder=None, # Which part of the model to protect, see `find_encoder`
-        anchor=None, # State dict, encoder or file to teach; default: the encoder when training begins
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
+        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file to teach; default: the encoder when training begins
     ):
         super().__init__(lam, 'mean', teacher_bn, encoder, anchor, layers)
 
-    def term(self):
+    def term(self)->torch.Tensor:
         found = self.pairs()
         return sum(map_distance(s, t, self.weight(n, s)) for call in found for n, s, t in call)/len(found)
 
-    def weight(self, layer, out): return None
+    def weight(self, layer:str, out:torch.Tensor)->torch.Tensor|None: return None
 
 
 class DELTA(FeatureMaps):
@@ -194,17 +211,17 @@ class DELTA(FeatureMaps):
         lam:float, # Weight of the distance
         weights:dict, # From `channel_attention`: layer -> `(C,)`
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
-        encoder=None, # Which part of the model to protect, see `find_encoder`
-        anchor=None, # State dict, encoder or file to teach; default: the encoder when training begins
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
+        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file to teach; default: the encoder when training begins
     ):
         super().__init__(lam, list(weights), teacher_bn, encoder, anchor)
         self.weights = weights
 
-    def begin(self):
+    def begin(self)->None:
         if self.weights is None: raise ValueError('DELTA has lost its channel weights: an exported learner does not carry them; pass a new DELTA(lam, weights)')
         super().begin()
 
-    def weight(self, layer, out):
+    def weight(self, layer:str, out:torch.Tensor)->torch.Tensor:
         w = self.weights[layer]
         if len(w) != out.shape[1]: raise ValueError(f'DELTA has {len(w)} weights for layer {layer!r}, which has {out.shape[1]} channels')
         return w.to(out.device)
@@ -213,9 +230,9 @@ class DELTA(FeatureMaps):
 @torch.no_grad()
 def channel_attention(
     model:nn.Module, # Whole model, its head fitted to the encoder as it is: the source's, or a probe on the target
-    batches, # Yields `(x, y)` of that head's task
-    layers='blocks', # Names of layers of the encoder, or 'blocks'
-    encoder=None, # Which part of the model the layers are of, see `find_encoder`
+    batches:Iterable, # Yields `(x, y)` of that head's task
+    layers:str|Sequence[str]='blocks', # Names of layers of the encoder, or 'blocks'
+    encoder:str|Callable|None=None, # Which part of the model the layers are of, see `find_encoder`
     T:float=5., # Temperature
 )->dict[str, torch.Tensor]: # Layer -> weights `(C,)` that sum to 1
     "How much each channel matters: softmax over channels of the growth of the loss without the channel, over T (DELTA). One pass a channel, in eval mode"

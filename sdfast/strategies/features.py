@@ -1,6 +1,7 @@
 """Ways to fine-tune that work on what comes out of the network, or on how it normalises: batch spectral shrinkage, stochastic
 normalisation, Co-Tuning with the source task's head, and smoothness against noise (R3F)."""
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -25,7 +26,7 @@ __all__ = ['bss', 'BSS', 'stoch_norm', 'plain_norm', 'StochNorm', 'category_rela
 
 
 @contextmanager
-def unwatched(model:nn.Module):
+def unwatched(model:nn.Module)->Iterator[nn.Module]:
     "A forward pass inside adds nothing to what penalties collect of the main one"
     watches = [h for m in model.modules() for h in m._forward_hooks.values() if isinstance(h, _Watch)]
     counts = [len(w.calls) for w in watches]
@@ -60,13 +61,13 @@ class BSS(FeaturePenalty):
     def __init__(self,
         lam:float, # Weight of the term
         k:int=1, # How many of the smallest singular values
-        encoder=None, # Which part of the model gives the features, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model gives the features, see `find_encoder`
     ):
         super().__init__(lam, encoder)
         if not isinstance(k, int) or k < 1: raise InputError(f'k must be a whole number of singular values, at least 1, not {k!r}')
         self.k = k
 
-    def term(self):
+    def term(self)->torch.Tensor:
         calls = self.calls()
         return sum(bss(out, self.k) for _, _, out in calls)/len(calls)
 
@@ -101,7 +102,7 @@ def _check_p(p):
 def stoch_norm(
     module:nn.Module, # Its batch norms of 1 to 3 dimensions, and kinds of them such as timm's, change in place
     p:float=.5, # Probability that a channel is normalised by its moving statistics instead of the batch's
-)->nn.Module:
+)->nn.Module: # The same module
     """Stochastic normalisation (Kou et al., NeurIPS 2020) until `plain_norm`: `y = w*((1-s)*x_batch + s*x_moving) + b`, s ~ B(p) per channel.
 
     Moving statistics are updated as ever, the state dict keeps its keys, and eval mode is plain batch norm. Here `p=0` is
@@ -113,7 +114,9 @@ def stoch_norm(
     return module
 
 
-def plain_norm(module:nn.Module)->nn.Module:
+def plain_norm(
+    module:nn.Module, # Changed in place
+)->nn.Module: # The same module
     "Take `stoch_norm` back"
     for m in module.modules():
         if isinstance(m, _StochNorm): m.__class__ = type(m).__bases__[1]
@@ -128,7 +131,7 @@ class StochNorm(Columns, Callback):
 
     def __init__(self,
         p:float=.5, # Probability that a channel is normalised by its moving statistics instead of the batch's; 0 is plain fine-tuning
-        encoder=None, # Which part of the model to normalise so, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model to normalise so, see `find_encoder`
     ):
         _check_p(p)
         self.p, self.protected = p, encoder
@@ -139,7 +142,7 @@ class StochNorm(Columns, Callback):
     def before_train(self): stoch_norm(find_encoder(self.learn.model, self.protected), self.p)
     def after_train(self): plain_norm(self.learn.model)
 
-    def leave(self):
+    def leave(self)->None:
         plain_norm(self.learn.model)
         super().leave()
 
@@ -216,7 +219,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
         lam:float=2.3, # Weight of the cross-entropy
         head:nn.Module=None, # The source task's head, from the encoder's features to its logits; not changed
         relation:torch.Tensor=None, # p(y_s|y_t) `(n_target, n_source)`; `None`: estimated
-        encoder=None, # Which part of the model gives the features, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model gives the features, see `find_encoder`
         how:str='direct', # How it is estimated, see `category_relation`
     ):
         super().__init__(lam, encoder)
@@ -238,7 +241,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
         super().before_fit()
         if hasattr(self.learn, 'lr_finder'): self._before = (self.relation,)  # put back after it, as the model's weights are
 
-    def begin(self):
+    def begin(self)->None:
         self._check_head()
         if self.aux is None: self.set_auxiliary(lambda: deepcopy(self.head).requires_grad_(True))
         if self.relation is None: self.relation = self._relate()
@@ -260,7 +263,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
             probs, y = (torch.cat(t) for t in zip(*parts))
         return category_relation(probs, y, max(self._n_target(), int(y.max()) + 1), self.how)
 
-    def term(self):
+    def term(self)->torch.Tensor:
         calls, want = self.calls(), self.relation[self.learn.yb[0].as_subclass(torch.Tensor)]
         said = [self.aux(out).float() for _, _, out in calls]
         if said[0].shape != want.shape:
@@ -268,7 +271,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
                              'same source classes')
         return sum(F.cross_entropy(s, want) for s in said)/len(said)
 
-    def leave(self):
+    def leave(self)->None:
         if self._before is not None: (self.relation,), self._before = self._before, None
         super().leave()
 
@@ -297,24 +300,24 @@ class R3F(Penalty):
         lam:float=1., # Weight of the divergence
         eps:float=1e-5, # Largest noise ('uniform') or its standard deviation ('normal'); 16-bit autocast rounds small noise away
         noise:str='uniform', # 'uniform' or 'normal'
-        encoder=None, # As for every strategy; the divergence is that of the whole model's outputs
+        encoder:str|Callable|None=None, # As for every strategy; the divergence is that of the whole model's outputs
     ):
         super().__init__(lam, encoder)
         if not eps >= 0: raise InputError(f'eps must be a number of at least 0, not {eps}')
         if noise not in ('uniform', 'normal'): raise InputError(f"noise must be 'uniform' or 'normal', not {noise!r}")
         self.eps, self.noise = eps, noise
 
-    def begin(self):
+    def begin(self)->None:
         device = next(self.learn.model.parameters()).device
         self._noise = torch.Generator(device).manual_seed((torch.initial_seed() + self.learn.epoch) % 2**63)
 
-    def noisy(self, x):
+    def noisy(self, x:torch.Tensor)->torch.Tensor:
         "`x` with noise; integers, such as token numbers, as they are"
         if not x.is_floating_point(): return x
         if self.noise == 'normal': return x + self.eps*torch.randn(x.shape, generator=self._noise, device=x.device, dtype=x.dtype)
         return x + self.eps*(2*torch.rand(x.shape, generator=self._noise, device=x.device, dtype=x.dtype) - 1)
 
-    def term(self):
+    def term(self)->torch.Tensor:
         model, pred, device = get_model(self.learn.model), self.learn.pred, self.learn.loss_grad.device
         if torch.is_autocast_enabled(device.type) and self.eps < torch.finfo(dtype := torch.get_autocast_dtype(device.type)).eps and not self._warned:
             warnings.warn(f'R3F: noise of eps={self.eps} is rounded away by autocast to {dtype}: use a larger eps or float32')

@@ -1,5 +1,6 @@
 "Low-rank adapters on the encoder, by PEFT, merged into it when the fit ends."
 import warnings
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -37,8 +38,8 @@ class LoRA(Recipe):
     def __init__(self,
         r:int=8, # Rank
         alpha:float=16, # The adapters' output is scaled by `alpha/r`
-        encoder=None, # Which part of the model to adapt, see `find_encoder`
-        targets=None, # Names, or ends of names, of its Conv3d, Conv2d and Linear layers; `None`: all that can be adapted
+        encoder:str|Callable|None=None, # Which part of the model to adapt, see `find_encoder`
+        targets:str|Sequence[str]|None=None, # Names, or ends of names, of its Conv3d, Conv2d and Linear layers; `None`: all that can be adapted
     ):
         super().__init__(encoder)
         if isinstance(r, bool) or not isinstance(r, int) or r < 1: raise ValueError(f'r must be a whole number of at least 1, not {r!r}')
@@ -47,7 +48,7 @@ class LoRA(Recipe):
         self.r, self.alpha, self.targets = r, alpha, [targets] if isinstance(targets, str) else targets
 
     @property
-    def order(self):
+    def order(self)->int:
         # first in: before DDP wraps and others save the model; last out: what SaveModelCallback and LRFinder load has adapters
         return -5 if self._tuner is None else 70
 
@@ -69,7 +70,7 @@ class LoRA(Recipe):
             raise ValueError(f'LoRA: {type(self.module()).__name__} has no Conv3d, Conv2d or Linear inside that can be adapted; pass another encoder=...')
         return chosen
 
-    def begin(self):
+    def begin(self)->None:
         LoraConfig, LoraModel = _lora_model()
         names, encoder = self.layers(), self.module()
         device = next(encoder.parameters()).device
@@ -122,7 +123,7 @@ class LoRA(Recipe):
     @torch.no_grad()
     def unload(self,
         merge:bool=True, # Keep what the adapters have learnt
-    ):
+    )->None:
         "Take the adapters out of the encoder and the optimizer; without adapters, do nothing"
         if self._tuner is None: return
         if merge:  # PEFT's own merge fails on 1x1x1 kernels
@@ -132,6 +133,6 @@ class LoRA(Recipe):
         if self._joined and self.opt is not None: self._leave()
         self.thaw()
 
-    def undo(self):
+    def undo(self)->None:
         self.unload()
         super().undo()

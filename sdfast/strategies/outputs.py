@@ -1,4 +1,7 @@
 "Distillation of outputs: of the source head's, of the whole last epoch's net, of the net's own last layer."
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from fastai.torch_core import get_model
@@ -35,8 +38,8 @@ class LwF(FixedTeacher):
         head:nn.Module, # Of the source task, from features to logits
         T:float=2., # Temperature
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
-        encoder=None, # Which part of the model to protect, see `find_encoder`
-        anchor=None, # State dict, encoder or file to teach; default: the encoder when training begins
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
+        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file to teach; default: the encoder when training begins
     ):
         super().__init__(lam, 'mean', teacher_bn, encoder, anchor)
         if not isinstance(head, nn.Module):
@@ -45,12 +48,12 @@ class LwF(FixedTeacher):
         if not T > 0: raise ValueError(f'T must be positive, not {T}')
         self.head, self.T = frozen_copy(head), T
 
-    def begin(self):
+    def begin(self)->None:
         if self.head is None: raise ValueError('LwF has lost its source head: an exported learner does not carry it; pass a new LwF(lam, head)')
         super().begin()
         self.head.to(next(self.module().parameters()).device)
 
-    def term(self):
+    def term(self)->torch.Tensor:
         found = self.pairs()
         return sum(soft_divergence(self.head(s), self.head(t), self.T) for call in found for _, s, t in call)/len(found)
 
@@ -74,14 +77,14 @@ class PSKD(Penalty):
         if teacher_bn not in ('batch', 'running'): raise ValueError(f"teacher_bn must be 'batch' or 'running', not {teacher_bn!r}")
         self.teacher_bn = teacher_bn
 
-    def begin(self):
+    def begin(self)->None:
         self.teacher, self.age = batch_statistics(frozen_copy(get_model(self.learn.model))) if self.learn.epoch else None, 0
 
     def after_batch(self):
         super().after_batch()
         self.age += 1
 
-    def term(self):
+    def term(self)->torch.Tensor:
         y, pred = self.learn.yb[0], self.learn.pred.float()
         if y.is_floating_point() or y.ndim != 1: raise InputError(f'PSKD needs class numbers as targets, not a {y.dtype} tensor of shape {tuple(y.shape)}')
         if self.teacher is None: return pred.sum()*0
@@ -102,21 +105,21 @@ class BYOT(Auxiliary, FeaturePenalty):
 
     def __init__(self,
         lam:float, # Weight of the whole sum
-        layers='blocks', # Names of layers of the encoder, or 'blocks': all but the last
+        layers:str|Sequence[str]|None='blocks', # Names of layers of the encoder, or 'blocks': all but the last
         alpha:float=.1, # Share of the last layer's outputs among the targets
         beta:float=.03, # Weight of the distance of features
         T:float=3., # Temperature
-        encoder=None, # Which part of the model has the layers, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model has the layers, see `find_encoder`
     ):
         super().__init__(lam, encoder)
         if not 0 <= alpha <= 1 or beta < 0 or not T > 0: raise ValueError(f'alpha must be between 0 and 1, beta at least 0 and T positive, not {alpha}, {beta} and {T}')
         self.layers, self.alpha, self.beta, self.T = layers, alpha, beta, T
 
-    def layer_names(self):
+    def layer_names(self)->list[str]:
         names = super().layer_names()
         return names[:-1] if self.layers == 'blocks' else names
 
-    def term(self):
+    def term(self)->torch.Tensor:
         feats, pred = pooled(self.calls()[0][2]), self.learn.pred
         y = self.learn.yb[0].as_subclass(torch.Tensor)
         shallow = [pooled(self.calls(n)[0][2]) for n in self._watches if n]

@@ -3,6 +3,7 @@ back-propagated, and reporting that term in a column of its own.
 
 A new penalty is a subclass of `Penalty` with a `term` method."""
 import hashlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -23,8 +24,8 @@ __all__ = ['find_encoder', 'frozen_copy', 'anchor_state', 'state_hash', 'keep_bu
 
 def find_encoder(
     model:nn.Module, # Wrapped by DDP or not
-    encoder=None, # Name of a submodule, or a function of the model; `None`: fastai's convention
-)->nn.Module:
+    encoder:str|Callable|None=None, # Name of a submodule, or a function of the model; `None`: fastai's convention
+)->nn.Module: # The module itself, no copy
     "The encoder of a model: `model[0]` of a `Sequential(encoder, head)`, or `model.encoder`, or what `encoder` says"
     model = get_model(model)
     children = ', '.join(f'{n} ({type(m).__name__})' for n, m in model.named_children()) or 'none'
@@ -38,16 +39,20 @@ def find_encoder(
                      f'`encoder`. Pass encoder=NAME or a function of the model; its children are {children}')
 
 
-def frozen_copy(module:nn.Module)->nn.Module:
-    "A copy in eval mode that needs no gradient and carries no forward or backward hooks"
+def frozen_copy(
+    module:nn.Module, # Stays as it is
+)->nn.Module: # On the same device
+    "A copy in eval mode that needs no gradient and carries no forward or backward hooks; compiled if the module is (`module.compile()`)"
     # handed to deepcopy as already copied: a hook may hold a tensor with a graph, which cannot be copied
     hooks = {id(h):type(h)() for m in module.modules() for h in (m._forward_hooks, m._forward_hooks_with_kwargs, m._backward_hooks)}
-    return deepcopy(module, hooks).requires_grad_(False).eval()
+    copy = deepcopy(module, hooks).requires_grad_(False).eval()
+    if getattr(module, '_compiled_call_impl', None) is not None: copy.compile()  # deepcopy leaves that out; what was compiled for a copy before is used again
+    return copy
 
 
 def anchor_state(
     encoder:nn.Module, # The encoder that is going to be trained
-    anchor=None, # State dict, encoder or file of weights to hold on to; `None`: `encoder` as it stands
+    anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file of weights to hold on to; `None`: `encoder` as it stands
 )->dict[str, torch.Tensor]: # On the device of `encoder`
     "A copy of the weights to hold on to, under the names that they have in `encoder`"
     if anchor is None: return {k:v.detach().clone() for k, v in encoder.state_dict().items()}
@@ -57,7 +62,9 @@ def anchor_state(
     return copy.state_dict()
 
 
-def state_hash(state:dict)->str:
+def state_hash(
+    state:dict, # Name -> tensor
+)->str: # The same on every device
     "Sixteen hex digits that change when a name or a value of a state dict does"
     h = hashlib.sha256()
     for k, v in sorted(state.items()): h.update(k.encode() + str(v.dtype).encode() + v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -65,7 +72,9 @@ def state_hash(state:dict)->str:
 
 
 @contextmanager
-def keep_buffers(module:nn.Module):
+def keep_buffers(
+    module:nn.Module, # Changed while inside
+)->Iterator[nn.Module]: # A context manager that gives the module
     "A forward pass inside uses the batch's statistics where the module does, and leaves batch norm's buffers alone"
     tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     for m in tracking: m.track_running_stats = False
@@ -94,7 +103,7 @@ class Columns:
         if self._waiting: self.leave()
         return False
 
-    def show(self, columns:dict):
+    def show(self, columns:dict)->None:
         "Add columns, name -> function; not for `validate` and `get_preds`, whose results must keep their length"
         self._drop()
         self._columns = [ValueMetric(f, n) for n, f in columns.items()]
@@ -109,7 +118,7 @@ class Columns:
                 raise
         self.learn._do_epoch = guarded
 
-    def leave(self):
+    def leave(self)->None:
         "Take the columns away; subclasses drop their hooks and graphs here"
         self._drop()
         self._waiting = False
@@ -141,13 +150,13 @@ class Penalty(Stateful, Columns, Callback):
 
     def __init__(self,
         lam:float, # Weight of the term, at least 0; at 0 training is plain fine-tuning to the bit
-        encoder=None, # Which part of the model to protect, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
     ):
         if not lam >= 0: raise ValueError(f'lam must be a number of at least 0, not {lam}')
         # attributes of a callback must not carry a name that the model has: fastai would look there
         self.lam, self.protected = lam, encoder
 
-    def begin(self): "An epoch is about to train: `self.learn.epoch` is its number"
+    def begin(self)->None: "An epoch is about to train: `self.learn.epoch` is its number"
 
     def term(self)->torch.Tensor: raise NotImplementedError(f'{type(self).__name__} must define `term`')
 
@@ -175,12 +184,14 @@ class Penalty(Stateful, Columns, Callback):
 
     def after_batch(self): self.pull = None
 
-    def leave(self):
+    def leave(self)->None:
         self.pull = None
         super().leave()
 
 
-def block_names(encoder:nn.Module)->list[str]:
+def block_names(
+    encoder:nn.Module, # Or any other net
+)->list[str]: # As for `get_submodule`
     "Names of an encoder's blocks from input to output: its children that have weights, or those of its only child; of a `ModuleList` its members"
     prefix, m = '', encoder
     while len(kids := list(m.named_children())) == 1: prefix, m = f'{prefix}{kids[0][0]}.', kids[0][1]
@@ -231,7 +242,7 @@ class FeaturePenalty(Penalty):
 
     def after_train(self): self._unhook()
 
-    def leave(self):
+    def leave(self)->None:
         self._unhook()
         super().leave()
 
@@ -280,13 +291,13 @@ class Auxiliary:
         super().before_fit()
         if hasattr(self.learn, 'lr_finder'): self._aside, self.aux = (self.aux, self._aux_opt), None  # a trial's modules are its own
 
-    def leave(self):
+    def leave(self)->None:
         if self._aside is not None: (self.aux, self._aux_opt), self._aside = self._aside, None
         super().leave()
 
-    def state_dict(self): return super().state_dict() | ({} if self.aux is None else dict(aux=self.aux.state_dict(), aux_opt=self._aux_opt.state_dict()))
+    def state_dict(self)->dict: return super().state_dict() | ({} if self.aux is None else dict(aux=self.aux.state_dict(), aux_opt=self._aux_opt.state_dict()))
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state:dict)->None:
         super().load_state_dict(state)
         self._saved = state if 'aux' in state else None
         if self.aux is not None: self._restore()
@@ -297,7 +308,7 @@ class Auxiliary:
         self._aux_opt.load_state_dict(self._saved['aux_opt'])
         self._saved = None
 
-    def set_auxiliary(self, make):
+    def set_auxiliary(self, make:Callable)->None:
         "Modules from the function `make`, the same whatever was drawn before, without touching the random state"
         device = next(self.module().parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):

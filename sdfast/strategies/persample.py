@@ -2,6 +2,7 @@
 
 Only where this is certain. `Layers.sums` says no to a model or a pass that it cannot take apart, and the caller goes sample by sample."""
 from collections import Counter
+from collections.abc import Callable
 from itertools import product
 
 import torch
@@ -64,7 +65,9 @@ RULES = {nn.Linear.forward: _linear, nn.Conv1d.forward: _conv, nn.Conv2d.forward
          nn.SyncBatchNorm.forward: _batch_norm, nn.GroupNorm.forward: _group_norm, nn.LayerNorm.forward: _layer_norm, TimmLayerNorm.forward: _layer_norm}
 
 
-def layers_of(part:nn.Module)->'Layers|None':
+def layers_of(
+    part:nn.Module, # In eval mode
+)->'Layers|None': # `None` if samples have to go one by one
     "The layers of a module in eval mode, if there is a rule for all of its parameters and none has two owners"
     rules, seen = {}, set()
     for m in part.modules():
@@ -92,13 +95,16 @@ def _uses(out)->Counter:
 
 class Layers:
     "Sums over the samples of a batch of `f` (the square, the absolute value) of each one's gradient, see `sums`"
-    def __init__(self, rules:dict): self.rules, self.verified = rules, False
+    def __init__(self,
+        rules:dict, # Layer -> its rule, from `layers_of`
+    ):
+        self.rules, self.verified = rules, False
 
     def sums(self,
-        outputs, # A function of a list of tensors, batch first, to a tensor with a graph, batch first
-        cotangents, # A function of that tensor and the list to tensors of its shape: whose products with it are differentiated, one after another
+        outputs:Callable, # A function of a list of tensors, batch first, to a tensor with a graph, batch first
+        cotangents:Callable, # A function of that tensor and the list to tensors of its shape: whose products with it are differentiated, one after another
         batch:list, # At least two samples, until one was verified
-        f, # Of a product the product: f(uv) = f(u)f(v)
+        f:Callable, # Of a product the product: f(uv) = f(u)f(v)
     )->dict|None: # id of a parameter -> sum; `None`: it has to be done sample by sample
         """Nothing is added up unless each layer is called once, on a whole number of rows a sample, and each parameter is used there
         and nowhere else. The first time, the last sample's gradient must also be that of the sample alone: not so where

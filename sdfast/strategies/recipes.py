@@ -3,6 +3,7 @@
 Each is a fastai callback that undoes what it did to the learner when the fit ends; after an interrupt when the next fit begins,
 when the callback is taken off, or by `undo()`. They compose with each other and with the penalties."""
 import warnings
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -32,17 +33,17 @@ class Recipe(Callback):
     order, run_valid = -5, False  # behind `model.train()`, before DDP (order 11) looks at what needs a gradient
     protected, _off = None, ()
 
-    def __init__(self, encoder=None): self.protected = encoder
+    def __init__(self, encoder:str|Callable|None=None): self.protected = encoder
 
     def module(self)->nn.Module:
         "The encoder that is being trained, without DDP around it"
         return find_encoder(self.learn.model, self.protected)
 
-    def begin(self): "A fit begins, `lr_find` included, but not `validate` or `get_preds`"
+    def begin(self)->None: "A fit begins, `lr_find` included, but not `validate` or `get_preds`"
 
-    def undo(self): self.thaw()
+    def undo(self)->None: self.thaw()
 
-    def freeze(self, params):
+    def freeze(self, params:Iterable[nn.Parameter])->None:
         "`params` stay as they are until `thaw`"
         params = list(params)
         off = [p for p in params if p.requires_grad]
@@ -51,7 +52,7 @@ class Recipe(Callback):
         for p in params: p.grad = None
         self._off = (*self._off, *off)
 
-    def thaw(self):
+    def thaw(self)->None:
         for p in self._off: p.requires_grad_(True)
         self._off = ()
 
@@ -82,12 +83,12 @@ class FrozenBN(Recipe):
     "The encoder's batch norm normalises with the statistics it came with, and keeps them"
     def __init__(self,
         affine:bool=False, # Freeze its weight and bias too
-        encoder=None, # Which part of the model to protect, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
     ):
         super().__init__(encoder)
         self.affine = affine
 
-    def begin(self):
+    def begin(self)->None:
         if self.affine: self.freeze(p for m in batch_norms(self.module()) for p in m.parameters())
 
     def before_train(self):
@@ -101,12 +102,12 @@ class LinearProbe(Recipe):
 
     fastai's `freeze` is another thing: it trains batch norm, moves its statistics and leaves dropout on."""
     def __init__(self,
-        encoder=None, # Which part of the model to freeze, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model to freeze, see `find_encoder`
     ): super().__init__(encoder)
 
     def probing(self)->bool: return True
 
-    def begin(self): self.freeze(self.module().parameters())
+    def begin(self)->None: self.freeze(self.module().parameters())
 
     def before_train(self):
         if self.probing(): self.freeze(self.module().parameters())
@@ -121,16 +122,16 @@ class LPFT(LinearProbe):
     "A linear probe for the first epochs of a fit, then the whole model (Kumar et al., ICLR 2022)"
     def __init__(self,
         probe_epochs:int, # Epochs of the fit that train the head alone
-        encoder=None, # Which part of the model to freeze, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model to freeze, see `find_encoder`
     ):
         super().__init__(encoder)
         if isinstance(probe_epochs, bool) or not isinstance(probe_epochs, int) or probe_epochs < 0:
             raise ValueError(f'probe_epochs must be a whole number of at least 0, not {probe_epochs!r}')
         self.probe_epochs = probe_epochs
 
-    def probing(self): return self.learn.epoch < self.probe_epochs
+    def probing(self)->bool: return self.learn.epoch < self.probe_epochs
 
-    def begin(self):
+    def begin(self)->None:
         if self.probe_epochs >= self.learn.n_epoch and not hasattr(self.learn, 'lr_finder'):
             warnings.warn(f'LPFT({self.probe_epochs}) in a fit of {self.learn.n_epoch} epochs never trains the encoder: fit for more epochs')
 
@@ -150,7 +151,7 @@ class LPFT(LinearProbe):
 
 def layer_groups(
     model:nn.Module, # Wrapped by DDP or not
-    encoder=None, # Which part of the model is layered, see `find_encoder`
+    encoder:str|Callable|None=None, # Which part of the model is layered, see `find_encoder`
 )->list[list[nn.Parameter]]: # From input to head, the last group being all that is not in the encoder
     """The parameters of a model by layer; a splitter for fastai's `Learner`.
 
@@ -178,12 +179,12 @@ class ScaledLR(Recipe):
     _stepping, _depths = None, {}
     _stateattrs = ('_stepping', '_depths')  # not exported
 
-    def rate(self, lr, depth): raise NotImplementedError
+    def rate(self, lr:float, depth:int)->float: raise NotImplementedError
     def depths(self)->dict[int, int]:
         "By `id` of a parameter; 0, the head's, for what is not there"
         return {}
 
-    def begin(self):
+    def begin(self)->None:
         others = [cb for cb in self.learn.cbs if isinstance(cb, ScaledLR) and cb is not self]
         if others: raise ValueError(f'{type(self).__name__} and {others[0]} both set learning rates: keep one, and scale the lr of the fit for the other')
 
@@ -213,7 +214,7 @@ class ScaledLR(Recipe):
 
     def after_train(self): self._release()
 
-    def undo(self):
+    def undo(self)->None:
         self._release()
         super().undo()
 
@@ -222,14 +223,14 @@ class LayerDecay(ScaledLR):
     "The head learns at lr, a layer of the encoder at `lr*decay**d`, d being 1 for the topmost of `layer_groups` (Clark et al., ELECTRA, ICLR 2020)"
     def __init__(self,
         decay:float=.75, # Factor from layer to layer; at 1 training is plain fine-tuning to the bit
-        encoder=None, # Which part of the model is layered, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model is layered, see `find_encoder`
     ):
         super().__init__(encoder)
         if not 0 < decay <= 1: raise ValueError(f'decay must be above 0 and at most 1, not {decay}; to train nothing but the head take LinearProbe()')
         self.decay = decay
 
-    def depths(self): return {id(p):d for d, ps in enumerate(reversed(layer_groups(self.learn.model, self.protected))) for p in ps}
-    def rate(self, lr, depth): return lr*self.decay**depth
+    def depths(self)->dict[int, int]: return {id(p):d for d, ps in enumerate(reversed(layer_groups(self.learn.model, self.protected))) for p in ps}
+    def rate(self, lr:float, depth:int)->float: return lr*self.decay**depth
 
 
 class LowerLR(ScaledLR):
@@ -241,4 +242,4 @@ class LowerLR(ScaledLR):
         if not 0 <= lam < float('inf'): raise ValueError(f'lam must be a number of at least 0, not {lam}')
         self.lam = lam
 
-    def rate(self, lr, depth): return lr/(1 + self.lam)
+    def rate(self, lr:float, depth:int)->float: return lr/(1 + self.lam)

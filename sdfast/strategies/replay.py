@@ -1,6 +1,7 @@
 "Source clips beside the target's: what the other strategies are measured against, as an upper bound."
 import random
 from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from itertools import islice
 
@@ -36,9 +37,9 @@ class Replay(Penalty):
 
     def __init__(self,
         lam:float, # Weight of the source task
-        dl, # Loader of source clips and labels `(x, y)`
+        dl:Iterable, # Loader of source clips and labels `(x, y)`
         head:nn.Module, # From features to the logits of the source task; a frozen copy is used
-        encoder=None, # Which part of the model to protect, see `find_encoder`
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
     ):
         super().__init__(lam, encoder)
         if dl is None: raise InputError('Replay needs clips of the source task: pass a loader of its (x, y), not None; without them take a strategy that does not see the source')
@@ -47,7 +48,7 @@ class Replay(Penalty):
                              'fit a probe: sdfast.forgetting.probe_head(features, labels, n_classes)')
         self.source, self.source_head = dl, frozen_copy(head)
 
-    def begin(self):
+    def begin(self)->None:
         if self.source is None:
             raise ValueError('Replay has lost its source clips: an exported learner does not carry them; pass a new Replay(lam, dl, head)')
         self.source_head.to(next(self.module().parameters()).device)
@@ -74,11 +75,11 @@ class Replay(Penalty):
             self._random = get_random_states()
         finally: set_random_states(**outside)
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state:dict)->None:
         super().load_state_dict(state)
         if self._random is not None: self._random = as_states(self._random)
 
-    def term(self):
+    def term(self)->torch.Tensor:
         encoder = self.module()
         device = next(encoder.parameters()).device
         with self._own_random(), keep_buffers(encoder):

@@ -1,4 +1,7 @@
 "What a penalty really does while it trains: how hard it pulls, where to, how old its teacher is, how far the encoder has come."
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from fastai.callback.core import Callback
 from torch import nn
@@ -24,15 +27,15 @@ class Telemetry(Anchored, Stateful, Columns, Callback):
 
     def __init__(self,
         every:int=50, # Batches between two samples of the cosine; the second batch of an epoch is the first, as the first often has no pull
-        encoder=None, # Which part of the model moves, see `find_encoder`; `None`: what the first penalty protects
-        anchor=None, # State dict or encoder to measure from; default: the encoder when training begins
+        encoder:str|Callable|None=None, # Which part of the model moves, see `find_encoder`; `None`: what the first penalty protects
+        anchor:dict|nn.Module|str|Path|None=None, # State dict or encoder to measure from; default: the encoder when training begins
     ):
         if every < 1: raise ValueError(f'every must be at least 1, not {every}')
         self.every, self.protected, self.anchor = every, encoder, anchor
 
     def _penalties(self): return [cb for cb in self.learn.cbs if isinstance(cb, Penalty)]
 
-    def module(self):
+    def module(self)->nn.Module:
         "The encoder that is being trained, without DDP around it"
         first = next(iter(self._penalties()), None)
         return first.module() if first is not None and self.protected is None else find_encoder(self.learn.model, self.protected)
@@ -63,7 +66,7 @@ class Telemetry(Anchored, Stateful, Columns, Callback):
         now = {n.replace('.base_layer.', '.'):p.detach() for n, p in self.module().named_parameters() if '.lora_' not in n}
         return {n:p + added[n] if n in added else p for n, p in now.items()}
 
-    def snapshot(self):
+    def snapshot(self)->dict:
         now = self.weights()
         if self.anchor is None: return {n:p.clone() for n, p in now.items()}
         given = self.anchor.state_dict() if isinstance(self.anchor, nn.Module) else self.anchor

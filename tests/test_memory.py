@@ -1,0 +1,99 @@
+"What protection adds to the memory of training, by the storages that are alive after each operation, against closed forms and bare forward passes."
+import importlib.util
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import learner
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.optimizer import SGD
+from torch import nn
+
+from sdfast.strategies import EWC, L2SP, EMATeacher, FixedTeacher, Importance, SelfDistill, frozen_copy
+
+SLACK = 50_000  # bytes: features, losses, what the recorder keeps
+
+
+def _bench():
+    spec = importlib.util.spec_from_file_location('bench', Path(__file__).parents[1]/'experiments'/'benchmarks'/'bench.py')
+    spec.loader.exec_module(m := importlib.util.module_from_spec(spec))
+    return m
+
+
+peak_bytes = _bench().peak_bytes
+
+
+def net(depth=8, width=8):
+    "Convolutions that keep the size, so that each makes one activation as large as all others"
+    torch.manual_seed(0)
+    layers = [m for i in range(depth) for m in (nn.Conv2d(width if i else 1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))]
+    return nn.Sequential(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(width, 3))
+
+
+def wide(n=1000):
+    "Nearly all of it weights"
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(64, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 16)), nn.Linear(16, 3))
+
+
+def weights_of(m): return sum(t.numel()*t.element_size() for t in m.state_dict().values())
+
+
+def train(make, cbs, size=32, bs=16, epochs=4):
+    "Bytes at the peak of a fit of a step an epoch: the model, gradients, momenta and all that the callbacks hold"
+    batch = torch.randn(bs, 1, size, size), torch.zeros(bs, dtype=torch.long)
+    def fit():
+        model = make()
+        learn = learner(cbs(model), dls=DataLoaders([batch], [batch], device='cpu'), net=model, lr=.01, opt_func=partial(SGD, mom=.9))
+        learn._do_epoch_validate = lambda *a, **k: None
+        learn.fit(epochs)
+    return peak_bytes(fit)
+
+
+def test_the_counter_counts():
+    def f():
+        a = torch.zeros(1000, 250)  # a million bytes
+        b = a + 1
+        del a
+        return b*2 + 1  # with b two more
+    assert 3_000_000 <= peak_bytes(f) < 3_001_000 and peak_bytes(lambda: torch.zeros(1000)) < 5000
+
+
+@pytest.mark.parametrize('cls', [SelfDistill, FixedTeacher, EMATeacher])
+@pytest.mark.parametrize('depth', [4, 16])
+def test_a_teacher_adds_its_weights_and_one_activation_at_a_time(cls, depth):
+    make, x = partial(net, depth), torch.randn(16, 1, 32, 32)
+    one, teacher = 16*8*32*32*4, frozen_copy(make()[0]).train()
+    with torch.no_grad(): alone = peak_bytes(lambda: teacher(x))
+    assert alone <= 2*one + SLACK, 'what a layer reads and what it writes, however deep the net'
+    plain = train(make, lambda m: [])
+    assert plain > depth*one, 'the student keeps every activation'
+    assert train(make, lambda m: [cls(1.)]) <= plain + weights_of(teacher) + alone + SLACK
+
+
+def ewc(m):
+    names = dict(m[0].named_parameters())
+    return EWC(.1, Importance({n:torch.ones_like(p).detach() for n, p in names.items()}, {n:p.detach().clone() for n, p in names.items()}, 1))
+
+
+@pytest.mark.parametrize('make_cb, held', [(lambda m: L2SP(.1, which='all'), 1), (ewc, 2)])
+def test_a_weight_penalty_keeps_no_graph_over_the_weights(make_cb, held):
+    "One node whatever the number of weights; in bytes what it holds on to (anchors, importances), its gradient, that times lam, and its sum with the task's"
+    found = []
+    class Spy(Callback):
+        order = 6
+        def after_loss(self):
+            todo, seen = [next(cb for cb in self.learn.cbs if isinstance(cb, (L2SP, EWC))).pull.grad_fn], set()
+            while todo:
+                f = todo.pop()
+                if f is None or f in seen or type(f).__name__ == 'AccumulateGrad': continue
+                seen.add(f)
+                todo += [g for g, _ in f.next_functions]
+            found.append(len(seen))
+    train(partial(net, 4), lambda m: [make_cb(m), Spy()])
+    train(partial(net, 16), lambda m: [make_cb(m), Spy()])
+    assert set(found) == {2}, 'the penalty and its product with lam'
+    whole = weights_of(wide()[0])
+    assert train(wide, lambda m: [make_cb(m)], 8) <= train(wide, lambda m: [], 8) + (held + 3)*whole + SLACK
