@@ -289,3 +289,22 @@ def test_the_docs_list_every_strategy_as_the_registry_has_it():
     for name, s in STRATEGIES.items():
         formula, lams = s.formula.replace('|', '\\|'), ', '.join(f'{l:g}' for l in s.lams) or '(learning rates)'
         assert f'| `{name}` | {formula} | {lams} | {s.paper} |' in page, name
+
+
+def test_the_page_shows_what_protection_costs():
+    page, folder = (ROOT/'experiments/README.md').read_text(), ROOT/'experiments/results/benchmarks'
+    for file, net, name in (('step_112_bf16', 'r2plus1d_18', 'R(2+1)D-18, 16x112x112, 2'), ('step_112', 'r2plus1d', "the paper's R(2+1)D, 16x112x112, 1"), ('step', 'r2plus1d_18', 'R(2+1)D-18, 8x56x56, 1'),
+                            ('step', 'r2plus1d', "the paper's R(2+1)D, 8x56x56, 1"), ('step', 'c3d', 'C3D, 8x56x56, 1')):
+        d = json.loads((folder/f'{file}.json').read_text())
+        r = d['models'][net]
+        cells = [f'{r[w]["ratio"]:.2f}' if w in r else '' for w in ('fastai', 'self_distill', 'self_distill_bf16', 'l2sp', 'ewc')]
+        assert name.endswith(f'{d["frames"]}x{d["size"]}x{d["size"]}, {d["threads"]}')
+        assert '| ' + ' | '.join([name, *cells, ', '.join(f'+{r[w]["added"]:.3f}' for w in ('l2sp', 'ewc'))]).replace('|  |', '| |') + ' |' in page, name
+    assert (ROOT/'experiments/results/teacher_precision/table.md').read_text().rstrip() in page
+    ways = {m:{k:v['ratio'] for k, v in d['ways'].items()} for m, d in json.loads((folder/'fisher.json').read_text())['models'].items()}
+    assert f'{ways["tiny"]["fisher"]:.2f} (Fisher) and {ways["tiny"]["mas"]:.2f} (MAS)' in page and f'takes {ways["tiny"]["loop"]:.1f};' in page and f"{ways['r2plus1d']['loop']:.2f} with the paper's R(2+1)D" in page
+    s = {(r[''], r['n']):r['s'] for r in json.loads((folder/'scale.json').read_text())['rows']}
+    assert 'built into a task in {:.1f} s, split in {:.1f}, their answers collected in {:.1f} and reported in {:.1f} s'.format(*(s[f'videos: {w}', 100_000] for w in ('build', 'split', 'collect', 'report'))) in page
+    assert f'the status takes {s["runs: status", 9960]:.1f} s and the report {s["runs: report", 9960]:.1f}.' in page
+    start = {r['module']:r for r in json.loads((folder/'startup.json').read_text())['rows']}
+    assert f'`import sdfast` takes {start["sdfast"]["median"]:.2f} s' in page and f'{start["sdfast.all"]["ratio"]:.2f} times as long' in page
