@@ -1,5 +1,6 @@
 "Tiny videos, a tiny learner and the folder of shared test data."
 import random
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sdfast import study, tasks
 from sdfast.digits import _write
 from sdfast.strategies import STRATEGIES, Importance, channel_attention, empirical_fisher, mas_importance
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)  # as in the background: processes that tests start would inherit it
 torch.set_num_threads(1)  # the nets are tiny: threads cost more than they give
 SHARED = Path(__file__).parents[2]/'shared'/'data'
 

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +32,7 @@ from test_video import BROKEN, TORTURE
 
 from sdfast import video
 from sdfast.errors import InputError
-from sdfast.report import _mcnemar
+from sdfast.report import _mcnemar, _right
 from sdfast.study import Run, execute
 from sdfast.tasks import FORMULA, as_markdown, create_task, folder
 from sdfast.tasks import csv as csv_task
@@ -389,7 +390,7 @@ def test_odd_class_names_stay_names(table, tmp_path, monkeypatch):
     from paper_tables import right
     assert right(tmp_path/'out', row, False).mean() == pytest.approx(row['acc1'])
     runs = pd.DataFrame([row])
-    assert _mcnemar(tmp_path/'out', runs, runs.set_index('seed')) == 1
+    assert _mcnemar(partial(_right, tmp_path/'out'), runs, runs.set_index('seed')) == 1
 
 
 def test_notes_escape_names(table):
