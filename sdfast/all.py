@@ -6,6 +6,7 @@ from .errors import InputError
 from .figures import *
 from .forgetting import *
 from .launch import *
+from .memory import *
 from .models import *
 from .page import *
 from .pretext import *

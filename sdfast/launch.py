@@ -72,6 +72,29 @@ class Launcher:
     def inside(self)->bool: return not self.cluster
 
 
+class _Todo:
+    "Pieces of work, which of them are left, and the results of the others"
+    def __init__(self, pieces, then, watch, plan):
+        self.pieces, self.left, self.results = list(pieces), list(range(len(pieces))), {}
+        self.then, self.watch, self.plan = then, watch, plan
+        plan(self.pieces)
+
+    def __bool__(self):
+        "Whether there is anything left, or follows from what was found"
+        if not self.left and self.then is not None:
+            more, self.then = self.then(self.found(), self.watch), None
+            self.left = list(range(len(self.pieces), len(self.pieces) + len(more)))
+            self.pieces += more
+            self.plan(self.pieces)
+        return bool(self.left)
+
+    def done(self, i, result):
+        self.results[i] = result
+        self.left.remove(i)
+
+    def found(self): return [self.results[i] for i in range(len(self.pieces))]
+
+
 def share(
     pieces:list, # What is to be done
     work:Work, # How a piece is done, and where
@@ -79,35 +102,39 @@ def share(
     watch:Watch=Watch(), # Is told what happens
     launcher:Launcher|None=None, # `None`: this process
     since:float|None=None, # Failures from before are tried again; by default those from before now
-    planned:tuple|None=None, # For `status.snapshot`: pieces of the whole study as far as they are known, and how many there are in all
-)->list: # A result a piece
+    total:int|None=None, # For `status.snapshot`: how many pieces there are in all, where more are to come
+    then:Callable|None=None, # Picklable function of all results and a `Watch`, to the pieces that follow from them; workers go on with those by themselves
+)->list: # A result a piece, of those that follow, too
     "Do all pieces that nobody has done, and read the others'"
-    if since is None and not rank_distrib():
-        known, total = planned or (pieces, len(pieces))
+    def plan(known):
         Path(out).mkdir(parents=True, exist_ok=True)
-        store.write_json(Path(out)/'plan.json', dict(command=shlex.join(['python', *sys.argv]), total=total, folders=[os.path.relpath(work.folder(p), out) for p in known]))
-    since, results = time.time() if since is None else since, {}
+        store.write_json(Path(out)/'plan.json', dict(command=shlex.join(['python', *sys.argv]), total=max(total or 0, len(known)), folders=[os.path.relpath(work.folder(p), out) for p in known]))
+    todo = _Todo(pieces, then, watch, plan if since is None and not rank_distrib() else lambda known: None)
+    since = time.time() if since is None else since
     if launcher is None or launcher.inside:
-        left = list(range(len(pieces)))
-        while left:
-            for i in list(left):
-                try: results[i] = work.do(pieces[i], since, watch)
+        while todo:
+            for i in list(todo.left):
+                try: todo.done(i, work.do(todo.pieces[i], since, watch))
                 except Busy: continue
-                left.remove(i)
-            if left: time.sleep(.2)
-    else: results = _supervise(pieces, work, Path(out), watch, launcher, since)
-    return [results[i] for i in range(len(pieces))]
+            if todo.left: time.sleep(.2)
+    else: _supervise(todo, work, Path(out), watch, launcher, since)
+    return todo.found()
 
 
 class Worker(Checkpointable):
     "What a worker process does. Preempted, it is queued again as it is: all that it did is in the folder"
-    def __call__(self, work:Work, pieces:list, out:str|Path, since:float, first:int, threads:int|None, boss:int|None)->None:
+    def __call__(self, work:Work, pieces:list, then:Callable|None, out:str|Path, since:float, first:int, threads:int|None, boss:int|None)->None:
         from .report import LiveWatch
         if threads: torch.set_num_threads(threads)
         if boss: threading.Thread(target=_follow, args=(boss,), daemon=True).start()
         with LiveWatch() as watch:
             watch.plan([work.at(p)[0] for p in pieces])
-            share(pieces[first:] + pieces[:first], work, out, watch, since=since)  # each begins elsewhere
+            def turned(some, at): return some[at:] + some[:at]  # each begins elsewhere
+
+            def follows(found, watch):
+                more = then(turned(found, len(pieces) - first), watch)
+                return turned(more, first*len(more)//len(pieces))
+            share(turned(pieces, first), work, out, watch, since=since, then=then and follows)
 
 
 def _follow(boss):
@@ -117,7 +144,7 @@ def _follow(boss):
         except ProcessLookupError: os._exit(1)  # nobody waits for the results
 
 
-def _start(n, pieces, work, out, launcher, since):
+def _start(n, pieces, then, work, out, launcher, since):
     jobs = []
     if launcher.cluster == 'local':
         ex = LocalExecutor(out/'workers')
@@ -126,12 +153,12 @@ def _start(n, pieces, work, out, launcher, since):
         for i in range(n):
             ex.update_parameters(timeout_min=60*24*365, **(dict(gpus_per_node=1, visible_gpus=[gpus[i % len(gpus)]]) if gpus else {}))
             with _stderr_to(out/'workers'/'controllers.err'):
-                jobs.append(ex.submit(Worker(), work, pieces, out, since, i*len(pieces)//n, max(1, torch.get_num_threads()//n), os.getpid()))
+                jobs.append(ex.submit(Worker(), work, pieces, then, out, since, i*len(pieces)//n, max(1, torch.get_num_threads()//n), os.getpid()))
         return jobs
     ex = AutoExecutor(out/'workers', cluster=launcher.cluster)
     ex.update_parameters(name='sdfast', slurm_array_parallelism=n, stderr_to_stdout=True, **dict(timeout_min=60) | launcher.options)
     with ex.batch():
-        for i in range(n): jobs.append(ex.submit(Worker(), work, pieces, out, since, i*len(pieces)//n, None, None))
+        for i in range(n): jobs.append(ex.submit(Worker(), work, pieces, then, out, since, i*len(pieces)//n, None, None))
     return jobs
 
 
@@ -143,39 +170,39 @@ def _alive(job, cluster)->bool:
     return bool(q.stdout.strip()) or (q.returncode != 0 and 'Invalid job id' not in q.stderr)
 
 
-def _supervise(pieces, work, out, watch, launcher, since):
+def _supervise(todo, work, out, watch, launcher, since):
     "Start workers, replace those that die, and tell what they do"
-    results, left, jobs, before, idle = {}, list(range(len(pieces))), [], None, 0
+    jobs, before, idle = [], None, 0
 
     def collect(first=False):
-        for i in list(left):
-            if (r := work.read(pieces[i], since, watch)) is not None:
-                results[i] = r
-                left.remove(i)
+        for i in list(todo.left):
+            if (r := work.read(todo.pieces[i], since, watch)) is not None:
+                todo.done(i, r)
                 work.report(r, first, watch)
     try:
         collect(first=True)
-        while left:
+        while todo:
             if not any(_alive(j, launcher.cluster) for j in jobs):
                 collect()
-                begun = [i for i in left if work.folder(pieces[i]).exists()]
-                now = len(left), sum(work.at(pieces[i])[1] for i in begun)
+                begun = [i for i in todo.left if work.folder(todo.pieces[i]).exists()]
+                now = len(todo.pieces), len(todo.left), sum(work.at(todo.pieces[i])[1] for i in begun)
                 idle, before = idle + 1 if now == before else 0, now
-                if jobs and left: watch.say(f'the workers ended before the work did ({_last_words(jobs)}); {"new ones go on" if idle < 2 else "they got nowhere"}')
+                if jobs and todo.left: watch.say(f'the workers ended before the work did ({_last_words(jobs)}); {"new ones go on" if idle < 2 else "they got nowhere"}')
                 if idle >= 2:  # two generations of workers, and not an epoch more
                     if not begun: raise RuntimeError(f'workers cannot start: {_last_words(jobs)}; their logs are in {out/"workers"}')
-                    for i in begun: work.fail(pieces[i], f'every process that tried it was killed, perhaps for its memory ({_last_words(jobs)})')
+                    for i in begun: work.fail(todo.pieces[i], f'every process that tried it was killed, perhaps for its memory ({_last_words(jobs)})')
                     idle, before = 0, None
                     collect()
-                if left: jobs = _start(min(launcher.jobs, len(left)), [pieces[i] for i in left], work, out, launcher, since)
+                if todo.left:  # what follows from all, follows from those that are done, too
+                    some = [p for i, p in enumerate(todo.pieces) if todo.then is not None or i in todo.left]
+                    jobs = _start(min(launcher.jobs, len(some)), some, todo.then, work, out, launcher, since)
             time.sleep(launcher.poll)
             collect()
-            watch.running([work.at(pieces[i]) for i in left if (work.folder(pieces[i])/store.OWNER).exists()])
+            watch.running([work.at(todo.pieces[i]) for i in todo.left if (work.folder(todo.pieces[i])/store.OWNER).exists()])
     except BaseException:
         if launcher.cluster == 'local': _end(jobs)
         elif jobs: watch.say(f'jobs {", ".join(sorted({j.job_id.split("_")[0] for j in jobs}))} go on in the cluster; the same command finds what they did, scancel ends them')
         raise
-    return results
 
 
 def _end(jobs):

@@ -285,29 +285,44 @@ def compare_sequences(
     with old heads, after the last stage; then it is run with every seed and reads test"""
     if len({len(g) for g in grids.values()}) > 1:
         raise InputError('each strategy must get the same number of trials, not ' + ', '.join(f'{s} {len(g)}' for s, g in grids.items()))
-    several = len(next(iter(grids.values()))) > 1
-    def chain(strategy, g, seed, final): return [replace(r, strategy=strategy, seed=seed, final=final, **g) for r in bases]
-    trials = {s:[[chain(s, g, i, False) for i in range(trial_seeds)] for g in grid] if several else [] for s, grid in grids.items()}
-    watch.plan([c[-1] for t in trials.values() for same in t for c in same] + [chain(s, grid[0], i, True)[-1] for s, grid in grids.items() for i in range(seeds)])
+    study = _Study(bases, grids, seeds, trial_seeds)
+    trials, work = study.trials(), Chains(str(out), tuple(bases))
+    first = [c for t in trials.values() for same in t for c in same]
+    watch.plan([c[-1] for c in first] + [study.chain(s, grid[0], i, True)[-1] for s, grid in grids.items() for i in range(seeds)])
     if launcher is None or launcher.inside: source_model(bases[0], out, watch)
-    work, rows, final = Chains(str(out), tuple(bases)), {}, {}
-    def do(chains, known): return share(chains, work, out, watch, launcher, planned=(known, total))
-    flat = [c for t in trials.values() for same in t for c in same]
-    total = len(flat) + seeds*len(grids) + 1
-    found = dict(zip(map(tuple, flat), do(flat, flat)))
-    for strategy, grid in grids.items():
-        best, done = 0, [[found[tuple(c)] for c in same] for same in trials[strategy]]
-        if several:
-            valid = [float(np.mean([_score(rs, bases) for rs in same])) for same in done]
-            best = choose(valid)
-            watch.say(f'{strategy}: ' + ', '.join(f'{_strength(strategy, g)} {"failed" if np.isnan(v) else f"{v:.1%}"}' for g, v in zip(grid, valid))
-                      + f' on valid, mean of all tasks; takes {_strength(strategy, grid[best])}')
-        rows[strategy] = [r for same in done for rs in same for r in rs]
-        final[strategy] = [chain(strategy, grid[best], i, True) for i in range(seeds)]
-    last = [c for cs in final.values() for c in cs] + [()]
-    *found, ends = do(last, flat + last)
-    for strategy, cs in final.items(): rows[strategy] += [r for _ in cs for r in found.pop(0)]
+    found = share(first, work, out, watch, launcher, total=len(first) + seeds*len(grids) + 1, then=study)
+    rows = {s:[r for same in t for _ in same for r in found.pop(0)] for s, t in trials.items()}
+    for strategy in grids: rows[strategy] += [r for _ in range(seeds) for r in found.pop(0)]
+    ends, = found
     return pd.DataFrame([*(r for rs in rows.values() for r in rs), *ends])
+
+
+@dataclass(frozen=True)
+class _Study:
+    "Which chains a comparison is made of; called with the trials' rows, what follows from them. Picklable: workers know what follows"
+    bases: list
+    grids: dict
+    seeds: int
+    trial_seeds: int
+
+    def chain(self, strategy, g, seed, final): return [replace(r, strategy=strategy, seed=seed, final=final, **g) for r in self.bases]
+
+    def trials(self):
+        "Strategy -> setting -> chains that differ in their seeds; none where there is nothing to choose"
+        several = len(next(iter(self.grids.values()))) > 1
+        return {s:[[self.chain(s, g, i, False) for i in range(self.trial_seeds)] for g in grid] if several else [] for s, grid in self.grids.items()}
+
+    def __call__(self, found, watch):
+        found, final = list(found), []
+        for strategy, settings in self.trials().items():
+            grid, best = self.grids[strategy], 0
+            if settings:
+                valid = [float(np.mean([_score(found.pop(0), self.bases) for _ in same])) for same in settings]
+                best = choose(valid)
+                watch.say(f'{strategy}: ' + ', '.join(f'{_strength(strategy, g)} {"failed" if np.isnan(v) else f"{v:.1%}"}' for g, v in zip(grid, valid))
+                          + f' on valid, mean of all tasks; takes {_strength(strategy, grid[best])}')
+            final += [self.chain(strategy, grid[best], i, True) for i in range(self.seeds)]
+        return [*final, ()]
 
 
 @lru_cache(maxsize=1)

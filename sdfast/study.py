@@ -34,6 +34,7 @@ from .errors import Damaged, InputError, StoreError
 from .forgetting import Retention, RetentionCurve, probe_head
 from .launch import Dealt, Launcher, Watch, Work, agree, alone, share
 from .loggers import loggers
+from .memory import keep_freed_memory
 from .models import create_model, encoder_head_split, extract, load_encoder, model_stats, save_weights
 from .resume import Resume, Stateful, epochs_done
 from .strategies import STRATEGIES, Importance, PathIntegral, Telemetry, channel_attention, empirical_fisher, mas_importance
@@ -338,6 +339,7 @@ def source_model(
     folder = _source_folder(run, out)
     place = f'{folder.resolve()} {run.others} {run.with_barrier}'
     if (hit := _sources.get(place)) is not None: return hit
+    if not torch.cuda.is_available(): keep_freed_memory()
     if not run.source:
         set_seed(0)
         model = create_model(run.model, 1, run.init, **run.options())
@@ -617,7 +619,7 @@ def _score(run, learn, file):
 
 def _predict(learn, dl):
     "Class probabilities of each video and labels, in the order of `dl`"
-    with learn.no_bar(), learn.no_logging(): probs, y = learn.get_preds(dl=dl)
+    with learn.no_bar(), learn.no_logging(): probs, y = learn.get_preds(dl=dl, reorder=False)  # nor does `dl` shuffle; to reorder, fastai would load it anew
     return probs.as_subclass(torch.Tensor).float(), y.as_subclass(torch.Tensor)
 
 
@@ -669,30 +671,58 @@ def compare(
     if f'valid_{kept}' not in KEPT: raise InputError(f'equal learning can keep source_probe or source_acc, not {kept!r}')
     choose([0.], [0.], rule)  # raises for what cannot be chosen by
     if rule == 'equal_learning': base = replace(base, source_valid=True)
-    several = len(next(iter(grids.values()))) > 1
-    def runs(strategy, g, n, final): return [replace(base, strategy=strategy, seed=i, final=final, **g) for i in range(n)]
-    trials = {s:[runs(s, g, seeds if path else trial_seeds, path) for g in grid] if several or path else [] for s, grid in grids.items()}
+    study = _Study(base, grids, seeds, trial_seeds, path, rule, kept)
+    trials, work = study.trials(), Runs(str(out), log)
     first = [r for t in trials.values() for same in t for r in same]
-    watch.plan(first + ([] if path else [r for s, grid in grids.items() for r in runs(s, grid[0], seeds, True)]))
+    watch.plan(first + ([] if path else [r for s, grid in grids.items() for r in study.runs(s, grid[0], seeds, True)]))
     if launcher is None or launcher.cluster != 'slurm':
         source_model(base, out, watch)
         if launcher and not launcher.inside: _sources.clear(), _data.cache_clear()  # workers read it from the folder
-    def do(todo, known): return dict(zip(todo, share(todo, Runs(str(out), log), out, watch, launcher, planned=(known, total))))
-    total = len(first) + (0 if path else seeds*len(grids))
-    found, rows, final = do(first, first), {}, {}
-    for strategy, grid in grids.items():
-        done, best = [[found[r] for r in same] for same in trials[strategy]], 0
-        if several:
-            valid, keeps = ([float(np.mean([np.nan if d[c] is None else d[c] for d in same])) for same in done] for c in ('valid_acc1', f'valid_{kept}'))
-            best = choose(valid, keeps, rule)
-            watch.say(f'{strategy}: ' + ', '.join(f'{_strength(strategy, g)} {"failed" if np.isnan(v) else f"{v:.1%}"}{f" ({k:.1%} kept)" if k == k else ""}' for g, v, k in zip(grid, valid, keeps))
-                      + f' on valid; takes {_strength(strategy, grid[best])}')
-        rows[strategy] = [d | dict(chosen=path and i == best) for i, same in enumerate(done) for d in same]
-        if not path: final[strategy] = runs(strategy, grid[best], seeds, True)
-    last = [r for rs in final.values() for r in rs]
-    found = do(last, first + last)
-    for strategy, rs in final.items(): rows[strategy] += [found[r] | dict(chosen=True) for r in rs]
+    found = share(first, work, out, watch, launcher, total=len(first) + (0 if path else seeds*len(grids)), then=None if path else study)
+    best, rows = study.best(found[:len(first)], watch if path else Watch()), {}
+    for strategy in grids:
+        chosen = [path and i == best[strategy] for i, same in enumerate(trials[strategy]) for _ in same]
+        rows[strategy] = [found.pop(0) | dict(chosen=c) for c in chosen]
+    if not path:
+        for strategy in grids: rows[strategy] += [found.pop(0) | dict(chosen=True) for _ in range(seeds)]
     return compare_rows([r for rs in rows.values() for r in rs], untouched(base, out, watch), base)
+
+
+@dataclass(frozen=True)
+class _Study:
+    "Which runs a comparison is made of; called with the trials' rows, the final runs that follow from them. Picklable: workers know what follows"
+    base: Run
+    grids: dict
+    seeds: int
+    trial_seeds: int
+    path: bool
+    rule: str
+    kept: str
+
+    @property
+    def several(self): return len(next(iter(self.grids.values()))) > 1
+    def runs(self, strategy, g, n, final): return [replace(self.base, strategy=strategy, seed=i, final=final, **g) for i in range(n)]
+
+    def trials(self):
+        "Strategy -> setting -> runs that differ in their seeds"
+        n = self.seeds if self.path else self.trial_seeds
+        return {s:[self.runs(s, g, n, self.path) for g in grid] if self.several or self.path else [] for s, grid in self.grids.items()}
+
+    def best(self, found, watch):
+        "Strategy -> number of the setting to take, by the rows of the trials"
+        found, best = list(found), {}
+        for strategy, settings in self.trials().items():
+            grid, done = self.grids[strategy], [[found.pop(0) for _ in same] for same in settings]
+            best[strategy] = 0
+            if not self.several: continue
+            valid, keeps = ([float(np.mean([np.nan if d[c] is None else d[c] for d in same])) for same in done] for c in ('valid_acc1', f'valid_{self.kept}'))
+            best[strategy] = choose(valid, keeps, self.rule)
+            watch.say(f'{strategy}: ' + ', '.join(f'{_strength(strategy, g)} {"failed" if np.isnan(v) else f"{v:.1%}"}{f" ({k:.1%} kept)" if k == k else ""}' for g, v, k in zip(grid, valid, keeps))
+                      + f' on valid; takes {_strength(strategy, grid[best[strategy]])}')
+        return best
+
+    def __call__(self, found, watch):
+        return [r for s, i in self.best(found, watch).items() for r in self.runs(s, self.grids[s][i], self.seeds, True)]
 
 
 @dataclass(frozen=True)

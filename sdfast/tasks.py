@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.transforms import IndexSplitter, ItemGetter
+from fastai.data.load import SkipItemException
+from fastai.data.transforms import IndexSplitter, ItemGetter, ToTensor
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .digits import CLIPS, write_moving_digits
 from .errors import InputError
 from .store import home
-from .video import PIXELS, VideoBlock, VideoFile, normalize_video
+from .video import PIXELS, SampleClips, VideoBlock, VideoFile, normalize_video
 
 __all__ = ['Task', 'unlabelled', 'ucf101', 'hmdb51', 'folder', 'csv', 'moving_digits', 'create_task', 'prepared_copies']
 
@@ -34,13 +35,26 @@ FORMULA = re.compile(r'(?:^|;)\s*[=+\-@\uff1d\uff0b\uff0d\uff20](?!\))')
 
 
 class KeptDL(TfmdDL):
-    "Keeps its batches, before batch transforms, if they are the same each time: for sets that fit into memory"
-    _kept = None
+    """For sets that fit into memory: keeps its batches, before batch transforms, if they are the same each time.
+
+    Items whose only transform is `SampleClips` are made without asking for the type of each again, which takes longer than
+    cutting a clip from a video in memory."""
+    _kept, _rows = None, None
 
     def create_batches(self, samps:Iterable)->Iterator:
         if self.shuffle or self.fake_l.num_workers: return super().create_batches(samps)
         if self._kept is None: self._kept = list(super().create_batches(samps))
         return iter(self._kept)
+
+    def do_item(self, s:int)->object:
+        clips, *more = [f for f in self.after_item.fs if not isinstance(f, ToTensor)] or [None]
+        if more or type(clips) is not SampleClips or s is None: return super().do_item(s)
+        if self._rows is None: self._rows = {}
+        if s not in self._rows: self._rows[s] = self.create_item(s)
+        video, *label = self._rows[s]
+        clips.before_call(video, self.after_item.split_idx)
+        try: return clips.encodes(video), *label
+        except SkipItemException: return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +133,7 @@ class Task:
             raise InputError(f'{self.name}: its prepared copies have a short side of {self.prepared} pixels, too few for size {size}' + (f' and crops of {area[0]:g} of the frame' if area else '') +
                              f'; prepare with --size {need} or more, or set the environment variable SDFAST_PREPARED to nothing to use the originals')
         cache = workers == 0 and self._decoded_bytes(None if area else size) < CACHE_BYTES
-        block = DataBlock(blocks=(VideoBlock(frames, stride, size, k, cache, area=area, flip=flip, wrap=wrap), CategoryBlock(vocab=self.vocab, sort=False)),
+        block = DataBlock(blocks=(VideoBlock(frames, stride, size, k, cache, bool(tfms), area=area, flip=flip, wrap=wrap), CategoryBlock(vocab=self.vocab, sort=False)),
                           getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter(range(len(train), len(train) + len(valid))),
                           batch_tfms=[*tfms, normalize_video(*(stats or ()))], dl_type=KeptDL if cache else None)
         return block.dataloaders(train + valid, bs=bs, num_workers=workers, **kwargs)

@@ -33,7 +33,7 @@ from torchvision.transforms import RandomResizedCrop
 from .errors import InputError
 
 __all__ = ['TensorVideo', 'VideoError', 'VideoFile', 'VideoIndex', 'SampleClips', 'ClipTransform', 'MultiClip',
-           'VideoBlock', 'clip_indices', 'normalize_video', 'show_batch', 'show_results']
+           'VideoBlock', 'clip_indices', 'NormalizeClips', 'normalize_video', 'show_batch', 'show_results']
 
 PIXELS = 2  # counts changes of what `VideoFile.read` returns: part of the key of a run. 2: scaled frames are converted exactly
 MAX_PIXELS = 2**26  # of a frame: 8K has half of it
@@ -336,12 +336,21 @@ class MultiClip(Callback):
         if self.k > 1: self.learn.pred = self.pred.float().unflatten(0, (-1, self.k)).mean(1)
 
 
+class NormalizeClips(Normalize):
+    "fastai's `Normalize`, which also takes bytes as they were decoded: to floats and normalised in one pass, on the device"
+
+    def encodes(self, x:TensorVideo)->TensorVideo:
+        if x.is_floating_point(): return (x - self.mean)/self.std
+        # (x/255 - mean)/std, rounded once instead of three times
+        return TensorVideo(torch.addcmul(-self.mean/self.std, x.as_subclass(torch.Tensor), 1/(255*self.std)))
+
+
 def normalize_video(
     mean:Sequence[float]=imagenet_stats[0], # Of each channel, of pixels in [0, 1]
     std:Sequence[float]=imagenet_stats[1], # Of each channel
-)->Normalize: # A batch transform
-    "`Normalize` for the channel axis of batches of clips, 5-D or 6-D"
-    return Normalize.from_stats(mean, std, dim=2, ndim=5)
+)->NormalizeClips: # A batch transform
+    "`NormalizeClips` for the channel axis of batches of clips, 5-D or 6-D"
+    return NormalizeClips.from_stats(mean, std, dim=2, ndim=5)
 
 
 def VideoBlock(
@@ -350,11 +359,12 @@ def VideoBlock(
     size:int|None=64, # Side of the square crop in pixels
     k:int=1, # Clips of each video outside training
     cache:bool=False, # Keep whole decoded videos in memory
+    floats:bool=True, # Batches become floats in [0, 1]; else they stay bytes, for `normalize_video` alone
     **kwargs, # More for `SampleClips`: area, flip, wrap
 )->TransformBlock: # For `DataBlock(blocks=...)`
     "A `TransformBlock` for paths of video files"
     return TransformBlock(type_tfms=VideoFile.create, item_tfms=SampleClips(frames, stride, size, k, cache, **kwargs),
-                          batch_tfms=IntToFloatTensor)
+                          batch_tfms=IntToFloatTensor if floats else None)
 
 
 def _strips(n, figsize): return get_grid(n, ncols=1, nrows=n, figsize=figsize or (10, 1.6*n))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -318,6 +318,31 @@ def test_a_run_that_kills_its_workers_becomes_a_row(base, tmp_path):
         os.environ['PYTHONPATH'] = os.environ['PYTHONPATH'].split(':', 1)[1]
     assert [r['status'] for r in rows] == ['ok', 'failed', 'ok'] and 'was killed' in rows[1]['error'] and any('ended before the work did' in l for l in log.lines)
     assert execute(runs[1], tmp_path)['status'] == 'ok' and work.read(runs[1], 0., log)['status'] == 'ok'
+
+
+@pytest.mark.parametrize('jobs', [0, 2])
+def test_workers_go_on_with_what_follows(base, tmp_path, jobs):
+    "What follows from all results comes behind them, in the order in which it was given; workers are started once"
+    source_model(base, tmp_path)
+    runs = [replace(base, seed=i, epochs=1) for i in range(3)]
+    (tmp_path/'following.py').write_text('from dataclasses import replace\n\n\ndef follow(rows, watch):\n    watch.say(f\'seeds {[r["seed"] for r in rows]}\')\n'
+                                         '    return [replace(BASE, seed=10 + i, epochs=1) for i in reversed(range(len(rows)))]\n'.replace('BASE', 'base()')
+                                         + '\n\ndef base():\n    import json\n    from pathlib import Path\n    from sdfast.study import Run\n    return Run(**json.loads((Path(__file__).parent/"base.json").read_text()))\n')
+    (tmp_path/'base.json').write_text(json.dumps(asdict(base)))
+    sys.path.insert(0, str(tmp_path))
+    os.environ['PYTHONPATH'] = f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}'
+    try:
+        sys.modules.pop('following', None)
+        from following import follow
+        log = Log()
+        rows = share(runs, Runs(str(tmp_path)), tmp_path, log, Launcher(jobs, 'local') if jobs else None, total=6, then=follow)
+    finally:
+        sys.path.remove(str(tmp_path))
+        os.environ['PYTHONPATH'] = os.environ['PYTHONPATH'].split(':', 1)[1]
+    assert [r['seed'] for r in rows] == [0, 1, 2, 12, 11, 10] and {r['status'] for r in rows} == {'ok'}
+    assert [l for l in log.lines if l.startswith('seeds')] == ['seeds [0, 1, 2]'] and status.snapshot(tmp_path)['total'] == len(status.snapshot(tmp_path)['pieces']) == 6
+    assert len(list((tmp_path/'workers').glob('*submitted.pkl'))) == jobs
+    assert share(runs, Runs(str(tmp_path)), tmp_path, log, then=follow) == rows
 
 
 BAD = [(dict(jobs=0), '--jobs must be at least 1'), (dict(cluster='pbs'), 'local or slurm'), (dict(options='partition=p'), 'is for --launcher slurm')]

@@ -1,5 +1,9 @@
 "What protection adds to the memory of training, by the storages that are alive after each operation, against closed forms and bare forward passes."
 import importlib.util
+import os
+import platform
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +15,10 @@ from fastai.data.core import DataLoaders
 from fastai.optimizer import SGD
 from torch import nn
 
+from sdfast.memory import CHOSEN, keep_freed_memory
 from sdfast.strategies import EWC, L2SP, EMATeacher, FixedTeacher, Importance, SelfDistill, frozen_copy
 
+ENV = {k:v for k, v in os.environ.items() if k not in CHOSEN}
 SLACK = 50_000  # bytes: features, losses, what the recorder keeps
 
 
@@ -99,3 +105,42 @@ def test_a_weight_penalty_keeps_no_graph_over_the_weights(make_cb, held):
     assert set(found) == {2}, 'the penalty and its product with lam'
     whole = weights_of(wide()[0])
     assert train(wide, lambda m: [make_cb(m)], 8) <= train(wide, lambda m: [], 8) + (held + 3)*whole + SLACK
+
+
+# --- what a process does with the memory it frees -----------------------------------------------------------------------
+
+FAULTS = """
+import ctypes, resource
+import torch
+from sdfast.memory import keep_freed_memory
+print(keep_freed_memory() if {keep} else None)
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def batch(): return sum(torch.ones(n).sum() for n in (20_000_000, 2_000_000, 200_000))  # 80, 8 and .8 MB
+for _ in range(10): batch()
+before = faults()
+for _ in range(10): batch()
+print((faults() - before)/10)
+"""
+
+
+def _faults(keep, **env):
+    p = subprocess.run([sys.executable, '-c', FAULTS.format(keep=keep)], capture_output=True, text=True, env=ENV | env, cwd=Path(__file__).parents[1])
+    assert p.returncode == 0, p.stderr
+    kept, faults = p.stdout.split()
+    return kept, float(faults)
+
+
+@pytest.mark.skipif(not (sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc'), reason='how glibc keeps memory')
+def test_freed_memory_is_kept_for_the_next_batch():
+    "Counted by the kernel: pages that were touched for the first time since the system gave them, of 20,000 in a batch. Without it each is new"
+    assert (new := _faults(False))[0] == 'None' and new[1] > 10_000
+    assert (kept := _faults(True))[0] == 'True' and kept[1] < 100
+
+
+def test_what_the_user_chose_for_glibc_stays():
+    assert _faults(True, MALLOC_TRIM_THRESHOLD_='131072')[0] == _faults(True, GLIBC_TUNABLES='glibc.malloc.trim_threshold=131072')[0] == 'False'
+
+
+def test_other_systems_are_left_alone(monkeypatch):
+    monkeypatch.setattr(sys, 'platform', 'darwin')
+    assert not keep_freed_memory()

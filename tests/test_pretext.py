@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from conftest import numbered, same, state
 from fastai.callback.core import Callback, CancelFitException
+from fastai.data.transforms import IntToFloatTensor
 from fastai.learner import Learner
 from fastai.optimizer import SGD, OptimWrapper
 from fastai.torch_core import set_seed
+from fastai.vision.augment import Flip
+from fasttransform import Transform
 from torch import nn
 from torchvision.transforms.v2 import functional as tvf
 
@@ -21,7 +24,7 @@ from sdfast.models import create_encoder, encoder_head_split, load_encoder
 from sdfast.pretext import ColourJitter, Pace, Pretext, jitter_colours, pace_indices, read_checkpoint, to_grey, video_dls
 from sdfast.resume import Resume
 from sdfast.tasks import folder, unlabelled
-from sdfast.video import MultiClip
+from sdfast.video import ClipTransform, MultiClip, TensorVideo
 
 
 def tiny(seed=0):
@@ -211,7 +214,7 @@ def test_the_label_is_the_pace_of_the_frames(counted, restart):
     seen = set()
     for _ in range(12):
         for x, y in pace.loader(dls.train):
-            levels = frames(dls.train.after_batch.decode((x,))[0])
+            levels = frames(255*dls.train.after_batch.decode((x,))[0])
             for v, label in zip(levels[:, 0], y):
                 steps, p = v.diff(), int(label) + 1
                 seen.add(int(label))
@@ -275,6 +278,22 @@ def test_unlabelled_videos_train(counted):
     learn = quiet(video_dls(counted[:4], counted[4:], frames=4, size=24, bs=2), tiny(), inside())
     learn.fit(1)
     assert np.isfinite(learn.recorder.values[-1]).all()
+
+
+@pytest.mark.parametrize('kind', ['unlabelled', 'task', 'floats'])
+def test_augmentation_sees_floats_whatever_the_loader_leaves(counted, dls, clips, kind):
+    seen = []
+    class Look(Transform):
+        order = 50
+        def encodes(self, x:TensorVideo):
+            seen.append((x.dtype, float(x.min()), float(x.max())))
+            return x
+    floats = folder(clips, test_frac=.25).hold_out(.25).dls(frames=4, size=24, bs=4, tfms=[ClipTransform([Flip()])])
+    method, loaders = inside(), dict(unlabelled=video_dls(counted[:4], counted[4:], frames=4, size=24, bs=2), task=dls, floats=floats)[kind]
+    assert any(isinstance(f, IntToFloatTensor) for f in loaders.train.after_batch) == (kind == 'floats')
+    method.batch_tfms = Look(),
+    quiet(loaders, tiny(), method).fit(1)
+    assert seen and all(dtype == torch.float32 and 0 <= low < high <= 1 for dtype, low, high in seen)
 
 
 # colours

@@ -606,6 +606,14 @@ def test_telemetry_by_hand():
     assert row['moved'] == pytest.approx(far.item(), rel=1e-4)
 
 
+def test_the_cosine_is_sampled_by_the_batches_of_the_fit():
+    "Short epochs do not each pay for it: of 4 epochs of 6 batches every 10th batch, which are the 2nd, the 12th and the 22nd"
+    learn = learner([L2SP(.1), Telemetry(every=10)])
+    learn.fit(4)
+    at = list(learn.recorder.metric_names[1:]).index('l2sp_cos')
+    assert [math.isnan(row[at]) for row in learn.recorder.values] == [False, False, True, False]
+
+
 @pytest.mark.parametrize('name', ['finetune', 'self_distill', 'fixed_teacher', 'ema_teacher', 'pskd', 'l2sp', 'ewc'])
 def test_telemetry_changes_nothing(name):
     plain, watched = learner(make(name, .5, model()), net=model(dropout=.3)), learner([*make(name, .5, model()), Telemetry(every=1)], net=model(dropout=.3))

@@ -1,6 +1,8 @@
 "Tasks read what is there, split by group, name what is wrong, and `moving_digits` is what it says."
 import collections
 import multiprocessing
+import random
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -8,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from fastai.data.core import TfmdDL
+from fastai.vision.augment import Flip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdfast import digits, tasks
 from sdfast.errors import InputError
-from sdfast.tasks import Task, _split_groups, create_task, csv, folder, moving_digits
-from sdfast.video import VideoFile
+from sdfast.tasks import KeptDL, Task, _split_groups, create_task, csv, folder, moving_digits
+from sdfast.video import ClipTransform, VideoFile
 
 
 def groups_of(task, split): return set(task.df.group[task.df.split == split])
@@ -265,6 +270,31 @@ def test_loaders_keep_only_what_does_not_change(clips):
     test = task.dl(dls, 'test')
     assert len(test.dataset) == task.count('test') and dls.valid._kept is not None and test._kept is None  # kept batches are not passed on
     assert not task.dls(frames=4, size=24, bs=4, workers=1).train.after_item[0].cache
+
+
+@pytest.mark.parametrize('kwargs', [dict(), dict(flip=True, area=(.3, 1.)), dict(k=2), dict(tfms=[ClipTransform([Flip()])])], ids=str)
+def test_videos_in_memory_are_the_batches_of_any_loader(clips, kwargs, monkeypatch):
+    "`KeptDL` makes items by itself; fastai's own way makes the same, draw by draw"
+    task = folder(clips, group=r'(p\d)_').hold_out(.3)
+    def batches(dls):
+        random.seed(1), torch.manual_seed(1), setattr(dls.train, 'rng', random.Random(2))
+        found = [b for _ in range(2) for dl in dls.loaders for b in dl]
+        return [(type(x), type(y), x.as_subclass(torch.Tensor).clone(), y.as_subclass(torch.Tensor)) for x, y in found]
+    ours = batches(task.dls(frames=4, size=24, bs=4, **kwargs))
+    monkeypatch.setattr(KeptDL, 'do_item', TfmdDL.do_item)
+    theirs = batches(task.dls(frames=4, size=24, bs=4, **kwargs))
+    assert len(ours) == len(theirs) > 4
+    for a, b in zip(ours, theirs): assert a[:2] == b[:2] and torch.equal(a[2], b[2]) and torch.equal(a[3], b[3])
+
+
+def test_a_video_that_breaks_later_is_skipped_from_memory_too(clips, tmp_path):
+    root = tmp_path/'some'
+    shutil.copytree(clips, root)
+    task = folder(root, group=r'(p\d)_').hold_out(.3)
+    Path(lost := task.items('train')[-1][0]).write_bytes(b'no video any more')
+    assert (dls := task.dls(frames=4, size=24, bs=2)).train.after_item[0].cache
+    with pytest.warns(UserWarning, match=f'skipped {re.escape(lost)}'): n = sum(len(y) for _, y in dls.train)
+    assert n in (task.count('train') - 1, task.count('train') - 2)  # a last batch of one is dropped
 
 
 # --- moving digits ------------------------------------------------------------------------------------------------------

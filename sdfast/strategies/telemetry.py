@@ -16,7 +16,7 @@ __all__ = ['Telemetry']
 
 class Telemetry(Anchored, Stateful, Columns, Callback):
     """Columns for the recorder: for each `Penalty` NAME_ratio, the sum over the epoch's batches of `lam*term` relative to the
-    task loss's; NAME_cos, the cosine between its gradient and the task's on the encoder, the mean of a few batches; NAME_age,
+    task loss's; NAME_cos, the cosine between its gradient and the task's on the encoder, the mean of a few batches, nan in epochs of none; NAME_age,
     batches since its teacher was renewed, their mean; and, without a penalty too, `moved`, `||w - w0|| / ||w0||` of the encoder's
     weights, adapters of `LoRA` merged, since before training: over all fits, or nan where it is too late to take w0 (see `Anchored`).
 
@@ -26,7 +26,7 @@ class Telemetry(Anchored, Stateful, Columns, Callback):
     _start, _sums = None, None
 
     def __init__(self,
-        every:int=50, # Batches between two samples of the cosine; the second batch of an epoch is the first, as the first often has no pull
+        every:int=50, # Batches of the fit between two samples of the cosine; its second is the first of them, as the first often has no pull
         encoder:str|Callable|None=None, # Which part of the model moves, see `find_encoder`; `None`: what the first penalty protects
         anchor:dict|nn.Module|str|Path|None=None, # State dict or encoder to measure from; default: the encoder when training begins
     ):
@@ -82,7 +82,7 @@ class Telemetry(Anchored, Stateful, Columns, Callback):
         return (far.sqrt()/sum(w.double().square().sum() for w in self._start.values()).sqrt()).item()
 
     def after_loss(self):
-        sample = self.iter % self.every == min(1, self.every - 1)
+        sample = (self.epoch*self.n_iter + self.iter) % self.every == min(1, self.every - 1)  # counted over epochs: short ones would pay for it in each
         for p in self._penalties():
             if hasattr(p, 'age'): self._add(f'{p.name}_age', p.age)
             if p.pull is None: continue

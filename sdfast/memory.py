@@ -1,0 +1,20 @@
+"Memory on a CPU: what a process frees it keeps for the next batch, as PyTorch does on a GPU."
+import ctypes, os, sys
+
+__all__ = ['keep_freed_memory']
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+CHOSEN = 'MALLOC_TRIM_THRESHOLD_', 'MALLOC_MMAP_THRESHOLD_', 'MALLOC_MMAP_MAX_', 'MALLOC_TOP_PAD_', 'GLIBC_TUNABLES'  # see mallopt(3)
+
+
+def keep_freed_memory()->bool: # Whether this process does so now
+    """Let this process keep the memory that it frees, for training on a CPU; what it holds is then its peak, until it ends.
+
+    glibc hands large blocks back to the system as soon as they are freed, and the system clears each page anew when it is
+    touched the next time: with the activations of a video net, in each batch (experiments/benchmarks/step.py measures what that
+    costs). Studies do this on a machine without a GPU. Where glibc's settings were chosen in the environment, and with another C
+    library, nothing is changed."""
+    if not sys.platform.startswith('linux') or any(os.environ.get(n) for n in CHOSEN): return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, 'gnu_get_libc_version'): return False
+    return bool(libc.mallopt(M_TRIM_THRESHOLD, -1) and libc.mallopt(M_MMAP_MAX, 0))  # nothing is handed back; no block is mapped by itself
