@@ -88,7 +88,7 @@ def show(title, rows):
     table = Table(title=title)
     for c in ('', 's, least', 's, median', 's, wall clock', 'ratio of least', 'median ratio'): table.add_column(c, justify='left' if not c else 'right')
     for n, r in rows.items(): table.add_row(n, f'{r["min"]:.4f}', f'{r["median"]:.4f}', f'{r["wall"]:.4f}', f'{r["ratio_min"]:.3f}', f'{r["ratio"]:.3f}')
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def record(out, name, found, device):

@@ -4,16 +4,19 @@
     python experiments/benchmarks/step.py --quick      # half a minute: the tiny net
 
 For each net the same fit with fastai as it comes (the net in PyTorch's default layout), with sdfast's (channels last, `plain`), and that with a
-strategy, in turns in one process; a batch from its forward pass to the end of the optimizer's step, without what happens once an epoch. The ratios are to `plain`, of seconds of the process on
-a CPU, of the wall clock on a GPU: with several threads on a CPU set OMP_WAIT_POLICY=PASSIVE, else it counts their waiting. With one thread and less than 16 clips torch takes convolutions over time
+strategy, in turns; a batch from its forward pass to the end of the optimizer's step, without what happens once an epoch. On a CPU sdfast's studies keep freed memory
+(`keep_freed_memory`), fastai does not: `fastai`, `plain_handing_back` and `self_distill_handing_back` are of a second process, which hands it back as glibc does by itself.
+The ratios are to `plain`, of seconds of the process on a CPU, of the wall clock on a GPU. With one thread and less than 16 clips torch takes convolutions over time
 alone by a slow way of its own, in any layout, and channels last pay for it; with two it does not. `added` is what a penalty on weights takes when measured by itself (its term and its gradient), relative to the least
 plain step. SelfDistill's default is exact; `self_distill_bf16` has a
 bf16 teacher, whose effect on accuracy experiments/teacher_precision.py measures. `memory` is the most that operations
 returned and that was alive at once in the second step of a fit of its own, without the model and the optimizer's state: bytes, and relative to plain; beside it the teacher's weights and the peak
 of its forward pass alone, both of which it may add. A teacher renewed in each epoch is counted, as here a step is one.
 Prints a table a net and writes step.json to --out. Goals: self_distill at most the time of fastai and 1.22 of plain; l2sp and ewc 1.02 of plain."""
-import warnings
+import multiprocessing, os, warnings
 from functools import partial
+
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # else the threads' waiting counts as work
 
 warnings.filterwarnings('ignore', category=FutureWarning)
 warnings.filterwarnings('ignore', category=DeprecationWarning)
@@ -27,6 +30,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from fastcore.script import bool_arg, call_parse, store_true
 
+from sdfast.memory import keep_freed_memory
 from sdfast.models import create_model
 from sdfast.strategies import EWC, L2SP, FixedTeacher, Importance, SelfDistill, frozen_copy
 
@@ -67,6 +71,23 @@ def step(way, name, batch, device, timer):
     return once, learn
 
 
+APART = 'fastai', 'plain_handing_back', 'self_distill_handing_back'  # in a process as it comes
+
+
+def make_batch(bs, frames, size, device):
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(bs, frames, 3, size, size, generator=g).to(device), torch.randint(0, 101, (bs,), generator=g).to(device)
+
+
+def serve(pipe, threads, name, shape):
+    "Does the steps that it is asked for, and answers with their seconds"
+    prepare('cpu', threads)
+    batch, made = make_batch(*shape, 'cpu'), {}
+    while (way := pipe.recv()) is not None:
+        if way not in made: made[way] = step(way.removesuffix('_handing_back'), name, batch, 'cpu', Timer('cpu'))[0]
+        pipe.send(made[way]())
+
+
 def added(learn, timer, rounds):
     "Least seconds that the weight penalty's term and gradient take"
     cb = next(c for c in learn.cbs if isinstance(c, (L2SP, EWC)))
@@ -104,26 +125,36 @@ def main(
     frames:int=16, # Of a clip
     size:int=112, # Height and width
     rounds:int=3, # Of all ways
-    threads:int=1, # Of torch
+    threads:int=0, # Of torch; 0: as many as it takes by itself
     device:str='cpu', # Or cuda
     memory:bool_arg=True, # Also the peak of each way's memory
     quick:store_true=False, # The tiny net at 8x40x40
     out:str='runs/benchmarks', # Folder for step.json
 ):
     "Seconds of a training step, and ratios"
-    prepare(device, threads)
+    prepare(device, threads := threads or torch.get_num_threads())
+    kept = device == 'cpu' and keep_freed_memory()
     bs = bs or (4 if device == 'cpu' else 24)
     if quick: models, frames, size, rounds, bs = 'tiny', 8, 40, max(rounds, 10), 16
-    timer, found = Timer(device), {}
+    timer, found, spawn = Timer(device), {}, multiprocessing.get_context('spawn')
     for name in models.split(','):
-        g = torch.Generator().manual_seed(0)
-        batch = torch.randn(bs, frames, 3, size, size, generator=g).to(device), torch.randint(0, 101, (bs,), generator=g).to(device)
-        made = {w:step(w, name, batch, device, timer) for w in WAYS}
-        rows = summary(in_turns({w:f for w, (f, _) in made.items()}, rounds), 'plain', device)
+        batch, apart = make_batch(bs, frames, size, device), APART if kept else ()
+        made = {w:step(w, name, batch, device, timer) for w in WAYS if w not in apart}
+        ways = {w:f for w, (f, _) in made.items()}
+        ours, theirs = spawn.Pipe()
+        other = spawn.Process(target=serve, args=(theirs, threads, name, (bs, frames, size)), daemon=True)
+        if apart: other.start()
+        def ask(way):
+            ours.send(way)
+            return ours.recv()
+        rows = summary(in_turns({w:partial(ask, w) for w in apart} | ways, rounds), 'plain', device)
+        if apart:
+            ours.send(None)
+            other.join()
         for w in ('l2sp', 'ewc'): rows[w]['added'] = added(made[w][1], timer, 5)/rows['plain']['min']
         found[name] = rows
         show(f'{name}: a step of {bs} clips {frames}x{size}x{size}', rows)
         if memory: found[name] = rows | dict(memory=peaks(name, batch, device, timer))
-        print(f'self_distill / fastai {rows["self_distill"]["min"]/rows["fastai"]["min"]:.3f}, with a bf16 teacher {rows["self_distill_bf16"]["min"]/rows["fastai"]["min"]:.3f}; '
+        print(f'self_distill / fastai {rows["self_distill"]["ratio"]/rows["fastai"]["ratio"]:.3f}, with a bf16 teacher {rows["self_distill_bf16"]["ratio"]/rows["fastai"]["ratio"]:.3f}; '
               f'the penalty by itself adds l2sp {rows["l2sp"]["added"]:.4f}, ewc {rows["ewc"]["added"]:.4f} of a plain step', flush=True)
-        record(out, 'step', dict(bs=bs, frames=frames, size=size, rounds=rounds, models=found), device)
+        record(out, 'step', dict(bs=bs, frames=frames, size=size, rounds=rounds, kept_freed_memory=kept, load_average=os.getloadavg()[0], models=found), device)
