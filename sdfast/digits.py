@@ -64,13 +64,13 @@ def write_moving_digits(
     for p, (part, classes) in enumerate(PARTS.items()):
         rng, rows = np.random.default_rng([2024, p]), []
         for split, n in CLIPS[part].items():
-            pool, labels = np.array(IMAGES[split]), list(classes)
-            fit = {label:pool[np.isin(digits.target[pool], of)] for label, (of, _) in classes.items()}
-            for label in labels: (root/part/split/label).mkdir(parents=True, exist_ok=True)
+            pool = np.array(IMAGES[split])
             for i in range(n):
-                label = labels[i % len(labels)]
-                image, motion = rng.choice(fit[label]), classes[label][1]
+                label = list(classes)[i % len(classes)]
+                of, motion = classes[label]
+                image = rng.choice(pool[np.isin(digits.target[pool], of)])
                 file = root/part/split/label/f'{i:05d}.mp4'
+                file.parent.mkdir(parents=True, exist_ok=True)
                 _write(file, _draw(rng, images[image], motion if isinstance(motion, str) else rng.choice(motion)))
                 rows.append((file.relative_to(root/part), label, split, f'image{image}'))
         pd.DataFrame(rows, columns=['path', 'label', 'split', 'group']).to_csv(root/part/'manifest.csv', index=False)

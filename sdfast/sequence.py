@@ -34,8 +34,8 @@ from .resume import epochs_done
 from .stats import adjust, judge, mean_interval, paired_difference, paired_test
 from .strategies import STRATEGIES, Importance, PathIntegral
 from .strategies.penalty import frozen_copy, state_hash
-from .study import (FISHER_CLIPS, LASTING, PROBE_CLIPS, Source, _balanced, _claimed, _importance_bytes, _intact, _key, _load_path, _log_csv, _source, _strength, _target,
-                    choose, fine_tune, source_model, write_run)
+from .study import (FISHER_CLIPS, LASTING, PROBE_CLIPS, Plan, Source, _balanced, _claimed, _importance_bytes, _intact, _key, _load_path, _log_csv, _source, _target,
+                    fine_tune, source_model, write_run)
 from .tasks import FORMULA
 
 __all__ = ['average_accuracy', 'learning_accuracy', 'backward_transfer', 'forgetting', 'forward_transfer', 'TaskPath', 'Carried', 'Accuracies', 'Chains', 'finished_chain', 'train_chain',
@@ -285,44 +285,22 @@ def compare_sequences(
     with old heads, after the last stage; then it is run with every seed and reads test"""
     if len({len(g) for g in grids.values()}) > 1:
         raise InputError('each strategy must get the same number of trials, not ' + ', '.join(f'{s} {len(g)}' for s, g in grids.items()))
-    study = _Study(bases, grids, seeds, trial_seeds)
-    trials, work = study.trials(), Chains(str(out), tuple(bases))
-    first = [c for t in trials.values() for same in t for c in same]
-    watch.plan([c[-1] for c in first] + [study.chain(s, grid[0], i, True)[-1] for s, grid in grids.items() for i in range(seeds)])
+    study = ChainPlan(bases, grids, seeds, trial_seeds)
+    first, last = study.first(), study.last(dict.fromkeys(grids, 0))
+    watch.plan([c[-1] for c in first + last])
     if launcher is None or launcher.inside: source_model(bases[0], out, watch)
-    found = share(first, work, out, watch, launcher, total=len(first) + seeds*len(grids) + 1, then=study)
-    rows = {s:[r for same in t for _ in same for r in found.pop(0)] for s, t in trials.items()}
-    for strategy in grids: rows[strategy] += [r for _ in range(seeds) for r in found.pop(0)]
-    ends, = found
-    return pd.DataFrame([*(r for rs in rows.values() for r in rs), *ends])
+    found = iter(share(first, Chains(str(out), tuple(bases)), out, watch, launcher, total=len(first + last) + 1, then=study))
+    trials = {s:[r for same in settings for _ in same for r in next(found)] for s, settings in study.trials().items()}
+    final = {s:[r for _ in range(seeds) for r in next(found)] for s in grids}
+    return pd.DataFrame([*(r for s in grids for r in trials[s] + final[s]), *next(found)])
 
 
-@dataclass(frozen=True)
-class _Study:
-    "Which chains a comparison is made of; called with the trials' rows, what follows from them. Picklable: workers know what follows"
-    bases: list
-    grids: dict
-    seeds: int
-    trial_seeds: int
-
-    def chain(self, strategy, g, seed, final): return [replace(r, strategy=strategy, seed=seed, final=final, **g) for r in self.bases]
-
-    def trials(self):
-        "Strategy -> setting -> chains that differ in their seeds; none where there is nothing to choose"
-        several = len(next(iter(self.grids.values()))) > 1
-        return {s:[[self.chain(s, g, i, False) for i in range(self.trial_seeds)] for g in grid] if several else [] for s, grid in self.grids.items()}
-
-    def __call__(self, found, watch):
-        found, final = list(found), []
-        for strategy, settings in self.trials().items():
-            grid, best = self.grids[strategy], 0
-            if settings:
-                valid = [float(np.mean([_score(found.pop(0), self.bases) for _ in same])) for same in settings]
-                best = choose(valid)
-                watch.say(f'{strategy}: ' + ', '.join(f'{_strength(strategy, g)} {"failed" if np.isnan(v) else f"{v:.1%}"}' for g, v in zip(grid, valid))
-                          + f' on valid, mean of all tasks; takes {_strength(strategy, grid[best])}')
-            final += [self.chain(strategy, grid[best], i, True) for i in range(self.seeds)]
-        return [*final, ()]
+class ChainPlan(Plan):
+    "The same of chains: `base` is a list of `Run`s, one for each task. Behind the final chains comes `()`, see `Chains`"
+    by = 'on valid, mean of all tasks'
+    def runs(self, strategy:str, g:dict, n:int, final:bool)->list: return [[replace(r, strategy=strategy, seed=i, final=final, **g) for r in self.base] for i in range(n)]
+    def scores(self, row:list)->tuple[float, float]: return _score(row, self.base), float('nan')
+    def __call__(self, found:list, watch:Watch)->list: return [*super().__call__(found, watch), ()]
 
 
 @lru_cache(maxsize=1)

@@ -671,58 +671,66 @@ def compare(
     if f'valid_{kept}' not in KEPT: raise InputError(f'equal learning can keep source_probe or source_acc, not {kept!r}')
     choose([0.], [0.], rule)  # raises for what cannot be chosen by
     if rule == 'equal_learning': base = replace(base, source_valid=True)
-    study = _Study(base, grids, seeds, trial_seeds, path, rule, kept)
-    trials, work = study.trials(), Runs(str(out), log)
-    first = [r for t in trials.values() for same in t for r in same]
-    watch.plan(first + ([] if path else [r for s, grid in grids.items() for r in study.runs(s, grid[0], seeds, True)]))
+    study = Plan(base, grids, seeds, trial_seeds, path, rule, kept)
+    first, last = study.first(), [] if path else study.last(dict.fromkeys(grids, 0))
+    watch.plan(first + last)
     if launcher is None or launcher.cluster != 'slurm':
         source_model(base, out, watch)
         if launcher and not launcher.inside: _sources.clear(), _data.cache_clear()  # workers read it from the folder
-    found = share(first, work, out, watch, launcher, total=len(first) + (0 if path else seeds*len(grids)), then=None if path else study)
-    best, rows = study.best(found[:len(first)], watch if path else Watch()), {}
-    for strategy in grids:
-        chosen = [path and i == best[strategy] for i, same in enumerate(trials[strategy]) for _ in same]
-        rows[strategy] = [found.pop(0) | dict(chosen=c) for c in chosen]
-    if not path:
-        for strategy in grids: rows[strategy] += [found.pop(0) | dict(chosen=True) for _ in range(seeds)]
-    return compare_rows([r for rs in rows.values() for r in rs], untouched(base, out, watch), base)
+    found = share(first, Runs(str(out), log), out, watch, launcher, total=len(first + last), then=None if path else study)
+    best, rows = study.best(found, watch if path else Watch()), iter(found)
+    trials = {s:[next(rows) | dict(chosen=path and i == best[s]) for i, same in enumerate(settings) for _ in same] for s, settings in study.trials().items()}
+    final = {s:[next(rows) | dict(chosen=True) for _ in range(0 if path else seeds)] for s in grids}
+    return compare_rows([r for s in grids for r in trials[s] + final[s]], untouched(base, out, watch), base)
 
 
 @dataclass(frozen=True)
-class _Study:
-    "Which runs a comparison is made of; called with the trials' rows, the final runs that follow from them. Picklable: workers know what follows"
-    base: Run
-    grids: dict
-    seeds: int
-    trial_seeds: int
-    path: bool
-    rule: str
-    kept: str
+class Plan:
+    "Which runs a study is made of; called with the trials' results, the final runs that follow from them. Picklable: workers know what follows"
+    base: Run  # what all runs share
+    grids: dict  # strategy -> its `strength_grid`; all of one length
+    seeds: int  # final runs of each strategy
+    trial_seeds: int  # trials of each strength
+    path: bool = False  # the trials have every seed and are final, and nothing follows
+    rule: str = 'accuracy'  # see `choose`
+    kept: str = 'source_probe'  # see `compare`
+    by = 'on valid'  # what strengths are chosen by, for the reader
 
-    @property
-    def several(self): return len(next(iter(self.grids.values()))) > 1
-    def runs(self, strategy, g, n, final): return [replace(self.base, strategy=strategy, seed=i, final=final, **g) for i in range(n)]
+    def runs(self, strategy:str, g:dict, n:int, final:bool)->list:
+        "Of a strategy with a setting, those that differ in their seeds"
+        return [replace(self.base, strategy=strategy, seed=i, final=final, **g) for i in range(n)]
 
-    def trials(self):
-        "Strategy -> setting -> runs that differ in their seeds"
-        n = self.seeds if self.path else self.trial_seeds
-        return {s:[self.runs(s, g, n, self.path) for g in grid] if self.several or self.path else [] for s, grid in self.grids.items()}
+    def trials(self)->dict[str, list]:
+        "Strategy -> setting -> runs; no setting where there is nothing to choose"
+        several = len(next(iter(self.grids.values()))) > 1
+        return {s:[self.runs(s, g, self.seeds if self.path else self.trial_seeds, self.path) for g in grid] if several or self.path else [] for s, grid in self.grids.items()}
 
-    def best(self, found, watch):
-        "Strategy -> number of the setting to take, by the rows of the trials"
-        found, best = list(found), {}
-        for strategy, settings in self.trials().items():
-            grid, done = self.grids[strategy], [[found.pop(0) for _ in same] for same in settings]
-            best[strategy] = 0
-            if not self.several: continue
-            valid, keeps = ([float(np.mean([np.nan if d[c] is None else d[c] for d in same])) for same in done] for c in ('valid_acc1', f'valid_{self.kept}'))
-            best[strategy] = choose(valid, keeps, self.rule)
-            watch.say(f'{strategy}: ' + ', '.join(f'{_strength(strategy, g)} {"failed" if np.isnan(v) else f"{v:.1%}"}{f" ({k:.1%} kept)" if k == k else ""}' for g, v, k in zip(grid, valid, keeps))
-                      + f' on valid; takes {_strength(strategy, grid[best[strategy]])}')
+    def first(self)->list:
+        "All trials"
+        return [r for settings in self.trials().values() for same in settings for r in same]
+
+    def last(self, best:dict)->list:
+        "The final runs of the settings number `best[strategy]`"
+        return [r for s, i in best.items() for r in self.runs(s, self.grids[s][i], self.seeds, True)]
+
+    def scores(self, row:dict)->tuple[float, float]:
+        "Of a trial's result: accuracy on valid, and what was kept of the source's valid part; nan for what was not measured"
+        return tuple(np.nan if row[c] is None else row[c] for c in ('valid_acc1', f'valid_{self.kept}'))
+
+    def best(self, found:list, watch:Watch)->dict[str, int]:
+        "Strategy -> number of the setting to take, by the trials' results"
+        rows, best = iter(found), {}
+        for s, settings in self.trials().items():
+            best[s], grid = 0, self.grids[s]
+            done = [np.mean([self.scores(next(rows)) for _ in same], 0).tolist() for same in settings]
+            if len(done) < 2: continue
+            valid, keeps = zip(*done)
+            best[s] = choose(valid, keeps, self.rule)
+            watch.say(f'{s}: ' + ', '.join(f'{_strength(s, g)} {"failed" if np.isnan(v) else f"{v:.1%}"}{f" ({k:.1%} kept)" if k == k else ""}' for g, v, k in zip(grid, valid, keeps))
+                      + f' {self.by}; takes {_strength(s, grid[best[s]])}')
         return best
 
-    def __call__(self, found, watch):
-        return [r for s, i in self.best(found, watch).items() for r in self.runs(s, self.grids[s][i], self.seeds, True)]
+    def __call__(self, found:list, watch:Watch)->list: return self.last(self.best(found, watch))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.load import SkipItemException
 from fastai.data.transforms import IndexSplitter, ItemGetter, ToTensor
+from fastai.vision.core import imagenet_stats
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .digits import CLIPS, write_moving_digits
@@ -133,9 +134,10 @@ class Task:
             raise InputError(f'{self.name}: its prepared copies have a short side of {self.prepared} pixels, too few for size {size}' + (f' and crops of {area[0]:g} of the frame' if area else '') +
                              f'; prepare with --size {need} or more, or set the environment variable SDFAST_PREPARED to nothing to use the originals')
         cache = workers == 0 and self._decoded_bytes(None if area else size) < CACHE_BYTES
-        block = DataBlock(blocks=(VideoBlock(frames, stride, size, k, cache, bool(tfms), area=area, flip=flip, wrap=wrap), CategoryBlock(vocab=self.vocab, sort=False)),
+        stats = stats or imagenet_stats
+        block = DataBlock(blocks=(VideoBlock(frames, stride, size, k, cache, None if tfms else stats, area=area, flip=flip, wrap=wrap), CategoryBlock(vocab=self.vocab, sort=False)),
                           getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter(range(len(train), len(train) + len(valid))),
-                          batch_tfms=[*tfms, normalize_video(*(stats or ()))], dl_type=KeptDL if cache else None)
+                          batch_tfms=[*tfms, normalize_video(*stats)] if tfms else None, dl_type=KeptDL if cache else None)
         return block.dataloaders(train + valid, bs=bs, num_workers=workers, **kwargs)
 
     def dl(self, dls:DataLoaders, *splits)->TfmdDL:

@@ -337,20 +337,26 @@ class MultiClip(Callback):
 
 
 class NormalizeClips(Normalize):
-    "fastai's `Normalize`, which also takes bytes as they were decoded: to floats and normalised in one pass, on the device"
+    """fastai's `IntToFloatTensor` and `Normalize` in one pass over a batch on its device: uint8 `(..., T, C, H, W)` to float32, `(x/255 - mean)/std`.
+
+    Rounded once instead of three times; decoded as by both. `parts` are the two, for what needs floats in [0, 1] in between."""
+
+    @property
+    def parts(self)->list[Transform]: return [IntToFloatTensor(), Normalize(self.mean, self.std)]
 
     def encodes(self, x:TensorVideo)->TensorVideo:
-        if x.is_floating_point(): return (x - self.mean)/self.std
-        # (x/255 - mean)/std, rounded once instead of three times
+        if x.is_floating_point(): raise InputError(f'NormalizeClips takes bytes, not {x.dtype}: floats in [0, 1] are for normalize_video()')
         return TensorVideo(torch.addcmul(-self.mean/self.std, x.as_subclass(torch.Tensor), 1/(255*self.std)))
+
+    def decodes(self, x:TensorVideo)->TensorVideo: return Pipeline(self.parts).decode(x)
 
 
 def normalize_video(
     mean:Sequence[float]=imagenet_stats[0], # Of each channel, of pixels in [0, 1]
     std:Sequence[float]=imagenet_stats[1], # Of each channel
-)->NormalizeClips: # A batch transform
-    "`NormalizeClips` for the channel axis of batches of clips, 5-D or 6-D"
-    return NormalizeClips.from_stats(mean, std, dim=2, ndim=5)
+)->Normalize: # A batch transform
+    "`Normalize` for the channel axis of batches of clips, 5-D or 6-D"
+    return Normalize.from_stats(mean, std, dim=2, ndim=5)
 
 
 def VideoBlock(
@@ -359,12 +365,12 @@ def VideoBlock(
     size:int|None=64, # Side of the square crop in pixels
     k:int=1, # Clips of each video outside training
     cache:bool=False, # Keep whole decoded videos in memory
-    floats:bool=True, # Batches become floats in [0, 1]; else they stay bytes, for `normalize_video` alone
+    stats:tuple|None=None, # Mean and standard deviation of each channel: batches are normalised as they become floats, see `NormalizeClips`; `None`: floats in [0, 1]
     **kwargs, # More for `SampleClips`: area, flip, wrap
 )->TransformBlock: # For `DataBlock(blocks=...)`
     "A `TransformBlock` for paths of video files"
     return TransformBlock(type_tfms=VideoFile.create, item_tfms=SampleClips(frames, stride, size, k, cache, **kwargs),
-                          batch_tfms=IntToFloatTensor if floats else None)
+                          batch_tfms=IntToFloatTensor if stats is None else NormalizeClips.from_stats(*stats, dim=2, ndim=5))
 
 
 def _strips(n, figsize): return get_grid(n, ncols=1, nrows=n, figsize=figsize or (10, 1.6*n))

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import learner
+from conftest import learner, small_run
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.optimizer import SGD
 from torch import nn
 
+from sdfast import study
 from sdfast.memory import CHOSEN, keep_freed_memory
 from sdfast.strategies import EWC, L2SP, EMATeacher, FixedTeacher, Importance, SelfDistill, frozen_copy
 
@@ -110,7 +111,7 @@ def test_a_weight_penalty_keeps_no_graph_over_the_weights(make_cb, held):
 # --- what a process does with the memory it frees -----------------------------------------------------------------------
 
 FAULTS = """
-import ctypes, resource
+import resource
 import torch
 from sdfast.memory import keep_freed_memory
 print(keep_freed_memory() if {keep} else None)
@@ -130,17 +131,31 @@ def _faults(keep, **env):
     return kept, float(faults)
 
 
-@pytest.mark.skipif(not (sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc'), reason='how glibc keeps memory')
+GLIBC = pytest.mark.skipif(not (sys.platform == 'linux' and platform.libc_ver()[0] == 'glibc'), reason='how glibc keeps memory')
+
+
+@GLIBC
 def test_freed_memory_is_kept_for_the_next_batch():
     "Counted by the kernel: pages that were touched for the first time since the system gave them, of 20,000 in a batch. Without it each is new"
     assert (new := _faults(False))[0] == 'None' and new[1] > 10_000
     assert (kept := _faults(True))[0] == 'True' and kept[1] < 100
 
 
+@GLIBC
 def test_what_the_user_chose_for_glibc_stays():
+    assert _faults(True)[0] == 'True'
     assert _faults(True, MALLOC_TRIM_THRESHOLD_='131072')[0] == _faults(True, GLIBC_TUNABLES='glibc.malloc.trim_threshold=131072')[0] == 'False'
 
 
 def test_other_systems_are_left_alone(monkeypatch):
     monkeypatch.setattr(sys, 'platform', 'darwin')
     assert not keep_freed_memory()
+
+
+@pytest.mark.parametrize('cuda', [False, True])
+def test_studies_keep_memory_where_there_is_no_gpu(clips, tmp_path, monkeypatch, cuda):
+    called = []
+    monkeypatch.setattr(study, 'keep_freed_memory', lambda: called.append(1))
+    monkeypatch.setattr(study.torch.cuda, 'is_available', lambda: cuda)
+    study.source_model(small_run(clips, source=''), tmp_path)
+    assert called == [1]*(not cuda)

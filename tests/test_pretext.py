@@ -214,7 +214,7 @@ def test_the_label_is_the_pace_of_the_frames(counted, restart):
     seen = set()
     for _ in range(12):
         for x, y in pace.loader(dls.train):
-            levels = frames(255*dls.train.after_batch.decode((x,))[0])
+            levels = frames(dls.train.after_batch.decode((x,))[0])
             for v, label in zip(levels[:, 0], y):
                 steps, p = v.diff(), int(label) + 1
                 seen.add(int(label))

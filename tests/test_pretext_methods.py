@@ -351,7 +351,7 @@ def test_the_label_says_where_the_clips_stand(counted):  # noqa: F811
     m = ClipOrder(gap=2)
     for dl in (dls.train, dls.valid):
         for x, y in m.loader(dl):
-            levels = frames(255*dl.after_batch.decode((x,))[0])
+            levels = frames(dl.after_batch.decode((x,))[0])
             for v, label in zip(levels, y):
                 order = v[:, 0].argsort().argsort()
                 assert order_label(order.tolist()) == label and (v.diff(dim=1) == 1).all() and (v[:, 0].sort().values.diff() == 5).all()

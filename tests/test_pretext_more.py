@@ -256,7 +256,7 @@ def test_clips_and_numbers_of_iic(counted):  # noqa: F811
         loader = m.loader(dls.train)
         for i in range(8):
             for x, number, zero in loader:
-                a, b = frames(255*dls.train.after_batch.decode((x,))[0]).unbind(1)
+                a, b = frames(dls.train.after_batch.decode((x,))[0]).unbind(1)
                 assert sorted(number.tolist()) == [0, 1, 2, 3] and not zero.any() and (a.diff(dim=1) == 1).all()
                 assert all(set(q) <= set(p) and len(set(q)) == (1 if kind == 'repeat' else 4) and q != p for p, q in zip(a.tolist(), b.tolist()))
                 seen |= set(a[:, 0].tolist())

@@ -294,6 +294,9 @@ def test_the_docs_list_every_strategy_as_the_registry_has_it():
 def test_the_page_shows_what_protection_costs():
     page, folder = (ROOT/'experiments/README.md').read_text(), ROOT/'experiments/results/benchmarks'
     nets = dict(r2plus1d_18='R(2+1)D-18', r2plus1d="the paper's R(2+1)D", c3d='C3D')
+    nets_at_full = json.loads((folder/'step_112.json').read_text())['models'].values()
+    handing_back = [[r[f'{w}_handing_back']['ratio']/r[w]['ratio'] for r in nets_at_full] for w in ('plain', 'self_distill')]
+    assert 'a plain step takes {:.2f} to {:.2f} times as long where they are handed back, and one of self-distillation {:.2f} to {:.2f} times'.format(*(f(v) for v in handing_back for f in (min, max))) in page
     for d in (json.loads((folder/f'step_{size}.json').read_text()) for size in (112, 56)):
         assert d['threads'] == 2 and d['kept_freed_memory'] and d['rounds'] == {112: 3, 56: 7}[d['size']]
         for net, name in nets.items():

@@ -14,12 +14,12 @@ import torch
 from av.video.reformatter import Interpolation
 from conftest import numbered
 from fastai.data.block import CategoryBlock, DataBlock
-from fastai.data.transforms import IndexSplitter, IntToFloatTensor, ItemGetter, Normalize
+from fastai.data.transforms import IndexSplitter, IntToFloatTensor, ItemGetter
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.vision.augment import Brightness, Flip
 from fastai.vision.core import imagenet_stats
-from fasttransform import Transform
+from fasttransform import Pipeline, Transform
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate
 
 from sdfast.errors import InputError
 from sdfast.tasks import folder
-from sdfast.video import ClipTransform, MultiClip, SampleClips, TensorVideo, VideoBlock, VideoError, VideoFile, clip_indices, normalize_video
+from sdfast.video import ClipTransform, MultiClip, NormalizeClips, SampleClips, TensorVideo, VideoBlock, VideoError, VideoFile, clip_indices, normalize_video
 
 # frames decoded by PyAV from first to last, from the table in the data's README; what is not here cannot be decoded
 TORTURE = {'real/av1_video.mkv': 125, 'real/bt709_full_range.mp4': 30, 'real/h264_10bits.mp4': 30, 'real/h265_10bits.mp4': 30, 'real/nasa_13013.mp4': 325,
@@ -378,20 +378,22 @@ def test_one_batch_of_bytes_crosses_to_the_device(clips, workers):
 
 
 def test_bytes_become_normalised_floats_in_one_pass(clips):
-    "Equal to dividing, subtracting and dividing in float64; floats as fastai's `Normalize` takes them; `Task.dls` leaves bytes to it where nothing else needs floats"
+    "Equal to dividing, subtracting and dividing in float64; decoded as by fastai's two transforms; `Task.dls` takes it where nothing else needs floats"
     x = torch.arange(256, dtype=torch.uint8).expand(3, 256).reshape(1, 1, 3, 16, 16)
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in imagenet_stats)
-    norm, exact = normalize_video(), (x.double()/255 - mean)/std
+    norm, exact = NormalizeClips.from_stats(*imagenet_stats, dim=2, ndim=5), (x.double()/255 - mean)/std
     for k in (x, x[:, None].expand(2, 3, 1, 3, 16, 16)):
         y = norm(TensorVideo(k))
         assert type(y) is TensorVideo and y.dtype == torch.float32 and y.shape == k.shape
         torch.testing.assert_close(y.as_subclass(torch.Tensor).double(), exact.expand(k.shape), rtol=1e-6, atol=1e-6)
-    theirs = Normalize.from_stats(*imagenet_stats, dim=2, ndim=5)
-    assert torch.equal(norm(TensorVideo(x/255)), theirs(TensorVideo(x/255))) and torch.equal((norm.decode(y)*255).round().as_subclass(torch.Tensor).to(torch.uint8), k)
+    two = Pipeline([IntToFloatTensor(), normalize_video()])
+    assert torch.equal(norm.decode(two(TensorVideo(x))), two.decode(two(TensorVideo(x)))) and norm.decode(y).dtype == torch.int64 and (norm.decode(y) - k).abs().max() <= 1  # fastai's rounds down
+    with pytest.raises(InputError, match='takes bytes, not torch.float32'): norm(TensorVideo(x/255))
+    class Look(Transform): order = 30
     task = folder(clips, group=r'(p\d)_').hold_out(.3)
-    plain, flipped = task.dls(frames=4, size=24, bs=4), task.dls(frames=4, size=24, bs=4, tfms=[ClipTransform([Flip(p=0.)])])
-    assert [type(f).__name__ for f in plain.train.after_batch] == ['NormalizeClips'] and any(isinstance(f, IntToFloatTensor) for f in flipped.train.after_batch)
-    torch.testing.assert_close(next(iter(plain.valid))[0], next(iter(flipped.valid))[0], rtol=0, atol=1e-5)
+    plain, looked = task.dls(frames=4, size=24, bs=4), task.dls(frames=4, size=24, bs=4, tfms=[Look()])
+    assert [[type(f).__name__ for f in d.train.after_batch] for d in (plain, looked)] == [['NormalizeClips'], ['IntToFloatTensor', 'Look', 'Normalize']]
+    torch.testing.assert_close(next(iter(plain.valid))[0], next(iter(looked.valid))[0], rtol=1e-6, atol=1e-6)
     plain.show_batch(max_n=1)
 
 

@@ -1,6 +1,6 @@
 """What does a training step cost with protection, compared with plain fine-tuning?
 
-    python experiments/benchmarks/step.py              # an hour on 2 CPU cores: three nets at 16x112x112
+    python experiments/benchmarks/step.py --memory 0   # 11 minutes on 2 CPU cores: three nets at 16x112x112
     python experiments/benchmarks/step.py --quick      # half a minute: the tiny net
 
 For each net the same fit with fastai as it comes (the net in PyTorch's default layout), with sdfast's (channels last, `plain`), and that with a
@@ -14,6 +14,7 @@ returned and that was alive at once in the second step of a fit of its own, with
 of its forward pass alone, both of which it may add. A teacher renewed in each epoch is counted, as here a step is one.
 Prints a table a net and writes step.json to --out. Goals: self_distill at most the time of fastai and 1.22 of plain; l2sp and ewc 1.02 of plain."""
 import multiprocessing, os, warnings
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # else the threads' waiting counts as work
@@ -80,12 +81,27 @@ def make_batch(bs, frames, size, device):
 
 
 def serve(pipe, threads, name, shape):
-    "Does the steps that it is asked for, and answers with their seconds"
+    "In a process of its own: does the steps that it is asked for, and answers with their seconds"
     prepare('cpu', threads)
     batch, made = make_batch(*shape, 'cpu'), {}
     while (way := pipe.recv()) is not None:
         if way not in made: made[way] = step(way.removesuffix('_handing_back'), name, batch, 'cpu', Timer('cpu'))[0]
         pipe.send(made[way]())
+
+
+@contextmanager
+def apart(threads, name, shape):
+    "Name -> function of the ways of another process"
+    spawn = multiprocessing.get_context('spawn')
+    ours, theirs = spawn.Pipe()
+    other = spawn.Process(target=serve, args=(theirs, threads, name, shape), daemon=True)
+    other.start()
+    def ask(way):
+        ours.send(way)
+        return ours.recv()
+    yield {w:partial(ask, w) for w in APART}
+    ours.send(None)
+    other.join()
 
 
 def added(learn, timer, rounds):
@@ -136,25 +152,16 @@ def main(
     kept = device == 'cpu' and keep_freed_memory()
     bs = bs or (4 if device == 'cpu' else 24)
     if quick: models, frames, size, rounds, bs = 'tiny', 8, 40, max(rounds, 10), 16
-    timer, found, spawn = Timer(device), {}, multiprocessing.get_context('spawn')
+    timer, found = Timer(device), {}
     for name in models.split(','):
-        batch, apart = make_batch(bs, frames, size, device), APART if kept else ()
-        made = {w:step(w, name, batch, device, timer) for w in WAYS if w not in apart}
-        ways = {w:f for w, (f, _) in made.items()}
-        ours, theirs = spawn.Pipe()
-        other = spawn.Process(target=serve, args=(theirs, threads, name, (bs, frames, size)), daemon=True)
-        if apart: other.start()
-        def ask(way):
-            ours.send(way)
-            return ours.recv()
-        rows = summary(in_turns({w:partial(ask, w) for w in apart} | ways, rounds), 'plain', device)
-        if apart:
-            ours.send(None)
-            other.join()
+        batch = make_batch(bs, frames, size, device)
+        with apart(threads, name, (bs, frames, size)) if kept else nullcontext({}) as ways:
+            made = {w:step(w, name, batch, device, timer) for w in WAYS if w not in ways}
+            rows = summary(in_turns(ways | {w:f for w, (f, _) in made.items()}, rounds), 'plain', device)
         for w in ('l2sp', 'ewc'): rows[w]['added'] = added(made[w][1], timer, 5)/rows['plain']['min']
         found[name] = rows
         show(f'{name}: a step of {bs} clips {frames}x{size}x{size}', rows)
         if memory: found[name] = rows | dict(memory=peaks(name, batch, device, timer))
-        print(f'self_distill / fastai {rows["self_distill"]["ratio"]/rows["fastai"]["ratio"]:.3f}, with a bf16 teacher {rows["self_distill_bf16"]["ratio"]/rows["fastai"]["ratio"]:.3f}; '
+        print('of fastai, medians (least rounds): ' + ', '.join(f'{w} {rows[w]["median"]/rows["fastai"]["median"]:.3f} ({rows[w]["min"]/rows["fastai"]["min"]:.3f})' for w in ('self_distill', 'self_distill_bf16')) + '; '
               f'the penalty by itself adds l2sp {rows["l2sp"]["added"]:.4f}, ewc {rows["ewc"]["added"]:.4f} of a plain step', flush=True)
         record(out, 'step', dict(bs=bs, frames=frames, size=size, rounds=rounds, kept_freed_memory=kept, load_average=os.getloadavg()[0], models=found), device)

@@ -15,9 +15,10 @@ from fastai.callback.core import Callback
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader, SkipItemException
-from fastai.data.transforms import IndexSplitter, IntToFloatTensor
+from fastai.data.transforms import IndexSplitter
 from fastai.distributed import DistributedDL
 from fastai.torch_core import get_model, norm_bias_params
+from fastai.vision.core import imagenet_stats
 from fastcore.basics import init_args
 from fastcore.foundation import L
 from fasttransform import Pipeline, Transform
@@ -31,7 +32,7 @@ from ..errors import InputError
 from ..models import eval_mode
 from ..resume import Stateful
 from ..strategies.penalty import Columns, find_encoder, frozen_copy
-from ..video import MultiClip, SampleClips, TensorVideo, VideoBlock, VideoError, VideoFile, _whole, normalize_video
+from ..video import MultiClip, NormalizeClips, SampleClips, TensorVideo, VideoBlock, VideoError, VideoFile, _whole
 
 __all__ = ['Pretext', 'PretextNet', 'PretextClips', 'video_dls', 'read_checkpoint']
 
@@ -167,9 +168,8 @@ class Pretext(Stateful, Columns, Callback):
         base = next((f for f in items if isinstance(f, SampleClips)), None)
         if base is None: raise InputError(f'{type(self).__name__} makes its clips in place of SampleClips, which this loader does not have; build it with Task.dls, video_dls or a VideoBlock')
         mine = Pipeline([PretextClips(self, base), *(f for f in items if f is not base)])
-        theirs = list(dl.after_batch.fs)
-        floats = [IntToFloatTensor()]*(bool(self.batch_tfms) and not any(isinstance(f, IntToFloatTensor) for f in theirs))  # `Task.dls` leaves that to `NormalizeClips`
-        batch = Pipeline([*floats, *self.batch_tfms, *theirs])
+        theirs = [g for f in dl.after_batch.fs for g in (f.parts if self.batch_tfms and isinstance(f, NormalizeClips) else [f])]
+        batch = Pipeline([*self.batch_tfms, *theirs])
         if not hasattr(dl, '_n_inp'): dl._n_inp, dl._types = 1, tuple  # else `new` decodes a video to find out
         made = dl.new(after_item=mine, after_batch=batch)
         self._made[id(dl)] = dl, made  # `dl` is kept, so that its id is not taken by another
@@ -326,7 +326,7 @@ def video_dls(
     "`DataLoaders` of videos without labels, for pre-training"
     train, valid = [str(p) for p in train], [str(p) for p in valid]
     if not train: raise InputError('video_dls: there are no training videos')
-    video = VideoBlock(frames, stride, size, cache=cache, floats=False)
+    video = VideoBlock(frames, stride, size, cache=cache, stats=stats or imagenet_stats)
     block = TransformBlock(type_tfms=[*video.type_tfms, _NoLabels()], item_tfms=video.item_tfms, batch_tfms=video.batch_tfms)
-    data = DataBlock(blocks=block, splitter=IndexSplitter(range(len(train), len(train) + len(valid))), batch_tfms=normalize_video(*(stats or ())))
+    data = DataBlock(blocks=block, splitter=IndexSplitter(range(len(train), len(train) + len(valid))))
     return data.dataloaders(train + valid, bs=bs, num_workers=workers, **kwargs)
