@@ -56,21 +56,20 @@ def _write(path, frames, fps=8):
 
 
 def write_moving_digits(
-    root:Path, # Folder, a `Path`: `source`, `target`, `motion` and `digit` are made in it
+    root:Path, # Folder, a `Path`, to be made
+    part:str, # One of `PARTS`
 )->None:
-    "Write all videos and a `manifest.csv` for each of `PARTS` below `root`"
-    digits = load_digits()
-    images = np.stack([zoom(i, 2, order=1) for i in digits.images/16]).astype(np.float32)
-    for p, (part, classes) in enumerate(PARTS.items()):
-        rng, rows = np.random.default_rng([2024, p]), []
-        for split, n in CLIPS[part].items():
-            pool = np.array(IMAGES[split])
-            for i in range(n):
-                label = list(classes)[i % len(classes)]
-                of, motion = classes[label]
-                image = rng.choice(pool[np.isin(digits.target[pool], of)])
-                file = root/part/split/label/f'{i:05d}.mp4'
-                file.parent.mkdir(parents=True, exist_ok=True)
-                _write(file, _draw(rng, images[image], motion if isinstance(motion, str) else rng.choice(motion)))
-                rows.append((file.relative_to(root/part), label, split, f'image{image}'))
-        pd.DataFrame(rows, columns=['path', 'label', 'split', 'group']).to_csv(root/part/'manifest.csv', index=False)
+    "Write the videos of a part and their `manifest.csv`"
+    digits, rows, classes = load_digits(), [], PARTS[part]
+    images, rng = np.stack([zoom(i, 2, order=1) for i in digits.images/16]).astype(np.float32), np.random.default_rng([2024, list(PARTS).index(part)])
+    for split, n in CLIPS[part].items():
+        pool = np.array(IMAGES[split])
+        for i in range(n):
+            label = list(classes)[i % len(classes)]
+            of, motion = classes[label]
+            image = rng.choice(pool[np.isin(digits.target[pool], of)])
+            file = root/split/label/f'{i:05d}.mp4'
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _write(file, _draw(rng, images[image], motion if isinstance(motion, str) else rng.choice(motion)))
+            rows.append((file.relative_to(root), label, split, f'image{image}'))
+    pd.DataFrame(rows, columns=['path', 'label', 'split', 'group']).to_csv(root/'manifest.csv', index=False)

@@ -35,7 +35,7 @@ from .stats import adjust, judge, mean_interval, paired_difference, paired_test
 from .strategies import STRATEGIES, Importance, PathIntegral
 from .strategies.penalty import frozen_copy, state_hash
 from .study import (FISHER_CLIPS, LASTING, PROBE_CLIPS, Plan, Source, _balanced, _claimed, _importance_bytes, _intact, _key, _load_path, _log_csv, _source, _target,
-                    fine_tune, source_model, write_run)
+                    begin, fine_tune, source_model, write_run)
 from .tasks import FORMULA
 
 __all__ = ['average_accuracy', 'learning_accuracy', 'backward_transfer', 'forgetting', 'forward_transfer', 'TaskPath', 'Carried', 'Accuracies', 'Chains', 'finished_chain', 'train_chain',
@@ -288,7 +288,7 @@ def compare_sequences(
     study = ChainPlan(bases, grids, seeds, trial_seeds)
     first, last = study.first(), study.last(dict.fromkeys(grids, 0))
     watch.plan([c[-1] for c in first + last])
-    if launcher is None or launcher.inside: source_model(bases[0], out, watch)
+    begin(bases[0], out, watch, launcher)
     found = iter(share(first, Chains(str(out), tuple(bases)), out, watch, launcher, total=len(first + last) + 1, then=study))
     trials = {s:[r for same in settings for _ in same for r in next(found)] for s, settings in study.trials().items()}
     final = {s:[r for _ in range(seeds) for r in next(found)] for s in grids}

@@ -339,24 +339,11 @@ def source_model(
     folder = _source_folder(run, out)
     place = f'{folder.resolve()} {run.others} {run.with_barrier}'
     if (hit := _sources.get(place)) is not None: return hit
-    if not torch.cuda.is_available(): keep_freed_memory()
+    model, path = source_weights(run, out, watch)
     if not run.source:
-        set_seed(0)
-        model = create_model(run.model, 1, run.init, **run.options())
         _sources[place] = hit = Source(model, None, None, state_hash(model[0].state_dict()))
         return hit
     task, dls, test = _source(run)
-    set_seed(0)
-    model = create_model(run.model, len(task.vocab), run.init, **run.options())
-    with _claimed(folder, watch):
-        if agree(lambda: _intact(folder, 'source.json', watch, 'trained again')):
-            load_encoder(model[0], folder/'encoder.safetensors')
-            model[1].load_state_dict(load_file(folder/'head.safetensors'))
-            model.to(dls.device)
-            path = _load_path(folder)
-        else:
-            path = _train_source(run, model, task, dls, folder, watch)
-    for p in model.parameters(): p.requires_grad_(True)
     def loaders(spec):
         task, dls, test = _loaded(run, spec, 'target', run.bs)
         return _balanced(task, dls, PROBE_CLIPS), test
@@ -365,8 +352,31 @@ def source_model(
                           cache=folder/'features')
     _sources[place] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path, folder)
     if not rank_distrib() and _reference(run, out, watch) is None:
-        with store.claim(folder, told=watch.say): _write_reference(run, out, hit, task)
+        with store.claim(folder, told=watch.say):
+            if _reference(run, out, Watch()) is None: _write_reference(run, out, hit, task)  # else another process was first
     return hit
+
+
+def source_weights(
+    run:Run, # Of which only what decides this model counts
+    out:str|Path, # Folder of the study
+    watch:Watch=Watch(), # Is told what happens
+)->tuple: # The model, and what each weight contributed where it was trained
+    "What `source_model` measures: trained if nobody has trained it yet, else loaded"
+    if not torch.cuda.is_available(): keep_freed_memory()
+    task, dls, _ = _source(run) if run.source else (None,)*3
+    set_seed(0)
+    model = create_model(run.model, len(task.vocab) if task else 1, run.init, **run.options())
+    if task is None: return model, None
+    folder = _source_folder(run, out)
+    with _claimed(folder, watch):
+        if agree(lambda: _intact(folder, 'source.json', watch, 'trained again')):
+            load_encoder(model[0], folder/'encoder.safetensors')
+            model[1].load_state_dict(load_file(folder/'head.safetensors'))
+            path = _load_path(folder)
+        else: path = _train_source(run, model, task, dls, folder, watch)
+    for p in model.parameters(): p.requires_grad_(True)
+    return model.to(dls.device), path
 
 
 def _write_reference(run, out, source, task):
@@ -674,14 +684,25 @@ def compare(
     study = Plan(base, grids, seeds, trial_seeds, path, rule, kept)
     first, last = study.first(), [] if path else study.last(dict.fromkeys(grids, 0))
     watch.plan(first + last)
-    if launcher is None or launcher.cluster != 'slurm':
-        source_model(base, out, watch)
-        if launcher and not launcher.inside: _sources.clear(), _data.cache_clear()  # workers read it from the folder
+    begin(base, out, watch, launcher)
     found = share(first, Runs(str(out), log), out, watch, launcher, total=len(first + last), then=None if path else study)
     best, rows = study.best(found, watch if path else Watch()), iter(found)
     trials = {s:[next(rows) | dict(chosen=path and i == best[s]) for i, same in enumerate(settings) for _ in same] for s, settings in study.trials().items()}
     final = {s:[next(rows) | dict(chosen=True) for _ in range(0 if path else seeds)] for s in grids}
     return compare_rows([r for s in grids for r in trials[s] + final[s]], untouched(base, out, watch), base)
+
+
+def begin(
+    run:Run, # One of the study
+    out:str|Path, # Folder of the study
+    watch:Watch, # Is told what happens
+    launcher:Launcher|None, # Whoever does the runs; on a cluster the first of them trains the source
+)->None:
+    "The source stage, trained with all of this machine's threads before workers share them; they read it from the folder"
+    if launcher is None or launcher.inside: source_model(run, out, watch)
+    elif launcher.cluster == 'local' and run.source:
+        source_weights(run, out, watch)
+        _data.cache_clear()
 
 
 @dataclass(frozen=True)

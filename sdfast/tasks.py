@@ -480,18 +480,18 @@ def moving_digits(
     digit has 10, whatever the motion. The three splits show different handwritten images.
     Written once: a second process that comes meanwhile writes its own copy and keeps whichever was first."""
     if part not in CLIPS: raise InputError(f'moving_digits has the parts {", ".join(CLIPS)}, not {part!r}')
-    root = Path(path or home()).expanduser()/'moving_digits-2'
+    root = Path(path or home()).expanduser()/'moving_digits-2'/part
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         mine = root.with_name(f'{root.name}.{uuid.uuid4().hex[:8]}.tmp')
         try:
-            write_moving_digits(mine)
+            write_moving_digits(mine, part)
             try: mine.rename(root)  # atomic; fails if another process was first, whose copy is as good
             except OSError:
                 if not root.exists(): raise
         finally: shutil.rmtree(mine, ignore_errors=True)
-    table = pd.read_csv(root/part/'manifest.csv')
-    table['path'] = [str(root/part/p) for p in table.path]
+    table = pd.read_csv(root/'manifest.csv')
+    table['path'] = [str(root/p) for p in table.path]
     return _finish(_make(f'moving_digits:{part}', table, check=False))
 
 

@@ -20,7 +20,7 @@ from sdfast import status, store, study
 from sdfast.errors import InputError, StoreError
 from sdfast.launch import Launcher, Watch, share
 from sdfast.report import write_report
-from sdfast.study import Run, Runs, compare, execute, finished, source_model, untouched
+from sdfast.study import Run, Runs, compare, execute, finished, source_model, strength_grid, untouched
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures('fresh')
@@ -318,6 +318,14 @@ def test_a_run_that_kills_its_workers_becomes_a_row(base, tmp_path):
         os.environ['PYTHONPATH'] = os.environ['PYTHONPATH'].split(':', 1)[1]
     assert [r['status'] for r in rows] == ['ok', 'failed', 'ok'] and 'was killed' in rows[1]['error'] and any('ended before the work did' in l for l in log.lines)
     assert execute(runs[1], tmp_path)['status'] == 'ok' and work.read(runs[1], 0., log)['status'] == 'ok'
+
+
+def test_workers_measure_what_they_need_of_the_source(base, tmp_path, monkeypatch):
+    "The process that starts them trains the source and measures nothing; what the untouched encoder scores is written by one of them"
+    grids = {s:strength_grid(s, .01, n=1)[:1] for s in ('finetune', 'linear_probe')}
+    monkeypatch.setattr(study, 'Retention', lambda *a, **k: 1/0)
+    rows = compare(base, grids, tmp_path, seeds=1, launcher=Launcher(2, 'local'))
+    assert set(rows.status) == {'ok'} and rows.strategy.tolist() == ['finetune', 'linear_probe', 'untouched'] and rows.source_acc.notna().all() and not study._sources
 
 
 @pytest.mark.parametrize('jobs', [0, 2])

@@ -341,7 +341,7 @@ def test_what_a_part_does_not_ask_for_varies(tmp_path, few, monkeypatch):
     from sklearn.datasets import load_digits
     drawn, draw, truth = [], digits._draw, load_digits().target
     monkeypatch.setattr(digits, '_draw', lambda rng, image, motion: drawn.append(str(motion)) or draw(rng, image, motion))
-    digits.write_moving_digits(tmp_path)
+    for part in digits.PARTS: digits.write_moving_digits(tmp_path/part, part)
     table = pd.concat([pd.read_csv(tmp_path/part/'manifest.csv').assign(part=part) for part in digits.PARTS], ignore_index=True)
     table['motion'], table['digit'] = drawn, truth[table.group.str.removeprefix('image').astype(int)]
     motion, digit = table[table.part == 'motion'], table[table.part == 'digit']
@@ -350,10 +350,10 @@ def test_what_a_part_does_not_ask_for_varies(tmp_path, few, monkeypatch):
 
 
 def test_new_parts_and_splits_left_the_old_clips_as_they_were(tmp_path, few, monkeypatch):
-    digits.write_moving_digits(tmp_path/'all')
+    for part in ('source', 'target'): digits.write_moving_digits(tmp_path/'all'/part, part)
     monkeypatch.setattr(digits, 'PARTS', dict(source=digits.SOURCE, target=digits.TARGET))
     monkeypatch.setattr(digits, 'CLIPS', {p:{s:n for s, n in FEW[p].items() if (p, s) != ('source', 'valid')} for p in ('source', 'target')})
-    digits.write_moving_digits(tmp_path/'old')
+    for part in ('source', 'target'): digits.write_moving_digits(tmp_path/'old'/part, part)
     old = [p.relative_to(tmp_path/'old') for p in (tmp_path/'old').rglob('*.mp4')]
     assert len(old) == 220 and all((tmp_path/'all'/p).read_bytes() == (tmp_path/'old'/p).read_bytes() for p in old)
 
