@@ -34,16 +34,20 @@ def _conv(m, x, g, n, f):
     # channels last, a matrix product for each place of the kernel; with few channels one for all places, as narrow products are slow
     if any(m.padding): x = F.pad(x, [p for q in reversed(m.padding) for p in (q, q)])
     x, g = x.movedim(1, -1), g.movedim(1, -1)
-    size, g = g.shape[1:-1], g.reshape(n, -1, g.shape[-1]).transpose(1, 2)
+    size, g = g.shape[1:-1], g.reshape(n, -1, g.shape[-1])
+    if x.shape[-1] < 16:
+        b, *steps, c = (x := x.contiguous()).stride()
+        seen = x.as_strided((len(x), *size, *m.kernel_size, x.shape[-1]), (b, *(s*o for s, o in zip(steps, m.stride)), *(s*k for s, k in zip(steps, m.dilation)), c))
+        w = f(torch.bmm(seen.reshape(n, g.shape[1], -1).transpose(1, 2), g)).sum(0).T
+        return w.reshape(len(w), *m.kernel_size, -1).movedim(-1, 1), bias
     views = [x[(slice(None), *(slice(o*k, o*k + s*(t - 1) + 1, s) for o, k, s, t in zip(at, m.dilation, m.stride, size)))] for at in product(*map(range, m.kernel_size))]
-    if x.shape[-1] < 16: w = f(torch.bmm(g, torch.stack(views, -2).reshape(n, g.shape[2], -1))).sum(0).unflatten(1, (len(views), -1))
-    else: w = torch.stack([f(torch.bmm(g, v.reshape(n, g.shape[2], -1))).sum(0) for v in views], 1)
+    w = torch.stack([f(torch.bmm(g.transpose(1, 2), v.reshape(n, g.shape[1], -1))).sum(0) for v in views], 1)
     return w.transpose(1, 2).reshape(m.weight.shape), bias
 
 
 def _channels(x, g, n, f):
-    "Of a weight and a bias `(C,)` for `(n*r, C, ...)`, x normalised"
-    return tuple(None if t is None else f(t.reshape(n, -1, t.shape[1], t[0, 0].numel()).sum((1, 3))).sum(0) for t in (None if x is None else x*g, g))
+    "Of a weight and a bias `(C,)` for `(n*r, C, ...)`; x is normalised, and made for this"
+    return tuple(None if t is None else f(t.reshape(n, -1, t.shape[1], t[0, 0].numel()).sum((1, 3))).sum(0) for t in (None if x is None else x.mul_(g), g))
 
 
 def _batch_norm(m, x, g, n, f):
