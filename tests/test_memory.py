@@ -1,5 +1,5 @@
 "What protection adds to the memory of training, by the storages that are alive after each operation, against closed forms and bare forward passes."
-import importlib.util
+import importlib
 import os
 import platform
 import subprocess
@@ -24,9 +24,9 @@ SLACK = 50_000  # bytes: features, losses, what the recorder keeps
 
 
 def _bench():
-    spec = importlib.util.spec_from_file_location('bench', Path(__file__).parents[1]/'experiments'/'benchmarks'/'bench.py')
-    spec.loader.exec_module(m := importlib.util.module_from_spec(spec))
-    return m
+    sys.path.insert(0, str(Path(__file__).parents[1]/'experiments'/'benchmarks'))
+    try: return importlib.import_module('bench')
+    finally: del sys.path[0]
 
 
 peak_bytes = _bench().peak_bytes

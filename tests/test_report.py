@@ -311,9 +311,49 @@ def test_the_page_shows_what_protection_costs():
             assert (r['self_distill_bf16']['ratio'] <= 1.12) == (full and net == 'r2plus1d_18') and all((round(r[w]['ratio'], 2) <= 1.02) == full for w in ('l2sp', 'ewc'))
     assert (ROOT/'experiments/results/teacher_precision/table.md').read_text().rstrip() in page
     ways = {m:{k:v['ratio'] for k, v in d['ways'].items()} for m, d in json.loads((folder/'fisher.json').read_text())['models'].items()}
-    assert f'{ways["tiny"]["fisher"]:.2f} (Fisher) and {ways["tiny"]["mas"]:.2f} (MAS)' in page and f'takes {ways["tiny"]["loop"]:.1f};' in page and f"{ways['r2plus1d']['loop']:.2f} with the paper's R(2+1)D" in page
+    assert f'{ways["tiny"]["fisher"]:.2f} (Fisher) and {ways["tiny"]["mas"]:.2f} (MAS)' in page and f'takes {ways["tiny"]["loop"]:.1f};' in page and ways['tiny']['fisher'] > 1.4
+    assert "{:.2f} with the paper's R(2+1)D, {:.2f} with R(2+1)D-18, {:.2f} with C3D".format(*(ways[m]['fisher'] for m in ('r2plus1d', 'r2plus1d_18', 'c3d'))) in page
     s = {(r[''], r['n']):r['s'] for r in json.loads((folder/'scale.json').read_text())['rows']}
     assert 'built into a task in {:.1f} s, split in {:.1f}, their answers collected in {:.1f} and reported in {:.1f} s'.format(*(s[f'videos: {w}', 100_000] for w in ('build', 'split', 'collect', 'report'))) in page
     assert f'the status takes {s["runs: status", 9960]:.1f} s and the report {s["runs: report", 9960]:.1f}.' in page
     start = {r['module']:r for r in json.loads((folder/'startup.json').read_text())['rows']}
+    rows = json.loads((folder/'throughput.json').read_text())['models']['tiny']['rows']
+    assert 'on {:.0f} clips of 8x40x40 a second, {:.0f} with self-distillation'.format(*(rows['float32'][k] for k in ('plain', 'self_distill'))) in page
+    assert 'default layout on {:.0f} and {:.0f}, compiled on {:.0f} and {:.0f}.'.format(*(rows[f'float32, {w}'][k] for w in ('contiguous', 'compiled') for k in ('plain', 'self_distill'))) in page
     assert f'`import sdfast` takes {start["sdfast"]["median"]:.2f} s' in page and f'{start["sdfast.all"]["ratio"]:.2f} times as long' in page
+
+
+def test_the_page_shows_what_a_study_takes():
+    page, (six, more) = (ROOT/'experiments/README.md').read_text(), json.loads((ROOT/'experiments/results/benchmarks/study.json').read_text())['rows']
+    minutes, seconds = divmod(round(six['seconds']), 60)
+    assert f'`python experiments/compare.py`, {minutes} min {seconds} s from an empty cache with two workers' in page and six['workers'] == more['workers'] == 2 and six['seconds'] > 240 and not more['source']
+    assert f'{six["source"]:.0f} s to train the source, {six["runs"]:.0f} for the {six["n_runs"]} runs and {six["beyond"]:.0f} to write the clips' in page
+    assert f'after the study of six takes {more["seconds"]:.0f} s' in page and f'{more["runs"]:.0f} s are its {more["n_runs"]} runs' in page
+    # the same study with another source net
+    folder = ROOT/'experiments/results/moving_digits_workers'
+    table = summary(pd.read_csv(folder/'runs.csv'))
+    assert (folder/'table.md').read_text() == markdown(table)
+    old, new = (t.set_index('strategy') for t in (pd.read_csv(folder.with_name('moving_digits')/'table.csv'), table))
+    def lost(s): return '{:.1f} points instead of {:.1f}'.format(*(100*(t.source_acc['untouched'] - t.source_acc[s]) for t in (new, old)))
+    assert f'the untouched old head {100*new.source_acc["untouched"]:.1f} instead of {100*old.source_acc["untouched"]:.1f}, of which plain fine-tuning loses {lost("finetune")} and self-distillation {lost("self_distill").replace(" points", "")}.' in page
+    others = ['self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc']
+    for t in (old, new): assert (t.source_acc_verdict[others] == 'better').all() and (t.acc1_verdict[others] == 'not distinguishable').all()
+
+
+def test_the_page_shows_what_reading_costs():
+    page, folder = (ROOT/'experiments/README.md').read_text(), ROOT/'experiments/results/benchmarks'
+    runs = [json.loads((folder/f'decode_{i}.json').read_text()) for i in (1, 2, 3)]
+    avi, long = ([{r['reader']:r for r in d['groups'][g]['readers']} for d in runs] for g in ('UCF101 AVI', 'H.264, long GOP'))
+    for who, name in dict(floor='floor', sdfast='sdfast', pyav='PyAV, as one would write it', torchcodec='torchcodec', decord='decord').items():
+        cells = []
+        for r, digits in ((avi[0][who], 2), (long[0][who], 1)):
+            cells += [f'{r["ms_median"]:.{digits}f}', '1' if who == 'floor' else f'{r["ratio_to_floor"]:.2f}' + (f' [{r["low_to_floor"]:.2f}, {r["high_to_floor"]:.2f}]' if who == 'sdfast' else '')]
+        assert '| ' + ' | '.join([name, *cells]) + ' |' in page
+    three = ['{:.2f}, {:.2f} and {:.2f}'.format(*(r['sdfast']['ratio_to_floor'] for r in k)) for k in (avi, long)]
+    faster = [r['decord']['slower_than_sdfast'] for r in avi]
+    assert f'the three runs gave {three[0]} on the AVI' in page and f'and {three[1]} on H.264' in page and f'sdfast is {min(faster):.1f} to {max(faster):.1f} times as fast as decord' in page
+    assert all(abs(r['sdfast']['ratio_to_floor'] - 1.5) < .05 for r in avi) and min(faster) >= 1.8 and all(r['sdfast']['ratio_to_floor'] <= 1.15 for r in long)
+    load = json.loads((folder/'loader.json').read_text())
+    rate = {r['workers']:f'{r["clips_a_second"]:.0f}' for r in load['rows']}
+    assert f'gives {rate["0"]} clips a second in the loading process itself, {rate["1"]}, {rate["2"]} and {rate["4"]} with 1, 2 and 4 workers' in page and f'{rate["0, from memory"]} from memory' in page
+    assert f'take {load["crossing"]["transforms_ms_a_clip"]:.1f} ms a clip' in page

@@ -1,10 +1,10 @@
 "What the benchmarks share: ways to do the same thing, timed in turns in one process, a table and a JSON file of their ratios."
-import json, platform, sys, time, weakref
-from datetime import date
+import sys, time, weakref
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import write
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -93,8 +93,4 @@ def show(title, rows):
 
 def record(out, name, found, device):
     "Write `found` with the command, the day and the machine"
-    cpu = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), platform.processor()) if Path('/proc/cpuinfo').is_file() else platform.processor()
-    about = dict(command='python ' + ' '.join([f'experiments/benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]]), date=str(date.today()), cpu=cpu, torch=torch.__version__,
-                 threads=torch.get_num_threads(), device=torch.cuda.get_device_name() if device == 'cuda' else device)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    (Path(out)/f'{name}.json').write_text(json.dumps(about | found, indent=1))
+    write(out, name, device, threads=torch.get_num_threads(), **found)
