@@ -352,8 +352,7 @@ def source_model(
                           cache=folder/'features')
     _sources[place] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path, folder)
     if not rank_distrib() and _reference(run, out, watch) is None:
-        with store.claim(folder, told=watch.say):
-            if _reference(run, out, Watch()) is None: _write_reference(run, out, hit, task)  # else another process was first
+        with store.claim(folder, told=watch.say): _write_reference(run, out, hit, task)
     return hit
 
 

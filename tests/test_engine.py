@@ -325,7 +325,7 @@ def test_workers_measure_what_they_need_of_the_source(base, tmp_path, monkeypatc
     grids = {s:strength_grid(s, .01, n=1)[:1] for s in ('finetune', 'linear_probe')}
     monkeypatch.setattr(study, 'Retention', lambda *a, **k: 1/0)
     rows = compare(base, grids, tmp_path, seeds=1, launcher=Launcher(2, 'local'))
-    assert set(rows.status) == {'ok'} and rows.strategy.tolist() == ['finetune', 'linear_probe', 'untouched'] and rows.source_acc.notna().all() and not study._sources
+    assert set(rows.status) == {'ok'} and rows.strategy.tolist() == ['finetune', 'linear_probe', 'untouched'] and rows.source_acc.notna().all() and not study._sources and not study._data.cache_info().currsize
 
 
 @pytest.mark.parametrize('jobs', [0, 2])
