@@ -17,7 +17,7 @@ from submitit import AutoExecutor, LocalExecutor
 from submitit.helpers import Checkpointable
 
 from . import store
-from .errors import Busy, InputError
+from .errors import Busy, InputError, StoreError
 
 __all__ = ['Watch', 'Work', 'Launcher', 'share', 'join_processes', 'agree', 'alone', 'Dealt']
 
@@ -79,7 +79,7 @@ class _Todo:
         self.then, self.watch, self.plan = then, watch, plan
         plan(self.pieces)
 
-    def __bool__(self):
+    def more(self):
         "Whether there is anything left, or follows from what was found"
         if not self.left and self.then is not None:
             more, self.then = self.then(self.found(), self.watch), None
@@ -112,18 +112,18 @@ def share(
     todo = _Todo(pieces, then, watch, plan if since is None and not rank_distrib() else lambda known: None)
     since = time.time() if since is None else since
     if launcher is None or launcher.inside:
-        while todo:
+        while todo.more():
             for i in list(todo.left):
                 try: todo.done(i, work.do(todo.pieces[i], since, watch))
                 except Busy: continue
             if todo.left: time.sleep(.2)
-    else: _supervise(todo, work, Path(out), watch, launcher, since)
+    else: _supervise(todo, work, Path(out), watch, launcher, since, total)
     return todo.found()
 
 
 class Worker(Checkpointable):
-    "What a worker process does. Preempted, it is queued again as it is: all that it did is in the folder"
-    def __call__(self, work:Work, pieces:list, then:Callable|None, out:str|Path, since:float, first:int, threads:int|None, boss:int|None)->None:
+    "What a worker process does; it returns what nobody else could do better. Preempted, it is queued again as it is: all that it did is in the folder"
+    def __call__(self, work:Work, pieces:list, then:Callable|None, out:str|Path, since:float, first:int, threads:int|None, boss:int|None)->Exception|None:
         from .report import LiveWatch
         if threads: torch.set_num_threads(threads)
         if boss: threading.Thread(target=_follow, args=(boss,), daemon=True).start()
@@ -133,8 +133,12 @@ class Worker(Checkpointable):
 
             def follows(found, watch):
                 more = then(turned(found, len(pieces) - first), watch)
+                watch.plan([work.at(p)[0] for p in more])
                 return turned(more, first*len(more)//len(pieces))
-            share(turned(pieces, first), work, out, watch, since=since, then=then and follows)
+            try: share(turned(pieces, first), work, out, watch, since=since, then=then and follows)
+            except (InputError, StoreError) as e:
+                watch.say(str(e))
+                return e
 
 
 def _follow(boss):
@@ -170,7 +174,7 @@ def _alive(job, cluster)->bool:
     return bool(q.stdout.strip()) or (q.returncode != 0 and 'Invalid job id' not in q.stderr)
 
 
-def _supervise(todo, work, out, watch, launcher, since):
+def _supervise(todo, work, out, watch, launcher, since, total):
     "Start workers, replace those that die, and tell what they do"
     jobs, before, idle = [], None, 0
 
@@ -181,12 +185,13 @@ def _supervise(todo, work, out, watch, launcher, since):
                 work.report(r, first, watch)
     try:
         collect(first=True)
-        while todo:
+        while todo.more():
             if not any(_alive(j, launcher.cluster) for j in jobs):
                 collect()
                 begun = [i for i in todo.left if work.folder(todo.pieces[i]).exists()]
                 now = len(todo.pieces), len(todo.left), sum(work.at(todo.pieces[i])[1] for i in begun)
                 idle, before = idle + 1 if now == before else 0, now
+                if todo.left and (why := next(filter(None, map(_refusal, jobs)), None)): raise why
                 if jobs and todo.left: watch.say(f'the workers ended before the work did ({_last_words(jobs)}); {"new ones go on" if idle < 2 else "they got nowhere"}')
                 if idle >= 2:  # two generations of workers, and not an epoch more
                     if not begun: raise RuntimeError(f'workers cannot start: {_last_words(jobs)}; their logs are in {out/"workers"}')
@@ -195,7 +200,7 @@ def _supervise(todo, work, out, watch, launcher, since):
                     collect()
                 if todo.left:  # what follows from all, follows from those that are done, too
                     some = [p for i, p in enumerate(todo.pieces) if todo.then is not None or i in todo.left]
-                    jobs = _start(min(launcher.jobs, len(some)), some, todo.then, work, out, launcher, since)
+                    jobs = _start(min(launcher.jobs, max(len(some), (total or 0) - len(todo.results))), some, todo.then, work, out, launcher, since)
             time.sleep(launcher.poll)
             collect()
             watch.running([work.at(todo.pieces[i]) for i in todo.left if (work.folder(todo.pieces[i])/store.OWNER).exists()])
@@ -203,6 +208,12 @@ def _supervise(todo, work, out, watch, launcher, since):
         if launcher.cluster == 'local': _end(jobs)
         elif jobs: watch.say(f'jobs {", ".join(sorted({j.job_id.split("_")[0] for j in jobs}))} go on in the cluster; the same command finds what they did, scancel ends them')
         raise
+
+
+def _refusal(job):
+    "What a worker that ended returned"
+    try: return job.result() if job.paths.result_pickle.exists() else None
+    except Exception: return None  # it was killed, or is of another kind
 
 
 def _end(jobs):

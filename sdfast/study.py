@@ -34,7 +34,7 @@ from .errors import Damaged, InputError, StoreError
 from .forgetting import Retention, RetentionCurve, probe_head
 from .launch import Dealt, Launcher, Watch, Work, agree, alone, share
 from .loggers import loggers
-from .memory import keep_freed_memory
+from .memory import hand_back_memory, keep_freed_memory
 from .models import create_model, encoder_head_split, extract, load_encoder, model_stats, save_weights
 from .resume import Resume, Stateful, epochs_done
 from .strategies import STRATEGIES, Importance, PathIntegral, Telemetry, channel_attention, empirical_fisher, mas_importance
@@ -352,7 +352,8 @@ def source_model(
                           cache=folder/'features')
     _sources[place] = hit = Source(model, retention, _balanced(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path, folder)
     if not rank_distrib() and _reference(run, out, watch) is None:
-        with store.claim(folder, told=watch.say): _write_reference(run, out, hit, task)
+        with store.claim(folder, told=watch.say):
+            if _reference(run, out, Watch()) is None: _write_reference(run, out, hit, task)  # else one was first, while this process waited
     return hit
 
 
@@ -702,6 +703,7 @@ def begin(
     elif launcher.cluster == 'local' and run.source:
         source_weights(run, out, watch)
         _data.cache_clear()
+        hand_back_memory()
 
 
 @dataclass(frozen=True)

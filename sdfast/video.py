@@ -339,7 +339,7 @@ class MultiClip(Callback):
 class NormalizeClips(Normalize):
     """fastai's `IntToFloatTensor` and `Normalize` in one pass over a batch on its device: uint8 `(..., T, C, H, W)` to float32, `(x/255 - mean)/std`.
 
-    Rounded once instead of three times; decoded as by both. `parts` are the two, for what needs floats in [0, 1] in between."""
+    Decoded as by both. `parts` are the two, for what needs floats in [0, 1] in between."""
 
     @property
     def parts(self)->list[Transform]: return [IntToFloatTensor(), Normalize(self.mean, self.std)]

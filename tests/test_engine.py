@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import Log, small_run
 
-from sdfast import status, store, study
+from sdfast import launch, status, store, study
 from sdfast.errors import InputError, StoreError
 from sdfast.launch import Launcher, Watch, share
 from sdfast.report import write_report
@@ -328,28 +328,42 @@ def test_workers_measure_what_they_need_of_the_source(base, tmp_path, monkeypatc
     assert set(rows.status) == {'ok'} and rows.strategy.tolist() == ['finetune', 'linear_probe', 'untouched'] and rows.source_acc.notna().all() and not study._sources and not study._data.cache_info().currsize
 
 
+def test_what_no_worker_can_do_is_told_at_once(base, tmp_path):
+    "Not taken for a worker that was killed, nor written down as the runs' failure"
+    grids = {s:strength_grid(s, .01, n=1)[:1] for s in ('finetune', 'linear_probe')}
+    bad = tmp_path/'bad.csv'
+    bad.write_text('path,label,split,group\n')
+    with pytest.raises(InputError, match='bad'): compare(replace(base, others=f'csv:{bad}'), grids, tmp_path/'out', seeds=1, launcher=Launcher(2, 'local'))
+    assert len(list((tmp_path/'out/workers').glob('*submitted.pkl'))) == 2 and not list((tmp_path/'out').glob('runs/*/result.json'))
+
+
+@pytest.mark.parametrize('jobs, trials, started', [(16, 3, 9), (4, 3, 4), (2, 12, 2)])
+def test_as_many_workers_as_there_will_be_work_for(base, tmp_path, monkeypatch, jobs, trials, started):
+    "Those that do the trials go on to the final runs, which may be more"
+    asked = []
+    monkeypatch.setattr(launch, '_start', lambda n, *a: asked.append(n) or 1/0)
+    with pytest.raises(ZeroDivisionError): share([replace(base, seed=i) for i in range(trials)], Runs(str(tmp_path)), tmp_path, launcher=Launcher(jobs, 'local'), total=9, then=lambda rows, watch: [])
+    assert asked == [started]
+
+
 @pytest.mark.parametrize('jobs', [0, 2])
-def test_workers_go_on_with_what_follows(base, tmp_path, jobs):
+def test_workers_go_on_with_what_follows(base, tmp_path, monkeypatch, jobs):
     "What follows from all results comes behind them, in the order in which it was given; workers are started once"
     source_model(base, tmp_path)
     runs = [replace(base, seed=i, epochs=1) for i in range(3)]
     (tmp_path/'following.py').write_text('from dataclasses import replace\n\n\ndef follow(rows, watch):\n    watch.say(f\'seeds {[r["seed"] for r in rows]}\')\n'
-                                         '    return [replace(BASE, seed=10 + i, epochs=1) for i in reversed(range(len(rows)))]\n'.replace('BASE', 'base()')
-                                         + '\n\ndef base():\n    import json\n    from pathlib import Path\n    from sdfast.study import Run\n    return Run(**json.loads((Path(__file__).parent/"base.json").read_text()))\n')
+                                         '    return [replace(base(), seed=int(10 + 5*i + r["seed"]), epochs=1) for i, r in reversed(list(enumerate(rows)))]\n'
+                                         '\n\ndef base():\n    import json\n    from pathlib import Path\n    from sdfast.study import Run\n    return Run(**json.loads((Path(__file__).parent/"base.json").read_text()))\n')
     (tmp_path/'base.json').write_text(json.dumps(asdict(base)))
-    sys.path.insert(0, str(tmp_path))
-    os.environ['PYTHONPATH'] = f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}'
-    try:
-        sys.modules.pop('following', None)
-        from following import follow
-        log = Log()
-        rows = share(runs, Runs(str(tmp_path)), tmp_path, log, Launcher(jobs, 'local') if jobs else None, total=6, then=follow)
-    finally:
-        sys.path.remove(str(tmp_path))
-        os.environ['PYTHONPATH'] = os.environ['PYTHONPATH'].split(':', 1)[1]
-    assert [r['seed'] for r in rows] == [0, 1, 2, 12, 11, 10] and {r['status'] for r in rows} == {'ok'}
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}')
+    sys.modules.pop('following', None)
+    from following import follow
+    log = Log()
+    rows = share(runs, Runs(str(tmp_path)), tmp_path, log, Launcher(jobs, 'local') if jobs else None, total=6, then=follow)
+    assert [r['seed'] for r in rows] == [0, 1, 2, 22, 16, 10] and {r['status'] for r in rows} == {'ok'}
     assert [l for l in log.lines if l.startswith('seeds')] == ['seeds [0, 1, 2]'] and status.snapshot(tmp_path)['total'] == len(status.snapshot(tmp_path)['pieces']) == 6
-    assert len(list((tmp_path/'workers').glob('*submitted.pkl'))) == jobs
+    assert len(list((tmp_path/'workers').glob('*submitted.pkl'))) == jobs and len(list((tmp_path/'runs').iterdir())) == 6  # nor did they do others
     assert share(runs, Runs(str(tmp_path)), tmp_path, log, then=follow) == rows
 
 

@@ -137,8 +137,24 @@ GLIBC = pytest.mark.skipif(not (sys.platform == 'linux' and platform.libc_ver()[
 @GLIBC
 def test_freed_memory_is_kept_for_the_next_batch():
     "Counted by the kernel: pages that were touched for the first time since the system gave them, of 20,000 in a batch. Without it each is new"
-    assert (new := _faults(False))[0] == 'None' and new[1] > 10_000
-    assert (kept := _faults(True))[0] == 'True' and kept[1] < 100
+    assert (new := _faults(False))[0] == 'None' and new[1] > 100  # 20,000, fewer where pages are large
+    assert (kept := _faults(True))[0] == 'True' and kept[1] < new[1]/20
+
+
+@GLIBC
+def test_what_is_free_is_handed_back():
+    code = """
+import torch
+from sdfast.memory import hand_back_memory, keep_freed_memory
+def held(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS'))//1024
+assert keep_freed_memory()
+x = [torch.ones(250_000) for _ in range(300)]  # 300 MB
+del x
+kept = held()
+hand_back_memory()
+print(kept - held())
+"""
+    assert int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=ENV, cwd=Path(__file__).parents[1], check=True).stdout) > 250
 
 
 @GLIBC

@@ -4,7 +4,7 @@
     python experiments/benchmarks/loader.py ucf101:data --workers 0,4,8,16 --model r2plus1d_18 --device cuda --bs 32
 
 Passes over the train part, clips of --frames and --stride, decoding, random crop, flip, batch, transfer and batch transforms included, for each number of
-workers, in turns; the first batch, for which workers start, is apart. With no worker videos that fit are decoded whole in the first pass and kept in
+workers, in turns; clips a second are those of a whole pass, the start of its workers included. With no worker videos that fit are decoded whole in the first pass and kept in
 memory: the second row of 0. What crosses to the device is one batch of bytes; turning it to float and normalising it there is timed by itself. With --model
 a training step is done on each batch, and the part of the time spent waiting for batches is told. Writes JSON to --out."""
 import time, warnings
@@ -63,8 +63,7 @@ def main(
                 stepping += time.perf_counter() - start
             n += len(x)
             marks.append(time.perf_counter())
-        rest = marks[-1] - marks[1]
-        return dict(first_batch_s=marks[1] - marks[0], clips_a_second=(n - bs)/rest if rest else np.nan, waiting=1 - stepping/(marks[-1] - marks[0]) if net is not None else None)
+        return dict(first_batch_s=marks[1] - marks[0], clips_a_second=n/(marks[-1] - marks[0]), waiting=1 - stepping/(marks[-1] - marks[0]) if net is not None else None)
 
     found = {}
     for i in range(rounds):

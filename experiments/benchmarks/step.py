@@ -164,4 +164,4 @@ def main(
         if memory: found[name] = rows | dict(memory=peaks(name, batch, device, timer))
         print('of fastai, medians (least rounds): ' + ', '.join(f'{w} {rows[w]["median"]/rows["fastai"]["median"]:.3f} ({rows[w]["min"]/rows["fastai"]["min"]:.3f})' for w in ('self_distill', 'self_distill_bf16')) + '; '
               f'the penalty by itself adds l2sp {rows["l2sp"]["added"]:.4f}, ewc {rows["ewc"]["added"]:.4f} of a plain step', flush=True)
-        record(out, 'step', dict(bs=bs, frames=frames, size=size, rounds=rounds, kept_freed_memory=kept, load_average=os.getloadavg()[0], models=found), device)
+        record(out, 'step', dict(bs=bs, frames=frames, size=size, rounds=rounds, kept_freed_memory=kept, models=found), device)
