@@ -15,10 +15,10 @@ def _glibc():
 def keep_freed_memory()->bool: # Whether this process does so now
     """Let this process keep the memory that it frees, for training on a CPU, until it ends or `hand_back_memory` is called.
 
-    Its peak grows, too, as what it keeps does not always fit what it needs next. glibc hands large blocks back to the system as soon as they are freed, and the system clears each page anew when it is
-    touched the next time: with the activations of a video net, in each batch (experiments/benchmarks/step.py measures what that
-    costs). Studies do this on a machine without a GPU. Where glibc's settings were chosen in the environment, and with another C
-    library, nothing is changed."""
+    Its peak grows, too, as what it keeps does not always fit what it needs next. glibc hands large blocks back to the system as
+    soon as they are freed, and the system clears each page anew when it is touched the next time: with the activations of a video
+    net, in each batch (experiments/benchmarks/step.py measures what that costs). Studies do this on a machine without a GPU. Where
+    glibc's settings were chosen in the environment, and with another C library, nothing is changed."""
     libc = _glibc()
     return libc is not None and not any(os.environ.get(n) for n in CHOSEN) and bool(libc.mallopt(M_TRIM_THRESHOLD, -1) and libc.mallopt(M_MMAP_MAX, 0))
 
