@@ -76,6 +76,12 @@ def one_node(folder):
             time.sleep(.5)
         else: pytest.skip(f'the node does not become idle: {seen.stdout or seen.stderr} {(dir/"slurmctld.log").read_text()[-300:]}')
         yield env
+        # else the steps of a job outlive those who know of it
+        for _ in range(40):
+            subprocess.run(['scancel', '--signal=KILL', '--full', '--me'], env=os.environ | env, capture_output=True)
+            subprocess.run(['scancel', '--me'], env=os.environ | env, capture_output=True)
+            if not subprocess.run(['squeue', '-h'], env=os.environ | env, capture_output=True).stdout: break
+            time.sleep(.5)
     finally:
         for p in reversed(running): p.terminate()
         for p in running:

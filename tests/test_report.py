@@ -329,6 +329,8 @@ def test_the_page_shows_what_a_study_takes():
     assert f'`python experiments/compare.py`, {minutes} min {seconds} s from an empty cache with two workers' in page and six['workers'] == more['workers'] == 2 and six['seconds'] > 240 and not more['source']
     assert f'{six["source"]:.0f} s to train the source, {six["runs"]:.0f} for the {six["n_runs"]} runs and {six["beyond"]:.0f} to write the clips' in page
     assert f'after the study of six takes {more["seconds"]:.0f} s' in page and f'{more["runs"]:.0f} s are its {more["n_runs"]} runs' in page
+    quick, _ = json.loads((ROOT/'experiments/results/benchmarks/study_quick.json').read_text())['rows']
+    assert f'`--quick` {quick["seconds"]:.0f} s ([study_quick.json]' in page and quick['n_runs'] == 24
     # the same study with another source net
     folder = ROOT/'experiments/results/moving_digits_workers'
     table = summary(pd.read_csv(folder/'runs.csv'))
@@ -355,5 +357,5 @@ def test_the_page_shows_what_reading_costs():
     assert 1.5 < max(r['sdfast']['ratio_to_floor'] for r in avi) < 1.525 and min(faster) >= 1.8 and all(r['sdfast']['ratio_to_floor'] <= 1.15 for r in long)
     load = json.loads((folder/'loader.json').read_text())
     rate = {r['workers']:f'{r["clips_a_second"]:.0f}' for r in load['rows']}
-    assert f'gives {rate["0"]} clips a second in the loading process itself, {rate["1"]}, {rate["2"]} and {rate["4"]} with 1, 2 and 4 workers' in page and f'{rate["0, from memory"]} from memory' in page
+    assert f'gives {rate["0"]} clips a second in the loading process itself' in page and f'{rate["1"]}, {rate["2"]} and {rate["4"]} with 1, 2 and 4 workers' in page and f'{rate["0, from memory"]} from memory' in page
     assert f'take {load["crossing"]["transforms_ms_a_clip"]:.1f} ms a clip' in page
