@@ -3,7 +3,7 @@ import ctypes, os, sys
 
 __all__ = ['keep_freed_memory', 'hand_back_memory']
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h: what is handed back, and how many blocks are mapped by themselves
 CHOSEN = 'MALLOC_TRIM_THRESHOLD_', 'MALLOC_MMAP_THRESHOLD_', 'MALLOC_MMAP_MAX_', 'MALLOC_TOP_PAD_', 'GLIBC_TUNABLES'  # see mallopt(3)
 
 

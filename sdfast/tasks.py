@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from inspect import signature
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +47,9 @@ class KeptDL(TfmdDL):
         if self.shuffle or self.fake_l.num_workers: return super().create_batches(samps)
         if self._kept is None:
             batches = super().create_batches(samps)
-            first = next(batches, None)
-            if first is None or first[0].nbytes*len(self) > CACHE_BYTES: return iter(()) if first is None else chain([first], batches)  # many clips of each video
-            self._kept = [first, *batches]
+            first = list(islice(batches, 1))
+            if first and first[0][0].nbytes*len(self) > CACHE_BYTES: return chain(first, batches)  # many clips of each video
+            self._kept = [*first, *batches]
         return iter(self._kept)
 
     def do_item(self, s:int)->object:

@@ -287,6 +287,20 @@ def test_videos_in_memory_are_the_batches_of_any_loader(clips, kwargs, monkeypat
     for a, b in zip(ours, theirs): assert a[:2] == b[:2] and torch.equal(a[2], b[2]) and torch.equal(a[3], b[3])
 
 
+def test_batches_are_kept_up_to_a_bound(clips, monkeypatch):
+    "Several clips of each video can take more than the videos; such batches are made anew, and are the same."
+    dls = folder(clips, group=r'(p\d)_').hold_out(.3).dls(frames=4, size=24, bs=2, k=3)
+    kept = [x.clone() for x, _ in dls.valid]
+    assert dls.valid._kept is not None and len(kept) > 1
+    monkeypatch.setattr(tasks, 'CACHE_BYTES', dls.valid._kept[0][0].nbytes*len(kept) - 1)
+    again = dls.valid.new()
+    found = [[x for x, _ in again] for _ in range(2)]
+    assert again._kept is None and all(len(f) == len(kept) and all(torch.equal(a, b) for a, b in zip(f, kept)) for f in found)
+    monkeypatch.setattr(tasks, 'CACHE_BYTES', tasks.CACHE_BYTES + 1)
+    list(again)
+    assert len(again._kept) == len(kept)
+
+
 def test_a_video_that_breaks_later_is_skipped_from_memory_too(clips, tmp_path):
     root = tmp_path/'some'
     shutil.copytree(clips, root)
