@@ -86,11 +86,13 @@ def _refused(path):
     except av.FFmpegError as e: raise VideoError(f'{path}: cannot be decoded ({_reason(e)})') from None
 
 
-def _open(path, format=None):
+def _open(path, format=None, probe=True):
+    "The container and its video stream; without `probe` FFmpeg takes the container's word for what is in it, instead of decoding some of it to see"
     if os.path.exists(path) and not os.path.isfile(path): raise VideoError(f'{path}: cannot be opened (not a file)')  # a pipe would block for ever
     limit = dict(max_pixels=str(MAX_PIXELS))  # a few bytes can declare a frame of gigabytes, from the first or later on
+    options = limit if probe else limit | dict(probesize='32', analyzeduration='1')  # the least that FFmpeg takes
     # a text in the header need not be UTF-8; a path with a NUL is a ValueError
-    try: f = av.open(str(path), format=format, options=limit, metadata_errors='replace')
+    try: f = av.open(str(path), format=format, options=options, metadata_errors='replace')
     except (av.FFmpegError, OSError, ValueError) as e: raise VideoError(f'{path}: cannot be opened ({_reason(e)})') from None
     s = next(iter(f.streams.video), None)
     if s is None or s.codec_context is None:
@@ -121,7 +123,7 @@ def _rgb(frame, out):
     scale = _local.scaler.reformat
     if (w, h) == (frame.width, frame.height): out[:] = scale(frame, w, h, 'rgb24', threads=1).to_ndarray().transpose(2, 0, 1)
     else:  # in planes swscale is three times as fast as in rgb24, and exact; unscaled it leaves the last columns of some widths unwritten
-        for i, p in zip((1, 2, 0), scale(frame, w, h, 'gbrp', threads=1).planes): out[i] = np.frombuffer(p, np.uint8).reshape(-1, p.line_size)[:h, :w]
+        for i, p in zip((1, 2, 0), scale(frame, w, h, 'gbrp', threads=1).planes): out[i] = np.ndarray((h, w), np.uint8, p, 0, (p.line_size, 1))
 
 
 @lru_cache(maxsize=2**17)
@@ -194,7 +196,7 @@ class VideoFile(str):
         use = [got[i] for i in have[np.maximum(np.searchsorted(have, frames, side='right') - 1, 0)].tolist()]
         return torch.from_numpy(x if use == list(range(len(x))) else x[use])
 
-    def _decode(self, want, wh, seek=True, skip=True):
+    def _decode(self, want, wh, seek=True, quick=True):
         "`{number: row}` for those of the ascending frame numbers `want` that can be decoded, and rows `(3, H, W)`"
         ix, got, last = self.index, {}, None
         x = np.empty((len(want), 3, *wh[::-1]), np.uint8)
@@ -205,11 +207,12 @@ class VideoFile(str):
             if i not in got: _rgb(frame, x[got.setdefault(i, len(got))])
 
         seek = seek and not ix.counted and len(ix.keys) > 1 and ix.pts[want[0]] >= ix.keys[1]
-        f, s = _open(self, ix.format)
+        mov = quick and not ix.counted and ix.format == 'mov'  # MP4: it has the time stamps and how far frames are out of order
+        f, s = _open(self, ix.format, probe=not mov)
         with f:
             if seek: f.seek(int(ix.pts[want[0]]), stream=s)
             # only of H.264 does the stream say for certain which frames no other frame is made from
-            skip = skip and not ix.counted and s.codec_context.name == 'h264'
+            skip = quick and not ix.counted and s.codec_context.name == 'h264'
             for n, frame in enumerate(_frames(f, s, times if skip else None)):
                 i = n if ix.counted else number.get(frame.pts)
                 if i is None: continue
@@ -218,9 +221,9 @@ class VideoFile(str):
                 if i >= want[-1]: break
             # broken before the last frame asked for: the last good one stands in
             if last is not None and last[0] < want[-1]: keep(*last)
-        if skip and not wanted <= set(got): return self._decode(want, wh, seek, skip=False)
+        if (mov or skip) and not wanted <= set(got): return self._decode(want, wh, seek, quick=False)
         # some containers land behind the frame they were asked to seek
-        return self._decode(want, wh, seek=False, skip=False) if seek and (not got or min(got) > want[0]) else (got, x)
+        return self._decode(want, wh, seek=False, quick=False) if seek and (not got or min(got) > want[0]) else (got, x)
 
 
 def clip_indices(

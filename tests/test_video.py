@@ -112,6 +112,22 @@ def test_skipping_frames_that_no_other_is_made_from(shared, monkeypatch):
     assert torch.equal(got, v.read(want, 24)) and len(decoded) == 131 and n < .75*len(decoded)
 
 
+def test_an_mp4_is_opened_without_a_look_at_its_frames(shared, monkeypatch):
+    "And once more with one where frames are missing, as from a file that does not tell how far they are out of order"
+    from sdfast import video
+    v, probed, loses, want = VideoFile(shared/'torture/made/mp4_named_as.avi'), [], False, [5, 9, 20]
+    frames, opened, full = video._frames, video._open, decode_all(shared/'torture/made/mp4_named_as.avi', v, 24)
+    def noted(path, format=None, probe=True):
+        probed.append(probe)
+        return opened(path, format, probe)
+    monkeypatch.setattr(video, '_open', noted)
+    monkeypatch.setattr(video, '_frames', lambda *args: (x for i, x in enumerate(frames(*args)) if not (loses and i > 1 and not probed[-1])))
+    for loses, how in ((False, [False]), (True, [False, True])):
+        probed.clear()
+        np.testing.assert_array_equal(v.read(want, 24).permute(0, 2, 3, 1).numpy(), full[want])
+        assert probed == how
+
+
 def by_definition(frame):
     "RGB of a planar YUV frame by ITU-R BT.601 or 709, in floats; chroma is repeated, not interpolated"
     ten = '10' in frame.format.name
