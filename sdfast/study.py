@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.callback.schedule import ParamScheduler, SchedCos
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -133,6 +133,12 @@ class _Ticker(Callback):
     order, run_valid = 70, False
     def __init__(self, watch): self.watch = watch
     def after_batch(self): self.watch.epoch(self.epoch, (self.iter + 1)/self.n_iter)
+
+
+class _Unwatched(Callback):
+    "Leaves validation out where nobody reads it"
+    order = 51  # behind the recorder, which has forgotten the last epoch's
+    def before_validate(self): raise CancelValidException
 
 
 class Seeded(Callback):
@@ -397,7 +403,7 @@ def _train_source(run, model, task, dls, folder, watch):
     watch.start('source task', run.source_epochs)
     if run.source_epochs:
         integral = PathIntegral()
-        learn, why = _fit(dls, model, run.source_epochs, run.source_lr, 0, [integral, resume], watch)
+        learn, why = _fit(dls, model, run.source_epochs, run.source_lr, 0, [integral, resume, _Unwatched()], watch)
         if why: raise InputError(f'training on the source task {why}; try a smaller source_lr than {run.source_lr}')
         path = integral.importance()
     else:

@@ -17,7 +17,6 @@ from torch import nn
 from sdfast.errors import InputError
 from sdfast.models import FrameEncoder, c3d, encoder_head_split, eval_mode, r2plus1d, tiny
 from sdfast.strategies import EWC, L2SP, MAS, SI, Importance, PathIntegral, SelfDistill, empirical_fisher, fisher_information, mas_importance
-from sdfast.strategies import anchor
 from sdfast.strategies.persample import Layers
 
 
@@ -186,7 +185,6 @@ def close(a, b, rtol):
 def spy(monkeypatch):
     "Counts the batches that were taken together, and those that were not"
     said, real = [], Layers.sums
-    monkeypatch.setattr(anchor, 'TOGETHER', float('inf'))
     monkeypatch.setattr(Layers, 'sums', lambda *a: said.append(real(*a)) or said[-1])
     return said
 
@@ -203,6 +201,15 @@ def test_samples_together_equal_one_by_one(name, take, double, monkeypatch):
     if name == 'vit': assert not said  # a position embedding has no rule
     else: assert len(said) == 3 and None not in said
     if name == 'frames': assert got.diag['unused.weight'].abs().sum() == 0
+
+
+def test_how_many_samples_go_together_by_default(monkeypatch):
+    taken, real = [], Layers.sums
+    monkeypatch.setattr(Layers, 'sums', lambda self, outputs, cotangents, batch, f: taken.append(len(batch[0])) or real(self, outputs, cotangents, batch, f))
+    for width, want in ((8, [16, 4]), (1600, [4]*5)):  # 2.6 million weights
+        empirical_fisher(nn.Sequential(nn.Linear(width, width), nn.Linear(width, 2)), [(torch.randn(20, width), torch.randint(0, 2, (20,)))])
+        assert taken == want
+        taken.clear()
 
 
 class Twice(nn.Module):

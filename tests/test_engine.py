@@ -49,6 +49,17 @@ def results(out):
     return {f.parent.name:clean(json.loads(f.read_text())) for f in Path(out).glob('runs/*/result.json')}
 
 
+def test_the_source_stage_validates_nothing(base, tmp_path, monkeypatch):
+    "Nobody reads it, and the weights are the same with it"
+    base, seen, given = replace(base, source_valid=True), [], study.MultiClip.before_batch
+    monkeypatch.setattr(study.MultiClip, 'before_batch', lambda self: seen.append(self.training) or given(self))
+    source = source_model(base, tmp_path/'without')
+    assert seen and all(seen)
+    study._sources.clear(), seen.clear()
+    monkeypatch.setattr(study._Unwatched, 'before_validate', lambda self: None)
+    assert source_model(base, tmp_path/'with').id == source.id and not all(seen)
+
+
 def test_killed_again_and_again_it_ends_with_the_same_numbers(base, tmp_path):
     whole = compare(base, GRIDS, tmp_path/'whole', seeds=1)
     study._sources.clear(), study._data.cache_clear()

@@ -1,6 +1,6 @@
 """What does exact importance cost, compared with an ordinary backward pass over the same samples?
 
-    python experiments/benchmarks/fisher.py            # a few minutes on 2 CPU cores
+    python experiments/benchmarks/fisher.py            # a quarter of an hour on 2 CPU cores
     python experiments/benchmarks/fisher.py --quick    # the tiny net alone, half a minute
 
 The empirical Fisher information and MAS of an encoder from n clips: one ordinary forward and backward pass over all n clips (`backward`, with gradients of all weights; no per-sample
@@ -24,7 +24,7 @@ from sdfast.strategies import empirical_fisher, mas_importance
 @call_parse
 def main(
     models:str='tiny,r2plus1d,r2plus1d_18,c3d', # Nets, by commas
-    n:int=0, # Clips; 0: 64 for the tiny net, 8 for others
+    n:int=0, # Clips; 0: 64 for the tiny net, 32 for others
     frames:int=8, # Of a clip
     size:int=0, # Height and width; 0: 40 for the tiny net, 56 for others
     chunk:int=16, # Samples at once
@@ -39,7 +39,7 @@ def main(
     kept = device == 'cpu' and keep_freed_memory()
     timer, found = Timer(device), {}
     for name in ['tiny'] if quick else models.split(','):
-        clips, edge = n or (64 if name == 'tiny' else 8), size or (40 if name == 'tiny' else 56)
+        clips, edge = n or (64 if name == 'tiny' else 32), size or (40 if name == 'tiny' else 56)
         torch.manual_seed(0)
         net = create_model(name, 60).to(device).eval()
         x, y = torch.randn(clips, frames, 3, edge, edge, device=device), torch.randint(0, 60, (clips,), device=device)

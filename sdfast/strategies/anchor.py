@@ -167,7 +167,7 @@ class Importance:
 Fisher = Importance
 
 
-TOGETHER = 2_000_000  # weights; on a CPU a sample of a larger net takes long enough by itself: R(2+1)D was measured to be slower together
+LARGE = 2_000_000  # weights of a net whose samples are so large that four of them are enough to be as fast together, nearly, as more
 
 
 def _wide(t): return t if t.dtype == torch.float64 else t.float()
@@ -178,12 +178,13 @@ def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=
     nor the random state of the model change. It is the mean over samples of `sum_c f(d <outputs(sample), c>/dw)` over the
     `cotangents(outputs, sample)`; `chunk` samples at once where `persample` can take the model apart, one by one elsewhere"""
     if batches is None: raise InputError('the importance of weights is taken from samples of the source task, or of the target: pass a loader of them, not None')
-    if chunk < 1: raise ValueError(f'chunk must be at least 1, not {chunk}')
+    if chunk is not None and chunk < 1: raise ValueError(f'chunk must be at least 1, not {chunk}')
     part = find_encoder(model, encoder)
     weights = dict(part.named_parameters())
     device, frozen = next(iter(weights.values())).device, [p for p in weights.values() if not p.requires_grad]
     diag, seen = {k:torch.zeros_like(_wide(p), requires_grad=False) for k, p in weights.items()}, 0
-    layers = layers_of(part) if chunk > 1 and (device.type != 'cpu' or sum(p.numel() for p in weights.values()) <= TOGETHER) else None
+    if chunk is None: chunk = 4 if device.type == 'cpu' and sum(p.numel() for p in weights.values()) > LARGE else 16
+    layers = layers_of(part) if chunk > 1 else None
 
     def alone(sample):
         out = outputs(sample)
@@ -236,13 +237,13 @@ def fisher_information(
     encoder:str|Callable|None=None, # Which part of the model the weights are from, see `find_encoder`
     loss:Callable|None=None, # Instead of `labels`: a function `(model, *sample)` to a scalar, for instance a pretext loss; it gets samples one by one
     seed:int=0, # Of 'sample'
-    chunk:int=16, # Samples at once, which bounds the memory: about that of a training step with one and a half times as many
+    chunk:int|None=None, # Samples at once, which bounds the memory: about that of a training step with one and a half times as many. `None`: 16, of large nets on a CPU 4
 )->Importance: # Its `anchor` are the weights now
     """Diagonal Fisher information: mean over samples of `E_c (d -log p(c|x) / dw)^2` for each weight of the encoder.
 
     'exact' costs a backward pass a class. Each sample's gradient by itself and in eval mode (van de Ven 2025, arXiv 2502.11756, on
     what goes wrong otherwise); under torch.distributed the processes' samples are put together. Samples go together where
-    the encoder is made of convolutions, linear layers and norms (on a CPU: and small), one by one through any other."""
+    the encoder is made of convolutions, linear layers and norms, one by one through any other."""
     if labels not in ('exact', 'sample', 'empirical'): raise ValueError(f"labels must be 'exact', 'sample' or 'empirical', not {labels!r}")
     if loss is not None: return _per_sample(model, batches, n, encoder, torch.square, lambda sample: loss(model, *sample), lambda out, sample: [torch.ones_like(out)], 1)
     draw = torch.Generator().manual_seed(seed)
@@ -264,7 +265,7 @@ def empirical_fisher(
     batches:Iterable, # Yields `(x, y)`
     n:int|None=None, # Samples to use; `None`: all
     encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
-    chunk:int=16, # Samples at once
+    chunk:int|None=None, # Samples at once
 )->Importance: # Its `anchor` are the weights now
     "`fisher_information` with the true labels: one backward pass"
     return fisher_information(model, batches, n, 'empirical', encoder, chunk=chunk)
@@ -275,7 +276,7 @@ def mas_importance(
     batches:Iterable, # Yields `(x, y)` or `x`: labels are not used
     n:int|None=None, # Samples to use; `None`: all
     encoder:str|Callable|None=None, # Which part of the model the weights are from, see `find_encoder`
-    chunk:int=16, # Samples at once, as in `fisher_information`
+    chunk:int|None=None, # Samples at once, as in `fisher_information`
 )->Importance: # Its `anchor` are the weights now
     "Mean over samples of `|d ||g(x)||^2 / dw|`, each sample's gradient by itself (Aljundi et al., memory aware synapses, ECCV 2018)"
     return _per_sample(model, batches, n, encoder, torch.abs, lambda sample: _wide(model(sample[0])), lambda out, sample: [2*out.detach()], chunk)

@@ -148,6 +148,6 @@ class Layers:
         ours = [s for (m, (x, _, _)), g in zip(called.items(), grads) for p, s in zip((m.weight, m.bias), self.rules[m](m, x[-(len(x)//n):], g[-(len(x)//n):], 1, f)) if p is not None]
         alone = [f(a) for a in alone]
         total = torch.stack([a.norm() for a in alone]).norm()
-        close = 1e-2 if cot.is_cuda else 1e-4  # convolutions on GPUs are in TF32
+        close = 1e-4 if cot.dtype == torch.float64 else 1e-2  # rounding, TF32 on GPUs, turns single ReLUs of a deep net on and off
         self.verified = bool(total > 0) and all((a - b).norm() <= close*b.norm() + 1e-6*total for a, b in zip(ours, alone))
         return self.verified
