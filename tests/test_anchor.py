@@ -17,6 +17,7 @@ from torch import nn
 from sdfast.errors import InputError
 from sdfast.models import FrameEncoder, c3d, encoder_head_split, eval_mode, r2plus1d, tiny
 from sdfast.strategies import EWC, L2SP, MAS, SI, Importance, PathIntegral, SelfDistill, empirical_fisher, fisher_information, mas_importance
+from sdfast.strategies import persample
 from sdfast.strategies.persample import Layers
 
 
@@ -210,6 +211,24 @@ def test_how_many_samples_go_together_by_default(monkeypatch):
         empirical_fisher(nn.Sequential(nn.Linear(width, width), nn.Linear(width, 2)), [(torch.randn(20, width), torch.randint(0, 2, (20,)))])
         assert taken == want
         taken.clear()
+
+
+class Rounded(nn.Linear):
+    "Whose result depends on how many samples it is given, as rounding's does, by a factor"
+    by = 0.
+    def forward(self, x): return F.linear(x, self.weight, self.bias)*(1 + self.by*(len(x) == 1))
+
+
+@pytest.mark.parametrize('by,double,together', [(1e-3, False, True), (.05, False, False), (1e-3, True, False)])
+def test_rounding_is_not_taken_for_samples_that_mix(by, double, together, monkeypatch):
+    "It turns single ReLUs of a deep net on and off, which changes gradients by parts in a thousand; not in double precision"
+    monkeypatch.setitem(persample.RULES, Rounded.forward, persample.RULES[nn.Linear.forward])
+    net, said, real = nn.Sequential(Rounded(4, 4), nn.Linear(4, 3)), [], Layers.sums
+    net[0].by = by
+    if double: net = net.double()
+    monkeypatch.setattr(Layers, 'sums', lambda *a: said.append(real(*a)) or said[-1])
+    empirical_fisher(net, [(torch.randn(6, 4, dtype=net[1].weight.dtype), torch.randint(0, 3, (6,)))])
+    assert len(said) == 1 and (said[0] is not None) == together
 
 
 class Twice(nn.Module):
