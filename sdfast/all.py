@@ -2,6 +2,7 @@
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 
+from .decoded import *
 from .errors import InputError
 from .figures import *
 from .forgetting import *

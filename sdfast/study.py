@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from . import store
+from .decoded import decoded_folder
 from .errors import Damaged, InputError, StoreError
 from .forgetting import Retention, RetentionCurve, probe_head
 from .launch import Dealt, Launcher, Watch, Work, agree, alone, share
@@ -228,7 +229,7 @@ def _data(spec, part, quick, frames, stride, size, area, flip, wrap, clips, held
     task = create_task(spec, part)
     if held: task = task.hold_out(held)
     if quick: task = task.subset(**QUICK)
-    def dls(bs, k): return task.dls(frames, stride, size, bs, k, workers, stats=model_stats(model), area=(area, 1.) if area else None, flip=flip, wrap=wrap)
+    def dls(bs, k): return task.dls(frames, stride, size, bs, k, workers, stats=model_stats(model), area=(area, 1.) if area else None, flip=flip, wrap=wrap, decoded=decoded_folder())
     train = dls(bs, 1)
     return task, train, task.dl(train if clips == 1 else dls(max(1, 2*bs//clips), clips), 'test')
 

@@ -21,6 +21,7 @@ from fastai.data.transforms import IndexSplitter, ItemGetter, ToTensor
 from fastai.vision.core import imagenet_stats
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from .decoded import Decoded
 from .digits import CLIPS, write_moving_digits
 from .errors import InputError
 from .store import home
@@ -44,6 +45,8 @@ class KeptDL(TfmdDL):
     _kept, _rows = None, None
 
     def create_batches(self, samps:Iterable)->Iterator:
+        for f in self.after_item.fs:  # not for the one item that fastai looks at when a loader is made
+            if isinstance(getattr(f, 'cache', None), Decoded): f.cache.open()
         if self.shuffle or self.fake_l.num_workers: return super().create_batches(samps)
         if self._kept is None:
             batches = super().create_batches(samps)
@@ -129,6 +132,7 @@ class Task:
         area:tuple|None=None, # Part of the frame that a training crop covers, see `SampleClips`
         flip:bool=False, # Mirror half of the training clips
         wrap:bool=False, # A short video begins again instead of repeating its last frame
+        decoded:str|Path|None=None, # Folder in which videos that are kept in memory are shared with other processes, see `Decoded`
         **kwargs, # Passed to `DataBlock.dataloaders`
     )->DataLoaders:
         "`DataLoaders` of the train and valid parts; for test see `dl`"
@@ -138,7 +142,9 @@ class Task:
         if self.prepared and self.prepared < need:
             raise InputError(f'{self.name}: its prepared copies have a short side of {self.prepared} pixels, too few for size {size}' + (f' and crops of {area[0]:g} of the frame' if area else '') +
                              f'; prepare with --size {need} or more, or set the environment variable SDFAST_PREPARED to nothing to use the originals')
-        cache = workers == 0 and self._decoded_bytes(None if area else size) < CACHE_BYTES
+        side = None if area else size
+        cache = workers == 0 and self._decoded_bytes(side) < CACHE_BYTES
+        if cache and decoded is not None: cache = Decoded(self.df.path, side, decoded)
         stats = stats or imagenet_stats
         block = DataBlock(blocks=(VideoBlock(frames, stride, size, k, cache, None if tfms else stats, area=area, flip=flip, wrap=wrap), CategoryBlock(vocab=self.vocab, sort=False)),
                           getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter(range(len(train), len(train) + len(valid))),

@@ -4,7 +4,7 @@ A clip is `(T, C, H, W)`, several clips of one video `(K, T, C, H, W)`, a batch 
 Frames are counted in the order in which they are shown, whatever the frame rate does.
 """
 import os, random, threading, warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -185,43 +185,52 @@ class VideoFile(str):
     )->torch.Tensor: # uint8 `(len(frames), 3, H, W)`, upright, RGB
         "Decode `frames`; where a file breaks off before its index says, the last decodable frame stands in"
         ix = self.index
-        frames = np.asarray(frames)
-        if not len(frames) or frames.min() < 0 or frames.max() >= ix.n:
-            raise InputError(f'{self}: frames {frames.tolist()} asked for, but it has frames 0 to {ix.n - 1}')
-        with _refused(self): got, x = self._decode(np.unique(frames), size if isinstance(size, tuple) else self.scaled(size))
+        frames = np.asarray(frames).tolist()
+        want = sorted(set(frames))  # lists: numpy's helpers, out of the processor's caches by then, cost some 5 % of a clip
+        if not want or want[0] < 0 or want[-1] >= ix.n:
+            raise InputError(f'{self}: frames {frames} asked for, but it has frames 0 to {ix.n - 1}')
+        with _refused(self): got, x = self._decode(want, size if isinstance(size, tuple) else self.scaled(size))
+        if list(got) == frames: return torch.from_numpy(x)
         if not got: raise VideoError(f'{self}: no frame can be decoded')
-        have = np.array(sorted(got))
-        if missing := sorted(set(frames.tolist()) - set(got)):
+        if missing := sorted(set(want) - set(got)):
             warnings.warn(f'{self}: frames {missing[0]} to {missing[-1]} cannot be decoded, the nearest one before stands in')
-        use = [got[i] for i in have[np.maximum(np.searchsorted(have, frames, side='right') - 1, 0)].tolist()]
-        return torch.from_numpy(x if use == list(range(len(x))) else x[use])
+        have = np.array(sorted(got))
+        return torch.from_numpy(x[[got[i] for i in have[np.maximum(np.searchsorted(have, frames, side='right') - 1, 0)].tolist()]])
+
+    def whole(self,
+        size:int|None=None, # See `read`
+    )->torch.Tensor|None: # uint8 `(n, 3, H, W)`; `None` if a frame is missing, or if it takes more than 256 MiB
+        "All frames"
+        w, h = self.scaled(size)
+        if 3*self.index.n*w*h > WHOLE_BYTES: return
+        with _refused(self): got, x = self._decode(list(range(self.index.n)), (w, h))
+        return torch.from_numpy(x) if len(got) == len(x) else None
 
     def _decode(self, want, wh, seek=True, quick=True):
         "`{number: row}` for those of the ascending frame numbers `want` that can be decoded, and rows `(3, H, W)`"
         ix, got, last = self.index, {}, None
         x = np.empty((len(want), 3, *wh[::-1]), np.uint8)
-        number = {t:i for i, t in enumerate(ix.pts.tolist())}
-        wanted, times = set(want.tolist()), set(ix.pts[want].tolist())
+        times, quick = ix.pts[want].tolist(), quick and not ix.counted
+        number, shown = dict(zip(times, want)), None if quick or ix.counted else set(ix.pts.tolist())
 
         def keep(i, frame):
             if i not in got: _rgb(frame, x[got.setdefault(i, len(got))])
 
-        seek = seek and not ix.counted and len(ix.keys) > 1 and ix.pts[want[0]] >= ix.keys[1]
-        mov = quick and not ix.counted and ix.format == 'mov'  # MP4: it has the time stamps and how far frames are out of order
-        f, s = _open(self, ix.format, probe=not mov)
+        seek = seek and not ix.counted and len(ix.keys) > 1 and times[0] >= ix.keys[1]
+        f, s = _open(self, ix.format, probe=not (quick and ix.format == 'mov'))  # MP4 has the time stamps and how far frames are out of order
         with f:
-            if seek: f.seek(int(ix.pts[want[0]]), stream=s)
+            if seek: f.seek(times[0], stream=s)
             # only of H.264 does the stream say for certain which frames no other frame is made from
-            skip = quick and not ix.counted and s.codec_context.name == 'h264'
-            for n, frame in enumerate(_frames(f, s, times if skip else None)):
-                i = n if ix.counted else number.get(frame.pts)
-                if i is None: continue
-                if i in wanted: keep(i, frame)
-                last = i, frame
-                if i >= want[-1]: break
+            skip = quick and s.codec_context.name == 'h264'
+            for n, frame in enumerate(_frames(f, s, number if skip else None)):
+                t = n if ix.counted else frame.pts
+                if t in number: keep(number[t], frame)
+                elif t is None or shown is not None and t not in shown: continue  # an edit list hides it
+                last = t, frame
+                if t >= times[-1]: break
+            if quick and len(got) < len(want): return self._decode(want, wh, seek and bool(got) and min(got) == want[0], quick=False)
             # broken before the last frame asked for: the last good one stands in
-            if last is not None and last[0] < want[-1]: keep(*last)
-        if (mov or skip) and not wanted <= set(got): return self._decode(want, wh, seek, quick=False)
+            if last is not None and last[0] < times[-1]: keep(int(np.searchsorted(ix.pts, last[0])), last[1])
         # some containers land behind the frame they were asked to seek
         return self._decode(want, wh, seek=False, quick=False) if seek and (not got or min(got) > want[0]) else (got, x)
 
@@ -259,7 +268,7 @@ class SampleClips(RandTransform):
         stride:int=1, # Frames between two of the clip
         size:int|None=64, # Side of the square in pixels: the short side is scaled to it, then the long side cropped
         k:int=1, # Clips of each video outside training: 1 is the middle one, more are evenly spaced
-        cache:bool=False, # Keep whole decoded videos in this process's memory: for sets that fit
+        cache:bool|Callable=False, # Keep whole decoded videos in this process's memory, for sets that fit; those that a `Decoded` has it shares with others
         area:tuple|None=None, # Smallest and largest part of the frame that a training crop covers, such as `(.25, 1)`
         flip:bool=False, # Mirror half of the training clips
         wrap:bool=False, # See `clip_indices`
@@ -282,13 +291,20 @@ class SampleClips(RandTransform):
         return TensorVideo(clips[0] if len(clips) == 1 else clips)
 
     def _clips(self, x):
-        idx = np.stack([clip_indices(x.index.n, self.frames, self.stride, a, self.wrap) for a in self._places(x.index.n)])
         side = None if self.area else self.size
-        keep = self.cache and 3*x.index.n*np.prod(x.scaled(side)) <= WHOLE_BYTES
-        v = _whole(str(x), side)[idx.ravel()] if keep else x.read(idx.ravel(), side)
+        v = self._kept(x, side)
+        n = x.index.n if v is None else len(v)
+        idx = np.stack([clip_indices(n, self.frames, self.stride, a, self.wrap) for a in self._places(n)])
+        v = x.read(idx.ravel(), side) if v is None else v[idx.ravel()]
         if self.size is not None: v = self._crop(v)
         if self.train and self.flip and random.random() < .5: v = v.flip(-1)
         return v.unflatten(0, idx.shape)
+
+    def _kept(self, x, side):
+        "All frames, where they are kept"
+        if not self.cache: return
+        if callable(self.cache) and (v := self.cache(str(x), side)) is not None: return v
+        return _whole(str(x), side) if 3*x.index.n*np.prod(x.scaled(side)) <= WHOLE_BYTES else None
 
     def _places(self, n):
         if not self.train: return np.linspace(0, 1, self.k) if self.k > 1 else [.5]
@@ -367,7 +383,7 @@ def VideoBlock(
     stride:int=1, # Frames between two of the clip
     size:int|None=64, # Side of the square crop in pixels
     k:int=1, # Clips of each video outside training
-    cache:bool=False, # Keep whole decoded videos in memory
+    cache:bool|Callable=False, # Keep whole decoded videos in memory, see `SampleClips`
     stats:tuple|None=None, # Mean and standard deviation of each channel: batches are normalised as they become floats, see `NormalizeClips`; `None`: floats in [0, 1]
     **kwargs, # More for `SampleClips`: area, flip, wrap
 )->TransformBlock: # For `DataBlock(blocks=...)`

@@ -23,6 +23,14 @@ torch.set_num_threads(1)  # the nets are tiny: threads cost more than they give
 SHARED = Path(__file__).parents[2]/'shared'/'data'
 
 
+@pytest.fixture(scope='session', autouse=True)
+def decoded(tmp_path_factory):
+    "Decoded videos of tests stay out of the user's cache"
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('SDFAST_DECODED', str(tmp_path_factory.getbasetemp()/'decoded'))
+        yield
+
+
 @pytest.fixture(scope='session')
 def shared():
     if not SHARED.is_dir(): pytest.skip('no ../shared/data: its real and broken videos are not here')

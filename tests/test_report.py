@@ -358,7 +358,7 @@ def test_the_page_shows_what_reading_costs():
     three = ['{:.2f}, {:.2f} and {:.2f}'.format(*(r['sdfast']['ratio_to_floor'] for r in k)) for k in (avi, long)]
     faster = [r['decord']['slower_than_sdfast'] for r in avi]
     assert f'the three runs gave {three[0]} on the AVI' in page and f'and {three[1]} on H.264' in page and f'sdfast is {min(faster):.1f} to {max(faster):.1f} times as fast as decord' in page
-    assert all(1.505 <= r['sdfast']['ratio_to_floor'] < 1.535 for r in avi) and min(faster) >= 1.8 and all(r['sdfast']['ratio_to_floor'] <= 1.15 for r in long)
+    assert all(r['sdfast']['ratio_to_floor'] <= 1.5 for r in avi) and min(faster) >= 1.8 and all(r['sdfast']['ratio_to_floor'] <= 1.15 for r in long)
     load = json.loads((folder/'loader.json').read_text())
     rate = {r['workers']:f'{r["clips_a_second"]:.0f}' for r in load['rows']}
     assert f'gives {rate["0"]} clips a second in the loading process itself' in page and f'{rate["1"]}, {rate["2"]} and {rate["4"]} with 1, 2 and 4 workers' in page and f'{rate["0, from memory"]} from memory' in page
