@@ -2,7 +2,7 @@
 
 A set of videos is one file, named by their content and by what else decides their pixels. Processes map it, so that they share its
 memory, too; before that its digest is compared."""
-import hashlib, os, shutil, warnings
+import hashlib, os, re, shutil, time, warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,6 +19,7 @@ from .video import PIXELS, VideoError, VideoFile, _index
 
 __all__ = ['Decoded', 'decoded_folder']
 
+REFUSED = 'refused'
 KEEP_BYTES = 2**33  # in a folder; of more, what was not used for longest is removed
 
 
@@ -30,7 +31,12 @@ def decoded_folder()->Path|None: # Which need not be there yet; `None` if the va
 
 def _content(path):
     "Of a file's content and what its name says of the format; `None` where it cannot be read"
-    with suppress(OSError): return store.digest(path) + Path(path).suffix.lower()
+    with suppress(OSError): return store.digest(path) + Path(path).suffix.lower() if os.path.isfile(path) else None  # a pipe would block for ever
+
+
+def _refused(place):
+    "Whether there was no room a short while ago: those who waited for what is not there do not try one after another"
+    with suppress(OSError): return time.time() - (place/REFUSED).stat().st_mtime < 600
 
 
 def _whole(path, size):
@@ -71,7 +77,7 @@ class Decoded:
         try:
             if (found := self._load(place)) is None:
                 with store.claim(place):
-                    if (found := self._load(place)) is None: found = self._keep(self._decode(names), place)
+                    if (found := self._load(place)) is None: found = {} if _refused(place) else self._keep(self._decode(names), place)
         except StoreError as e:
             warnings.warn(f'{e}; each process decodes videos for itself')
             return {}
@@ -87,25 +93,28 @@ class Decoded:
     def _decode(self, names):
         one = {c:p for p, c in names.items()}
         _index.cache_clear()  # this process may remember another content of a file
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool: found = pool.map(lambda p: _whole(p, self.size), one.values())
-        return {c:v for c, v in zip(one, found) if v is not None}
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool: found = list(pool.map(lambda p: _whole(p, self.size), one.values()))
+        return {c:v for (c, p), v in zip(one.items(), found) if v is not None and _content(p) == c}  # unless it was replaced meanwhile
 
     def _keep(self, videos, place):
         "What was decoded, mapped if it could be written down"
-        tmp, size = place/'tmp', sum(v.nbytes for v in videos.values())
+        tmp, size = place/'videos.tmp', sum(v.nbytes for v in videos.values())
         try:
             for f in place.glob('videos-*'): f.unlink()  # damaged
-            self._make_room(size)
+            if size > KEEP_BYTES: raise OSError(0, f'they take more than {KEEP_BYTES/2**30:g} GiB')
             if shutil.disk_usage(place).free < 2*size: raise OSError(0, 'the disk is nearly full')
+            self._make_room(size)
             save_file(videos, tmp)
             os.replace(tmp, place/f'videos-{store.digest(tmp)}.safetensors')
         except (OSError, SafetensorError) as e:
             with suppress(OSError): tmp.unlink()
+            with suppress(OSError): (place/REFUSED).touch()
             warnings.warn(f'{self.folder} cannot keep decoded videos ({getattr(e, "strerror", None) or e}); each process decodes them for itself')
         return self._load(place) or videos
 
     def _make_room(self, size):
-        files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in self.folder.glob('*/*') if not f.name.startswith('.'))
+        files = [f for f in self.folder.glob('*/videos*') if re.fullmatch('[0-9a-f]{16}', f.parent.name) and re.fullmatch(r'videos(-[0-9a-f]{16}\.safetensors|\.tmp)', f.name)]
+        files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in files)
         total = size + sum(n for _, n, _ in files)
         for _, n, f in files:
             if total <= KEEP_BYTES: return

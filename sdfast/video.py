@@ -204,7 +204,8 @@ class VideoFile(str):
         w, h = self.scaled(size)
         if 3*self.index.n*w*h > WHOLE_BYTES: return
         with _refused(self): got, x = self._decode(list(range(self.index.n)), (w, h))
-        return torch.from_numpy(x) if len(got) == len(x) else None
+        if len(got) < len(x): return
+        return torch.from_numpy(x if list(got) == sorted(got) else x[[got[i] for i in sorted(got)]])  # a container may have them out of order
 
     def _decode(self, want, wh, seek=True, quick=True):
         "`{number: row}` for those of the ascending frame numbers `want` that can be decoded, and rows `(3, H, W)`"
@@ -228,7 +229,7 @@ class VideoFile(str):
                 elif t is None or shown is not None and t not in shown: continue  # an edit list hides it
                 last = t, frame
                 if t >= times[-1]: break
-            if quick and len(got) < len(want): return self._decode(want, wh, seek and bool(got) and min(got) == want[0], quick=False)
+            if quick and len(got) < len(want): return self._decode(want, wh, seek, quick=False)
             # broken before the last frame asked for: the last good one stands in
             if last is not None and last[0] < times[-1]: keep(int(np.searchsorted(ix.pts, last[0])), last[1])
         # some containers land behind the frame they were asked to seek

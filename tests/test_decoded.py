@@ -5,6 +5,7 @@ import pickle
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -111,7 +112,8 @@ def test_what_cannot_be_decoded_whole_is_left_out(some, tmp_path, shared):
     "Of real and broken videos those are kept that a reader reads without a complaint"
     bad, left = tmp_path/'bad.mp4', 0
     bad.write_bytes(Path(some[0]).read_bytes()[:300])
-    paths = [*some, str(bad), str(tmp_path/'gone.mp4'), *map(str, sorted(p for p in (shared/'torture').rglob('*') if p.is_file() and p.stat().st_size < 2**21))]
+    os.mkfifo(tmp_path/'pipe.mp4')
+    paths = [*some, str(bad), str(tmp_path/'gone.mp4'), str(tmp_path/'pipe.mp4'), *map(str, sorted(p for p in (shared/'torture').rglob('*') if p.is_file() and p.stat().st_size < 2**21))]
     d = opened(paths, tmp_path/'d')
     for p in paths:
         with warnings.catch_warnings():
@@ -139,15 +141,43 @@ def test_a_folder_is_bounded_and_forgets_what_was_not_used(some, tmp_path, monke
     os.utime(second, (1, 1)), os.utime(first, (0, 0))
     opened(some[:4], place, 24)  # used now
     assert first.stat().st_mtime > 1
-    leftover = second.parent/'tmp'  # of a process that was killed
+    leftover = second.parent/'videos.tmp'  # of a process that was killed
     leftover.write_bytes(bytes(1000)), os.utime(leftover, (2, 2))
     monkeypatch.setattr(decoded, 'KEEP_BYTES', first.stat().st_size + 3*12*4*26*35 + 1000)
     opened(some[:4], place, 26)
     third, = set(files(place)) - {first, second}
     assert first.exists() and not second.exists() and leftover.exists()  # no more than is needed
-    monkeypatch.setattr(decoded, 'KEEP_BYTES', 0)
+    others = place/'films'/'videos.avi', second.parent/'videos.avi', second.parent.with_name('films2')/'tmp'  # the user's own
+    for f in others: f.parent.mkdir(exist_ok=True), f.write_bytes(bytes(10**6)), os.utime(f, (0, 0))
+    monkeypatch.setattr(decoded, 'KEEP_BYTES', 3*12*4*27*36)
     opened(some[:4], place, 27)
-    assert not first.exists() and not third.exists() and not leftover.exists() and len(files(place)) == 1
+    assert not first.exists() and not third.exists() and not leftover.exists() and len(files(place)) == 1 and all(f.exists() for f in others)
+    with pytest.warns(UserWarning, match='more than'): opened(some[:4], place, 28)  # too large for all: nothing goes for it
+    assert len(files(place)) == 1
+
+
+def test_a_video_that_is_replaced_meanwhile_is_left_out(some, tmp_path, monkeypatch):
+    "What was decoded must not be taken for the content that was there before"
+    whole, old = VideoFile.whole, Path(some[0]).read_bytes()
+    def late(self, size):
+        if self == some[0]: shutil.copy(some[-1], some[0])
+        return whole(self, size)
+    monkeypatch.setattr(VideoFile, 'whole', late)
+    assert opened(some[:2], tmp_path/'d')(some[0], 24) is None
+    Path(some[0]).write_bytes(old)
+    assert opened(some[:2], tmp_path/'d')(some[0], 24) is None and opened(some[:2], tmp_path/'d')(some[1], 24) is not None
+
+
+def test_who_waited_for_a_file_that_found_no_room_does_not_try_again(some, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoded.shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(2, 1, 1))
+    with pytest.warns(UserWarning, match='nearly full'): first = opened(some, tmp_path/'d')
+    with monkeypatch.context() as m:
+        m.setattr(VideoFile, 'whole', lambda *args: 1/0)
+        assert first(some[0], 24) is not None and opened(some, tmp_path/'d')(some[0], 24) is None
+    monkeypatch.undo()
+    mark, = tmp_path.glob('d/*/refused')
+    os.utime(mark, (0, 0))  # later there may be room
+    assert opened(some, tmp_path/'d')(some[0], 24) is not None and len(files(tmp_path/'d')) == 1
 
 
 def batches(task, **kwargs):
@@ -190,7 +220,7 @@ def test_without_a_place_batches_are_the_same(clips, tmp_path, how, monkeypatch)
         monkeypatch.setattr(decoded, 'save_file', fail)
     why = {'a file is there': 'cannot be made', 'no room': 'nearly full', 'it cannot be written': 'Input/output error', 'full': 'No space left'}[how]
     with pytest.warns(UserWarning, match=f'{re.escape(str(place))}.*{why}.*each process'): got = batches(task, decoded=place)
-    assert all(torch.equal(a, b) for a, b in zip(got, want)) and not list(tmp_path.glob('d/*/tmp')) and not files(place)
+    assert all(torch.equal(a, b) for a, b in zip(got, want)) and not list(tmp_path.glob('d/*/*tmp*')) and not files(place)
 
 
 ONE = """
@@ -210,7 +240,7 @@ print(n[0], sum(int(d(p, 24).long().sum()) for p in sys.argv[3:]))
 """
 
 
-def start(place, paths, pause): return subprocess.Popen([sys.executable, '-c', ONE, str(place), str(pause), *paths], stdout=subprocess.PIPE, text=True)
+def start(place, paths, pause): return subprocess.Popen([sys.executable, '-c', ONE, str(place), str(pause), *paths], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
 def test_of_several_processes_one_decodes(some, tmp_path):
@@ -224,6 +254,14 @@ def test_a_process_that_dies_leaves_the_work_to_the_next(some, tmp_path):
     assert p.stdout.readline() == 'decoding\n'
     p.kill(), p.communicate()
     assert opened(some, tmp_path/'d')(some[0], 24) is not None and len(files(tmp_path/'d')) == 1
+
+
+def test_ctrl_c_does_not_wait_for_all(some, tmp_path):
+    p = start(tmp_path/'d', some, .7)
+    assert p.stdout.readline() == 'decoding\n'
+    p.send_signal(signal.SIGINT)
+    began = p.communicate()[0].count('decoding')
+    assert p.returncode and began < len(some)//2 and not files(tmp_path/'d')
 
 
 def test_where_studies_share(tmp_path, monkeypatch):

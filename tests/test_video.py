@@ -448,3 +448,44 @@ def test_film_strips(clips):
     ax = TensorVideo(torch.zeros(2, 9, 3, 8, 8, dtype=torch.uint8)).show(n=3)
     assert ax.images[0].get_array().shape[:2] == (16, 24)
     plt.close('all')
+
+
+def test_all_frames_are_in_order_whatever_the_container_does(tmp_path):
+    "Packets out of order, as no encoder of pictures by themselves would write them"
+    path = str(tmp_path/'x.mp4')
+    with av.open(path, 'w') as f:
+        s = f.add_stream('mjpeg', rate=25)
+        s.width, s.height, s.pix_fmt = 32, 32, 'yuvj420p'
+        packets = []
+        for i in range(8):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 30*i, np.uint8), 'rgb24')
+            frame.pts = i
+            packets += s.encode(frame)
+        packets += s.encode()
+        times = [(p.pts, p.dts) for p in packets]
+        for k, i in enumerate([0, 2, 1, 3, 5, 4, 6, 7]):
+            packets[i].dts = times[k][1]
+            packets[i].pts = times[i][0] + 2*(times[1][0] - times[0][0])
+            f.mux(packets[i])
+    v = VideoFile(path)
+    assert np.abs(v.whole()[:, 0, 0, 0].numpy().astype(int) - 30*np.arange(8)).max() <= 3 and torch.equal(v.whole(), v.read(np.arange(8)))
+
+
+def test_behind_a_broken_part_reading_begins_at_the_key_frame_before_the_clip(tmp_path):
+    "Not at the file's first: what is broken far before does not matter, and the frame that stands in is of the same group of pictures"
+    path, noise = tmp_path/'x.mp4', np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    with av.open(str(path), 'w') as f:
+        s = f.add_stream('libx264', rate=25, options={'x264-params': 'keyint=12:scenecut=0', 'bf': '0'})
+        s.width, s.height, s.pix_fmt = 64, 48, 'yuv420p'
+        for i in range(60):
+            frame = av.VideoFrame.from_ndarray(np.roll(noise, 3*i, 1)//2 + np.uint8(2*i), 'rgb24')
+            frame.pts = i
+            f.mux(s.encode(frame))
+        f.mux(s.encode())
+    with av.open(str(path)) as f: places = [(p.pos, p.size) for p in f.demux(video=0) if p.size]
+    data = bytearray(path.read_bytes())
+    for i in (5, 52): data[places[i][0]:places[i][0] + places[i][1]] = bytes(places[i][1])
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match='cannot be decoded'): x = VideoFile(str(path)).read([53])
+    with pytest.warns(UserWarning, match='cannot be decoded'): y = VideoFile(str(path)).read([53, 59])
+    assert torch.equal(x[0], VideoFile(str(path)).read([51])[0]) and torch.equal(x[0], y[0])
