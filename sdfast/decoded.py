@@ -19,7 +19,7 @@ from .video import PIXELS, VideoError, VideoFile, _index
 
 __all__ = ['Decoded', 'decoded_folder']
 
-REFUSED = 'refused'
+REFUSED = 'refused'  # marks a set for which there was no room
 KEEP_BYTES = 2**33  # in a folder; of more, what was not used for longest is removed
 
 
@@ -31,7 +31,8 @@ def decoded_folder()->Path|None: # Which need not be there yet; `None` if the va
 
 def _content(path):
     "Of a file's content and what its name says of the format; `None` where it cannot be read"
-    with suppress(OSError): return store.digest(path) + Path(path).suffix.lower() if os.path.isfile(path) else None  # a pipe would block for ever
+    if not os.path.isfile(path): return  # a pipe would block for ever
+    with suppress(OSError): return store.digest(path) + ascii(Path(path).suffix.lower())[1:-1]  # a name need not be text
 
 
 def _refused(place):
@@ -53,7 +54,7 @@ class Decoded:
         paths:Iterable, # Video files
         size:int|None, # Short side in pixels, see `VideoFile.read`
         folder:str|Path, # For files of up to 8 GiB in all
-    ): self.paths, self.size, self.folder, self._videos = list(map(str, paths)), size, Path(folder), None
+    ): self.paths, self.size, self.folder, self._videos = list(map(str, paths)), size, Path(folder).expanduser(), None
 
     def __call__(self,
         path:str, # One of the videos
@@ -113,10 +114,12 @@ class Decoded:
         return self._load(place) or videos
 
     def _make_room(self, size):
-        files = [f for f in self.folder.glob('*/videos*') if re.fullmatch('[0-9a-f]{16}', f.parent.name) and re.fullmatch(r'videos(-[0-9a-f]{16}\.safetensors|\.tmp)', f.name)]
-        files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in files)
+        files = []
+        for f in self.folder.glob('*/videos*'):
+            if not re.fullmatch(r'[0-9a-f]{16}/videos(-[0-9a-f]{16}\.safetensors|\.tmp)', f.relative_to(self.folder).as_posix()): continue  # not ours
+            with suppress(FileNotFoundError): files.append((f.stat().st_mtime, f.stat().st_size, f))  # another process may make room, too
         total = size + sum(n for _, n, _ in files)
-        for _, n, f in files:
+        for _, n, f in sorted(files):
             if total <= KEEP_BYTES: return
             f.unlink(missing_ok=True)
             total -= n

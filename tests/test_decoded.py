@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -59,6 +60,13 @@ def test_frames_are_those_of_a_reader(some, tmp_path, size, no_decoder):
     assert d(some[0], size).any() and opened(some, tmp_path/'d', size)(some[0], size).any()
 
 
+def test_a_suffix_that_is_no_text(some, tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path/'x.mp4') + b'\xff')
+    try: shutil.copy(some[0], name)
+    except OSError: pytest.skip('names here must be text')
+    assert torch.equal(opened([name], tmp_path/'d')(name, 24), VideoFile(some[0]).read(np.arange(12), 24))
+
+
 def test_before_it_is_opened_there_is_nothing(some, tmp_path):
     d = Decoded(some, 24, tmp_path/'d')
     assert d(some[0], 24) is None and not (tmp_path/'d').exists()
@@ -104,6 +112,7 @@ def test_a_damaged_file_is_made_again(some, tmp_path, what):
     data[-7] ^= 1
     file.unlink()  # the tests' tensors map the old one
     file.write_bytes(dict([('a byte', bytes(data)), ('the end', bytes(data[:-100])), ('all', b'')])[what])
+    file.with_name('videos-ffffffffffffffff.safetensors').write_bytes(data)  # of another set of what can be decoded, it must not be looked at for ever
     again = opened(some, tmp_path/'d')
     assert all(torch.equal(again(p, 24), w) for p, w in zip(some, want)) and files(tmp_path/'d') == [file]
 
@@ -154,6 +163,14 @@ def test_a_folder_is_bounded_and_forgets_what_was_not_used(some, tmp_path, monke
     assert not first.exists() and not third.exists() and not leftover.exists() and len(files(place)) == 1 and all(f.exists() for f in others)
     with pytest.warns(UserWarning, match='more than'): opened(some[:4], place, 28)  # too large for all: nothing goes for it
     assert len(files(place)) == 1
+
+
+def test_making_room_while_another_process_does(some, tmp_path, monkeypatch):
+    opened(some[:4], tmp_path/'d')
+    first, = files(tmp_path/'d')
+    (tmp_path/'d'/('0'*16)).mkdir(), (tmp_path/'d'/('0'*16)/'videos.tmp').symlink_to('gone')  # listed, and not there any more
+    monkeypatch.setattr(decoded, 'KEEP_BYTES', 3*12*4*25*33)
+    assert opened(some[:4], tmp_path/'d', 25)(some[0], 25) is not None and len(files(tmp_path/'d')) == 1 and not first.exists()
 
 
 def test_a_video_that_is_replaced_meanwhile_is_left_out(some, tmp_path, monkeypatch):
@@ -234,31 +251,39 @@ def slow(*args):
     time.sleep(float(sys.argv[2]))
     return whole(*args)
 VideoFile.whole = slow
+print('ready', flush=True)
+sys.stdin.readline()
 d = Decoded(sys.argv[3:], 24, sys.argv[1])
 d.open()
 print(n[0], sum(int(d(p, 24).long().sum()) for p in sys.argv[3:]))
 """
 
 
-def start(place, paths, pause): return subprocess.Popen([sys.executable, '-c', ONE, str(place), str(pause), *paths], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+def start(place, paths, pause, n=1):
+    "Processes that begin at once"
+    ps = [subprocess.Popen([sys.executable, '-c', ONE, str(place), str(pause), *paths], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(n)]
+    for p in ps: assert p.stdout.readline() == 'ready\n'
+    for p in ps: p.stdin.write('go\n'), p.stdin.flush()
+    return ps
 
 
 def test_of_several_processes_one_decodes(some, tmp_path):
-    said = [p.communicate()[0].split('\n')[-2].split() for p in [start(tmp_path/'d', some, .05) for _ in range(2)]]
+    said = [p.communicate()[0].split('\n')[-2].split() for p in start(tmp_path/'d', some, .1, 2)]
     assert sorted(int(n) for n, _ in said) == [0, len(some)]
     assert {int(s) for _, s in said} == {sum(int(VideoFile(p).read(np.arange(12), 24).long().sum()) for p in some)}
 
 
 def test_a_process_that_dies_leaves_the_work_to_the_next(some, tmp_path):
-    p = start(tmp_path/'d', some, 60)
+    p, = start(tmp_path/'d', some, 60)
     assert p.stdout.readline() == 'decoding\n'
     p.kill(), p.communicate()
     assert opened(some, tmp_path/'d')(some[0], 24) is not None and len(files(tmp_path/'d')) == 1
 
 
 def test_ctrl_c_does_not_wait_for_all(some, tmp_path):
-    p = start(tmp_path/'d', some, .7)
+    p, = start(tmp_path/'d', some, .7)
     assert p.stdout.readline() == 'decoding\n'
+    time.sleep(.5)  # all are queued
     p.send_signal(signal.SIGINT)
     began = p.communicate()[0].count('decoding')
     assert p.returncode and began < len(some)//2 and not files(tmp_path/'d')
