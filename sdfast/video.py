@@ -39,6 +39,8 @@ PIXELS = 2  # counts changes of what `VideoFile.read` returns: part of the key o
 MAX_PIXELS = 2**26  # of a frame: 8K has half of it
 MAX_ASPECT = 64  # of a frame's long side to its short one
 WHOLE_BYTES = 2**28  # a longer video is not kept decoded
+# Tags in the header need not be UTF-8. PyAV 19 always reads them byte by byte, earlier versions only when asked to.
+TAGS = dict(metadata_errors='surrogateescape') if int(av.__version__.split('.')[0]) < 19 else {}
 
 
 class VideoError(InputError):
@@ -91,8 +93,8 @@ def _open(path, format=None, probe=True):
     if os.path.exists(path) and not os.path.isfile(path): raise VideoError(f'{path}: cannot be opened (not a file)')  # a pipe would block for ever
     limit = dict(max_pixels=str(MAX_PIXELS))  # a few bytes can declare a frame of gigabytes, from the first or later on
     options = limit if probe else limit | dict(probesize='32', analyzeduration='1')  # the least that FFmpeg takes
-    # a text in the header need not be UTF-8; a path with a NUL is a ValueError
-    try: f = av.open(str(path), format=format, options=options, metadata_errors='replace')
+    # a path with a NUL is a ValueError
+    try: f = av.open(str(path), format=format, options=options, **TAGS)
     except (av.FFmpegError, OSError, ValueError) as e: raise VideoError(f'{path}: cannot be opened ({_reason(e)})') from None
     s = next(iter(f.streams.video), None)
     if s is None or s.codec_context is None:
@@ -148,6 +150,7 @@ def _index(path):
             raise VideoError(f'{path}: no frame can be decoded{size}')
         w, h = first.width, first.height
         sar = s.sample_aspect_ratio or Fraction(1)
+        sar = Fraction(sar.numerator, sar.denominator)  # PyAV 19 returns a rational type of its own
         if Fraction(1, 8) < sar < 8: w = max(1, round(w*sar))
         if max(w, h) > MAX_ASPECT*min(w, h): raise VideoError(f'{path}: frames of {w}x{h} pixels, the long side more than {MAX_ASPECT} times the short one')
         if counted:
