@@ -6,5 +6,5 @@ cfg = ConfigParser()
 cfg.read('settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
 setup(version=cfg['version'], description=cfg['description'], python_requires=f">={cfg['min_python']}",
-      packages=find_packages(include=['sdfast', 'sdfast.*']), package_data=dict(sdfast=['page.*', 'py.typed']), install_requires=cfg['requirements'].split(),
+      packages=find_packages(include=['sdfast', 'sdfast.*']), package_data={'sdfast':['py.typed'], 'sdfast.report':['page.*']}, install_requires=cfg['requirements'].split(),
       extras_require={k:cfg[f'{k}_requirements'].split() for k in ('dev', 'peers', 'pretext', 'log')})

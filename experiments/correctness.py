@@ -5,7 +5,9 @@
 Each cell is the outcome of the tests of that name for that strategy: ✓ all passed, ✗ one failed, a dash where the check has no
 meaning for it (a spectrum and statistics of a batch are others for micro-batches and for a process's part), `skipped` where
 something it needs is not installed. Below, where peers are installed, what the same checks say of them."""
-import os, sys, warnings
+import os
+import sys
+import warnings
 from collections import defaultdict
 from copy import deepcopy
 from functools import partial
@@ -90,8 +92,9 @@ class _Set:
 
 
 def avalanche_fisher(bs):
-    from avalanche.training.plugins import EWCPlugin
     import torch
+    from avalanche.training.plugins import EWCPlugin
+
     from sdfast.strategies import empirical_fisher
     net, x, y = _net()
     data = _Set(x, y)
@@ -105,6 +108,7 @@ def avalanche_fisher(bs):
 def avalanche_mas(what):
     import torch
     from avalanche.training.plugins import MASPlugin
+
     from sdfast.strategies import mas_importance
     net, x, y = _net()
     if what == 'samples': net[2] = torch.nn.Identity()  # without batch norm the mode makes no difference
@@ -154,8 +158,10 @@ def avalanche_lwf():
 
 
 def timm_kl():
-    import timm, torch
+    import timm
+    import torch
     from timm.task import LogitDistillationTask
+
     from sdfast.strategies import soft_divergence
     a, b = (timm.create_model('test_resnet', num_classes=4) for _ in range(2))
     kd = LogitDistillationTask(a, b, criterion=torch.nn.CrossEntropyLoss(), temperature=3., verbose=False).eval()

@@ -7,7 +7,8 @@ The paper sweeps lambda from .1 to 1000 and leaves open whether the squared dist
 elements, summed over the features or summed over the batch too, and whether the frozen teacher normalises with the batch's or
 with its running statistics. This sweep runs all of it. It chooses nothing: every row is shown. Writes runs.csv, table.csv,
 table.md and figure.png to --out."""
-import sys, warnings
+import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +19,17 @@ import pandas as pd
 from fastcore.script import call_parse, store_true
 from matplotlib.figure import Figure
 
+from sdfast.data.datasets import create_task
 from sdfast.errors import InputError, StoreError
-from sdfast.launch import Launcher, share
-from sdfast.report import LiveWatch, number, summary
+from sdfast.report.summary import summary
+from sdfast.report.tables import number
+from sdfast.runtime.launch import Launcher, run_all
 from sdfast.strategies.distill import REDUCTIONS
-from sdfast.study import QUICK, Run, Runs, compare_rows, untouched
-from sdfast.tasks import create_task
+from sdfast.study.compare import compare_rows
+from sdfast.study.config import QUICK, Run
+from sdfast.study.execute import RunJob
+from sdfast.study.progress import LiveProgress
+from sdfast.study.source import untouched
 
 LAMS, BN = (.1, 1., 10., 100., 1000.), ('batch', 'running')
 SHOWN = dict(acc1='target acc@1', source_acc='source, old head', source_probe='source, new probe')
@@ -109,10 +115,10 @@ def main(
     try:
         launcher = Launcher(jobs, launcher, slurm)
         out.mkdir(parents=True, exist_ok=True)
-        with LiveWatch() as watch:
+        with LiveProgress() as progress:
             runs = [replace(s, seed=i) for s in settings for i in range(seeds)]
-            watch.plan(runs)
-            rows = compare_rows(share(runs, Runs(str(out)), out, watch, launcher), untouched(base, out, watch), base)
+            progress.plan(runs)
+            rows = compare_rows(run_all(runs, RunJob(str(out)), out, progress, launcher), untouched(base, out, progress), base)
     except (InputError, StoreError, OSError) as e: sys.exit(f'lambda_sweep.py: {e}')
     except KeyboardInterrupt:
         print(f'lambda_sweep.py: stopped; finished runs are in {out}, the same command goes on from there', file=sys.stderr)

@@ -8,7 +8,11 @@ DATA has the folders UCF-101 and hmdb51 and the official lists (experiments/get_
 whose file names contain c3d, and r2plus1d or r21d. What is not there are empty cells. Three selections stand side by side:
 the last epoch of a run on all of train; the epoch that is best on a held-out part of train; and the epoch that is best on test, as the
 paper's code base selects, labelled `paper protocol`. Writes runs.csv, TABLE.csv and TABLE.md to --out; both tables share their runs."""
-import itertools, os, sys, time, warnings
+import itertools
+import os
+import sys
+import time
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,15 +28,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from sdfast.data.clips import SampleClips
+from sdfast.data.datasets import OFFICIAL, create_task
+from sdfast.data.video import VideoFile
 from sdfast.errors import InputError, StoreError
-from sdfast.launch import Launcher, share
-from sdfast.models import create_model
-from sdfast.report import LiveWatch, number
+from sdfast.models.encoders import create_model
+from sdfast.report.tables import number
+from sdfast.runtime.launch import Launcher, run_all
 from sdfast.stats import mcnemar, mean_interval, paired_difference, proportion_interval
 from sdfast.strategies.distill import REDUCTIONS
-from sdfast.study import RSPNET, Run, Runs, file_id, learning_rates
-from sdfast.tasks import OFFICIAL, create_task
-from sdfast.video import SampleClips, VideoFile
+from sdfast.study.config import RSPNET, Run, file_id
+from sdfast.study.execute import RunJob
+from sdfast.study.fit import learning_rates
+from sdfast.study.progress import LiveProgress
 
 LAMS = (.1, 1., 10., 100., 1000.)
 RECIPE = dict(c3d=dict(lr=.005, bs=24), r2plus1d=dict(lr=.1, bs=32))
@@ -317,10 +325,10 @@ def work(table, out, dry_run, **o):
     if not todo: raise InputError('nothing can be run: ' + '; '.join(notes))
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
-    with LiveWatch(console) as watch:
-        for n in notes: watch.say(n)
-        watch.plan(todo)
-        rows = share(todo, Runs(str(out)), out, watch, launcher)
+    with LiveProgress(console) as progress:
+        for n in notes: progress.say(n)
+        progress.plan(todo)
+        rows = run_all(todo, RunJob(str(out)), out, progress, launcher)
         results = {r.key:row | dict(n_test=create_task(r.task).count('test')) for r, row in zip(todo, rows)}
     rows = measure(cells, results, out, o['lams'], o['selections'])
     if table == 'table1': rows = choose(rows, o['selections'])

@@ -7,7 +7,8 @@ For each method and encoder: pre-train on the source's videos without labels (pr
 each with a strength (learning rate, λ) chosen on the valid part from as many trials, and measure accuracy on test and what was kept of the source.
 The row `no pre-training` is the same with the random encoder that the methods start from. Beside them stand the numbers that the
 paper prints. Writes pretext.csv, runs.csv, table.csv and table.md to --out; what is finished there is not done again."""
-import sys, warnings
+import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +20,15 @@ from fastcore.script import call_parse
 from paper_tables import LAMS, NAMES, PRINTED, QUOTED, RECIPE, among
 from pretrain import SHORT, StageWatch, make_stage, pretrain, score_text
 
+from sdfast.data.datasets import create_task
 from sdfast.errors import InputError, StoreError
 from sdfast.pretext import METHODS
-from sdfast.report import number
+from sdfast.report.tables import number
 from sdfast.stats import mean_interval, paired_difference, proportion_interval
-from sdfast.study import RSPNET, Run, compare, file_id, fit_batch_size, strength_grid
-from sdfast.tasks import create_task
+from sdfast.study.choose import strength_grid
+from sdfast.study.compare import compare
+from sdfast.study.config import RSPNET, Run, file_id
+from sdfast.study.fit import fit_batch_size
 
 NONE = 'none'
 TITLES = dict(none='no pre-training', rspnet='RSPNet', pace='Pace', order='VCOP', puzzle='3D ST puzzles', cvrl='CVRL', iic='IIC', mas='MAS')
@@ -128,21 +132,21 @@ def work(out, **o):
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
     data = o['task'].split(':')[0]
-    with StageWatch() as watch:
+    with StageWatch() as progress:
         for (model, method), stage in stages.items():
             run = runs[model]
-            watch.plan([])
+            progress.plan([])
             if stage is not None:
-                try: results[model, method] = pretrain(stage, out/'pretrain', watch)
+                try: results[model, method] = pretrain(stage, out/'pretrain', progress)
                 except InputError as e:
                     failed[model, method] = str(e).split(':\n\t')[-1]
-                    watch.say(f'{method}, {model}: {failed[model, method]}')
+                    progress.say(f'{method}, {model}: {failed[model, method]}')
                     continue
-                watch.say(f'{method}, {model}: ' + '; '.join(map(score_text, results[model, method]['scores'])))
+                progress.say(f'{method}, {model}: ' + '; '.join(map(score_text, results[model, method]['scores'])))
                 weights = results[model, method]['weights']
                 run = replace(run, init=weights, data=f'{run.data}-{file_id(weights)}')
             grids = {s:strength_grid(s, run.lr, None, 3) for s in STRATEGIES}
-            rows.append(compare(run, grids, out, seeds=o['seeds'], trial_seeds=o['trial_seeds'], watch=watch).assign(method=method))
+            rows.append(compare(run, grids, out, seeds=o['seeds'], trial_seeds=o['trial_seeds'], progress=progress).assign(method=method))
     if not rows: raise InputError('nothing could be run: ' + '; '.join(failed.values()))
     rows = pd.concat(rows, ignore_index=True)
     table = measure(rows, results, data if data in ('ucf101', 'hmdb51') else None, create_task(o['source'], 'source').count('test'))
@@ -151,8 +155,8 @@ def work(out, **o):
     pd.DataFrame([dict(model=m, method=p, **s, epochs=r['epochs'], train=r['train'], valid_loss=r['valid_loss']) for (m, p), r in results.items() for s in r['scores']]).to_csv(out/'pretext.csv', index=False, float_format='%.6g')
     table.to_csv(out/'table.csv', index=False, float_format='%.6g')
     (out/'table.md').write_text(text)
-    watch.say(text)
-    watch.say(f'written to {out}: pretext.csv, runs.csv, table.csv, table.md')
+    progress.say(text)
+    progress.say(f'written to {out}: pretext.csv, runs.csv, table.csv, table.md')
 
 
 def _fail(message, status=2):

@@ -4,7 +4,8 @@
     python experiments/teacher_precision.py --quick     # the same at a reduced size
 
 The same runs with an exact teacher and with `teacher_dtype='bfloat16'`, paired by seed; every row is shown. Writes runs.csv, table.csv and table.md to --out."""
-import sys, warnings
+import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +15,18 @@ warnings.filterwarnings('ignore', category=DeprecationWarning)
 import pandas as pd
 from fastcore.script import call_parse, store_true
 
+from sdfast.data.datasets import create_task
 from sdfast.errors import InputError, StoreError
-from sdfast.launch import Launcher, share
-from sdfast.report import LiveWatch, SHARES, TITLES
+from sdfast.metrics.columns import MEASURES, TABLE_COLUMNS
+from sdfast.runtime.launch import Launcher, run_all
 from sdfast.stats import mean_interval, paired_difference
-from sdfast.study import QUICK, Run, Runs, compare_rows, untouched
-from sdfast.tasks import create_task
+from sdfast.study.compare import compare_rows
+from sdfast.study.config import QUICK, Run
+from sdfast.study.execute import RunJob
+from sdfast.study.progress import LiveProgress
+from sdfast.study.source import untouched
 
-SHOWN = [m for m in TITLES if m not in ('other_probe', 'barrier')]
+SHOWN = [m for m in TABLE_COLUMNS if m not in ('other_probe', 'barrier')]
 
 
 def table(rows)->pd.DataFrame: # A row for each strength and measure
@@ -40,9 +45,9 @@ def table(rows)->pd.DataFrame: # A row for each strength and measure
 def markdown(t):
     lines = ['| λ | measure | exact teacher | bfloat16 teacher | difference |', '|--:|---|--:|--:|--:|']
     for r in t.itertuples():
-        scale, digits = (100, 1) if r.measure in SHARES else (1, 3)
+        scale, digits = MEASURES[r.measure].scale, MEASURES[r.measure].digits
         where = ' (no interval)' if pd.isna(r.low) else f' [{scale*r.low:+.{digits}f}, {scale*r.high:+.{digits}f}]'
-        lines.append(f'| {r.lam:g} | {TITLES[r.measure]} | {scale*r.exact:.{digits}f} | {scale*r.bfloat16:.{digits}f} | {scale*r.diff:+.{digits}f}{where} |')
+        lines.append(f'| {r.lam:g} | {MEASURES[r.measure].title} | {scale*r.exact:.{digits}f} | {scale*r.bfloat16:.{digits}f} | {scale*r.diff:+.{digits}f}{where} |')
     return '\n'.join([*lines, '', f'Accuracies in %, means over {t.seeds.max()} seeds; paired differences, bfloat16 less exact, with 95 % t intervals, not corrected for the number of rows.', ''])
 
 
@@ -65,9 +70,9 @@ def main(
         launcher = Launcher(jobs)
         out.mkdir(parents=True, exist_ok=True)
         runs = [replace(base, lam=float(lam), strategy_args=args, seed=i) for i in range(seeds) for lam in lams.split(',') for args in ('', 'teacher_dtype=bfloat16')]
-        with LiveWatch() as watch:
-            watch.plan(runs)
-            rows = compare_rows(share(runs, Runs(str(out)), out, watch, launcher), untouched(base, out, watch), base)
+        with LiveProgress() as progress:
+            progress.plan(runs)
+            rows = compare_rows(run_all(runs, RunJob(str(out)), out, progress, launcher), untouched(base, out, progress), base)
     except (InputError, StoreError, OSError) as e: sys.exit(f'teacher_precision.py: {e}')
     except KeyboardInterrupt:
         print(f'teacher_precision.py: stopped; finished runs are in {out}, the same command goes on from there', file=sys.stderr)

@@ -1,22 +1,15 @@
-"Tiny videos, a tiny learner and the folder of shared test data."
-import random
+"Fixtures: tiny videos and the folder of shared test data."
 import signal
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fastai.data.core import DataLoaders, Datasets, TfmdDL
-from fastai.data.transforms import ItemGetter
-from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
-from fastai.optimizer import SGD
-from torch import nn
 
-from sdfast import study, tasks
-from sdfast.digits import _write
-from sdfast.strategies import STRATEGIES, Importance, channel_attention, empirical_fisher, mas_importance
+from sdfast.data import datasets as datasets_module
+from sdfast.data.digits import write_video
+from sdfast.study import loaders as loaders_module
+from sdfast.study import source as source_module
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)  # as in the background: processes that tests start would inherit it
 torch.set_num_threads(1)  # the nets are tiny: threads cost more than they give
@@ -37,15 +30,10 @@ def shared():
     return SHARED
 
 
-def numbered(n, size=32):
-    "Grey frames whose level tells their number: 6*i"
-    return np.stack([np.full((size, size), 6*i, np.uint8) for i in range(n)])
-
-
 @pytest.fixture
 def write():
     "Write grey frames `(T, H, W)` to an mp4"
-    return _write
+    return write_video
 
 
 @pytest.fixture(scope='session')
@@ -59,93 +47,13 @@ def clips(tmp_path_factory):
             for t in range(12):
                 r, c = (10 + i, 2 + 3*t) if kind == 'right' else (2 + 3*t, 10 + i)
                 x[t, r:r + 8, c:c + 8] = 255
-            _write(root/kind/f'p{i//2}_{i}.mp4', x)
+            write_video(root/kind/f'p{i//2}_{i}.mp4', x)
     return root
-
-
-class Net(nn.Module):
-    "A small encoder with batch norm (and dropout, if asked)"
-    def __init__(self, dropout=0.):
-        super().__init__()
-        self.conv, self.bn, self.drop, self.out = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(dropout), nn.Linear(4*36, 6)
-
-    def forward(self, x): return self.out(self.drop(self.bn(self.conv(x)).relu()).flatten(1))
-
-
-def data(n=48, bs=8, seed=0, valid=16):
-    "Loaders of fixed random images in a fixed order"
-    g = torch.Generator().manual_seed(seed)
-    x, y = torch.randn(n + valid, 1, 6, 6, generator=g), torch.randint(0, 3, (n + valid,), generator=g)
-    sets = Datasets(list(zip(x, y)), tfms=[[ItemGetter(0)], [ItemGetter(1)]], splits=[range(n), range(n, n + valid)])
-    return DataLoaders(TfmdDL(sets.train, bs=bs, num_workers=0), TfmdDL(sets.valid, bs=bs, num_workers=0), device='cpu')
-
-
-def model(seed=0, dropout=0.):
-    torch.manual_seed(seed)
-    return nn.Sequential(Net(dropout), nn.Linear(6, 3))
-
-
-def learner(cbs=(), dls=None, net=None, lr=.1, **kwargs):
-    "A silent learner with SGD, momentum .9, on the loaders above"
-    torch.manual_seed(1)
-    random.seed(1)
-    kwargs = dict(opt_func=partial(SGD, mom=.9)) | kwargs
-    learn = Learner(dls or data(), net or model(), loss_func=CrossEntropyLossFlat(), cbs=cbs, lr=lr, **kwargs)
-    learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == 'ProgressCallback'])
-    learn.logger = lambda *a: None
-    return learn
-
-
-def state(module): return {k:v.clone() for k, v in module.state_dict().items()}
-
-
-def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-class Source:
-    "What a study knows of the model before fine-tuning"
-    def __init__(self, net):
-        torch.manual_seed(7)
-        self.net, self.head, self.batches = net, nn.Linear(6, 3), data(seed=5).valid
-        self.whole = nn.Sequential(net[0], self.head)
-
-    @property
-    def fisher(self): return empirical_fisher(self.whole, self.batches)
-    @property
-    def mas(self): return mas_importance(self.whole, self.batches)
-    @property
-    def si(self): return Importance({n:torch.full_like(p, .5).detach() for n, p in self.net[0].named_parameters()}, {n:p.detach().clone() for n, p in self.net[0].named_parameters()}, 1)
-    @property
-    def attention(self): return channel_attention(self.whole, list(self.batches))
-
-
-def make(name, lam, net):
-    "A strategy of the registry on `net`, which must not change the random state for a fair comparison"
-    if name == 'lora': pytest.importorskip('peft', reason="LoRA needs PEFT: pip install -e '.[peers]'")
-    with torch.random.fork_rng(): return STRATEGIES[name].callbacks(min(lam, .8) if name == 'pskd' else lam, Source(net))
 
 
 @pytest.fixture
 def fresh():
     "No model or data of another test"
-    study._sources.clear()
-    study._data.cache_clear()
-    tasks.create_task.cache_clear()
-
-
-def small_run(clips, **fields):
-    "A `Run` on the videos of `clips`, source and target, that takes a second"
-    spec = f'folder:{clips},group=(p\\d)_'
-    return study.Run(**dict(task=spec, source=spec, data='x', frames=4, size=24, bs=4, epochs=2, source_epochs=2, source_bs=4, model_args='width=8') | fields)
-
-
-class Log(study.Watch):
-    "Remembers what it is told, in a file too for other processes to see"
-    def __init__(self, file=None): self.lines, self.rows, self.planned, self.file = [], [], 0, file
-    def plan(self, runs): self.planned = len(runs)
-    def say(self, text): self.lines.append(text)
-
-    def done(self, row, skipped=False):
-        self.rows.append((row, skipped))
-        if self.file:
-            with open(self.file, 'a') as f: f.write(f'{row["key"]} {skipped}\n')
+    source_module._sources.clear()
+    loaders_module.load_data.cache_clear()
+    datasets_module.create_task.cache_clear()

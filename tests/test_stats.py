@@ -9,8 +9,23 @@ from scipy import stats
 from scipy.optimize import linprog
 
 from sdfast.errors import InputError
-from sdfast.stats import (adjust, bca_interval, benjamini_hochberg, holm, hypervolume, judge, kept_at, matched_difference, matched_kept, mean_interval,
-                          p_value, paired_difference, paired_test, pareto_front, sign_flip)
+from sdfast.stats import (
+    adjust,
+    bca_interval,
+    benjamini_hochberg,
+    holm,
+    hypervolume,
+    judge,
+    kept_at,
+    matched_difference,
+    matched_kept,
+    mean_interval,
+    p_value,
+    paired_difference,
+    paired_test,
+    pareto_front,
+    sign_flip,
+)
 
 settings.register_profile('sdfast', deadline=None)  # a busy machine is no error
 settings.load_profile('sdfast')

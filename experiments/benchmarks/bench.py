@@ -1,5 +1,7 @@
 "What the benchmarks share: ways to do the same thing, timed in turns in one process, a table and a JSON file of their ratios."
-import sys, time, weakref
+import sys
+import time
+import weakref
 from pathlib import Path
 
 import numpy as np

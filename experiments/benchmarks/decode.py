@@ -7,7 +7,10 @@ are installed (`pip install decord torchcodec`; the latter needs FFmpeg's librar
 on without converting any. In turns in one process, which keeps freed memory on a CPU, as studies do; prints milliseconds a clip (of the processor, which other
 processes do not add to; with --device cuda by the clock) and ratios, and writes JSON to --out. The goals: UCF101 AVI at most 1.5
 times the floor and 1.8 times as fast as decord; H.264 with long groups of pictures at most 1.15 times the floor."""
-import random, sys, time, warnings
+import random
+import sys
+import time
+import warnings
 from pathlib import Path
 
 warnings.filterwarnings('ignore', category=FutureWarning)
@@ -19,9 +22,9 @@ from av.video.reformatter import VideoReformatter
 from fastcore.script import call_parse
 from measure import SHARED, need, ratio, show, side_by_side, write
 
-from sdfast.memory import keep_freed_memory
-from sdfast.tasks import VIDEO_SUFFIXES
-from sdfast.video import VideoFile
+from sdfast.data.datasets import VIDEO_SUFFIXES
+from sdfast.data.video import VideoFile
+from sdfast.runtime.memory import keep_freed_memory
 
 FRAMES, STRIDE, SIZE = 16, 2, 128
 

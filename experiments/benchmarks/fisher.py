@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from bench import Timer, in_turns, prepare, record, show, summary
 from fastcore.script import call_parse
 
-from sdfast.memory import keep_freed_memory
-from sdfast.models import create_model
+from sdfast.models.encoders import create_model
+from sdfast.runtime.memory import keep_freed_memory
 from sdfast.strategies import empirical_fisher, mas_importance
 
 

@@ -7,7 +7,8 @@ Passes over the train part, clips of --frames and --stride, decoding, random cro
 workers, in turns; clips a second are those of a whole pass, the start of its workers included. With no worker videos that fit are decoded whole in the first pass and kept in
 memory: the second row of 0. What crosses to the device is one batch of bytes; turning it to float and normalising it there is timed by itself. With --model
 a training step is done on each batch, and the part of the time spent waiting for batches is told. Writes JSON to --out."""
-import time, warnings
+import time
+import warnings
 
 warnings.filterwarnings('ignore', category=FutureWarning)
 
@@ -17,8 +18,8 @@ from fastcore.script import call_parse
 from measure import need, show, write
 from torch.nn.functional import cross_entropy
 
-from sdfast.models import create_model
-from sdfast.tasks import create_task
+from sdfast.data.datasets import create_task
+from sdfast.models.encoders import create_model
 
 
 @call_parse

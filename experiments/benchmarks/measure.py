@@ -1,5 +1,10 @@
 "What the benchmarks share: rounds side by side, the machine, a table, a JSON file."
-import json, os, platform, shlex, sys, time
+import json
+import os
+import platform
+import shlex
+import sys
+import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path

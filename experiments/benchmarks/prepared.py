@@ -6,7 +6,11 @@ Decodes the same clips of 16 frames, stride 2, short side 112, one thread, from 
 processor) and how many times as many clips a second the copies give. Then a linear probe on frozen features of the middle clip of each video, from
 originals and from copies: accuracy over --splits splits by group (or --by-clip), the same for both, with the paired difference and its 95 % t interval (splits share
 videos, so that the interval is rather too narrow). Writes JSON to --out. The goal is at least 4 times."""
-import os, random, sys, time, warnings
+import os
+import random
+import sys
+import time
+import warnings
 from dataclasses import asdict
 
 warnings.filterwarnings('ignore', category=FutureWarning)
@@ -20,10 +24,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sdfast.models import create_model, extract, model_stats
+from sdfast.data.datasets import create_task
+from sdfast.data.video import VideoFile
+from sdfast.models.encoders import create_model, model_stats
+from sdfast.models.features import extract
 from sdfast.stats import mean_interval, paired_difference
-from sdfast.tasks import create_task
-from sdfast.video import VideoFile
 
 FRAMES, STRIDE, SIZE = 16, 2, 112
 

@@ -5,7 +5,10 @@
 Fine-tunes the embedded task without and with `RetentionCurve`, in turns in one process, and prints the median epoch of both, their
 ratio for each pair of fits, the share of an epoch that passes in the callback itself, and what is paid once at the start of a fit: in seconds of the process on the CPU, which other work on the
 machine hardly moves, or of the wall clock with CUDA. Writes JSON to --out. The goal is a ratio below 1.10, a share below .10."""
-import json, sys, time, warnings
+import json
+import sys
+import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +20,10 @@ import torch
 from fastai.callback.core import Callback
 from fastcore.script import call_parse
 
-from sdfast.forgetting import RetentionCurve
-from sdfast.study import Run, fine_tune, source_model
+from sdfast.metrics.curve import RetentionCurve
+from sdfast.study.config import Run
+from sdfast.study.execute import train_run
+from sdfast.study.source import load_source
 
 
 class Clock(Callback):
@@ -62,11 +67,11 @@ def main(
     core.defaults.use_cuda = device != 'cpu'
     torch.set_num_threads(threads)
     run = Run(source_epochs=1, epochs=epochs)
-    source = source_model(run, out)
+    source = load_source(run, out)
 
     def fit(seed, cbs=()):
         clock = Clock(time.process_time if device == 'cpu' else time.perf_counter)
-        fine_tune(replace(run, seed=seed), source, cbs=[clock, ClockEnd(), *cbs])
+        train_run(replace(run, seed=seed), source, cbs=[clock, ClockEnd(), *cbs])
         return np.median(clock.epochs), clock.setup
     fit(0, [RetentionCurve(source.retention)])  # decodes, and fills what is kept in memory
     rows = []

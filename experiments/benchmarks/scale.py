@@ -10,7 +10,11 @@ source and target, with McNemar's test; `report` writes the page of it. For runs
 more strengths, 24 test videos; `status` is what status.py shows, `report` what make_report.py writes without figures as files.
 Seconds of the process, the best of `rounds`; `growth` is the exponent by which they grew over the last step, 1 where ten times as much costs ten times as much. Prints a table and writes scale.json
 to --out. Goals: linear; 1e5 videos in 10 s, 10,000 runs in 5 s, each row."""
-import json, shutil, tempfile, time, warnings
+import json
+import shutil
+import tempfile
+import time
+import warnings
 from pathlib import Path
 
 warnings.filterwarnings('ignore', category=FutureWarning)
@@ -22,13 +26,16 @@ from fastcore.script import call_parse, store_true
 from measure import need, show, write
 from rich.console import Console
 
-from sdfast import store, tasks
-from sdfast.page import html_page, write_page
-from sdfast.report import summary
-from sdfast.results import load_results
-from sdfast.status import show_status
+from sdfast.data import datasets as datasets_module
+from sdfast.data import task as task_module
+from sdfast.metrics.columns import COLUMNS
+from sdfast.report.page import html_page, write_page
+from sdfast.report.results import load_results
+from sdfast.report.summary import summary
+from sdfast.runtime import store
 from sdfast.strategies import STRATEGIES
-from sdfast.study import COLUMNS, Run
+from sdfast.study.config import Run
+from sdfast.study.status import show_status
 
 CLASSES = [f'class_{i:02}' for i in range(100)]
 
@@ -98,9 +105,9 @@ def of_videos(n, root, rounds):
     table = pd.DataFrame(rows, columns=['path', 'label', 'split', 'group'])
     table.to_csv(videos/'grouped.csv', index=False)
     table.drop(columns='group').to_csv(videos/'alone.csv', index=False)
-    built = {name:tasks.csv(videos/f'{name}.csv') for name in ('grouped', 'alone')}
-    steps = {'build': lambda: (tasks.csv(videos/'grouped.csv').fingerprint), 'build alone': lambda: tasks.csv(videos/'alone.csv').fingerprint,
-             'split': lambda: built['grouped'].hold_out(), 'split alone': lambda: built['alone'].hold_out(), 'folder': lambda: tasks.folder(videos)}
+    built = {name:datasets_module.csv(videos/f'{name}.csv') for name in ('grouped', 'alone')}
+    steps = {'build': lambda: (datasets_module.csv(videos/'grouped.csv').fingerprint), 'build alone': lambda: datasets_module.csv(videos/'alone.csv').fingerprint,
+             'split': lambda: built['grouped'].hold_out(), 'split alone': lambda: built['alone'].hold_out(), 'folder': lambda: datasets_module.folder(videos)}
     took = {k:least(f, rounds) for k, f in steps.items()}
     paths, labels = [str(videos/p) for p, *_ in rows], [c for _, c, *_ in rows]
     study(root/'out', ['finetune', 'self_distill'], 1, 2, paths, labels, classes)
@@ -131,7 +138,7 @@ def main(
 ):
     "Seconds against videos and runs"
     need(device)
-    tasks._problem = lambda path: None
+    task_module._problem = lambda path: None
     rows = []
     for what, sizes in dict(videos=[100, 1000, 10_000, 100_000], runs=[10, 100, 1000, 10_000]).items():
         found = {}

@@ -4,7 +4,8 @@
 
 Each import in a process of its own, in turns, after one round that does not count (files come from the disk there); seconds of the process on a CPU from the first line to the last, without
 the interpreter's own start. Prints a table and writes startup.json to --out. Goal: `import sdfast` in at most 1.15 of `import fastai.vision.all`."""
-import subprocess, sys
+import subprocess
+import sys
 
 import numpy as np
 from fastcore.script import call_parse

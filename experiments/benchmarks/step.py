@@ -13,7 +13,9 @@ bf16 teacher, whose effect on accuracy experiments/teacher_precision.py measures
 returned and that was alive at once in the second step of a fit of its own, without the model and the optimizer's state: bytes, and relative to plain; beside it the teacher's weights and the peak
 of its forward pass alone, both of which it may add. A teacher renewed in each epoch is counted, as here a step is one.
 Prints a table a net and writes step.json to --out. Goals: self_distill at most the time of fastai and 1.22 of plain; l2sp and ewc 1.02 of plain."""
-import multiprocessing, os, warnings
+import multiprocessing
+import os
+import warnings
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -31,9 +33,10 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from fastcore.script import bool_arg, call_parse, store_true
 
-from sdfast.memory import keep_freed_memory
-from sdfast.models import create_model
-from sdfast.strategies import EWC, L2SP, FixedTeacher, Importance, SelfDistill, frozen_copy
+from sdfast.models.encoders import create_model
+from sdfast.models.surgery import frozen_copy
+from sdfast.runtime.memory import keep_freed_memory
+from sdfast.strategies import EWC, L2SP, FixedTeacher, Importance, SelfDistill
 
 
 class Clock(Callback):

@@ -6,7 +6,12 @@
 compare.py in a process of its own, with nothing in its cache: seconds of the wall clock, of which `source` is its source stage as source.json has it, and `runs` what the runs say they took,
 added up and dealt out to the workers. Then the same command with one strategy more, on the same study: what it takes beyond its own runs is `beyond`. Prints both and writes study.json to --out.
 Goals: 4 minutes; one more strategy costs its training only."""
-import json, os, subprocess, sys, tempfile, time
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 from fastcore.script import call_parse, store_true

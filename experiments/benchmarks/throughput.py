@@ -7,7 +7,9 @@ The same fit on a batch that is on the device already, plain and with self-disti
 sdfast's (channels last), that compiled (`encoder.compile()`; a teacher is then compiled, too), and on a GPU that in bf16 (fastai's MixedPrecision), and both. Compiling,
 in rounds before the first, is timed by itself. What loading adds, and how long the device waits for clips, is loader.py's --model to tell. On a GPU the peak memory
 stands beside. Prints a table a net and writes throughput.json to --out."""
-import sys, time, warnings
+import sys
+import time
+import warnings
 from functools import partial
 
 warnings.filterwarnings('ignore', category=FutureWarning)
@@ -24,8 +26,8 @@ from fastcore.script import call_parse
 from rich.console import Console
 from rich.table import Table
 
-from sdfast.memory import keep_freed_memory
-from sdfast.models import create_model
+from sdfast.models.encoders import create_model
+from sdfast.runtime.memory import keep_freed_memory
 from sdfast.strategies import SelfDistill
 
 WAYS = {'float32, contiguous':'contiguous', 'float32':'', 'float32, compiled':'compiled', 'bf16':'bf16', 'bf16, compiled':'bf16 compiled'}

@@ -1,15 +1,11 @@
-"Pre-training without labels: each method a fastai callback, listed in `METHODS` for the scripts and the docs."
-from . import augment, cvrl, iic, order, pace, pretext, puzzle, rspnet, statistics
+"Pre-training without labels: fastai callbacks, listed in `METHODS`."
 from .augment import *
+from .base import *
 from .cvrl import *
 from .iic import *
 from .order import *
 from .pace import *
-from .pretext import *
 from .puzzle import *
+from .registry import *
 from .rspnet import *
 from .statistics import *
-
-METHODS = dict(rspnet=RSPNet, pace=Pace, order=ClipOrder, puzzle=CubicPuzzle, cvrl=CVRL, iic=InterIntra, mas=MotionStatistics)
-
-__all__ = [n for m in (augment, pretext, rspnet, pace, order, puzzle, cvrl, iic, statistics) for n in m.__all__] + ['METHODS']

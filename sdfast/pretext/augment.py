@@ -6,10 +6,11 @@ from fastai.vision.augment import hsv2rgb, rgb2hsv
 from fasttransform import Transform
 from torch.nn.functional import conv2d
 
+from ..data.clips import TensorVideo
 from ..errors import InputError
-from ..video import TensorVideo
 
-__all__ = ['ColourJitter', 'Blur', 'Solarise', 'jitter_colours', 'to_grey']
+__all__ = ['to_grey', 'jitter_colours', 'ColourJitter', 'Blur', 'Solarise']
+
 
 
 def to_grey(

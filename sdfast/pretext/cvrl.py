@@ -10,9 +10,10 @@ from fastcore.basics import store_attr
 from torch import nn
 
 from .augment import Blur, ColourJitter, Solarise
-from .pretext import Pretext
+from .base import Pretext
 
-__all__ = ['CVRL', 'nt_xent_logits', 'draw_gap']
+__all__ = ['draw_gap', 'nt_xent_logits', 'CVRL']
+
 
 
 def draw_gap(

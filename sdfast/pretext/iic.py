@@ -12,12 +12,14 @@ from fastcore.basics import store_attr
 from fasttransform import Transform
 from torch import nn
 
+from ..data.clips import TensorVideo
+from ..data.video import VideoError, VideoFile
 from ..errors import InputError
-from ..strategies.recipes import batch_norms
-from ..video import TensorVideo, VideoError, VideoFile
-from .pretext import Pretext, PretextClips
+from ..models.surgery import batch_norms
+from .base import Pretext, PretextClips
 
-__all__ = ['InterIntra', 'Residual']
+__all__ = ['Residual', 'InterIntra']
+
 
 
 class Residual(Transform):

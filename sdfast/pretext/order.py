@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from fastcore.basics import store_attr
 from torch import nn
 
+from ..data.video import VideoError
 from ..errors import InputError
-from ..video import VideoError
-from .pretext import Pretext
+from .base import Pretext
 
-__all__ = ['ClipOrder', 'order_label']
+__all__ = ['order_label', 'ClipOrder']
+
 
 
 def order_label(

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from fastcore.basics import store_attr
 from torch import nn
 
-from ..video import VideoError
+from ..data.video import VideoError
 from .augment import ColourJitter
-from .pretext import Pretext
+from .base import Pretext
 
-__all__ = ['Pace', 'pace_indices']
+__all__ = ['pace_indices', 'Pace']
+
 
 
 def pace_indices(

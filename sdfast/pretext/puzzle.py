@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from fastcore.basics import store_attr
 from torch import nn
 
+from ..data.clips import TensorVideo
+from ..data.video import VideoError, VideoFile
 from ..errors import InputError
-from ..video import TensorVideo, VideoError, VideoFile
+from .base import Pretext, PretextClips
 from .order import order_label
-from .pretext import Pretext, PretextClips
 
-__all__ = ['CubicPuzzle', 'puzzle_cells']
+__all__ = ['puzzle_cells', 'CubicPuzzle']
 
 GRID = 4, 2, 2  # cells in time, height and width
 

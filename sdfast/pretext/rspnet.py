@@ -13,14 +13,15 @@ from fastai.data.load import DataLoader
 from fastcore.basics import store_attr
 from torch import nn
 
+from ..data.clips import clip_indices
 from ..errors import InputError
-from ..models import _read_weights
-from ..strategies.penalty import frozen_copy
-from ..video import clip_indices
+from ..models.surgery import frozen_copy
+from ..models.weights import read_tensors
 from .augment import ColourJitter
-from .pretext import Pretext
+from .base import Pretext
 
-__all__ = ['RSPNet', 'rsp_loss', 'avid_loss', 'trim_queue', 'save_rspnet', 'read_rspnet']
+__all__ = ['rsp_loss', 'avid_loss', 'trim_queue', 'RSPNet', 'save_rspnet', 'read_rspnet']
+
 
 
 def rsp_loss(
@@ -201,7 +202,7 @@ def read_rspnet(
     **kwargs, # For `RSPNet`, such as its temperature
 )->RSPNet: # With heads, keys and queue, for `held_out` or more training
     "All of a checkpoint in RSPNet's layout; `load_encoder` reads the encoder alone. Raises `InputError` if something is missing or of another shape"
-    state = _read_weights(path)
+    state = read_tensors(path)
     if 'queue' not in state: raise InputError(f'{path} has no queue: it is not a checkpoint of RSPNet before fine-tuning; load_encoder reads encoders')
     method = RSPNet(dim=state['queue'].shape[0], queue=state['queue'].shape[1], **kwargs)
     with torch.random.fork_rng(): net = method.build(encoder)

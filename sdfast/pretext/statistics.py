@@ -1,6 +1,8 @@
 """Motion and appearance statistics (MAS): where in a clip is most motion, and in which direction; where do colours stay, and which are they? Wang et al.,
 CVPR 2019 (laura-wang/video_repres_mas), and the authors' later code with both halves (video_repres_sts)."""
-import hashlib, io, zipfile
+import hashlib
+import io
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,12 +15,13 @@ from fastcore.basics import store_attr
 from scipy.ndimage import convolve
 from torch import nn
 
-from .. import store
+from ..data.clips import TensorVideo
+from ..data.video import VideoError, VideoFile
 from ..errors import InputError
-from ..video import TensorVideo, VideoError, VideoFile
-from .pretext import Pretext, PretextClips
+from ..runtime import store
+from .base import Pretext, PretextClips
 
-__all__ = ['MotionStatistics', 'motion_labels', 'appearance_labels', 'optical_flow']
+__all__ = ['motion_labels', 'appearance_labels', 'optical_flow', 'MotionStatistics']
 
 RANGE = 20  # pixels a frame of the 8-bit flow, in each direction
 

@@ -12,10 +12,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
-from ..models import eval_mode
-from .penalty import Anchored, FeaturePenalty, block_names, find_encoder, frozen_copy
+from ..models.features import eval_mode
+from ..models.surgery import block_names, find_encoder, frozen_copy
+from .base import FeaturePenalty
+from .mixins import Anchored
 
-__all__ = ['feature_distance', 'map_distance', 'channel_attention', 'Teacher', 'SelfDistill', 'FixedTeacher', 'EMATeacher', 'FeatureMaps', 'DELTA']
+__all__ = ['feature_distance', 'map_distance', 'Teacher', 'SelfDistill', 'FixedTeacher', 'EMATeacher', 'FeatureMaps', 'DELTA', 'channel_attention']
 
 REDUCTIONS = ('mean', 'batchmean', 'sum')
 LOW = ('bfloat16', 'float16')
@@ -98,7 +100,7 @@ class Teacher(FeaturePenalty):
         "`(layer, student's output, teacher's)` of each call of the encoder; the layer is '' for what it returns"
         for t, s in zip(self.teacher.modules(), self.module().modules()):
             if isinstance(t, _BatchNorm): t.training = s.training and self.teacher_bn == 'batch'
-        names, calls, found = [n for n in self._watches if n], self.calls(), []
+        names, calls, found = [n for n in self._recorders if n], self.calls(), []
         for i, (args, kwargs, out) in enumerate(calls):
             seen = {}
             hooks = [self.teacher.get_submodule(n).register_forward_hook(lambda m, a, o, n=n: seen.update({n:o})) for n in names]
@@ -127,7 +129,7 @@ class SelfDistill(Teacher):
 
 class FixedTeacher(Anchored, Teacher):
     "The teacher is the encoder from before training (LDIFS, Mukhoti et al., TMLR 2024; theirs are the features of several `layers`)"
-    _stateattrs, _kept = Teacher._stateattrs + Anchored._anchorattrs, Anchored._kept + ('age',)
+    _stateattrs, _state = Teacher._stateattrs + Anchored._anchorattrs, Anchored._state + ('age',)
 
     def __init__(self,
         lam:float, # Weight of the distance

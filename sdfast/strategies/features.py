@@ -19,23 +19,24 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
-from ..models import extract
-from .penalty import Auxiliary, Columns, FeaturePenalty, Penalty, _Watch, find_encoder, keep_buffers
+from ..models.features import extract
+from ..models.surgery import find_encoder, keep_buffers
+from .base import Columns, FeaturePenalty, Penalty, Recorder
+from .mixins import Auxiliary
 
 __all__ = ['bss', 'BSS', 'stoch_norm', 'plain_norm', 'StochNorm', 'category_relation', 'CoTuning', 'sym_kl', 'R3F']
+
 
 
 @contextmanager
 def unwatched(model:nn.Module)->Iterator[nn.Module]:
     "A forward pass inside adds nothing to what penalties collect of the main one"
-    watches = [h for m in model.modules() for h in m._forward_hooks.values() if isinstance(h, _Watch)]
+    watches = [h for m in model.modules() for h in m._forward_hooks.values() if isinstance(h, Recorder)]
     counts = [len(w.calls) for w in watches]
     try: yield model
     finally:
         for w, n in zip(watches, counts): del w.calls[n:]
 
-
-# --- batch spectral shrinkage -----------------------------------------------------------------------------------------
 
 def bss(
     features:torch.Tensor, # `(B, F)`; maps `(B, F, ...)` are averaged over the trailing dimensions
@@ -71,8 +72,6 @@ class BSS(FeaturePenalty):
         calls = self.calls()
         return sum(bss(out, self.k) for _, _, out in calls)/len(calls)
 
-
-# --- stochastic normalisation -----------------------------------------------------------------------------------------
 
 class _StochNorm:
     "Before a batch norm's class in its bases: normalises each channel by moving statistics with probability `p` while it trains"
@@ -147,8 +146,6 @@ class StochNorm(Columns, Callback):
         super().leave()
 
 
-# --- Co-Tuning --------------------------------------------------------------------------------------------------------
-
 def category_relation(
     probs:torch.Tensor, # What the source head says of the target task's clips, `(N, n_source)`, rows sum to 1
     y:torch.Tensor, # Their target classes `(N,)`
@@ -213,7 +210,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
     moment has passed, `InputError`."""
     name = 'co_tuning'
     head, relation, _before = None, None, None
-    _stateattrs, _kept = FeaturePenalty._stateattrs + Auxiliary._auxattrs + ('head', 'relation', '_before'), ('relation',)
+    _stateattrs, _state = FeaturePenalty._stateattrs + Auxiliary._auxattrs + ('head', 'relation', '_before'), ('relation',)
 
     def __init__(self,
         lam:float=2.3, # Weight of the cross-entropy
@@ -275,8 +272,6 @@ class CoTuning(Auxiliary, FeaturePenalty):
         if self._before is not None: (self.relation,), self._before = self._before, None
         super().leave()
 
-
-# --- R3F --------------------------------------------------------------------------------------------------------------
 
 def sym_kl(
     logits_p:torch.Tensor, # `(..., C)`

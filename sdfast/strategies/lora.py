@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from .recipes import Recipe, _core, batch_norms
+from ..models.surgery import batch_norms
+from .base import Recipe, unwrap_optimizer
 
 __all__ = ['LoRA']
-
 
 LAYERS = nn.Conv3d, nn.Conv2d, nn.Linear
 
@@ -92,7 +92,7 @@ class LoRA(Recipe):
 
     def _join(self):
         # the optimizer cannot be made anew: schedulers have counted its groups, and the head may have momentum
-        core, groups = _core(self.opt), [list(ps) for ps in self.opt.param_lists]
+        core, groups = unwrap_optimizer(self.opt), [list(ps) for ps in self.opt.param_lists]
         where = {id(p):i for i, ps in enumerate(groups) for p in ps}
         for layer, a, b in self.adapters().values(): groups[where.get(id(layer.weight), 0)] += [a.weight, b.weight]
         self._joined = tuple(p for _, a, b in self.adapters().values() for p in (a.weight, b.weight))
@@ -104,7 +104,7 @@ class LoRA(Recipe):
         gone = set(map(id, self._joined))
         self.opt.param_lists = [[p for p in ps if id(p) not in gone] for ps in self.opt.param_lists]
         for p in self._joined:
-            for o in (self.opt, _core(self.opt)): o.state.pop(p, None)
+            for o in (self.opt, unwrap_optimizer(self.opt)): o.state.pop(p, None)
         self._joined = ()
 
     def before_train(self):

@@ -9,10 +9,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
+from ..models.surgery import frozen_copy
+from .base import FeaturePenalty, Penalty
 from .distill import FixedTeacher, batch_statistics, pooled
-from .penalty import Auxiliary, FeaturePenalty, Penalty, frozen_copy
+from .mixins import Auxiliary
 
 __all__ = ['soft_divergence', 'LwF', 'PSKD', 'BYOT']
+
 
 
 def soft_divergence(
@@ -122,7 +125,7 @@ class BYOT(Auxiliary, FeaturePenalty):
     def term(self)->torch.Tensor:
         feats, pred = pooled(self.calls()[0][2]), self.learn.pred
         y = self.learn.yb[0].as_subclass(torch.Tensor)
-        shallow = [pooled(self.calls(n)[0][2]) for n in self._watches if n]
+        shallow = [pooled(self.calls(n)[0][2]) for n in self._recorders if n]
         if not shallow: raise InputError('BYOT found no layers before the last; pass layers=[NAME, ...] of the encoder')
         if self.aux is None:
             d, n = feats.shape[1], pred.shape[1]

@@ -12,10 +12,8 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ['Layers', 'layers_of']
+__all__ = ['layers_of', 'Layers']
 
-# Each rule takes a layer, its input and the gradient of its output, both `(n*r, ...)` with the r rows of a sample (frames) side by
-# side, n and a function such as the square; it returns the function's sum over the n samples for the layer's weight and bias.
 
 
 def _linear(m, x, g, n, f):

@@ -3,81 +3,21 @@
 Each is a fastai callback that undoes what it did to the learner when the fit ends; after an interrupt when the next fit begins,
 when the callback is taken off, or by `undo()`. They compose with each other and with the penalties."""
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from fastai.callback.core import Callback
-from fastai.optimizer import Lookahead, OptimWrapper
 from fastai.torch_core import get_model
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
-from .penalty import find_encoder
+from ..models.surgery import batch_norms, find_encoder
+from .base import Recipe, unwrap_optimizer
 
 __all__ = ['FrozenBN', 'LinearProbe', 'LPFT', 'layer_groups', 'LayerDecay', 'LowerLR']
 
 
-def batch_norms(module:nn.Module)->list: return [m for m in module.modules() if isinstance(m, _BatchNorm)]
-
-
-def _core(opt):
-    "The optimizer that takes the step, out of fastai's wrappers"
-    while isinstance(opt, (Lookahead, OptimWrapper)): opt = opt.opt
-    return opt
-
-
-class Recipe(Callback):
-    "A callback that changes how the encoder is trained: `begin` when a real fit begins, `undo` when it has ended, however it ended"
-    order, run_valid = -5, False  # behind `model.train()`, before DDP (order 11) looks at what needs a gradient
-    protected, _off = None, ()
-
-    def __init__(self, encoder:str|Callable|None=None): self.protected = encoder
-
-    def module(self)->nn.Module:
-        "The encoder that is being trained, without DDP around it"
-        return find_encoder(self.learn.model, self.protected)
-
-    def begin(self)->None: "A fit begins, `lr_find` included, but not `validate` or `get_preds`"
-
-    def undo(self)->None: self.thaw()
-
-    def freeze(self, params:Iterable[nn.Parameter])->None:
-        "`params` stay as they are until `thaw`"
-        params = list(params)
-        off = [p for p in params if p.requires_grad]
-        for p in off: p.requires_grad_(False)
-        # fastai's `zero_grad` leaves zeros, and on zeros its optimizers still apply momentum and weight decay
-        for p in params: p.grad = None
-        self._off = (*self._off, *off)
-
-    def thaw(self)->None:
-        for p in self._off: p.requires_grad_(True)
-        self._off = ()
-
-    def before_fit(self):
-        if self.learn.lock.locked(): return  # `validate` and `get_preds`
-        left = self._off  # by an interrupted fit
-        self.undo()
-        if {id(p) for p in left} - {id(p) for ps in self.opt.param_lists for p in ps}: self._renew_opt()
-        self.begin()
-
-    def after_fit(self):
-        if not self.learn.lock.locked(): self.undo()
-
-    def _renew_opt(self):
-        "An optimizer that was made while parameters were frozen has left them out"
-        hypers = self.opt.hypers
-        self.learn.create_opt()
-        for k in hypers[0]: self.opt.set_hyper(k, [h[k] for h in hypers])
-
-    def __setattr__(self, name, value):
-        if name == 'learn' and value is None and self.learn is not None: self.undo()  # `fit(cbs=...)` takes its callbacks off after an interrupt too
-        super().__setattr__(name, value)
-
-
-# --- freezing -----------------------------------------------------------------------------------------------------------
 
 class FrozenBN(Recipe):
     "The encoder's batch norm normalises with the statistics it came with, and keeps them"
@@ -147,8 +87,6 @@ class LPFT(LinearProbe):
         return isinstance(self.learn.model, DistributedDataParallel)
 
 
-# --- learning rates -----------------------------------------------------------------------------------------------------
-
 def layer_groups(
     model:nn.Module, # Wrapped by DDP or not
     encoder:str|Callable|None=None, # Which part of the model is layered, see `find_encoder`
@@ -190,7 +128,7 @@ class ScaledLR(Recipe):
 
     def before_train(self):
         self._release()
-        core = _core(self.opt)
+        core = unwrap_optimizer(self.opt)
         self._depths, self._stepping = self.depths(), core
         core.step = partial(self._step, core, core.step)
 

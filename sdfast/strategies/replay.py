@@ -12,10 +12,12 @@ from fastai.torch_core import get_random_states, set_random_states
 from torch import nn
 
 from ..errors import InputError
-from ..resume import as_states
-from .penalty import Penalty, frozen_copy, keep_buffers
+from ..models.surgery import frozen_copy, keep_buffers
+from ..runtime.resume import as_states
+from .base import Penalty
 
 __all__ = ['Replay']
+
 
 
 def _cycle(dl):
@@ -33,7 +35,7 @@ class Replay(Penalty):
     draw from a random state of their own. Raises `InputError` for a loader without batches."""
     order = 5.5  # behind the other penalties, which have by then read what their hooks saw
     source, source_head, _batches, _random, _read, _order = None, None, None, None, 0, None
-    _stateattrs, _kept = Penalty._stateattrs + ('source', 'source_head', '_batches', '_random', '_order'), ('_random', '_read', '_order')
+    _stateattrs, _state = Penalty._stateattrs + ('source', 'source_head', '_batches', '_random', '_order'), ('_random', '_read', '_order')
 
     def __init__(self,
         lam:float, # Weight of the source task

@@ -7,11 +7,14 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from ..errors import InputError
-from ..resume import Stateful
+from ..models.surgery import find_encoder
+from ..runtime.resume import Stateful
+from .base import Columns, Penalty
 from .lora import LoRA
-from .penalty import Anchored, Columns, Penalty, find_encoder
+from .mixins import Anchored
 
 __all__ = ['Telemetry']
+
 
 
 class Telemetry(Anchored, Stateful, Columns, Callback):
@@ -22,7 +25,7 @@ class Telemetry(Anchored, Stateful, Columns, Callback):
 
     The cosine costs two more backward passes on every `every`-th batch. Nothing of training changes."""
     order, run_valid = 7, False  # behind the penalties
-    _stateattrs, _kept = ('_start', '_columns', '_sums') + Anchored._anchorattrs, Anchored._kept + ('_start',)
+    _stateattrs, _state = ('_start', '_columns', '_sums') + Anchored._anchorattrs, Anchored._state + ('_start',)
     _start, _sums = None, None
 
     def __init__(self,

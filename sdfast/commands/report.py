@@ -1,0 +1,36 @@
+"""The page of a study from its results alone: nothing is trained, nothing is measured.
+
+    python experiments/make_report.py runs/compare                        # writes runs/compare/report.html and runs/compare/figures/
+    python experiments/make_report.py runs/a runs/b --out runs/both.html  # studies of one set-up are merged, others follow one another
+
+What a folder lacks (one of which only runs.csv was kept, or videos that are no longer there) is left out, and said."""
+import sys
+import warnings
+
+from fastcore.script import call_parse, store_true
+
+from ..errors import InputError
+from ..report.page import write_page
+from ..stats import ADJUSTMENTS
+
+warnings.filterwarnings('ignore', category=FutureWarning)  # of the libraries about each other
+warnings.filterwarnings('ignore', category=DeprecationWarning)
+
+
+@call_parse  # runs at once in a script, so it comes last
+def main(
+    *folders:str, # Folders of studies: the --out of compare.py
+    out:str=None, # File to write, by default report.html in the folder
+    adjust:str='holm', # How p values are adjusted for the number of strategies: holm, bh (false discovery rate) or none
+    no_figures:store_true=False, # Only the page, not each plot as PDF and PNG
+):
+    "Rebuild a study's page and figures from its folder"
+    try:
+        if not folders: raise InputError('name at least one folder of a study: the --out of compare.py')
+        if len(folders) > 1 and not out: raise InputError('--out is needed for several folders: the file to write')
+        if adjust not in ADJUSTMENTS: raise InputError(f'--adjust must be one of {", ".join(ADJUSTMENTS)}, not {adjust!r}')
+        page = write_page(folders, out, adjust, not no_figures)
+    except (InputError, OSError) as e:
+        print(f'make_report.py: {e}', file=sys.stderr)
+        sys.exit(2)
+    print(f'written: {page}' + ('' if no_figures else f', and each plot as PDF and PNG in {page.parent/"figures"}'))

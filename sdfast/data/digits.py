@@ -1,0 +1,75 @@
+"""The videos of the embedded task: real handwritten digits that move, written to small MPEG-4 files.
+
+They are scikit-learn's copy of the UCI optical digits, 8x8, enlarged to 16x16. Train, valid and test show different images."""
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+from scipy.ndimage import zoom
+from sklearn.datasets import load_digits
+
+__all__ = ['TARGET', 'SOURCE', 'MOTION', 'DIGIT', 'PARTS', 'CLIPS', 'write_moving_digits']
+
+MOTIONS = ['left', 'right', 'up', 'down', 'clockwise', 'anticlockwise']
+# the 8 target classes: a group of digits and a motion; each group has two motions, each motion two groups or more,
+# so that neither a still frame nor the motion alone tells the class
+TARGET = {f'{name}_{motion}': (digits, motion) for name, digits, motions in [
+    ('024', (0, 2, 4), ('left', 'clockwise')), ('135', (1, 3, 5), ('left', 'clockwise')),
+    ('68', (6, 8), ('up', 'anticlockwise')), ('79', (7, 9), ('up', 'anticlockwise'))] for motion in motions}
+SOURCE = {f'{digit}_{motion}': ((digit,), motion) for digit in range(10) for motion in MOTIONS}
+# half of the source's question each: what one of them asks for, the other gives reason to forget
+MOTION = {f'any_{motion}': (range(10), motion) for motion in MOTIONS}
+DIGIT = {f'{digit}_any': ((digit,), MOTIONS) for digit in range(10)}
+PARTS = dict(source=SOURCE, target=TARGET, motion=MOTION, digit=DIGIT)  # a part's place decides its random numbers
+IMAGES = dict(train=range(1000), valid=range(1000, 1200), test=range(1200, 1797))  # handwritten images of each split
+CLIPS = dict(source=dict(train=6000, test=1200, valid=600), target=dict(train=160, valid=160, test=800),  # drawn in this order: add behind
+             motion=dict(train=162, valid=162, test=798), digit=dict(train=160, valid=160, test=800))
+
+
+def _draw(rng, image, motion, frames=8, size=40):
+    "uint8 `(frames, size, size)`: a 16x16 digit that moves over noise at a random place and speed (pixels a frame)"
+    x, speed = np.zeros((frames, size, size), np.float32), rng.uniform(1.5, 2.8)
+    turns = motion in ('clockwise', 'anticlockwise')
+    centre = rng.uniform(10, size - 26, 2) if turns else rng.uniform(4, size - 20, 2)
+    phase = rng.uniform(0, 2*np.pi)
+    for t in range(frames):
+        if turns:
+            angle = phase + (1 if motion == 'clockwise' else -1)*t*speed*.3
+            at = centre + 5 + 6*np.array([np.sin(angle), np.cos(angle)])
+        else:
+            at = centre + np.array(dict(left=(0, -1), right=(0, 1), up=(-1, 0), down=(1, 0))[motion])*speed*(t - frames/2)
+        r, c = np.clip(np.round(at).astype(int), 0, size - 16)
+        x[t, r:r + 16, c:c + 16] = image
+    return ((x + rng.normal(0, .1, x.shape)).clip(0, 1)*255).astype(np.uint8)
+
+
+def write_video(path, frames, fps=8):
+    "Grey `(T, H, W)` to a small MPEG-4 file"
+    with av.open(str(path), 'w') as f:
+        s = f.add_stream('mpeg4', rate=fps)
+        s.height, s.width, s.pix_fmt = *frames.shape[1:], 'yuv420p'
+        s.options = dict(flags='+qscale', global_quality=str(4*118))  # constant quality 4, in lambda units
+        s.codec_context.thread_count = 1
+        for x in frames: f.mux(s.encode(av.VideoFrame.from_ndarray(x, format='gray')))
+        f.mux(s.encode())
+
+
+def write_moving_digits(
+    root:Path, # Folder, a `Path`, to be made
+    part:str, # One of `PARTS`
+)->None:
+    "Write the videos of a part and their `manifest.csv`"
+    digits, rows, classes = load_digits(), [], PARTS[part]
+    images, rng = np.stack([zoom(i, 2, order=1) for i in digits.images/16]).astype(np.float32), np.random.default_rng([2024, list(PARTS).index(part)])
+    for split, n in CLIPS[part].items():
+        pool = np.array(IMAGES[split])
+        for i in range(n):
+            label = list(classes)[i % len(classes)]
+            of, motion = classes[label]
+            image = rng.choice(pool[np.isin(digits.target[pool], of)])
+            file = root/split/label/f'{i:05d}.mp4'
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_video(file, _draw(rng, images[image], motion if isinstance(motion, str) else rng.choice(motion)))
+            rows.append((file.relative_to(root), label, split, f'image{image}'))
+    pd.DataFrame(rows, columns=['path', 'label', 'split', 'group']).to_csv(root/'manifest.csv', index=False)

@@ -1,0 +1,5 @@
+"What an encoder kept."
+from .continual import *
+from .curve import *
+from .features import *
+from .retention import *

@@ -1,0 +1,39 @@
+"The registry of pre-training methods, and checkpoints that name one of them."
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from ..errors import InputError
+from .base import Pretext
+from .cvrl import CVRL
+from .iic import InterIntra
+from .order import ClipOrder
+from .pace import Pace
+from .puzzle import CubicPuzzle
+from .rspnet import RSPNet
+from .statistics import MotionStatistics
+
+__all__ = ['METHODS', 'read_checkpoint']
+
+METHODS = dict(rspnet=RSPNet, pace=Pace, order=ClipOrder, puzzle=CubicPuzzle, cvrl=CVRL, iic=InterIntra, mas=MotionStatistics)
+
+
+def read_checkpoint(
+    path:str|Path, # Written by `Pretext.save`
+    encoder:nn.Module, # Receives the weights
+)->Pretext: # With its heads, for more training or `held_out`
+    "A method as it was saved, and its encoder's weights into `encoder`; raises `InputError` for another file or encoder"
+    try:
+        with safe_open(str(path), 'pt') as f: meta = f.metadata() or {}
+    except Exception as e: raise InputError(f'{path} cannot be read as a checkpoint of pre-training: {e}') from None
+    known = {cls.__name__:cls for cls in METHODS.values()}
+    if meta.get('method') not in known: raise InputError(f'{path} is not a checkpoint of pre-training: it names no method of {", ".join(known)}')
+    method = known[meta['method']](**json.loads(meta['config']))
+    with torch.random.fork_rng(): net = method.build(encoder)
+    try: net.load_state_dict(load_file(str(path), device='cpu'))
+    except RuntimeError as e: raise InputError(f'{path} is not of this encoder: {str(e).splitlines()[-1].strip()}') from None
+    return method

@@ -1,0 +1,265 @@
+"""One HTML file per study that opens offline: tables, plots, what was forgotten, and how to repeat it.
+
+All numbers come from `report`, `stats` and `results`; here they are only laid out. All text is escaped, and the page's Content Security
+Policy forbids every request and every script but its own."""
+import base64
+import hashlib
+import io
+import shlex
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from ..data.text import from_markdown
+from ..data.video import VideoError, VideoFile
+from ..errors import InputError
+from ..metrics.columns import MEASURES, REPORTED, measure_title
+from ..study.config import Run
+from .panels import HEAT, plots, svg, swatch, write_figures
+from .results import Results, load_results
+from .summary import PANELS, final_runs, has_strength, setting_name, summary, trade_off
+from .tables import cell_text, latex, latex_table, markdown, strength_text, table_caption, trade_off_markdown
+
+__all__ = ['write_page', 'html_page', 'film_strip']
+
+MAIN = ('acc1', 'source_acc', 'source_probe')
+SIGNS = {'better':'▲ ', 'worse':'▼ ', 'not distinguishable':'≈ '}  # told apart without colour
+CONTENTS = dict(table='Results', trade='Learning against keeping', strengths='Strength', course='Epochs', classes='What was forgotten', drift='Where it moved',
+                failed='Failed runs', repeat='Repeat it')
+PARTS = dict(trade=('paths', 'means'), strengths=('strengths',), course=('course',), classes=('classes_source', 'classes_target'), drift=('drift',))
+
+
+def write_page(
+    folders:str|Path|Sequence, # Of one or more studies; those of one set-up are merged
+    out:str|Path|None=None, # File to write, by default `report.html` in the first folder
+    method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
+    figures:bool=True, # Also write each plot as PDF and PNG to `figures/` beside the page
+)->Path: # The page
+    "Write a study's page from its files alone. Raises `InputError` for a folder that holds no finished comparison"
+    folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
+    out, studies = Path(out or Path(folders[0])/'report.html'), load_results(*folders)
+    tables = [summary(r.rows, method=method, folder=r.folders) for r in studies]
+    tables = [t.drop(columns='mcnemar') if t.get('mcnemar', pd.Series([0])).isna().all() else t for t in tables]  # without scores there is no such test
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(html_page(studies, tables, method), encoding='utf-8')
+    if figures:
+        for i, (r, t) in enumerate(zip(studies, tables)): write_figures(r, out.parent/'figures', t, _title(r), f'_{i + 1}' if len(studies) > 1 else '')
+    return out
+
+
+def html_page(
+    studies:list, # Of `Results`
+    tables:list, # The `summary` of each
+    method:str='holm', # As there
+)->str: # HTML that needs no other file
+    "The page as text"
+    def asset(name): return files('sdfast.report').joinpath(name).read_text(encoding='utf-8')
+    js = asset('page.js').replace('</', '<\\/')
+    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    parts = [_study(r, t, method, f's{i + 1}') for i, (r, t) in enumerate(zip(studies, tables))]
+    first = studies[0].rows
+    title = f'What does {first.model.iloc[0]} forget of {first.source.iloc[0]} when it learns {_target_name(studies[0])}?' if len(studies) == 1 else f'What was learned and what was forgotten: {len(studies)} studies'
+    return env.from_string(asset('page.html.jinja')).render(title=title, studies=parts, css=Markup(asset('page.css')), js=Markup(js), version=version('sdfast'),
+                                                            hash=base64.b64encode(hashlib.sha256(js.encode()).digest()).decode())
+
+
+def _target_name(r):
+    task, source = (r.rows[c].iloc[0] for c in ('task', 'source'))
+    return task if task != source else 'its target task'  # moving_digits is both
+
+
+def _title(r): return '{} → {}, {}'.format(*(r.rows[c].dropna().iloc[0] for c in ('source', 'task', 'model')))
+
+
+def _study(r, table, method, id):
+    main, more = [m for m in MAIN if m in table], [m for m in REPORTED if m in table and m not in MAIN]
+    shown = {p.name:_plot(p, f'{id}-{p.name}') for p in plots(r, table)}
+    n_runs = int((r.rows.strategy != 'untouched').sum())
+    return dict(
+        id=id, title=_title(r), lead=_lead(r, table), found=_found(table, main), contents=list(CONTENTS.items()), caption=table_caption(table, 'below', method), n_runs=n_runs,
+        main=_sortable(table, main, 'What was learned and what was kept'), more=_sortable(table, more, 'All other measures', mcnemar='mcnemar' in table),
+        texts=dict(Markdown=markdown(table, r.notes, main, method), LaTeX=latex(table, main, method, r.notes)), notes=[from_markdown(n) for n in r.notes], trades=_trades(r, method, id),
+        plots={k:[shown[n] for n in names if n in shown] for k, names in PARTS.items()}, missing=_missing(r), strips=_strips(r), failed=[_failure(r, f) for f in r.failed.itertuples()],
+        command=_command(r), facts=_facts(r), settings=[(k, v) for k, v in r.run.items() if k not in ('strategy', 'strategy_args', 'lam', 'lr', 'seed', 'final')])
+
+
+def _lead(r, table):
+    "Question and set-up"
+    rows, run, tried = r.rows, r.run, final_runs(r.rows, chosen=False)
+    others, seeds = int((~table.strategy.isin(['finetune', 'untouched'])).sum()), int(tried.seed.nunique())
+    before = ('' if not run else f', trained on it for {run["source_epochs"]} epochs' if run['source_epochs'] else ', as its weights came') + (f' ({Path(run["init"]).name})' if run.get('init') else '')
+    return (f'An encoder ({rows.model.iloc[0]}) that knows {rows.source.iloc[0]}{before}, is fine-tuned on {_target_name(r)} for {int(rows.epochs.dropna().iloc[0])} epochs: by plain fine-tuning, and '
+            f'by {others} other {"strategy" if others == 1 else "strategies"}. How much of the source is left afterwards, and at what price in target accuracy? Each was run with {seeds} seed{"s"*(seeds != 1)}, '
+            'the same for all; strengths were chosen on held-out data, never on test.')
+
+
+def _found(table, main):
+    "What the verdicts of the table say, a line for each metric"
+    out, by = [], table.set_index('strategy')
+    for m in main:
+        mean = {s:cell_text(by.loc[s], m)[0] for s in ('finetune', 'untouched') if s in by.index}
+        text = f'{mean["finetune"]} % with plain fine-tuning' + (f', {mean["untouched"]} % before' if mean.get('untouched', '–') != '–' else '')
+        parts = [dict(verdict='', sign='', text=text)]
+        for v in ('better', 'worse', 'not distinguishable', 'no interval'):
+            names = [s for s in by.index if by.get(f'{m}_verdict', {}).get(s) == v]
+            if v in ('better', 'worse'): text = ', '.join(f'{n} {_interval(by.loc[n], m)[0]}' for n in names)
+            else: text = f'all {len(names)} others' if 1 < len(names) == len(by) - len(mean) else ', '.join(names)
+            if names: parts.append(dict(verdict=v, sign=SIGNS.get(v, ''), text=text))
+        out.append(dict(what=measure_title(m)[0].upper() + measure_title(m)[1:], parts=parts))
+    return out
+
+
+def _interval(row, m):
+    "Difference, its interval and its verdict, as the text of the table has them"
+    _, rest = cell_text(row, m)
+    verdict = row.get(f'{m}_verdict') if rest else None
+    diff, _, interval = rest.removesuffix(f' {verdict}').partition(' ')
+    return diff, interval, verdict if isinstance(verdict, str) else ''
+
+
+def _sortable(table, metrics, caption, mcnemar=False):
+    rows = []
+    for _, row in table.iterrows():
+        cells = []
+        for m in metrics:
+            diff, interval, verdict = _interval(row, m)
+            cells.append(dict(v='' if pd.isna(row[m]) else f'{row[m]:.10g}', mean=cell_text(row, m)[0], diff=diff, interval=interval, verdict=verdict, sign=SIGNS.get(verdict, '')))
+        if mcnemar: cells.append(dict(v='' if pd.isna(row.mcnemar) else f'{row.mcnemar:.10g}', mean='' if pd.isna(row.mcnemar) else f'{row.mcnemar:.2g}', diff='', interval='', verdict='', sign=''))
+        before = row.strategy == 'untouched'
+        rows.append(dict(name=row.strategy, broken=Markup('_<wbr>').join(row.strategy.split('_')), swatch='' if before else Markup(swatch(row.strategy)),
+                         strength='before fine-tuning' if before else strength_text(row) + (', reference' if row.strategy == 'finetune' else ''), cells=cells))
+    units = {m:(', %' if MEASURES[m].share else '') + ('' if MEASURES[m].more_is_better else ' (less is better)') for m in metrics}
+    return dict(caption=f'{caption}; headings sort', columns=['strategy', *(f'{measure_title(m)}{units[m]}' for m in metrics)] + ['McNemar p']*mcnemar, rows=rows)
+
+
+def _plot(p, id):
+    panels = []
+    for i, name in enumerate(p.panels):
+        image, numbers = svg(p, name, f'{id}-{i + 1}', f'{p.title}: {name}. {p.about}')
+        panels.append(dict(title=name, svg=Markup(image), numbers=_numbers(numbers, f'{p.title}: {name}')))
+    heat = p.heat and dict(top=f'{p.heat:.3g}', colours=', '.join(to_hex(c) for c in matplotlib.colormaps[HEAT](np.linspace(0, 1, 9))))
+    return dict(name=p.name, id=id, title=p.title, about=p.about, panels=panels, heat=heat, series=[dict(name=s, swatch=Markup(swatch(s))) for s in p.series])
+
+
+def _numbers(t, caption):
+    "A table for those who do not see the plot, or want its numbers"
+    numeric = [pd.api.types.is_numeric_dtype(t[c]) and t[c].dtype != bool for c in t]
+    def cell(v): return '–' if v is None or v is pd.NA or v != v else ('yes' if v else '') if isinstance(v, (bool, np.bool_)) else f'{v:.4g}' if isinstance(v, (float, np.floating)) else str(v)
+    return dict(caption=caption, columns=[dict(name=str(c), n=n) for c, n in zip(t, numeric)], rows=[[cell(v) for v in row] for row in t.itertuples(index=False, name=None)])
+
+
+def _trades(r, method, id):
+    "Tables of what keeping costs, where strengths were run to the end"
+    if len(final_runs(r.rows, chosen=False)) == len(final_runs(r.rows)): return []
+    out = []
+    for i, m in enumerate(m for m in PANELS if m in r.rows and r.rows[m].notna().any()):
+        part = dict(name=measure_title(m), id=f'{id}-trade-{i + 1}', problem='')
+        try: text = trade_off_markdown(trade_off(r.rows, m, method=method), m, method=method)
+        except ValueError as e:
+            out.append(part | dict(problem=f'Cannot be told: {e}'))
+            continue
+        lines, caption = text.split('\n\n')[:2]
+        head, _, *body = ([c.strip() for c in line.strip().strip('|').split('|')] for line in lines.split('\n'))
+        out.append(part | dict(caption=caption.strip(), texts=dict(Markdown=text, LaTeX=latex_table(head, body, caption.strip())),
+                               numbers=dict(caption=f'What keeping costs: {measure_title(m)}', columns=[dict(name=c, n=0 < j < len(head) - 1) for j, c in enumerate(head)], rows=body)))
+    return out
+
+
+def _missing(r):
+    out = []
+    if not len(r.source): out.append('What was forgotten class by class, and clip by clip, cannot be told: this folder has no answers of the old head on the source\'s test videos '
+                                     '(runs/…/source_scores.csv, and source/…/scores.csv for the untouched encoder).')
+    if not len(r.target): out.append('Nor has it answers on the target\'s test videos (runs/…/scores.csv).')
+    return out
+
+
+def film_strip(
+    path:str|Path, # Of a video
+    n:int=6, # Frames, evenly spaced
+    height:int=72, # Of the strip, pixels
+)->tuple[str, int, int]|None: # A JPEG as data URI, its width and height; `None` if the video is not there or cannot be decoded
+    "A video as a row of frames"
+    if not Path(path).is_file(): return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of frames that stand in for broken ones
+            video = VideoFile(str(path))
+            x = video.read(np.linspace(0, video.index.n - 1, min(n, video.index.n)).round().astype(int))
+    except (VideoError, InputError, OSError): return None
+    frames = [Image.fromarray(f) for f in x.permute(0, 2, 3, 1).numpy()]
+    width = max(1, min(4*height, round(frames[0].width*height/frames[0].height)))
+    strip = Image.new('RGB', (len(frames)*width + 2*(len(frames) - 1), height), 'white')
+    for i, f in enumerate(frames): strip.paste(f.resize((width, height)), (i*(width + 2), 0))
+    file = io.BytesIO()
+    strip.save(file, 'JPEG', quality=82)
+    return f'data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}', *strip.size
+
+
+def _strips(r):
+    out, seeds = [], r.tuned.groupby('strategy').seed.nunique()
+    for name, t in zip(('Most forgotten', 'Least forgotten'), r.clips()):
+        clips = []
+        for c in t.to_dict('records'):
+            strip = film_strip(c['path'])
+            src, w, h = strip or ('', 0, 0)
+            right = ', '.join(f'{s} {int(v)}/{seeds[s]}' for k, v in c.items() if k.startswith('right.') and v == v for s in [k.removeprefix('right.')])
+            clips.append(dict(src=src, width=w, height=h, alt=f'Frames of a video of class {c["label"]}', label=c['label'], answer=c['answer'], right=right, **{k:f'{c[k]:.2f}' for k in ('before', 'after')}))
+        if clips: out.append(dict(name=name, clips=clips))
+    return out
+
+
+def _failure(r, f):
+    return dict(strategy=f.strategy, setting=setting_name(f.strategy, f.lam, f.lr), seed=int(f.seed), stage='final' if f.final else 'trial', status=f.status, error='' if pd.isna(f.error) else f.error,
+                log=r.text('runs', f.key, 'log.txt'))
+
+
+def command(r:Results)->str:
+    """The line of compare.py that makes these runs, put together from `run.json` and the rows; empty if the runs are not recorded, or have
+    settings that compare.py has no option for"""
+    run, final = r.run, final_runs(r.rows, chosen=False)
+    default = {f.name:f.default for f in fields(Run)}
+    if not run or any(run.get(k, default[k]) != default[k] for k in ('schedule', 'wrap', 'valid_frac')) or run.get('select') == 'paper': return ''
+    rows = r.rows[r.rows.strategy != 'untouched'].assign(name=lambda d: d.strategy.str.split().str[0])
+    names = list(dict.fromkeys(rows.name))
+    if len(names) != rows.strategy.nunique(): return ''  # merged studies that differ in options
+    grids = {s:sorted(rows[rows.name == s].lam.unique()) for s in names if has_strength(s)}
+    args = {s:a for s, a in zip(rows.name, rows.strategy_args) if isinstance(a, str) and a}
+    path = len(final) > len(final_runs(r.rows))
+    options = dict(task=run['task'], source=run['source'], strategies=','.join(s for s in names if s != 'finetune'), lams=';'.join(f'{s}={",".join(f"{l:g}" for l in g)}' for s, g in grids.items()),
+                   strategy_args=';'.join(f'{s}:{a}' for s, a in args.items()), seeds=final[final.strategy == 'finetune'].seed.nunique(), lr=rows[rows.name == 'finetune'].lr.max())
+    if not path and len(trials := rows[~rows.final]): options['trial_seeds'] = trials.seed.nunique()
+    keep = 'epochs size source_epochs'.split()  # their defaults depend on others
+    for k in 'init model model_args epochs wd bs frames stride size area flip clips source_epochs source_lr source_bs workers select patience others quick'.split():
+        if k in run and (run[k] != default[k] or k in keep or k == 'source_bs' and run[k] != run['bs']): options[k] = run[k]
+    if run.get('source_bs') == run.get('bs'): options.pop('source_bs', None)
+    options |= dict(path=path, barrier=run.get('with_barrier', False), rule='equal_learning' if run.get('source_valid') else '')
+    words = [['--' + k.replace('_', '-')] + ([] if v is True else [f'{v:g}' if isinstance(v, float) else str(v)]) for k, v in options.items() if v not in (False, '', None)]
+    return shlex.join(['python', 'experiments/compare.py', *(w for pair in words for w in pair)])
+
+
+def _command(r):
+    if r.commands: return dict(about='As given; with another --out it begins anew.', text='\n'.join(r.commands))
+    text = command(r)
+    return text and dict(about='Put together from what the runs recorded.', text=text)
+
+
+def _facts(r):
+    "Versions, seconds, weights: `(name, text)`"
+    done = r.rows[r.rows.strategy != 'untouched']
+    out = [(f'Versions of {v["runs"]} runs' if len(r.versions) > 1 else 'Versions', ', '.join(f'{k} {x}' for k, x in v.items() if k != 'runs')) for v in r.versions] or [('Versions', 'not recorded in this folder')]
+    hours = done.seconds.astype(float).sum()/3600
+    out.append(('Time', f'{len(done)} runs, {hours:.1f} hours' if hours >= 1 else f'{len(done)} runs, {60*hours:.0f} minutes'))
+    out.append(('Encoder before fine-tuning', f'weights {r.rows.anchor.dropna().iloc[0]}'))
+    if r.run.get('data'): out.append(('Fingerprint of the data', r.run['data']))
+    return out + [('Read from', ', '.join(Path(f).resolve().name for f in r.folders))]

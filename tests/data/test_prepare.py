@@ -1,0 +1,132 @@
+"Prepared copies show the same frames, are checked, resumed, used where they are, and change the key of a run."
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdfast.commands import prepare as script
+from sdfast.data import prepared as prepared_module
+from sdfast.data.datasets import folder
+from sdfast.data.prepared import prepared_copies
+from sdfast.data.video import VideoFile, index_video
+from sdfast.errors import InputError
+
+SCRIPT = Path(__file__).parents[2]/'experiments'/'prepare.py'
+
+
+@pytest.fixture
+def root(clips, tmp_path, monkeypatch):
+    monkeypatch.delenv('SDFAST_PREPARED', raising=False)
+    return Path(shutil.copytree(clips, tmp_path/'videos'))
+
+
+def prepare(root, to=None, size=32):
+    "Relative names of what has a copy, and why others have none"
+    index_video.cache_clear()  # files change here
+    made, bad, _ = script.prepare(f'folder:{root}', to, size, 4, 18, 1)
+    index_video.cache_clear()
+    return sorted(made['files']), bad
+
+
+@pytest.fixture(scope='module')
+def done(clips, tmp_path_factory):
+    "A prepared task, for tests that do not change it"
+    root = Path(shutil.copytree(clips, tmp_path_factory.mktemp('done')/'videos'))
+    ran = subprocess.run([sys.executable, SCRIPT, f'folder:{root}', '--jobs', '2', '--size', '32', '--gop', '4'], capture_output=True, text=True, env=os.environ | {'SDFAST_PREPARED': 'nowhere'})
+    assert ran.returncode == 0 and '16 copies' in ran.stdout, ran.stdout + ran.stderr
+    return root
+
+
+@pytest.fixture
+def task(done, monkeypatch):
+    def make(prepared=True):
+        if prepared: monkeypatch.delenv('SDFAST_PREPARED', raising=False)
+        else: monkeypatch.setenv('SDFAST_PREPARED', '')
+        return folder(done)
+    return make
+
+
+def test_copies_are_used_and_show_the_same_frames(task, done):
+    was, now = task(False), task()
+    assert was.prepared is None and now.prepared == 32 and now.fingerprint != was.fingerprint
+    assert now.notes[0].startswith('16 of 16 videos are seen as their prepared copies') and not any('prepared' in n for n in was.notes)
+    assert [f'{p}.mp4'.replace(f'{done}/', f'{done}.prepared/') for p in was.df.path] == list(now.df.path)
+    assert (was.df[['label', 'split', 'group']] == now.df[['label', 'split', 'group']]).all(None)
+    for a, b in zip(was.df.path[::5], now.df.path[::5]):
+        a, b = VideoFile(a), VideoFile(b)
+        assert b.index.n == a.index.n == 12 and b.scaled(None) == (42, 32) and list(np.searchsorted(b.index.pts, b.index.keys)) == [0, 4, 8]
+        x, y = (v.read(range(12), (42, 32)).float() for v in (a, b))
+        assert abs(x - y).mean() < 4
+        nearest = (x[:, None] - y[None]).abs().mean((2, 3, 4)).argmin(1)
+        assert nearest.tolist() == list(range(12))  # neither shifted nor mixed up
+
+
+def test_a_size_that_copies_do_not_have_is_refused(task):
+    assert task().dls(4, 2, 32, bs=4).one_batch()[0].shape[-1] == 32
+    with pytest.raises(InputError, match='short side of 32 pixels, too few for size 40; prepare with --size 40'): task().dls(4, 2, 40)
+    with pytest.raises(InputError, match='crops of 0.25 of the frame; prepare with --size 48'): task().dls(4, 2, 24, area=(.25, 1))
+    assert task(False).dls(4, 2, 40, bs=4).one_batch()[0].shape[-1] == 40
+
+
+def test_going_on_makes_what_is_missing_or_has_changed(root, write):
+    assert len(prepare(root)[0]) == 16
+    place = Path(f'{root}.prepared')
+    made = {p:p.stat().st_mtime_ns for p in place.rglob('*.mp4')}
+    gone, new, cut = sorted(root.rglob('*.mp4'))[:3]
+    copies = [place/f'{p.relative_to(root)}.mp4' for p in (gone, new, cut)]
+    copies[0].unlink()
+    write(new, np.full((9, 48, 64), 90, np.uint8))  # another video by this name
+    copies[2].write_bytes(copies[2].read_bytes()[:-1])
+    used = folder(root)
+    assert used.notes[0].startswith('13 of 16') and {str(gone), str(new), str(cut)} < set(used.df.path)
+    assert len(prepare(root)[0]) == 16
+    assert {p for p in made if p.stat().st_mtime_ns != made[p]} == set(copies) and not list(place.rglob('*.tmp'))
+    assert VideoFile(copies[1]).index.n == 9 and folder(root).notes[0].startswith('16 of 16')
+
+
+def test_bad_files_are_named_and_used_as_they_are(root, shared):
+    broken, breaks_off = root/'down'/'empty.mp4', root/'down'/'breaks_off.mp4'
+    broken.write_bytes(b'')
+    shutil.copy(shared/'torture/real/corrupted.mp4', breaks_off)
+    made, bad = prepare(root)
+    assert len(made) == 16 and set(bad) == {'down/empty.mp4', 'down/breaks_off.mp4'}
+    assert bad['down/empty.mp4'].startswith('cannot be opened') and bad['down/breaks_off.mp4'].startswith('frames 28 to 49 cannot be decoded')
+    task = folder(root)
+    assert str(breaks_off) in set(task.df.path) and task.notes[0].startswith('16 of 18') and str(broken) in task.skipped
+
+
+def test_a_copy_that_is_not_like_its_original_gets_no_name(root, tmp_path, monkeypatch):
+    path, encode = sorted(root.rglob('*.mp4'))[0], prepared_module.encode_copy
+    for spoil, why in [(lambda x: x[:-1], '11 frames instead of 12'), (lambda x: x[::-1], 'off by')]:
+        to = tmp_path/f'{why}.mp4'
+        monkeypatch.setattr(prepared_module, 'encode_copy', lambda p, x, *args, spoil=spoil: encode(p, spoil(x), *args))
+        with pytest.raises(InputError, match=why): prepared_module.make_copy(str(path), to, 32, 4, 18)
+        assert not to.exists() and not list(tmp_path.glob('*.tmp'))
+    monkeypatch.setattr(prepared_module, 'encode_copy', lambda p, x, gop, quality: encode(p, x, 12, quality))
+    with pytest.raises(InputError, match='no key frame every 4 frames'): prepared_module.make_copy(str(path), tmp_path/'keys.mp4', 32, 4, 18)
+
+
+def test_mistakes_are_told(root, tmp_path):
+    def told(*args): return subprocess.run([sys.executable, SCRIPT, f'folder:{root}', *args], capture_output=True, text=True)
+    ran = told('--size', '33')
+    assert ran.returncode == 1 and 'must be even' in ran.stderr and 'Traceback' not in ran.stderr
+    with pytest.raises(InputError, match='is where the originals are'): prepare(root, root)
+    place = Path(f'{root}.prepared')
+    place.mkdir()
+    (place/'prepared.json').write_text(json.dumps(dict(size=64, gop=4, quality=18, files={})))
+    with pytest.raises(InputError, match='copies made with --size 64, not 32'): prepare(root)
+    (place/'prepared.json').write_text('{')
+    with pytest.raises(InputError, match='prepared.json cannot be read'): prepared_copies(sorted(root.rglob('*.mp4')))
+    with pytest.raises(InputError, match='prepared.json cannot be read'): prepare(root)
+
+
+def test_elsewhere_by_the_environment(root, tmp_path, monkeypatch):
+    assert len(prepare(root, tmp_path/'small')[0]) == 16
+    assert folder(root).prepared is None
+    monkeypatch.setenv('SDFAST_PREPARED', str(tmp_path/'small'))
+    assert folder(root).prepared == 32

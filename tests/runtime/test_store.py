@@ -1,0 +1,137 @@
+"Files are whole or not there, damage is seen, and a folder has one owner who cannot take it to the grave."
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sdfast.errors import Busy, Damaged, StoreError
+from sdfast.runtime import store
+
+
+def test_json_comes_back_and_damage_is_seen(tmp_path):
+    file, d = tmp_path/'a.json', dict(x=1.5, nan=float('nan'), text='ä', none=None, deep=dict(l=[1, 2]))
+    store.write_json(file, d)
+    got = store.read_json(file)
+    assert got.pop('nan') != got and got == {k:v for k, v in d.items() if k != 'nan'}
+    whole = file.read_bytes()
+    for bad in (whole[:-20], whole[:len(whole)//2], b'', b'[]', b'{}', whole.replace(b'1.5', b'1.6'), b'\xff'*50):
+        file.write_bytes(bad)
+        with pytest.raises(Damaged, match='a.json is damaged'): store.read_json(file)
+    file.unlink()
+    with pytest.raises(FileNotFoundError): store.read_json(file)
+
+
+def test_every_byte_of_what_is_sealed_counts(tmp_path):
+    (tmp_path/'a.csv').write_bytes(bytes(range(256))*10)
+    (tmp_path/'.hidden').write_text('')
+    seal = store.seal(tmp_path)
+    assert list(seal) == ['a.csv']
+    store.verify(tmp_path, seal)
+    data = bytearray((tmp_path/'a.csv').read_bytes())
+    data[1000] ^= 1
+    (tmp_path/'a.csv').write_bytes(data)
+    with pytest.raises(Damaged, match='a.csv is damaged'): store.verify(tmp_path, seal)
+    (tmp_path/'a.csv').unlink()
+    with pytest.raises(Damaged, match='a.csv is missing'): store.verify(tmp_path, seal)
+
+
+def test_put_and_find(tmp_path):
+    for i in (9, 10, 2): store.put(tmp_path, f'epoch-{i:05}', bytes([i]), 'pt')
+    (tmp_path/'epoch-00099.pt').write_text('not ours')
+    names = [f.name[:11] for f in store.find(tmp_path, 'epoch-*', 'pt')]
+    assert names == ['epoch-00010', 'epoch-00009', 'epoch-00002']
+    newest = store.find(tmp_path, 'epoch-*', 'pt')[0]
+    newest.write_bytes(b'x')
+    with pytest.raises(Damaged, match='epoch-00010'): store.find(tmp_path, 'epoch-*', 'pt')
+    assert len(store.find(tmp_path, 'epoch-*', 'pt', check=False)) == 3
+
+
+WRITER = '''
+import sys
+from sdfast import store
+i = 0
+while True:
+    i += 1
+    store.write_json(sys.argv[1], dict(n=i, pad='x'*50_000))
+    print(i, flush=True)
+'''
+
+
+def test_killed_while_writing_leaves_a_whole_file(tmp_path):
+    file = tmp_path/'a.json'
+    for wait in (.05, .11, .17):
+        p = subprocess.Popen([sys.executable, '-c', WRITER, str(file)], stdout=subprocess.PIPE, text=True)
+        p.stdout.readline()
+        time.sleep(wait)
+        p.kill()
+        p.wait()
+        last = int((p.stdout.read().split() or [1])[-1])
+        assert store.read_json(file)['n'] in (last, last + 1)
+
+
+FULL = '''
+import resource, signal, sys
+from sdfast import store
+from sdfast.errors import StoreError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try: store.write_json(sys.argv[1], dict(pad='x'*5000))
+except StoreError as e: print(e)
+'''
+
+
+def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path):
+    file = tmp_path/'a.json'
+    store.write_json(file, dict(n=1))
+    p = subprocess.run([sys.executable, '-c', FULL, str(file)], capture_output=True, text=True)
+    assert re.fullmatch('.*a.json cannot be written: File too large.*goes on from there\n', p.stdout), p.stdout + p.stderr
+    assert store.read_json(file) == dict(n=1) and [f.name for f in tmp_path.iterdir()] == ['a.json']
+    (tmp_path/'file').write_text('')
+    with pytest.raises(StoreError, match='cannot be written: Not a directory'): store.write(tmp_path/'file'/'x', 'y')
+    with pytest.raises(StoreError, match='cannot be made'):
+        with store.claim(tmp_path/'file'/'x'): pass
+
+
+OWNER = '''
+import sys, time
+from sdfast import store
+with store.claim(sys.argv[1]):
+    print('mine', flush=True)
+    time.sleep(60)
+'''
+
+
+def test_one_owner_who_lets_go_when_killed(tmp_path):
+    assert store.owner(tmp_path/'run') == ''
+    p = subprocess.Popen([sys.executable, '-c', OWNER, str(tmp_path/'run')], stdout=subprocess.PIPE, text=True)
+    try:
+        assert p.stdout.readline() == 'mine\n'
+        assert store.owner(tmp_path/'run').startswith(f'process {p.pid} on ')
+        with pytest.raises(Busy, match=f'process {p.pid}'):
+            with store.claim(tmp_path/'run', wait=False): pass
+    finally:
+        p.kill()
+        p.wait()
+    assert store.owner(tmp_path/'run') == ''
+    with store.claim(tmp_path/'run', wait=False):
+        assert store.owner(tmp_path/'run').startswith(f'process {os.getpid()} on ')
+        with pytest.raises(Busy):
+            with store.claim(tmp_path/'run', wait=False): pass
+    assert store.owner(tmp_path/'run') == ''
+
+
+def test_who_waits_is_told_once_and_gets_it(tmp_path):
+    code = OWNER.replace('60', '1.')
+    p, told = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True), []
+    p.stdout.readline()
+    with store.claim(tmp_path, told=told.append, every=.05): assert len(told) == 1 and f'waiting for process {p.pid}' in told[0]
+    p.wait()
+
+
+def test_json_is_json(tmp_path):
+    store.write_json(tmp_path/'a', dict(b=1))
+    assert json.loads((tmp_path/'a').read_text())['b'] == 1
