@@ -105,7 +105,7 @@ def strength_paths(rows, kept, reference):
 
 
 def trade_off(
-    rows:pd.DataFrame, # From `compare` with `path=True`
+    rows:pd.DataFrame, # From `compare` with `all_strengths=True`
     kept:str='source_probe', # What counts as kept: a metric of the source
     against:str='finetune', # Strategy whose path the others are compared with
     reference:str='finetune', # Strategy whose target accuracy, at the setting with the best on valid, is the level to compare at

@@ -76,7 +76,7 @@ class Carried(SourceModel):
         past:list, # A `SourceModel` for the source and each stage since
     ):
         last = past[-1]
-        super().__init__(last.model, None, last.batches, last.id, last.path)
+        super().__init__(last.model, None, last.batches, last.id, last.path_integral)
         self.past = list(past)
 
     def _sum(self, name): return getattr(self.past[0], name) if len(self.past) == 1 else reduce(Importance.then, (getattr(s, name).normalized() for s in self.past))
@@ -267,7 +267,7 @@ class ChainJob(Job):
     out: str # Folder of the study
     bases: tuple # A `Run` for each task
 
-    def hash_fields(self, chain): return next(iter(_stages(chain)))[1] if chain else hash_fields([asdict(r) for r in self.bases])
+    def _key(self, chain): return next(iter(_stages(chain)))[1] if chain else hash_fields([asdict(r) for r in self.bases])
     def folder(self, chain:tuple)->Path: return Path(self.out)/'stages'/self._key(chain)
 
     def read(self, chain:tuple, since:float|None, progress:Progress)->list|None:

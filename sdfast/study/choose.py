@@ -57,7 +57,7 @@ class Plan:
     grids: dict  # strategy -> its `strength_grid`; all of one length
     seeds: int  # final runs of each strategy
     trial_seeds: int  # trials of each strength
-    path: bool = False  # the trials have every seed and are final, and nothing follows
+    all_strengths: bool = False  # the trials have every seed and are final, and nothing follows
     rule: str = 'accuracy'  # see `choose`
     kept: str = 'source_probe'  # see `compare`
     by = 'on valid'  # what strengths are chosen by, for the reader
@@ -69,7 +69,7 @@ class Plan:
     def trials(self)->dict[str, list]:
         "Strategy -> setting -> runs; no setting where there is nothing to choose"
         several = len(next(iter(self.grids.values()))) > 1
-        return {s:[self.runs(s, g, self.seeds if self.path else self.trial_seeds, self.path) for g in grid] if several or self.path else [] for s, grid in self.grids.items()}
+        return {s:[self.runs(s, g, self.seeds if self.all_strengths else self.trial_seeds, self.all_strengths) for g in grid] if several or self.all_strengths else [] for s, grid in self.grids.items()}
 
     def first(self)->list:
         "All trials"

@@ -35,7 +35,7 @@ def compare(
     seeds:int=6, # Final runs of each strategy
     trial_seeds:int=1, # Trials of each strength
     progress:Progress=Progress(), # Is told what happens
-    path:bool=False, # Run every strength with every seed to the end; these are the trials then
+    all_strengths:bool=False, # Run every strength with every seed to the end; these are the trials then
     rule:str='accuracy', # How to choose a strength, see `choose`
     kept:str='source_probe', # What equal learning keeps: 'source_probe' or 'source_acc', on the source's valid part
     launcher:Launcher|None=None, # Where to run; `None`: in this process
@@ -47,14 +47,14 @@ def compare(
     if f'valid_{kept}' not in RETENTION_COLUMNS: raise InputError(f'equal learning can keep source_probe or source_acc, not {kept!r}')
     choose([0.], [0.], rule)  # raises for what cannot be chosen by
     if rule == 'equal_learning': base = replace(base, source_valid=True)
-    study = Plan(base, grids, seeds, trial_seeds, path, rule, kept)
-    first, last = study.first(), [] if path else study.last(dict.fromkeys(grids, 0))
+    study = Plan(base, grids, seeds, trial_seeds, all_strengths, rule, kept)
+    first, last = study.first(), [] if all_strengths else study.last(dict.fromkeys(grids, 0))
     progress.plan(first + last)
     prepare_source(base, out, progress, launcher)
-    found = run_all(first, RunJob(str(out), log), out, progress, launcher, total=len(first + last), then=None if path else study)
-    best, rows = study.best(found, progress if path else Progress()), iter(found)
-    trials = {s:[next(rows) | dict(chosen=path and i == best[s]) for i, same in enumerate(settings) for _ in same] for s, settings in study.trials().items()}
-    final = {s:[next(rows) | dict(chosen=True) for _ in range(0 if path else seeds)] for s in grids}
+    found = run_all(first, RunJob(str(out), log), out, progress, launcher, total=len(first + last), then=None if all_strengths else study)
+    best, rows = study.best(found, progress if all_strengths else Progress()), iter(found)
+    trials = {s:[next(rows) | dict(chosen=all_strengths and i == best[s]) for i, same in enumerate(settings) for _ in same] for s, settings in study.trials().items()}
+    final = {s:[next(rows) | dict(chosen=True) for _ in range(0 if all_strengths else seeds)] for s in grids}
     return compare_rows([r for s in grids for r in trials[s] + final[s]], untouched(base, out, progress), base)
 
 

@@ -111,7 +111,7 @@ def build(task, source, init, model, model_args, strategies, lams, strategy_args
               frames=frames, stride=stride, size=size or (40 if task.startswith('moving_digits') else 112), clips=clips, workers=workers,
               source_epochs=source_epochs, source_lr=source_lr, quick=quick, processes=processes, **sizes)
     if init and not source_epochs: say.append(f'{src.name}: the encoder stays as {init} has it; the source head is a linear probe')
-    return run, grids, dict(seeds=seeds, trial_seeds=trial_seeds, path=path, rule=rule, kept=kept), say, [f'{as_markdown(t.name)}: {n}' for t in (src, target, *more) for n in t.notes]
+    return run, grids, dict(seeds=seeds, trial_seeds=trial_seeds, all_strengths=path, rule=rule, kept=kept), say, [f'{as_markdown(t.name)}: {n}' for t in (src, target, *more) for n in t.notes]
 
 
 def default_jobs(task, model, quick, **_):

@@ -57,7 +57,7 @@ class SourceModel:
     retention: Retention|None  # `None` without a source task
     batches: object  # loader of source clips, classes balanced
     id: str  # hash of the encoder's weights
-    path: Importance|None = None  # what each weight contributed, where we trained the source
+    path_integral: Importance|None = None  # what each weight contributed, where we trained the source
     folder: Path|None = None  # keeps the importances for other processes
 
     def _need(self, what, value):
@@ -82,7 +82,7 @@ class SourceModel:
     @cached_property
     def attention(self)->dict: return channel_attention(self.model, self._need("DELTA's attention is of", self.batches))
     @property
-    def si(self)->Importance: return self._need('SI needs the way in which the weights were learned (--source-epochs): its importance is of training on', self.path)
+    def si(self)->Importance: return self._need('SI needs the way in which the weights were learned (--source-epochs): its importance is of training on', self.path_integral)
     @property
     def reference(self)->dict: return self._need('what an untouched encoder scores is of', self.retention).reference.flat()
 

@@ -128,7 +128,7 @@ def test_path_of_the_task_alone():
 
 
 def test_importance_adds_up_over_stages():
-    def part(scale, at): return NS(model=None, batches=None, id='', path=None, fisher=Importance(dict(w=torch.tensor([scale, 3*scale])), dict(w=torch.full((2,), at)), 5), mas=None, si=None)
+    def part(scale, at): return NS(model=None, batches=None, id='', path_integral=None, fisher=Importance(dict(w=torch.tensor([scale, 3*scale])), dict(w=torch.full((2,), at)), 5), mas=None, si=None)
     first, second = part(1., 0.), part(100., 7.)
     assert Carried([first]).fisher is first.fisher  # after the source alone it is what a study of one task holds on to
     both = Carried([first, second]).fisher

@@ -218,7 +218,7 @@ def test_trials_of_equal_learning_measure_what_was_kept_without_test(base, tmp_p
     grids = dict(l2sp=strength_grid('l2sp', .05, [1, 2, 3]), finetune=strength_grid('finetune', .05))
     for rule, kept, want in (('accuracy', 'source_probe', 1.), ('equal_learning', 'source_probe', 2.), ('equal_learning', 'source_acc', 1.)):
         for path in (False, True):
-            rows = compare(base, grids, tmp_path, seeds=2, rule=rule, kept=kept, path=path)
+            rows = compare(base, grids, tmp_path, seeds=2, rule=rule, kept=kept, all_strengths=path)
             mine = rows[(rows.strategy == 'l2sp') & rows.chosen.astype(bool)]
             assert set(mine.lam) == {want} and len(mine) == 2 and mine.final.all() and len(rows) == 1 + (12 if path else 6 + 4)
 
@@ -226,7 +226,7 @@ def test_trials_of_equal_learning_measure_what_was_kept_without_test(base, tmp_p
 def test_paths_run_every_strength_with_every_seed(base, tmp_path):
     grids = {s:strength_grid(s, .05, None, 2)[:2] for s in ('finetune', 'l2sp')}
     log = Log()
-    rows = compare(base, grids, tmp_path, seeds=2, path=True, progress=log)
+    rows = compare(base, grids, tmp_path, seeds=2, all_strengths=True, progress=log)
     assert len(rows) == 2*2*2 + 1 and log.planned == 8 and rows.final.all() and rows.acc1[:-1].notna().all() and rows.chosen.sum() == 2*2 + 1
     for s, g in rows[rows.strategy != 'untouched'].groupby('strategy'):
         setting = 'lam' if s == 'l2sp' else 'lr'
