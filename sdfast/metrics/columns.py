@@ -1,6 +1,7 @@
-"""The table of measures: what each is called, in which unit it is shown, and whether more of it is better.
+"""The table of measures: the name of each, what it is, how it is shown, and whether more of it is better.
 
-Rows of runs, tables, plots and the page read it. To add a measure, compute it in `Retention` and add its row here."""
+Rows of runs, `RetentionScores`, tables, plots and the page read it. To add a measure, compute it in `Retention` and
+add its row to `MEASURES`."""
 from dataclasses import dataclass
 
 __all__ = ['Measure', 'MEASURES', 'COLUMNS', 'RETENTION_COLUMNS', 'REPORTED', 'TABLE_COLUMNS', 'measure_title']
@@ -8,62 +9,82 @@ __all__ = ['Measure', 'MEASURES', 'COLUMNS', 'RETENTION_COLUMNS', 'REPORTED', 'T
 
 @dataclass(frozen=True)
 class Measure:
-    "One measure of a run"
-    column: str  # in runs.csv, table.csv and kept.json
-    title: str  # in tables and plots
+    "One measure of a run, a row of `MEASURES`"
+    column: str  # its name in runs.csv, table.csv, kept.json and `RetentionScores`
+    title: str  # its name in tables and plots
+    about: str  # what it is; a share is a fraction from 0 to 1
     share: bool = False  # a fraction: shown in %, differences in points
     more_is_better: bool = True  # the direction of a verdict
-    in_table: bool = True  # shown in the main tables; the others are in table.csv and in the page's second table
+    target: bool = False  # of the target task; all others are measured by `Retention`
+    in_runs: bool = True  # a column of runs.csv; others are in kept.json only
+    in_table: bool = True  # shown in the main tables; others are in table.csv and in the page's second table
     held_out: bool = False  # measured on the source's valid part, to choose strengths by; no table shows it
 
     @property
     def scale(self)->int:
-        "By which a value is multiplied when it is shown"
+        "Factor by which a value is multiplied when it is shown"
         return 100 if self.share else 1
 
     @property
     def digits(self)->int:
-        "Decimals when it is shown"
+        "Decimals of a value when it is shown"
         return 1 if self.share else 3
 
     @property
     def unit(self)->str: return '%' if self.share else ''
 
 
-MEASURES = {m.column:m for m in (
-    Measure('acc1', 'target acc@1', share=True),
-    Measure('acc5', 'target acc@5', share=True, in_table=False),
-    Measure('source_acc', 'source, old head', share=True),
-    Measure('source_acc_bn', 'old head, BN recomputed', share=True),
-    Measure('source_probe', 'source, new probe', share=True),
-    Measure('source_knn', 'source, kNN', share=True),
-    Measure('r1', 'source, R@1', share=True, in_table=False),
-    Measure('r5', 'source, R@5', share=True, in_table=False),
-    Measure('r10', 'source, R@10', share=True, in_table=False),
-    Measure('r20', 'source, R@20', share=True, in_table=False),
-    Measure('r50', 'source, R@50', share=True, in_table=False),
-    Measure('other_probe', 'other tasks, new probe', share=True),
-    Measure('cka', 'CKA'),
-    Measure('procrustes', 'Procrustes distance', more_is_better=False, in_table=False),
-    Measure('drift', 'drift', more_is_better=False),
-    Measure('weight_distance', 'weight distance', more_is_better=False, in_table=False),
-    Measure('barrier', 'barrier', more_is_better=False),
-    Measure('valid_source_acc', 'source, old head, on valid', share=True, in_table=False, held_out=True),
-    Measure('valid_source_probe', 'source, new probe, on valid', share=True, in_table=False, held_out=True),
-)}
+def _table(*measures): return {m.column:m for m in measures}
 
-RETENTION_COLUMNS = [c for c in MEASURES if c not in ('acc1', 'acc5')]  # what `Retention` measures
-REPORTED = [c for c, m in MEASURES.items() if not m.held_out]
+
+MEASURES = _table(
+    Measure('acc1', 'target acc@1', 'accuracy on the target task', share=True, target=True),
+    Measure('acc5', 'target acc@5', 'share of videos whose label is among the five most likely classes', share=True,
+            target=True, in_table=False),
+    Measure('source_acc', 'source, old head', 'accuracy with the head that was trained on the untouched encoder',
+            share=True),
+    Measure('source_acc_bn', 'old head, BN recomputed', 'the same, with batch-norm statistics of source clips',
+            share=True),
+    Measure('source_probe', 'source, new probe', "accuracy of a linear probe on this encoder's features", share=True),
+    Measure('source_knn', 'source, kNN', "accuracy of the nearest neighbours in this encoder's features", share=True),
+    Measure('r1', 'source, R@1', 'share of test clips whose nearest train clip is of their class', share=True,
+            in_table=False),
+    Measure('r5', 'source, R@5', 'the same for one of the 5 nearest', share=True, in_table=False),
+    Measure('r10', 'source, R@10', 'the same for one of the 10 nearest', share=True, in_table=False),
+    Measure('r20', 'source, R@20', 'the same for one of the 20 nearest', share=True, in_table=False),
+    Measure('r50', 'source, R@50', 'the same for one of the 50 nearest', share=True, in_table=False),
+    Measure('other_probe', 'other tasks, new probe', "mean accuracy of linear probes on the other tasks", share=True),
+    Measure('cka', 'CKA', "linear CKA with the untouched encoder's features; 1: unchanged"),
+    Measure('procrustes', 'Procrustes distance', 'distance to them; 0: unchanged up to rotation and scale',
+            more_is_better=False, in_table=False),
+    Measure('drift', 'drift', 'relative distance to them; 0: unchanged', more_is_better=False),
+    Measure('weight_distance', 'weight distance', 'relative distance of the weights; 0: unchanged',
+            more_is_better=False, in_table=False),
+    Measure('barrier', 'barrier', "of the old head's loss between untouched and tuned weights; 0: same basin",
+            more_is_better=False),
+    Measure('pretext', 'pretext loss', 'loss of the task on which the encoder was pre-trained without labels',
+            more_is_better=False, in_runs=False, in_table=False),
+    Measure('valid_source_acc', 'source, old head, on valid', 'accuracy on a held-out part of the source', share=True,
+            in_table=False, held_out=True),
+    Measure('valid_source_probe', 'source, new probe, on valid', 'accuracy of a linear probe on that part', share=True,
+            in_table=False, held_out=True),
+)
+
+# what `Retention` measures and runs.csv has
+RETENTION_COLUMNS = [c for c, m in MEASURES.items() if m.in_runs and not m.target]
+# what the page and summaries report
+REPORTED = [c for c, m in MEASURES.items() if m.in_runs and not m.held_out]
+# what the main tables show
 TABLE_COLUMNS = [c for c, m in MEASURES.items() if m.in_table]
 
 # the columns of runs.csv, in this order
-COLUMNS = ['key', 'task', 'source', 'model', 'strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'valid_acc1', 'acc1', 'acc5',
-           *RETENTION_COLUMNS, 'select', 'best_epoch', 'best_valid_acc1', 'best_acc1', 'best_acc5', 'seconds', 'status', 'error', 'final',
-           'chosen']
+COLUMNS = ['key', 'task', 'source', 'model', 'strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'valid_acc1',
+           'acc1', 'acc5', *RETENTION_COLUMNS, 'select', 'best_epoch', 'best_valid_acc1', 'best_acc1', 'best_acc5',
+           'seconds', 'status', 'error', 'final', 'chosen']
 
 
 def measure_title(
     column:str, # Of `MEASURES`, or any other name
 )->str: # The name itself where it is no measure
-    "A measure as tables and plots name it"
+    "The title of a measure in tables and plots"
     return MEASURES[column].title if column in MEASURES else column

@@ -1,39 +1,36 @@
-"""What fine-tuning kept of what an encoder knew, measured against the untouched encoder.
-
-Everything is computed in eval mode on the same clips; an untouched encoder is changed by exactly 0. Sources: linear probe after
-fine-tuning, Davari et al., CVPR 2022; ΔLP on other data sets, Mukhoti et al. (LDIFS), TMLR 2024; retrieval R@k, Xu et al. (VCOP),
-CVPR 2019; linear CKA, Kornblith et al., ICML 2019; Procrustes, Ding et al., NeurIPS 2021; barrier, Frankle et al., ICML 2020, with
-batch norm's statistics taken anew, Jordan et al., ICLR 2023."""
+"Measures of features and of weights: similarity, drift, probes, neighbours, retrieval, loss barrier."
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import nn
 
 from ..errors import InputError
 
-__all__ = ['linear_cka', 'procrustes', 'drift', 'weight_distance', 'linear_probe', 'probe_head', 'knn', 'retrieval', 'loss_barrier']
+__all__ = ['linear_cka', 'procrustes', 'drift', 'weight_distance', 'linear_probe', 'probe_head', 'knn', 'retrieval',
+           'loss_barrier']
 
-AT = (1, 5, 10, 20, 50)  # of retrieval
+RETRIEVAL_AT = (1, 5, 10, 20, 50)  # values of k in R@k
 
 
 def linear_cka(
     x:torch.Tensor, # Features `(N, F)`
     y:torch.Tensor, # Features of the same N samples `(N, G)`
 )->float: # Between 0 and 1; exactly 1 for equal features
-    "Linear centred kernel alignment (Kornblith et al., ICML 2019); nan where one is constant and the other is another"
+    "Linear centred kernel alignment (Kornblith et al., ICML 2019); nan where one is constant and they differ"
     if torch.equal(x, y): return 1.
     x, y = (f.double() - f.double().mean(0) for f in (x, y))
-    # the Gram matrix of samples or the covariance of features, whichever is smaller, give the same numbers
+    # the Gram matrices of samples and the covariances of features give the same numbers; the smaller ones are used
     if len(x) < max(x.shape[1], y.shape[1]):
         kx, ky = x @ x.T, y @ y.T
         xy, xx, yy = (kx*ky).sum(), (kx*kx).sum(), (ky*ky).sum()
-    else: xy, xx, yy = ((a.T @ b).square().sum() for a, b in ((x, y), (x, x), (y, y)))
+    else:
+        xy, xx, yy = ((a.T @ b).square().sum() for a, b in ((x, y), (x, x), (y, y)))
     norm = (xx*yy).sqrt()
     return (xy/norm).item() if norm > 0 else float('nan')
 
@@ -42,36 +39,49 @@ def procrustes(
     x:torch.Tensor, # Features `(N, F)`
     ref:torch.Tensor, # Of the same N samples `(N, F)`, by the untouched encoder
 )->float: # Between 0 and 2; exactly 0 for equal features
-    "Orthogonal Procrustes distance `min_Q ||x Q - ref||^2` of centred features, each scaled to norm 1: what no rotation explains"
+    """Orthogonal Procrustes distance `min_Q ||x Q - ref||^2` of centred features, each scaled to norm 1 (Ding et al.,
+    NeurIPS 2021).
+
+    It is what no rotation explains; nan where one is constant."""
     if torch.equal(x, ref): return 0.  # the singular values below would leave 1e-16
     x, ref = (f.double() - f.double().mean(0) for f in (x, ref))
     norm = x.norm()*ref.norm()
-    return max(0., (2 - 2*torch.linalg.svdvals(x.T @ ref).sum()/norm).item()) if 0 < norm < float('inf') else float('nan')
+    if not 0 < norm < float('inf'): return float('nan')
+    return max(0., (2 - 2*torch.linalg.svdvals(x.T @ ref).sum()/norm).item())
 
 
 def drift(
     x:torch.Tensor, # Features `(N, F)`
-    ref:torch.Tensor, # Those of the untouched encoder
+    ref:torch.Tensor, # Features of the untouched encoder
 )->float: # 0 for equal features
     "How far features moved, relative to their size: `||x - ref|| / ||ref||`"
-    return 0. if torch.equal(x, ref) else ((x.double() - ref.double()).norm()/ref.double().norm()).item()
+    if torch.equal(x, ref): return 0.
+    return ((x.double() - ref.double()).norm()/ref.double().norm()).item()
 
 
 def weight_distance(
     weights:dict, # Parameters by name
-    ref:dict, # Those of the untouched encoder
+    ref:dict, # Parameters of the untouched encoder
 )->float: # 0 for equal weights; nan where names differ, as under adapters
     "How far weights moved, relative to their size: `||w - ref|| / ||ref||`; buffers do not count"
     if not ref or not ref.keys() <= weights.keys(): return float('nan')
-    far = sum((weights[k].detach().cpu().double() - r.cpu().double()).square().sum() for k, r in ref.items())
-    return 0. if far == 0 else (far.sqrt()/sum(r.cpu().double().square().sum() for r in ref.values()).sqrt()).item()
+    moved = sum((weights[k].detach().cpu().double() - r.cpu().double()).square().sum() for k, r in ref.items())
+    if moved == 0: return 0.
+    size = sum(r.cpu().double().square().sum() for r in ref.values())
+    return (moved.sqrt()/size.sqrt()).item()
 
 
-def fit_probe(x, y):
-    if len(y.unique()) < 2: raise InputError(f'a probe needs train clips of at least two classes, not {len(y.unique())}')
+def fit_probe(
+    x:torch.Tensor, # Train features `(N, F)`
+    y:torch.Tensor, # Their labels `(N,)`
+)->Pipeline: # Standardisation and logistic regression
+    "The probe of `linear_probe`, fitted"
+    n_classes = len(y.unique())
+    if n_classes < 2: raise InputError(f'a probe needs train clips of at least two classes, not {n_classes}')
     if not torch.isfinite(x).all(): raise FloatingPointError('the features are not finite')
-    with threadpool_limits(1):  # small matrices: threads would cost more than they give, and could change the last digits
-        return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=.1)).fit(x.numpy(), y.numpy())
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=.1))
+    # matrices are small: more threads would cost time, and could change the last digits
+    with threadpool_limits(1): return probe.fit(x.numpy(), y.numpy())
 
 
 def linear_probe(
@@ -80,9 +90,10 @@ def linear_probe(
     xt:torch.Tensor, # Test features `(M, F)`
     yt:torch.Tensor, # Their labels `(M,)`
 )->float: # Accuracy, from 0 to 1
-    """Test accuracy of a logistic regression on standardised train features (L2, C = 0.1, at most 1000 steps of L-BFGS; deterministic).
+    """Test accuracy of a logistic regression on standardised train features.
 
-    Raises `InputError` for fewer than two classes, `FloatingPointError` for features that are not finite."""
+    L2 with C = 0.1, at most 1000 steps of L-BFGS; deterministic. Raises `InputError` for fewer than two classes,
+    `FloatingPointError` for features that are not finite."""
     return float(fit_probe(x, y).score(xt.numpy(), yt.numpy()))
 
 
@@ -91,11 +102,13 @@ def probe_head(
     y:torch.Tensor, # Their labels `(N,)`, each class among them
     n_classes:int, # Classes of the head
 )->nn.Linear: # From F to `n_classes`
-    "The linear probe as a layer: a head for an encoder that came without one. Raises `InputError` if a class is missing"
+    "The linear probe as a layer: a head for an encoder without one. Raises `InputError` if a class is missing"
     scale, probe = fit_probe(x, y)
-    if len(probe.classes_) != n_classes: raise InputError(f'train features have {len(probe.classes_)} classes of {n_classes}')
+    if len(probe.classes_) != n_classes:
+        raise InputError(f'train features have {len(probe.classes_)} classes of {n_classes}')
     w, b = torch.tensor(probe.coef_), torch.tensor(probe.intercept_)
-    if n_classes == 2: w, b = torch.cat([-w, w])/2, torch.cat([-b, b])/2  # scikit-learn keeps one row for two classes
+    if n_classes == 2:  # scikit-learn keeps one row for two classes
+        w, b = torch.cat([-w, w])/2, torch.cat([-b, b])/2
     w = w/torch.tensor(scale.scale_)
     head = nn.Linear(x.shape[1], n_classes)
     with torch.no_grad():
@@ -111,8 +124,9 @@ def knn(
     yt:torch.Tensor, # Their labels `(M,)`
     k:int=5, # Neighbours that vote, at most N
 )->float: # Accuracy, from 0 to 1
-    "Test accuracy of the vote of the `k` train clips with the largest cosine similarity"
-    return float(KNeighborsClassifier(min(k, len(x)), metric='cosine').fit(x.numpy(), y.numpy()).score(xt.numpy(), yt.numpy()))
+    "Test accuracy of the majority vote of the `k` train clips with the largest cosine similarity"
+    neighbours = KNeighborsClassifier(min(k, len(x)), metric='cosine').fit(x.numpy(), y.numpy())
+    return float(neighbours.score(xt.numpy(), yt.numpy()))
 
 
 def retrieval(
@@ -120,9 +134,9 @@ def retrieval(
     y:torch.Tensor, # Their labels `(N,)`
     xt:torch.Tensor, # Features `(M, F)` of the queries, the test clips
     yt:torch.Tensor, # Their labels `(M,)`
-    at:Sequence[int]=AT, # Values of k
-)->dict[int, float]: # k -> R@k, without those that exceed the gallery
-    "R@k: share of queries with a clip of their class among the k of the gallery with the largest cosine similarity"
+    at:Sequence[int]=RETRIEVAL_AT, # Values of k
+)->dict[int, float]: # k -> R@k, for each k up to the size of the gallery
+    "R@k: share of queries with a clip of their class among the k most similar of the gallery (Xu et al., CVPR 2019)"
     x, xt = (nn.functional.normalize(f.double(), dim=1) for f in (x, xt))
     near = (xt @ x.T).topk(min(max(at), len(x))).indices
     first = (y[near] == yt[:, None]).cumsum(1) > 0
@@ -130,10 +144,10 @@ def retrieval(
 
 
 def loss_barrier(
-    losses:Sequence[float], # Along the straight path between two sets of weights
-    at:Sequence[float], # Where each was taken: from 0, the one end, to 1, the other
-)->float: # 0 where the loss nowhere rises above the line between the ends
-    "The largest height of the loss above the line between the losses of both ends; nan if one of them is not finite"
+    losses:Sequence[float], # At places on the straight line between two sets of weights
+    at:Sequence[float], # The places, from 0 to 1
+)->float: # 0 where the loss nowhere rises above the line between the losses of both ends
+    "Largest height of the loss above that line (Frankle et al., ICML 2020); nan if a loss is not finite"
     if not np.isfinite(losses).all(): return float('nan')
     first, last = losses[0], losses[-1]
-    return max(0., *(l - (first + a*(last - first)) for l, a in zip(losses, at)))
+    return max(0., *(loss - (first + a*(last - first)) for loss, a in zip(losses, at)))

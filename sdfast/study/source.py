@@ -128,7 +128,7 @@ def load_source(
         task, dls, test = load_part(run, spec, 'target', run.bs)
         return balanced_loader(task, dls, PROBE_CLIPS), test
     retention = Retention(model, balanced_loader(task, dls, PROBE_CLIPS), test, valid_dl=task.dl(dls, 'valid') if run.source_valid else None,
-                          others={create_task(spec).name:loaders(spec) for spec in filter(None, run.others.split(';'))}, path=(.25, .5, .75) if run.with_barrier else (),
+                          others={create_task(spec).name:loaders(spec) for spec in filter(None, run.others.split(';'))}, barrier_at=(.25, .5, .75) if run.with_barrier else (),
                           cache=folder/'features')
     _sources[place] = hit = SourceModel(model, retention, balanced_loader(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path, folder)
     if not rank_distrib() and read_reference(run, out, progress) is None:

@@ -1,4 +1,4 @@
-"Metrics of accuracy matrices; a chain of tasks is trained once, goes on where it stopped, and its numbers can be recomputed from its files."
+"A chain of tasks is trained once, goes on where it stopped, and its numbers can be recomputed from its files."
 import os
 import shutil
 import subprocess
@@ -25,7 +25,6 @@ from sdfast.metrics.continual import (
     average_accuracy,
     backward_transfer,
     forward_transfer,
-    learning_accuracy,
     task_forgetting,
 )
 from sdfast.models.encoders import create_model
@@ -44,63 +43,6 @@ from sdfast.study.source import load_source
 
 ROOT = Path(__file__).parents[2]
 NAN = np.nan
-
-
-# --- metrics ------------------------------------------------------------------------------------------------------------
-
-def test_metrics_by_hand():
-    R = [[.9, .1, .2], [.7, .8, .3], [.8, .6, .9]]
-    assert average_accuracy(R) == pytest.approx((.8 + .6 + .9)/3) and learning_accuracy(R) == pytest.approx((.9 + .8 + .9)/3)
-    assert task_forgetting(R) == pytest.approx([.1, .2]) and backward_transfer(R) == pytest.approx(-.15)
-    assert forward_transfer(R, [.5, .05, .1]) == pytest.approx(((.1 - .05) + (.3 - .1))/2)  # the source is not in
-    # a task that gained and lost again: less than when learned and less than at best are not the same
-    R = [[.5, NAN, NAN], [.9, .6, NAN], [.6, .7, .8]]
-    assert task_forgetting(R) == pytest.approx([-.1, -.1]) and task_forgetting(R, best=True) == pytest.approx([.3, -.1]) and backward_transfer(R) == pytest.approx(.1)
-    assert average_accuracy(R) == pytest.approx(.7) and np.isnan(forward_transfer(R, [0, 0, 0]))  # old heads know nothing of tasks to come
-    assert np.isnan(average_accuracy([[.5, NAN], [NAN, .5]]))  # what is missing is not left out in silence
-
-
-@pytest.mark.parametrize('call', [lambda: average_accuracy(np.ones((2, 3))), lambda: task_forgetting([[1.]]), lambda: backward_transfer([1., 2.]), lambda: forward_transfer(np.ones((2, 2)), [1.])])
-def test_metrics_say_what_they_need(call):
-    with pytest.raises(InputError, match='accuracy'): call()
-
-
-def fed(cls, R, initial=None):
-    "What avalanche-lib's metric of a stream says after it saw the matrix as its evaluation does: all experiences after each was trained on"
-    class Fed(cls):
-        def metric_result(self, strategy): return strategy.value
-    m = Fed()
-    def evaluate(values):
-        m.before_eval(None)
-        for j, v in enumerate(values):
-            m.eval_exp_id = j
-            m.after_eval_exp(NS(value=v))
-    if initial is not None: evaluate(initial)
-    m.at_init = False
-    for i, row in enumerate(R):
-        m.before_training_exp(NS(experience=NS(current_experience=i)))
-        evaluate(row)
-    return m.result()
-
-
-def test_metrics_equal_avalanches():
-    pytest.importorskip('avalanche', reason="the peer of the metrics: pip install -e '.[peers]'")
-    from avalanche.evaluation.metrics import BWT, Forgetting, ForwardTransfer, StreamBWT, StreamForgetting
-    from avalanche.evaluation.metrics.forward_transfer import StreamForwardTransfer
-    rng = np.random.default_rng(0)
-    for n in (2, 3, 6):
-        for _ in range(20):
-            R, initial = rng.random((n, n)), rng.random(n)
-            f, b, t = Forgetting(), BWT(), ForwardTransfer()
-            for j in range(n):
-                t.update(j, initial[j], initial=True)
-                if j: t.update(j, R[j - 1, j])
-                for i in range(j, n):
-                    for m in (f, b): m.update(j, R[i, j], initial=i == j)
-            assert list(f.result().values()) == pytest.approx(task_forgetting(R)) and list(b.result().values()) == pytest.approx(-task_forgetting(R))
-            assert np.mean(list(b.result().values())) == pytest.approx(backward_transfer(R)) and np.mean(list(t.result().values())) == pytest.approx(forward_transfer(R, initial))
-            assert fed(StreamForgetting, R) == pytest.approx(task_forgetting(R).mean()) and fed(StreamBWT, R) == pytest.approx(backward_transfer(R))
-            assert fed(StreamForwardTransfer, R, initial) == pytest.approx(forward_transfer(R, initial))
 
 
 # --- what a stage knows of those before ---------------------------------------------------------------------------------

@@ -1,0 +1,125 @@
+"Outputs of an encoder for all clips of a loader; random states are restored, and outputs can be cached as files."
+import hashlib
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import RandomSampler
+
+from ..errors import Damaged, InputError
+from ..models.features import encode
+from ..models.weights import state_hash
+from ..runtime import store
+
+
+@contextmanager
+def preserve_rng()->Iterator[None]: # A context manager
+    "Restore the random state of Python, numpy and torch afterwards"
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(cuda):
+        try: yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def fix_seed()->None:
+    "Give each encoder the same random numbers; call it within `preserve_rng`"
+    random.seed(0)
+    np.random.seed(0)
+    # `torch.manual_seed` would also queue a seed for a CUDA that is not initialised yet
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized(): torch.cuda.manual_seed_all(0)
+
+
+def must_not_shuffle(
+    name:str, # Of the loader, for the error
+    dl:Iterable|None, # Any iterable of batches
+)->None:
+    "Raise `InputError` for a loader that shuffles: two readings of it could not be compared clip by clip"
+    if getattr(dl, 'shuffle', False) or isinstance(getattr(dl, 'sampler', None), RandomSampler):
+        raise InputError(f'{name} shuffles, so two readings of it cannot be compared clip by clip: pass task.dl(dls, '
+                         '"train") or dls.test_dl(items, with_labels=True), which do not augment either')
+
+
+@dataclass
+class ClipFeatures:
+    "What an encoder puts out for the clips of a loader, on the CPU"
+    x: torch.Tensor  # features (N, F)
+    y: torch.Tensor|None  # labels (N,)
+    logits: torch.Tensor|None  # of the old head (N, classes)
+    layers: dict  # name -> (N, C)
+
+    def accuracy(self)->float: return (self.logits.argmax(1) == self.y).double().mean().item()
+    def loss(self)->float: return cross_entropy(self.logits.double(), self.y).item()
+
+
+@torch.no_grad()
+def read_clips(
+    encoder:nn.Module, # In eval mode
+    dl:Iterable, # Yields `(x, y)`, `(x,)` or `x`
+    head:nn.Module|None=None, # From features to logits
+    layers:Sequence[str]=(), # Submodules whose outputs to keep
+    encode:Callable=encode, # `encode`, or an `OutputCache`
+)->ClipFeatures: # Of all clips, in the order of `dl`
+    "Features, labels, logits and outputs of layers. Raises `InputError` for a loader without batches"
+    features, labels, logits = [], [], []
+    maps = {name:[] for name in layers}
+    for batch in dl:
+        x, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
+        f, found = encode(encoder, x, layers) if layers else encode(encoder, x)
+        features.append(f.float().flatten(1).cpu())
+        if rest: labels.append(rest[0].as_subclass(torch.Tensor).cpu())
+        if head is not None: logits.append(head.to(f.device)(f).float().cpu())
+        for name in layers: maps[name].append(found[name].cpu())
+    if not features: raise InputError('retention cannot be measured on a loader without batches')
+    def joined(parts): return torch.cat(parts) if parts else None
+    outputs = {name:joined(parts) for name, parts in maps.items()}
+    return ClipFeatures(joined(features), joined(labels), joined(logits), outputs)
+
+
+class OutputCache:
+    """`encode` for one encoder, with its outputs kept as files: the same weights and pixels are computed once.
+
+    The output for a file that is damaged is recomputed."""
+
+    def __init__(self,
+        folder:str|Path, # Where to keep files, for any encoders
+        encoder:nn.Module, # Whose outputs are kept
+        layers:Sequence[str], # Submodules whose outputs to keep
+    ):
+        self.layers = layers
+        device = next(encoder.parameters()).device.type
+        what = f'{encoder}{layers}{torch.__version__}{device}{torch.get_num_threads()}'
+        self.folder = Path(folder)/f'{state_hash(encoder.state_dict())}-{hashlib.sha256(what.encode()).hexdigest()[:8]}'
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, encoder:nn.Module, x:torch.Tensor, layers:Sequence[str]=())->tuple[torch.Tensor, dict]:
+        key = self._key(x)
+        outputs = self._read(key)
+        if outputs is None:
+            f, maps = encode(encoder, x, self.layers)
+            outputs = {name:v.cpu().contiguous() for name, v in (maps | {'': f}).items()}
+            store.put(self.folder, key, save(outputs), 'safetensors')
+        return outputs[''].to(next(encoder.parameters()).device), {name:outputs[name] for name in self.layers}
+
+    def _key(self, x):
+        pixels = x.detach().as_subclass(torch.Tensor).cpu().contiguous()
+        content = pixels.reshape(-1).view(torch.uint8).numpy().tobytes()
+        return hashlib.sha256(f'{tuple(x.shape)}{x.dtype}'.encode() + content).hexdigest()[:24]
+
+    def _read(self, key):
+        try: files = store.find(self.folder, key, 'safetensors')
+        except Damaged as e:
+            warnings.warn(f'{e}; it is recomputed')
+            return None
+        return load_file(files[0]) if files else None

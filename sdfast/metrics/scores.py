@@ -1,0 +1,43 @@
+"What an encoder kept, as `Retention` measures it."
+from dataclasses import dataclass, field
+
+import torch
+
+from .columns import MEASURES
+
+__all__ = ['RetentionScores']
+
+MEASURED = [c for c, m in MEASURES.items() if not m.target]  # what `Retention` can measure
+
+
+@dataclass(frozen=True, repr=False)
+class RetentionScores:
+    """What an encoder kept. Each measure of `MEASURES` is also an attribute, as `scores.source_acc`.
+
+    An attribute is `None` where the measure was not asked for, or cannot be measured with what was given. Raises
+    `ValueError` for a value whose name the table lacks."""
+    values: dict = field(default_factory=dict)  # column of `MEASURES` -> what was measured
+    others: dict = field(default_factory=dict)  # other task -> probe accuracy
+    layers: dict = field(default_factory=dict)  # layer -> cka, procrustes, drift, weight_distance
+    # class probabilities of each source test video by the old head (N, classes)
+    answers: torch.Tensor|None = field(default=None, compare=False)
+
+    def __post_init__(self):
+        unknown = [name for name in self.values if name not in MEASURED]
+        if unknown: raise ValueError(f'{unknown[0]!r} is no measure: add its row to MEASURES in metrics/columns.py')
+
+    def __getattr__(self, name:str)->float|None:
+        if name not in MEASURED: raise AttributeError(f'{type(self).__name__} has no measure {name!r}')
+        return self.values.get(name)
+
+    def __repr__(self):
+        shown = {c:self.values.get(c) for c in MEASURED} | dict(others=self.others, layers=self.layers)
+        return f'{type(self).__name__}({", ".join(f"{k}={v!r}" for k, v in shown.items())})'
+
+    def flat(self)->dict[str, float]:
+        "All numbers that were measured, by unique names: `cka`, `others.NAME`, `layers.NAME.cka`"
+        numbers = {c:self.values[c] for c in MEASURED if c in self.values}
+        for task, accuracy in self.others.items(): numbers[f'others.{task}'] = accuracy
+        for layer, values in self.layers.items():
+            for name, value in values.items(): numbers[f'layers.{layer}.{name}'] = value
+        return numbers

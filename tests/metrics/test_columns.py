@@ -1,0 +1,69 @@
+"The table of measures, and that nothing is measured without a row in it."
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdfast.metrics.columns import COLUMNS, MEASURES, REPORTED, RETENTION_COLUMNS, TABLE_COLUMNS, Measure, measure_title
+from sdfast.metrics.retention import Retention
+from sdfast.metrics.scores import MEASURED, RetentionScores
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_columns_are_those_of_the_committed_studies():
+    "Results that exist are read by these names, in this order"
+    with open(ROOT/'experiments/results/pretext/runs.csv', newline='') as f: header = next(csv.reader(f))
+    assert [c for c in header if c in MEASURES] == [c for c in COLUMNS if c in MEASURES and c in header]
+    assert len(set(COLUMNS)) == len(COLUMNS)
+
+
+def test_parts_of_the_table():
+    assert set(RETENTION_COLUMNS) == set(MEASURED) - {'pretext'}
+    assert set(REPORTED) == set(MEASURES) - {'pretext', 'valid_source_acc', 'valid_source_probe'}
+    assert TABLE_COLUMNS == ['acc1', 'source_acc', 'source_acc_bn', 'source_probe', 'source_knn', 'other_probe', 'cka',
+                             'drift', 'barrier']
+    assert 'pretext' not in COLUMNS
+
+
+def test_what_a_measure_says():
+    share, number = MEASURES['source_acc'], Measure('x', 'an x', 'a number')
+    assert (share.scale, share.digits, share.unit) == (100, 1, '%')
+    assert (number.scale, number.digits, number.unit) == (1, 3, '')
+    assert all(m.column == c and m.title and m.about for c, m in MEASURES.items())
+    less_is_better = {c for c, m in MEASURES.items() if not m.more_is_better}
+    assert less_is_better == {'procrustes', 'drift', 'weight_distance', 'barrier', 'pretext'}
+    assert measure_title('cka') == 'CKA'
+    assert measure_title('seconds') == 'seconds'
+
+
+def test_retention_measures_what_the_table_has_and_nothing_else(source, pretext):
+    net, train, test = source
+    scores = Retention(net, train, test, valid_dl=test, others=dict(a=(train, test)), pretext=pretext).reference
+    assert set(scores.values) == set(MEASURED)
+    with pytest.raises(ValueError, match='add its row to MEASURES'): RetentionScores(dict(source_f1=.5))
+    with pytest.raises(ValueError, match='acc1'): RetentionScores(dict(acc1=.5))  # of the target task
+
+
+def test_scores_are_attributes():
+    scores = RetentionScores(dict(cka=.9, source_acc=.8), others=dict(a=.7), layers=dict(conv=dict(cka=1.)))
+    assert scores.source_acc == .8
+    assert scores.barrier is None
+    assert scores.others == dict(a=.7)
+    with pytest.raises(AttributeError, match="no measure 'f1'"): scores.f1
+    with pytest.raises(AttributeError): scores.cka = 1.
+
+
+def test_scores_are_listed_in_the_order_of_the_table():
+    scores = RetentionScores(dict(cka=.9, source_acc=.8), others=dict(a=.7), layers=dict(conv=dict(cka=1.)))
+    assert list(scores.flat().items()) == [('source_acc', .8), ('cka', .9), ('others.a', .7), ('layers.conv.cka', 1.)]
+    assert repr(scores).startswith('RetentionScores(source_acc=0.8, source_acc_bn=None, ')
+    assert repr(scores).endswith("valid_source_probe=None, others={'a': 0.7}, layers={'conv': {'cka': 1.0}})")
+
+
+def test_equal_scores_whatever_the_answers():
+    one, two = (RetentionScores(dict(cka=.9), answers=torch.rand(2, 3)) for _ in range(2))
+    assert one == two
+    assert one != RetentionScores(dict(cka=.8))
+    assert RetentionScores().flat() == {}
