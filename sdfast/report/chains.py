@@ -13,9 +13,7 @@ A study's folder holds `stages/<key>/`: `run.json`, `encoder.safetensors`, `head
 and one whose process died goes on from its last finished epoch."""
 import numpy as np
 import pandas as pd
-from rich.table import Table
 
-from ..data.text import as_markdown
 from ..errors import InputError
 from ..metrics.continual import (
     average_accuracy,
@@ -25,8 +23,7 @@ from ..metrics.continual import (
     task_forgetting,
 )
 from ..stats import adjust, judge, mean_interval, paired_difference, paired_test
-from ..strategies.registry import STRATEGIES
-from .tables import number
+from .tables import chain_table
 
 __all__ = ['accuracy_matrices', 'sequence_summary']
 
@@ -104,43 +101,6 @@ def matrix_table(rows):
     return pd.DataFrame([*out, *(dict(strategy='random', kind='probe', task=n, accuracy=random[f'probe.{n}'], seeds=1) for n in tasks)])
 
 
-def chain_titles(table):
-    "Columns to show, and what they are called"
-    lost = {c:f'forgetting {as_markdown(c.removeprefix("forgetting."))}' for c in table if c.startswith('forgetting.') and f'{c}_low' in table and not c.endswith('_diff')}
-    return dict(average='average accuracy', learned='when learned', bwt='BWT') | lost | dict(probe_average='average, new probes', fwt='FWT, new probes')
-
-
-def chain_cells(row, m):
-    "Text of a metric: its mean, and its paired difference to finetune with interval"
-    if pd.isna(row[m]): return '–', ''
-    if pd.isna(row.get(f'{m}_diff')): return number(100*row[m]), ''
-    low, high, star = row[f'{m}_diff_low'], row[f'{m}_diff_high'], '*' if row[f'{m}_verdict'] in ('better', 'worse') else ''
-    def f(x, sign='+'): return number(100*x, sign)
-    return f(row[m], ''), f'{f(row[f"{m}_diff"])}{star} ' + ('(no interval)' if pd.isna(low) else f'[{f(low)}, {f(high)}]')
-
-
-def chain_strength(row): return (f'λ {row.lam:g}' if STRATEGIES[row.strategy].lams else f'lr {row.lr:g}') + (f', {row.failed} failed' if row.failed else '')
-
-
-def chain_caption(table, where):
-    return (f'In %, means over {table.runs.max()} seeds; {where} the paired difference to finetune with its 95 % t interval, * where the paired t test, adjusted for the number of '
-            'strategies (Holm), is below .05. Each task with its own head as it was left; BWT and forgetting: after the last stage against when learned. FWT: a new probe just before a '
-            'task is learned, against one on a random encoder. Strengths chosen on valid parts, test read by final runs alone.')
-
-
-def chain_markdown(table, notes=()):
-    shown = chain_titles(table)
-    lines = ['| ' + ' | '.join(['strategy', 'strength', *shown.values()]) + ' |', '|---|---|' + '--:|'*len(shown)]
-    lines += ['| ' + ' | '.join([r.strategy, chain_strength(r), *(' '.join(filter(None, chain_cells(r, m))) for m in shown)]) + ' |' for _, r in table.iterrows()]
-    return '\n'.join([*lines, '', chain_caption(table, 'behind'), *(f'\n- {n}' for n in notes[:1]), *(f'- {n}' for n in notes[1:]), ''])
-
-
-def chain_rich_table(table, title, width, notes=()):
-    "For a terminal; a narrow one shows average accuracy, BWT and FWT alone"
-    shown = chain_titles(table)
-    if width < 22 + 17*len(shown): shown = {m:shown[m] for m in ('average', 'bwt', 'fwt')}
-    t = Table(title=title, caption='\n'.join([chain_caption(table, 'below'), *notes]), show_lines=True)
-    t.add_column('strategy', no_wrap=True)
-    for name in shown.values(): t.add_column(name, justify='right')
-    for _, r in table.iterrows(): t.add_row(f'{r.strategy}\n{chain_strength(r)}', *('\n'.join(filter(None, chain_cells(r, m))).replace(' [', '\n[') for m in shown))
-    return t
+# TODO remove: the names of before, until nothing uses them
+def chain_markdown(table, notes=()): return chain_table(table, notes).to_markdown()
+def chain_rich_table(table, title, width, notes=()): return chain_table(table, notes, title).to_rich(width)

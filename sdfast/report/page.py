@@ -24,12 +24,13 @@ from PIL import Image
 from ..data.text import from_markdown
 from ..data.video import VideoError, VideoFile
 from ..errors import InputError
-from ..metrics.columns import MEASURES, REPORTED, measure_title
+from ..metrics.columns import REPORTED, measure_title
 from ..study.config import Run
 from .panels import HEAT, plots, svg, swatch, write_figures
 from .results import Results, load_results
 from .summary import PANELS, final_runs, has_strength, setting_name, summary, trade_off
-from .tables import cell_text, latex, latex_table, markdown, strength_text, table_caption, trade_off_markdown
+from .table import MISSING
+from .tables import frame_table, strategy_caption, strategy_cell, strategy_table, trade_off_table
 
 __all__ = ['write_page', 'html_page', 'film_strip']
 
@@ -70,6 +71,7 @@ def html_page(
     parts = [_study(r, t, method, f's{i + 1}') for i, (r, t) in enumerate(zip(studies, tables))]
     first = studies[0].rows
     title = f'What does {first.model.iloc[0]} forget of {first.source.iloc[0]} when it learns {_target_name(studies[0])}?' if len(studies) == 1 else f'What was learned and what was forgotten: {len(studies)} studies'
+    env.filters |= dict(breakable=breakable, sort_value=sort_value, sign=lambda verdict: SIGNS.get(verdict, ''))
     return env.from_string(asset('page.html.jinja')).render(title=title, studies=parts, css=Markup(asset('page.css')), js=Markup(js), version=version('sdfast'),
                                                             hash=base64.b64encode(hashlib.sha256(js.encode()).digest()).decode())
 
@@ -86,10 +88,12 @@ def _study(r, table, method, id):
     main, more = [m for m in MAIN if m in table], [m for m in REPORTED if m in table and m not in MAIN]
     shown = {p.name:_plot(p, f'{id}-{p.name}') for p in plots(r, table)}
     n_runs = int((r.rows.strategy != 'untouched').sum())
+    to_copy = strategy_table(table, [*main, 'mcnemar'], r.notes, method)
     return dict(
-        id=id, title=_title(r), lead=_lead(r, table), found=_found(table, main), contents=list(CONTENTS.items()), caption=table_caption(table, 'below', method), n_runs=n_runs,
-        main=_sortable(table, main, 'What was learned and what was kept'), more=_sortable(table, more, 'All other measures', mcnemar='mcnemar' in table),
-        texts=dict(Markdown=markdown(table, r.notes, main, method), LaTeX=latex(table, main, method, r.notes)), notes=[from_markdown(n) for n in r.notes], trades=_trades(r, method, id),
+        id=id, title=_title(r), lead=_lead(r, table), found=_found(table, main), contents=list(CONTENTS.items()), caption=strategy_caption(table, method, 'mcnemar' in table), n_runs=n_runs,
+        main=strategy_table(table, main, title='What was learned and what was kept'), more=strategy_table(table, [*more, 'mcnemar'], title='All other measures'),
+        swatches={s:Markup(swatch(s)) for s in table.strategy if s != 'untouched'},
+        texts=_texts(to_copy), notes=[from_markdown(n) for n in r.notes], trades=_trades(r, method, id),
         plots={k:[shown[n] for n in names if n in shown] for k, names in PARTS.items()}, missing=_missing(r), strips=_strips(r), failed=[_failure(r, f) for f in r.failed.itertuples()],
         command=_command(r), facts=_facts(r), settings=[(k, v) for k, v in r.run.items() if k not in ('strategy', 'strategy_args', 'lam', 'lr', 'seed', 'final')])
 
@@ -108,72 +112,52 @@ def _found(table, main):
     "What the verdicts of the table say, a line for each metric"
     out, by = [], table.set_index('strategy')
     for m in main:
-        mean = {s:cell_text(by.loc[s], m)[0] for s in ('finetune', 'untouched') if s in by.index}
-        text = f'{mean["finetune"]} % with plain fine-tuning' + (f', {mean["untouched"]} % before' if mean.get('untouched', '–') != '–' else '')
+        mean = {s:strategy_cell(by.loc[s], m).mean for s in ('finetune', 'untouched') if s in by.index}
+        text = f'{mean["finetune"]} % with plain fine-tuning' + (f', {mean["untouched"]} % before' if mean.get('untouched', MISSING) != MISSING else '')
         parts = [dict(verdict='', sign='', text=text)]
         for v in ('better', 'worse', 'not distinguishable', 'no interval'):
             names = [s for s in by.index if by.get(f'{m}_verdict', {}).get(s) == v]
-            if v in ('better', 'worse'): text = ', '.join(f'{n} {_interval(by.loc[n], m)[0]}' for n in names)
+            if v in ('better', 'worse'): text = ', '.join(f'{n} {strategy_cell(by.loc[n], m).diff}' for n in names)
             else: text = f'all {len(names)} others' if 1 < len(names) == len(by) - len(mean) else ', '.join(names)
             if names: parts.append(dict(verdict=v, sign=SIGNS.get(v, ''), text=text))
         out.append(dict(what=measure_title(m)[0].upper() + measure_title(m)[1:], parts=parts))
     return out
 
 
-def _interval(row, m):
-    "Difference, its interval and its verdict, as the text of the table has them"
-    _, rest = cell_text(row, m)
-    verdict = row.get(f'{m}_verdict') if rest else None
-    diff, _, interval = rest.removesuffix(f' {verdict}').partition(' ')
-    return diff, interval, verdict if isinstance(verdict, str) else ''
+def _texts(table): return dict(Markdown=table.to_markdown(), LaTeX=table.to_latex())
 
 
-def _sortable(table, metrics, caption, mcnemar=False):
-    rows = []
-    for _, row in table.iterrows():
-        cells = []
-        for m in metrics:
-            diff, interval, verdict = _interval(row, m)
-            cells.append(dict(v='' if pd.isna(row[m]) else f'{row[m]:.10g}', mean=cell_text(row, m)[0], diff=diff, interval=interval, verdict=verdict, sign=SIGNS.get(verdict, '')))
-        if mcnemar: cells.append(dict(v='' if pd.isna(row.mcnemar) else f'{row.mcnemar:.10g}', mean='' if pd.isna(row.mcnemar) else f'{row.mcnemar:.2g}', diff='', interval='', verdict='', sign=''))
-        before = row.strategy == 'untouched'
-        rows.append(dict(name=row.strategy, broken=Markup('_<wbr>').join(row.strategy.split('_')), swatch='' if before else Markup(swatch(row.strategy)),
-                         strength='before fine-tuning' if before else strength_text(row) + (', reference' if row.strategy == 'finetune' else ''), cells=cells))
-    units = {m:(', %' if MEASURES[m].share else '') + ('' if MEASURES[m].more_is_better else ' (less is better)') for m in metrics}
-    return dict(caption=f'{caption}; headings sort', columns=['strategy', *(f'{measure_title(m)}{units[m]}' for m in metrics)] + ['McNemar p']*mcnemar, rows=rows)
+def breakable(name):
+    "A name that may be broken after an underscore"
+    return Markup('_<wbr>').join(name.split('_'))
+
+
+def sort_value(cell):
+    "What the page sorts a cell by"
+    return '' if cell.value is None else f'{cell.value:.10g}'
 
 
 def _plot(p, id):
     panels = []
     for i, name in enumerate(p.panels):
         image, numbers = svg(p, name, f'{id}-{i + 1}', f'{p.title}: {name}. {p.about}')
-        panels.append(dict(title=name, svg=Markup(image), numbers=_numbers(numbers, f'{p.title}: {name}')))
+        panels.append(dict(title=name, svg=Markup(image), numbers=frame_table(numbers, f'{p.title}: {name}')))
     heat = p.heat and dict(top=f'{p.heat:.3g}', colours=', '.join(to_hex(c) for c in matplotlib.colormaps[HEAT](np.linspace(0, 1, 9))))
     return dict(name=p.name, id=id, title=p.title, about=p.about, panels=panels, heat=heat, series=[dict(name=s, swatch=Markup(swatch(s))) for s in p.series])
-
-
-def _numbers(t, caption):
-    "A table for those who do not see the plot, or want its numbers"
-    numeric = [pd.api.types.is_numeric_dtype(t[c]) and t[c].dtype != bool for c in t]
-    def cell(v): return '–' if v is None or v is pd.NA or v != v else ('yes' if v else '') if isinstance(v, (bool, np.bool_)) else f'{v:.4g}' if isinstance(v, (float, np.floating)) else str(v)
-    return dict(caption=caption, columns=[dict(name=str(c), n=n) for c, n in zip(t, numeric)], rows=[[cell(v) for v in row] for row in t.itertuples(index=False, name=None)])
 
 
 def _trades(r, method, id):
     "Tables of what keeping costs, where strengths were run to the end"
     if len(final_runs(r.rows, chosen=False)) == len(final_runs(r.rows)): return []
-    out = []
-    for i, m in enumerate(m for m in PANELS if m in r.rows and r.rows[m].notna().any()):
-        part = dict(name=measure_title(m), id=f'{id}-trade-{i + 1}', problem='')
-        try: text = trade_off_markdown(trade_off(r.rows, m, method=method), m, method=method)
-        except ValueError as e:
-            out.append(part | dict(problem=f'Cannot be told: {e}'))
-            continue
-        lines, caption = text.split('\n\n')[:2]
-        head, _, *body = ([c.strip() for c in line.strip().strip('|').split('|')] for line in lines.split('\n'))
-        out.append(part | dict(caption=caption.strip(), texts=dict(Markdown=text, LaTeX=latex_table(head, body, caption.strip())),
-                               numbers=dict(caption=f'What keeping costs: {measure_title(m)}', columns=[dict(name=c, n=0 < j < len(head) - 1) for j, c in enumerate(head)], rows=body)))
-    return out
+    measured = [m for m in PANELS if m in r.rows and r.rows[m].notna().any()]
+    return [_trade(r, m, method) | dict(name=measure_title(m), id=f'{id}-trade-{i + 1}') for i, m in enumerate(measured)]
+
+
+def _trade(r, m, method):
+    "One of these tables, or why there is none"
+    try: table = trade_off_table(trade_off(r.rows, m, method=method), m, method=method)
+    except ValueError as e: return dict(problem=f'It cannot be computed: {e}.')
+    return dict(problem='', table=table, texts=_texts(table))
 
 
 def _missing(r):

@@ -1,146 +1,238 @@
-"Rows of runs to a table (terminal, Markdown, csv) and a figure; and the live view of a study at work."
+"The tables of a study: strategies, what keeping costs, how that depends on the margin, and chains of tasks."
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
-from rich.table import Table
 
-from ..data.text import from_markdown
 from ..metrics.columns import MEASURES, TABLE_COLUMNS
 from .summary import MARGIN, MARGINS, has_strength, trade_off
+from .table import MISSING, Cell, Column, Table, number
 
-__all__ = ['rich_table', 'markdown', 'trade_off_markdown', 'margins_markdown', 'latex']
+__all__ = ['strategy_table', 'trade_off_table', 'margins_table', 'chain_table']
+
+MAIN = ('acc1', 'source_acc', 'source_probe')  # measures that every layout shows
+STRATEGY_COLUMNS = Column('strategy', numeric=False), Column('strength', numeric=False)  # they name a row
+MAIN_OF_CHAINS = ('average', 'bwt', 'fwt')
+
+# how p values were adjusted, by the name of the method (see `stats.adjust`)
+ADJUSTED = dict(
+    holm='adjusted for the number of strategies (Holm)',
+    bh='with the false discovery rate over strategies held at 5 % (Benjamini-Hochberg)',
+    none='not adjusted for the number of strategies',
+)
 
 
-
-def number(
-    x:float,
-    sign:str='', # '+': also of what is not negative
-    digits:int=1, # Behind the point
-)->str:
-    "Text of a number; what rounds to 0 has no minus"
-    return f'{round(float(x), digits) + 0.:{sign}.{digits}f}'
-
-
-def cell_text(row, m):
-    "Text of a metric: its mean, and its paired difference with interval and verdict where there is one"
-    scale, digits = MEASURES[m].scale, MEASURES[m].digits
-    def f(x, sign=''): return number(scale*x, sign, digits)
-    if pd.isna(row[m]): return '–', ''
-    if pd.isna(row.get(f'{m}_diff')): return f(row[m]), ''
-    if pd.isna(row[f'{m}_diff_low']): return f(row[m]), f'{f(row[f"{m}_diff"], "+")} (no interval)'
-    return f(row[m]), f'{f(row[f"{m}_diff"], "+")} [{f(row[f"{m}_diff_low"], "+")}, {f(row[f"{m}_diff_high"], "+")}] {row[f"{m}_verdict"]}'
+def count_of(n, noun): return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
 
 
 def strength_text(row):
+    "A strategy's strength, or its learning rate where it has none, and how many of its runs failed"
     if row.strategy == 'untouched': return ''
-    return (f'λ {row.lam:g}' if has_strength(row.strategy) else f'lr {row.lr:g}') + (f', {row.failed} failed' if row.failed else '')
+    text = f'λ {row.lam:g}' if has_strength(row.strategy) else f'lr {row.lr:g}'
+    return f'{text}, {row.failed} failed' if row.failed else text
 
 
-CAPTION = ('Accuracies in %, means over {n} seeds; {where} the paired difference to finetune with its 95 % t interval. Better, worse or not distinguishable: '
-           'by the paired t test, {adjusted}. {mcnemar}Strengths chosen on valid parts, never on test.')
-MCNEMAR = "McNemar's test compares the means over seeds of two strategies' answers video by video, unadjusted. "
-ADJUSTED = dict(holm='adjusted for the number of strategies (Holm)', bh='with the false discovery rate over strategies held at 5 % (Benjamini-Hochberg)', none='not adjusted for the number of strategies')
+# --- strategies
 
-
-def table_caption(table, where, method):
-    return CAPTION.format(where=where, n=table.runs[table.strategy != 'untouched'].max(), adjusted=ADJUSTED[method], mcnemar=MCNEMAR if 'mcnemar' in table else '')
-
-
-def rich_table(
+def strategy_table(
     table:pd.DataFrame, # From `summary`
+    metrics:Sequence[str]|None=None, # Columns; by default what was measured of `TABLE_COLUMNS`, and `mcnemar`
+    notes:Sequence[str]=(), # What a reader must know of the tasks, as Markdown
+    method:str='holm', # How p values were adjusted, see `stats.adjust`
     title:str='', # Above it
-    width:int=80, # Columns of the terminal
-    notes:Sequence[str]=(), # What a reader must know of the tasks, below it
-    method:str='holm', # How p values were adjusted
-)->Table: # For rich's `print`
-    "The summary for a terminal of `width` columns; a narrow one leaves out all but target, old head and probe. `notes` of its tasks stand below"
-    metrics = [m for m in TABLE_COLUMNS if m in table and (width >= 30 + 22*sum(m in table for m in TABLE_COLUMNS) or m in ('acc1', 'source_acc', 'source_probe'))]
-    t = Table(title=title, caption='\n'.join([table_caption(table, 'below', method), *notes]), show_lines=True)
-    t.add_column('strategy', no_wrap=True)
-    for m in metrics: t.add_column(MEASURES[m].title, justify='right', no_wrap=True)
-    for _, row in table.iterrows():
-        t.add_row(f'{row.strategy}\n{strength_text(row)}', *('\n'.join(filter(None, cell_text(row, m))).replace(' [', '\n[').replace('] ', ']\n').replace('not dis', 'not\ndis') for m in metrics))
-    return t
+)->Table: # To print or to write
+    "Make the table of a study: for each strategy its means, and its paired differences to plain fine-tuning"
+    wanted = metrics or [*TABLE_COLUMNS, 'mcnemar']
+    shown = [m for m in wanted if m in table]
+    columns = [*STRATEGY_COLUMNS, *map(_measure_column, shown)]
+    rows = [_strategy_row(row, shown) for _, row in table.iterrows()]
+    caption = strategy_caption(table, method, 'mcnemar' in shown)
+    return Table(columns, rows, caption, list(notes), title, headings=2)
 
 
-def markdown(
-    table:pd.DataFrame, # From `summary`
-    notes:Sequence[str]=(), # What a reader must know of the tasks
-    metrics:Sequence[str]|None=None, # Which columns; by default all of `TABLE_COLUMNS` that were measured
-    method:str='holm', # How p values were adjusted
-)->str: # Markdown
-    "The summary as a Markdown table with its caption"
-    metrics, test = [m for m in metrics or TABLE_COLUMNS if m in table], 'mcnemar' in table
-    lines = ['| ' + ' | '.join(['strategy', 'strength', *(MEASURES[m].title for m in metrics)] + ['McNemar p']*test) + ' |', '|' + '---|'*2 + '--:|'*(len(metrics) + test)]
-    for _, row in table.iterrows():
-        cells = [row.strategy, strength_text(row), *(' '.join(filter(None, cell_text(row, m))) for m in metrics)] + (['' if pd.isna(row.mcnemar) else f'{row.mcnemar:.2g}'] if test else [])
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join([*lines, '', table_caption(table, "behind", method), *(f'\n- {n}' for n in notes[:1]), *(f'- {n}' for n in notes[1:]), ''])
+def _measure_column(m):
+    if m == 'mcnemar': return Column('McNemar p', main=False)
+    measure = MEASURES[m]
+    unit = f', {measure.unit}' if measure.unit else ''
+    direction = '' if measure.more_is_better else ' (less is better)'
+    return Column(measure.title, main=m in MAIN, hint=unit + direction)
 
 
-def _ci(r, m, sign='', scale=100):
-    "Text of a number of `trade_off` with its interval"
-    if pd.isna(r[m]): return '–'
-    def f(x): return number(scale*x, sign)
-    return f(r[m]) + (' (no interval)' if pd.isna(r[f'{m}_low']) else f' [{f(r[f"{m}_low"])}, {f(r[f"{m}_high"])}]')
+def _strategy_row(row, metrics):
+    cells = [mcnemar_cell(row.mcnemar) if m == 'mcnemar' else strategy_cell(row, m) for m in metrics]
+    return [row.strategy, strength_text(row), *cells]
 
 
-def _against(r, m='', scale=100):
-    "Text of a difference of `trade_off` with interval and verdict"
-    verdict = r[f'{m}verdict']
-    return _ci(r, f'{m}diff', '+', scale) + ('' if verdict == 'no interval' else f' {verdict}')
+def strategy_cell(row, m):
+    "A measure of a row of `summary`: its mean, its difference to the reference, and the verdict"
+    low, high, diff, verdict = (row.get(f'{m}_{end}') for end in ('diff_low', 'diff_high', 'diff', 'verdict'))
+    measure = MEASURES[m]
+    return Cell.of(row[m], low, high, diff, verdict, scale=measure.scale, digits=measure.digits)
 
 
-def trade_off_markdown(
+def mcnemar_cell(p): return Cell() if pd.isna(p) else Cell(f'{p:.2g}', value=float(p))
+
+
+def strategy_caption(table, method, mcnemar):
+    "How to read the table of strategies"
+    seeds = count_of(int(table.runs[table.strategy != 'untouched'].max()), 'seed')
+    sentences = [
+        f'Accuracies in %, means over {seeds}, each followed by the paired difference to finetune',
+        'with its 95 % t interval.',
+        f'Better, worse or not distinguishable: by the paired t test, {ADJUSTED[method]}.']
+    if mcnemar:
+        sentences += ["McNemar's test compares a strategy with finetune video by video, each by the mean of its",
+                      'probabilities over seeds; its p values are not adjusted.']
+    sentences.append('Strengths were chosen on valid parts, never on test.')
+    return ' '.join(sentences)
+
+
+# --- what keeping costs
+
+def trade_off_table(
     table:pd.DataFrame, # From `trade_off`
-    kept:str='source_probe', # As there
-    against:str='finetune', # As there
-    method:str='holm', # As there
-)->str: # Markdown
-    "What keeping costs, as a Markdown table with its caption"
-    lines = [f'| strategy | kept at equal learning | forgotten | against {against}\'s path | volume, against {against}\'s | on the front |', '|---|--:|--:|--:|--:|---|']
-    for _, r in table.iterrows():
-        diff, volume = ('', _ci(r, 'volume', scale=1)) if r.strategy == against else (_against(r), f'{r.volume:.1f} {_against(r, "volume_", 1)}')
-        lines.append(f'| {r.strategy} | {"–" if pd.isna(r.matched) else f"{100*r.matched:.1f}"} | {_ci(r, "cost") if "cost" in table else ""} | {diff} | {volume} | {r.front} |')
-    return '\n'.join([*lines, '', f'{MEASURES[kept].title[0].upper()}{MEASURES[kept].title[1:]}, in %. Equal learning: the target accuracy of finetune, at its best learning rate on valid, less {100*MARGIN:g} point, on the path of a strategy\'s strengths; – if it nowhere '
-                      f'learns that much. Forgotten: what the untouched encoder has more. 95 % t intervals of the jackknife over seeds, verdicts {ADJUSTED[method]}. Volume: '
-                      'points² that a path dominates beyond finetune (less the same margin), paired by seed. A maximum over a path is optimistic, a little more over more settings.', ''])
+    kept:str='source_probe', # The measure that it was made for
+    against:str='finetune', # The strategy whose path the others were compared with
+    method:str='holm', # How p values were adjusted, see `stats.adjust`
+)->Table: # To print or to write
+    "Make the table of what keeping costs: what each strategy keeps where it learns as much as plain fine-tuning"
+    columns = [
+        Column('strategy', numeric=False), Column('kept at equal learning'), Column('forgotten'),
+        Column(f"against {against}'s path"), Column(f"volume, against {against}'s"),
+        Column('on the front', numeric=False)]
+    rows = [_trade_off_row(row, row.strategy == against) for _, row in table.iterrows()]
+    title = f'What keeping costs: {MEASURES[kept].title}'
+    return Table(columns, rows, trade_off_caption(kept, method), title=title)
 
 
-def margins_markdown(
+def _trade_off_row(row, is_reference):
+    matched, cost, diff = Cell.of(row.matched, scale=100), Cell(), Cell()
+    if 'cost' in row: cost = Cell.of(row.cost, row.cost_low, row.cost_high, scale=100)
+    if is_reference: volume = Cell.of(row.volume, row.volume_low, row.volume_high)
+    else:
+        diff = difference_cell(row)
+        volume = Cell.of(row.volume, row.volume_diff_low, row.volume_diff_high, row.volume_diff, row.volume_verdict)
+    return [row.strategy, matched, cost, diff, volume, row.front]
+
+
+def difference_cell(row):
+    "What a path keeps more than another, a row of `trade_off`"
+    return Cell.of(row['diff'], row.diff_low, row.diff_high, verdict=row.verdict, scale=100, sign='+')
+
+
+def capitalised(text): return text[:1].upper() + text[1:]
+
+
+def trade_off_caption(kept, method):
+    "How to read the table of what keeping costs, and what was selected on which data"
+    sentences = [
+        f'{capitalised(MEASURES[kept].title)}, in %, on test.',
+        "Kept at equal learning: the most that a strategy's path of strengths keeps among its places whose target",
+        f'accuracy on test is at least that of finetune less {100*MARGIN:g} point; – where it never learns that much.',
+        "The place on a path is thus selected on test; only finetune's learning rate is selected on valid.",
+        'The maximum over a path is therefore optimistic, slightly more so with more strengths.',
+        'Forgotten: what the untouched encoder has more.',
+        f'Intervals are 95 % t intervals of the jackknife over seeds, verdicts {ADJUSTED[method]}.',
+        'Volume: points² that a path dominates beyond finetune (less the same margin), paired by seed.',
+        'On the front: settings that no other setting beats in both means.']
+    return ' '.join(sentences)
+
+
+def margins_table(
     rows:pd.DataFrame, # As for `trade_off`
-    kept:str='source_probe', # As there
-    against:str='finetune', # As there
-    method:str='holm', # As there
-)->str: # Markdown
-    "Whether the differences of `trade_off` hang on its margin, as a Markdown table with its caption"
+    kept:str='source_probe', # A measure of the source
+    against:str='finetune', # The strategy whose path the others are compared with
+    method:str='holm', # How p values are adjusted, see `stats.adjust`
+)->Table: # To print or to write
+    "Make the table that shows how the differences of `trade_off` depend on its margin"
     tables = [trade_off(rows, kept, against, method=method, margin=m).set_index('strategy') for m in MARGINS]
-    lines = ['| strategy | ' + ' | '.join(f'less {100*m:g}' for m in MARGINS) + ' |', '|---|' + '--:|'*len(MARGINS)]
-    lines += [f'| {s} | ' + ' | '.join(_against(t.loc[s]) for t in tables) + ' |' for s in tables[0].index if s != against]
-    return '\n'.join([*lines, '', f'{MEASURES[kept].title[0].upper()}{MEASURES[kept].title[1:]}: what each path keeps more than {against}\'s where both learn the target as well as finetune does, less so many points. '
-                      f'Intervals and verdicts as above. With no margin a path counts from where it meets finetune\'s own accuracy, and chance decides whether it does: there the jackknife is rough. A dash: one of the two nowhere learns that much.', ''])
+    columns = [Column('strategy', numeric=False), *(Column(f'less {100*m:g}') for m in MARGINS)]
+    others = [s for s in tables[0].index if s != against]
+    cells = [[s, *(difference_cell(t.loc[s]) for t in tables)] for s in others]
+    sentences = [
+        f"{capitalised(MEASURES[kept].title)}, on test: what each path keeps more than {against}'s where both reach",
+        "finetune's target accuracy on test less so many points.",
+        'Intervals and verdicts as above.',
+        "Without a margin a path counts from where it reaches finetune's own accuracy, and chance decides whether",
+        'it does: the jackknife is rough there.',
+        'A dash: one of the two paths never learns that much.']
+    return Table(columns, cells, ' '.join(sentences), title=f'Other margins: {MEASURES[kept].title}')
 
 
-_TEX = {'\\':r'\textbackslash{}', '&':r'\&', '%':r'\%', '$':r'\$', '#':r'\#', '_':r'\_', '{':r'\{', '}':r'\}', '~':r'\textasciitilde{}', '^':r'\textasciicircum{}',
-        '<':r'\textless{}', '>':r'\textgreater{}', '|':r'\textbar{}', 'λ':r'$\lambda$', '–':'--', '→':r'$\to$', '²':'$^2$'}
+# --- chains of tasks
+
+def chain_table(
+    table:pd.DataFrame, # From `sequence_summary`
+    notes:Sequence[str]=(), # What a reader must know of the tasks, as Markdown
+    title:str='', # Above it
+)->Table: # To print or to write
+    "Make the table of chains of tasks: accuracy, transfer and forgetting after the last stage"
+    shown = chain_titles(table)
+    columns = [*STRATEGY_COLUMNS, *(Column(title, main=m in MAIN_OF_CHAINS) for m, title in shown.items())]
+    rows = [[row.strategy, strength_text(row), *(chain_cell(row, m) for m in shown)] for _, row in table.iterrows()]
+    return Table(columns, rows, chain_caption(table), list(notes), title, headings=2)
 
 
-def latex_text(text): return ''.join(_TEX.get(c, c) for c in text)
+def chain_titles(table):
+    "The metrics that the table shows, and their titles"
+    titles = dict(average='average accuracy', learned='when learned', bwt='BWT')
+    for column in table:
+        is_mean = column.startswith('forgetting.') and f'{column}_low' in table and not column.endswith('_diff')
+        if is_mean: titles[column] = f'forgetting {column.removeprefix("forgetting.")}'
+    return titles | dict(probe_average='average, new probes', fwt='FWT, new probes')
 
 
-def latex_table(head, rows, caption):
-    body = [' & '.join(map(latex_text, row)) + r' \\' for row in rows]
-    return '\n'.join([r'\begin{table}', r'\centering', f'\\caption{{{latex_text(caption)}}}', r'\begin{tabular}{l' + 'r'*(len(head) - 1) + '}', r'\toprule',
-                      ' & '.join(map(latex_text, head)) + r' \\', r'\midrule', *body, r'\bottomrule', r'\end{tabular}', r'\end{table}', ''])
+def chain_cell(row, m):
+    "A metric of a chain: its mean, and its difference to the reference, with * if they differ"
+    low, high, diff, verdict = (row.get(f'{m}_{end}') for end in ('diff_low', 'diff_high', 'diff', 'verdict'))
+    return Cell.of(row[m], low, high, diff, star=verdict in ('better', 'worse'), scale=100)
 
 
-def latex(
-    table:pd.DataFrame, # From `summary`
-    metrics:Sequence[str]|None=None, # Which columns; by default all of `TABLE_COLUMNS` that were measured
-    method:str='holm', # How p values were adjusted
-    notes:Sequence[str]=(), # What a reader must know of the tasks, as Markdown: into the caption
-)->str: # LaTeX
-    "The summary as a LaTeX table; needs the package booktabs"
-    metrics = [m for m in metrics or TABLE_COLUMNS if m in table]
-    rows = [[r.strategy, strength_text(r), *(' '.join(filter(None, cell_text(r, m))) for m in metrics)] for _, r in table.iterrows()]
-    return latex_table(['strategy', 'strength', *(MEASURES[m].title for m in metrics)], rows, ' '.join([table_caption(table, 'behind', method), *(f'{from_markdown(n).rstrip(".")}.' for n in notes)]))
+def chain_caption(table):
+    seeds = count_of(int(table.runs.max()), 'seed')
+    sentences = [
+        f'In %, means over {seeds}, each followed by the paired difference to finetune with its 95 % t interval,',
+        'and * where the paired t test, adjusted for the number of strategies (Holm), is below .05.',
+        'Each task has its own head, as it was when the task had been learned.',
+        'BWT and forgetting compare the accuracy after the last stage with that when learned.',
+        'FWT: a new probe just before a task is learned, compared with one on a random encoder.',
+        'Strengths were chosen on valid parts; only final runs read test.']
+    return ' '.join(sentences)
+
+
+# --- any data frame
+
+def frame_table(
+    frame:pd.DataFrame, # One row a line
+    title:str='', # Above it
+)->Table: # To print or to write
+    "Make a table that shows a data frame as it is, numbers with four digits"
+    columns = [Column(str(c), numeric=_is_number(frame[c])) for c in frame]
+    rows = [[_plain_text(v) for v in row] for row in frame.itertuples(index=False, name=None)]
+    return Table(columns, rows, title=title)
+
+
+def _is_number(column): return pd.api.types.is_numeric_dtype(column) and column.dtype != bool
+
+
+def _plain_text(value):
+    if isinstance(value, (bool, np.bool_)): return 'yes' if value else ''
+    if pd.isna(value): return MISSING
+    if isinstance(value, (float, np.floating)): return f'{value:.4g}'
+    return str(value)
+
+
+# TODO remove: the names of before, until nothing uses them
+def rich_table(table, title='', width=80, notes=(), method='holm'):
+    return strategy_table(table, None, notes, method, title).to_rich(width)
+def markdown(table, notes=(), metrics=None, method='holm'):
+    return strategy_table(table, metrics, notes, method).to_markdown()
+def latex(table, metrics=None, method='holm', notes=()):
+    return strategy_table(table, metrics, notes, method).to_latex()
+def trade_off_markdown(table, kept='source_probe', against='finetune', method='holm'):
+    return trade_off_table(table, kept, against, method).to_markdown()
+def margins_markdown(rows, kept='source_probe', against='finetune', method='holm'):
+    return margins_table(rows, kept, against, method).to_markdown()
+
+
+__all__ += ['rich_table', 'markdown', 'latex', 'trade_off_markdown', 'margins_markdown', 'number']

@@ -32,7 +32,8 @@ from sdfast.report.panels import SHEET, plots, svg, swatch
 from sdfast.report.plots import COLOURS, LOOKS
 from sdfast.report.results import load_results
 from sdfast.report.summary import summary, trade_off
-from sdfast.report.tables import latex, latex_text, markdown, trade_off_markdown
+from sdfast.report.table import latex_text
+from sdfast.report.tables import strategy_table, trade_off_table
 from sdfast.report.write import write_report
 from sdfast.stats import mean_interval
 from sdfast.study.config import Run
@@ -176,20 +177,28 @@ def test_the_page_is_complete_in_itself(page):
 def test_tables_to_copy_are_those_of_the_report(study, page):
     r, = load_results(study)
     table, text = summary(r.rows, folder=study), html.unescape(page.read_text())
-    assert markdown(table, metrics=['acc1', 'source_acc', 'source_probe']) in text and latex(table, ['acc1', 'source_acc', 'source_probe']) in text
-    for m in ('source_acc', 'source_probe'): assert trade_off_markdown(trade_off(r.rows, m), m) in text
+    main = strategy_table(table, ['acc1', 'source_acc', 'source_probe', 'mcnemar'])
+    assert main.to_markdown() in text
+    assert main.to_latex() in text
+    for m in ('source_acc', 'source_probe'):
+        costs = trade_off_table(trade_off(r.rows, m), m)
+        assert costs.to_markdown() in text
+        assert costs.to_latex() in text
 
 
 def test_latex_is_escaped_and_has_the_numbers_of_the_markdown():
     table = summary(pd.read_csv(ROOT/'experiments/results/moving_digits/runs.csv'))
-    text = latex(table)
+    text = strategy_table(table).to_latex()
     r = table.set_index('strategy').loc['self_distill']
     assert f'self\\_distill & $\\lambda$ {r.lam:g} & {100*r.acc1:.1f} {100*r.acc1_diff:+.1f} [' in text and '95 \\% t interval' in text
     body = text[text.index('\\toprule'):text.index('\\bottomrule')]
     rows = [re.sub(r'\\&', '', l).count('&') for l in body.split('\n') if l.endswith('\\\\')]
-    assert len(rows) == len(table) + 1 and set(rows) == {text[text.index('{tabular}{') + 10:].split('}')[0].count('r')}
+    alignment = text[text.index('{tabular}{') + 10:].split('}')[0]
+    assert len(rows) == len(table) + 1
+    assert set(rows) == {len(alignment) - 1}
+    assert alignment == 'll' + 'r'*(len(alignment) - 2)
     assert not re.search(r'(?<!\\)[%#_]', text) and text.count('{') == text.count('}')
-    assert [float(x) for x in re.findall(r'[+-]\d+\.\d', body)] == [float(x) for x in re.findall(r'[+-]\d+\.\d', markdown(table).split('\n\n')[0])]
+    assert [float(x) for x in re.findall(r'[+-]\d+\.\d', body)] == [float(x) for x in re.findall(r'[+-]\d+\.\d', strategy_table(table).to_markdown().split('\n\n')[0])]
 
 
 def _untex(text):
@@ -206,10 +215,10 @@ def test_latex_shows_any_text_and_runs_none(text): assert _untex(latex_text(text
 
 def test_notes_are_in_the_caption_of_the_latex():
     table = summary(pd.read_csv(ROOT/'experiments/results/moving_digits/runs.csv'))
-    text = latex(table, ['acc1'], notes=[f'{as_markdown("a_&_b*")}: 1 of 15 videos are missing', 'two'])
+    text = strategy_table(table, ['acc1'], [f'{as_markdown("a_&_b*")}: 1 of 15 videos are missing', 'two']).to_latex()
     caption = re.search(r'\\caption\{(.*)\}\n', text)[1]
     assert _untex(caption).endswith('never on test. a_&_b*: 1 of 15 videos are missing. two.')
-    assert re.fullmatch(r'\\begin\{table\}\n\\centering\n\\caption\{.*\}\n\\begin\{tabular\}\{lrr\}\n\\toprule\n.*\n\\midrule\n(.* \\\\\n)+\\bottomrule\n\\end\{tabular\}\n\\end\{table\}\n', text)
+    assert re.fullmatch(r'\\begin\{table\}\n\\centering\n\\caption\{.*\}\n\\begin\{tabular\}\{llr\}\n\\toprule\n.*\n\\midrule\n(.* \\\\\n)+\\bottomrule\n\\end\{tabular\}\n\\end\{table\}\n', text)
 
 
 def test_folders_are_merged(study, tmp_path):
@@ -317,7 +326,7 @@ def test_notes_of_the_tasks_are_in_a_page_that_is_made_again(study, tmp_path):
     write_report(whole.rows, tmp_path/'s', 'x', notes)
     r, = load_results(tmp_path/'s')
     text = write_page(tmp_path/'s', figures=False).read_text()
-    assert r.notes == notes and '<li>&lt;b&gt;_: 1 of 15 videos are missing</li><li>splits' in text and markdown(summary(r.rows, folder=tmp_path/'s'), notes, ['acc1', 'source_acc', 'source_probe']) in html.unescape(text)
+    assert r.notes == notes and '<li>&lt;b&gt;_: 1 of 15 videos are missing</li><li>splits' in text and strategy_table(summary(r.rows, folder=tmp_path/'s'), ['acc1', 'source_acc', 'source_probe', 'mcnemar'], notes).to_markdown() in html.unescape(text)
     assert load_results(tmp_path/'s', study)[0].notes == notes and not whole.notes
 
 
@@ -340,7 +349,7 @@ def _contrast(a, b):
 
 
 def _themes():
-    css = (ROOT/'sdfast/page.css').read_text()
+    css = (ROOT/'sdfast/report/page.css').read_text()
     light, dark = (dict(re.findall(r'--([\w-]+): (#[0-9a-fA-F]{6})', block)) for block in css.split('@media (prefers-color-scheme: dark)')[:2])
     return dict(light=light, dark=light | {k:v for k, v in dark.items()})
 
@@ -490,8 +499,8 @@ def test_picking_and_copying(browser, study, page):
         time.sleep(.2)
         assert copy.text == 'Copied'
         text = browser.execute_async_script('const done = arguments[0]; navigator.clipboard.readText().then(done, e => done("no: " + e))')
-        table = summary(load_results(study)[0].rows, folder=study)
-        assert text.replace('\r\n', '\n') == dict(Markdown=markdown, LaTeX=latex)[kind](table, metrics=['acc1', 'source_acc', 'source_probe'])
+        main = strategy_table(summary(load_results(study)[0].rows, folder=study), ['acc1', 'source_acc', 'source_probe', 'mcnemar'])
+        assert text.replace('\r\n', '\n') == {'Markdown': main.to_markdown, 'LaTeX': main.to_latex}[kind]()
 
 
 def test_the_page_works_for_screen_readers_and_keyboards(browser, page):
