@@ -1,1 +1,1 @@
-"Running, resuming and distributing work."
+"Distributing, resuming and recording work."

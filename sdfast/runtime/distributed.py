@@ -1,8 +1,4 @@
-"""Getting many pieces of work done once each: in this process, in several, on a cluster, or by several processes for each piece.
-
-Whoever takes part shares a folder and nothing else. A piece is claimed (`store.claim`), done or gone on with, and its result read
-by all; so it does not matter how many invocations, workers or machines there are, nor which of them die. Workers are submitit's,
-on this machine and on Slurm alike; the processes of one piece are torchrun's."""
+"Several processes, started by torchrun, that train one model together."
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,35 +11,38 @@ from fastai.torch_core import num_distrib, rank_distrib
 
 __all__ = ['join_processes', 'from_rank0', 'single_process', 'ShardedDL']
 
+TIMEOUT = timedelta(hours=12)  # the first process measures while the others wait
 
 
-def join_processes()->int: # How many take part, 1 outside of it
-    "Take part in what torchrun started"
+def join_processes()->int: # Number of processes, 1 without torchrun
+    "Join the process group that torchrun started, if any"
     n = int(os.environ.get('WORLD_SIZE', 1))
     if n > 1 and not dist.is_initialized():
         cuda = torch.cuda.is_available()
         if cuda: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-        dist.init_process_group('nccl' if cuda else 'gloo', timeout=timedelta(hours=12))  # the first measures while the others wait
+        dist.init_process_group('nccl' if cuda else 'gloo', timeout=TIMEOUT)
     return n
 
 
 def from_rank0(
-    f:Callable, # Called without arguments, by the first process only
+    f:Callable, # Called without arguments, in the first process only
 )->object: # The same in all processes
-    "What `f()` returns or raises in the first process, in all"
+    "Return in all processes what `f()` returns in the first one, or raise what it raises there"
     if num_distrib() < 2: return f()
-    box = [None, None]
+    result, error = None, None
     if not rank_distrib():
-        try: box[0] = f()
-        except Exception as e: box[1] = e
+        try: result = f()
+        except Exception as e: error = e
+    box = [result, error]
     dist.broadcast_object_list(box, 0)
-    if box[1] is not None: raise box[1]
-    return box[0]
+    result, error = box
+    if error is not None: raise error
+    return result
 
 
 @contextmanager
 def single_process()->Iterator[None]: # A context manager
-    "Inside, fastai takes this process for the only one: for what the first measures while the others wait"
+    "Make fastai treat this process as the only one, for measurements by the first process while the others wait"
     world = os.environ.get('WORLD_SIZE')
     if world is not None: os.environ['WORLD_SIZE'] = '1'
     try: yield
@@ -52,9 +51,10 @@ def single_process()->Iterator[None]: # A context manager
 
 
 class ShardedDL(DistributedDL):
-    """A loader that drops a last incomplete batch, and whose batches, those of all processes put together, are those of one process.
+    """A loader whose batches, put together over all processes, are the batches of a single process.
 
-    fastai's deals out parts of the data instead, and counts some samples twice to make them even."""
+    It drops a last incomplete batch. fastai's `DistributedDL` gives each process another part of the data instead, and
+    repeats some samples to make the parts equal."""
     def _broadcast(self, t, rank):
         box = [t]
         dist.broadcast_object_list(box, rank)  # fastai's needs a GPU

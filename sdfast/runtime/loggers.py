@@ -1,4 +1,4 @@
-"Other people's views of a run at work, by fastai's own callbacks."
+"Logging runs to TensorBoard and Weights & Biases, by fastai's own callbacks."
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -10,7 +10,6 @@ from fastai.torch_core import rank_distrib
 from ..errors import InputError
 
 __all__ = ['LOGGERS', 'check_loggers', 'loggers']
-
 
 
 @contextmanager
@@ -26,32 +25,40 @@ def _wandb(run, out):
 
     class Wandb(WandbCallback):
         def before_fit(self):
-            self.learn.gather_args = dict  # a `Run` says all; fastai's own walk over the learner stumbles over what has no __dict__
+            # the `Run` has all settings; fastai's own search of the learner fails on objects without __dict__
+            self.learn.gather_args = dict
             try: super().before_fit()
             finally: del self.learn.gather_args
     name = f'{run.strategy} {run.lam:g} {run.seed}'
-    with wandb.init(project='sdfast', id=run.key, name=name, group=run.task, config=asdict(run), dir=str(out), resume='allow'):
+    options = dict(project='sdfast', id=run.key, name=name, group=run.task, resume='allow')
+    with wandb.init(**options, config=asdict(run), dir=str(out)):
         yield Wandb(log=None, log_preds=False, log_model=False)
 
 
+# name -> context manager that gives a callback, made from a run and the folder of its study
 LOGGERS = dict(tensorboard=_tensorboard, wandb=_wandb)
 
 
 def check_loggers(
     names:str, # Joined by commas
-)->tuple: # Each once
-    "Names of known loggers whose packages are installed; `InputError` for others"
+)->tuple: # Each name once
+    "Names of known loggers whose packages are installed; raises `InputError` for others"
     names = tuple(dict.fromkeys(filter(None, (n.strip() for n in names.split(',')))))
-    if unknown := [n for n in names if n not in LOGGERS]: raise InputError(f'--log: unknown {unknown[0]!r}; known are {", ".join(LOGGERS)}')
-    if missing := [n for n in names if find_spec(n) is None]: raise InputError(f'--log {missing[0]} needs the package {missing[0]}: pip install {missing[0]}')
+    for n in names:
+        if n not in LOGGERS: raise InputError(f'--log: unknown {n!r}; known are {", ".join(LOGGERS)}')
+    for n in names:
+        if find_spec(n) is None: raise InputError(f'--log {n} needs the package {n}: pip install {n}')
     return names
 
 
 @contextmanager
 def loggers(
     names:Sequence[str], # From `check_loggers`
-    run:object, # A `study.Run`
+    run:object, # A `Run`
     out:str|Path, # Folder of the study: `out/tensorboard/KEY`, `out/wandb`
 )->Iterator[list]: # A context manager that gives callbacks
-    "Callbacks for the first process's learner. They change nothing of training: what would draw at random or add to the graph is off"
-    with ExitStack() as stack: yield [stack.enter_context(LOGGERS[n](run, out)) for n in names if not rank_distrib()]
+    """Callbacks for the learner of the first process.
+
+    They do not change training: whatever draws random numbers or adds to the graph is off."""
+    if rank_distrib(): names = ()
+    with ExitStack() as stack: yield [stack.enter_context(LOGGERS[n](run, out)) for n in names]

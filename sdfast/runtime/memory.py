@@ -1,30 +1,37 @@
-"Memory on a CPU: what a process frees it keeps for the next batch, as PyTorch does on a GPU."
+"Reuse of memory on a CPU: a process keeps what it frees for the next batch, as PyTorch does on a GPU."
 import ctypes
 import os
 import sys
 
 __all__ = ['keep_freed_memory', 'hand_back_memory']
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h: what is handed back, and how many blocks are mapped by themselves
-CHOSEN = 'MALLOC_TRIM_THRESHOLD_', 'MALLOC_MMAP_THRESHOLD_', 'MALLOC_MMAP_MAX_', 'MALLOC_TOP_PAD_', 'GLIBC_TUNABLES'  # see mallopt(3)
+# options of mallopt(3): how many free bytes are returned to the system, and how many blocks are mapped separately
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+# environment variables that set the same options
+CHOSEN = ('MALLOC_TRIM_THRESHOLD_', 'MALLOC_MMAP_THRESHOLD_', 'MALLOC_MMAP_MAX_', 'MALLOC_TOP_PAD_', 'GLIBC_TUNABLES')
 
 
 def _glibc():
-    libc = ctypes.CDLL(None) if sys.platform.startswith('linux') else None
+    "glibc, or `None` where this process has another C library"
+    if not sys.platform.startswith('linux'): return None
+    libc = ctypes.CDLL(None)
     return libc if hasattr(libc, 'gnu_get_libc_version') else None
 
 
 def keep_freed_memory()->bool: # Whether this process does so now
-    """Let this process keep the memory that it frees, for training on a CPU, until it ends or `hand_back_memory` is called.
+    """Keep the memory that this process frees, until the process ends or calls `hand_back_memory`.
 
-    Its peak grows, too, as what it keeps does not always fit what it needs next. glibc hands large blocks back to the system as
-    soon as they are freed, and the system clears each page anew when it is touched the next time: with the activations of a video
-    net, in each batch (experiments/benchmarks/step.py measures what that costs). Studies do this on a machine without a GPU. Where
-    glibc's settings were chosen in the environment, and with another C library, nothing is changed."""
+    This makes training on a CPU faster. By default glibc returns large blocks to the system as soon as they are freed,
+    and the system clears every page that is touched again: with a video network, all activations of each batch
+    (experiments/benchmarks/step.py measures the cost). Peak memory grows, because freed blocks do not always fit the
+    next request. Studies call this on machines without a GPU. Nothing changes where the user has set glibc's options in
+    the environment, or with another C library."""
     libc = _glibc()
-    return libc is not None and not any(os.environ.get(n) for n in CHOSEN) and bool(libc.mallopt(M_TRIM_THRESHOLD, -1) and libc.mallopt(M_MMAP_MAX, 0))
+    if libc is None or any(os.environ.get(n) for n in CHOSEN): return False
+    return bool(libc.mallopt(M_TRIM_THRESHOLD, -1) and libc.mallopt(M_MMAP_MAX, 0))
 
 
 def hand_back_memory()->None:
-    "Give the system what is free now, once: for a process that has trained and waits for others"
-    if (libc := _glibc()) is not None: libc.malloc_trim(0)
+    "Return free memory to the system once, for a process that has trained and waits for others"
+    libc = _glibc()
+    if libc is not None: libc.malloc_trim(0)

@@ -1,19 +1,13 @@
-"""Getting many pieces of work done once each: in this process, in several, on a cluster, or by several processes for each piece.
-
-Whoever takes part shares a folder and nothing else. A piece is claimed (`store.claim`), done or gone on with, and its result read
-by all; so it does not matter how many invocations, workers or machines there are, nor which of them die. Workers are submitit's,
-on this machine and on Slurm alike; the processes of one piece are torchrun's."""
-
+"The interface of progress listeners."
 
 __all__ = ['Progress']
 
 
-
 class Progress:
-    "Told what a study does; the default tells nobody"
-    def plan(self, runs:list)->None: "These runs will be done, or skipped if finished"
-    def start(self, what:object, epochs:int)->None: "A run or the source stage begins, of so many epochs"
-    def epoch(self, epoch:int, done:float)->None: "Epoch number, and the part of its batches that is done"
-    def done(self, row:dict, skipped:bool=False)->None: "A run has ended"
-    def running(self, pieces:list)->None: "What other processes are at: `[(run, epochs done)]`"
-    def say(self, text:str)->None: "A line for the reader"
+    "Listens to the progress of a study; this base class ignores everything"
+    def plan(self, runs:list)->None: "Called once with all runs of the study, finished ones included"
+    def start(self, what:object, epochs:int)->None: "Called when a run or the source stage starts"
+    def epoch(self, epoch:int, done:float)->None: "Called after each batch with the share of them that is done"
+    def done(self, row:dict, skipped:bool=False)->None: "Called with a run's result; `skipped` if it is an older one"
+    def running(self, pieces:list)->None: "Called with `(run, epochs done)` of each run that other processes work on"
+    def say(self, text:str)->None: "Called with a line for the reader"

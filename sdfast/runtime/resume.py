@@ -1,4 +1,4 @@
-"A fit that goes on from its last finished epoch after its process died, and ends where it would have ended."
+"Resuming a fit from its last finished epoch after its process died, with the same result as without the interruption."
 import io
 import time
 from collections.abc import Callable
@@ -18,29 +18,31 @@ from . import store
 __all__ = ['Stateful', 'epochs_done', 'Resume']
 
 
-
 class Stateful:
-    "Mix-in for a callback that knows more at the end of an epoch than its arguments, the epoch and the model tell: `Resume` keeps its attributes `_state`"
+    """Mix-in for a callback with state that outlives an epoch: `Resume` saves its attributes `_state`.
+
+    A callback needs none if its state at the end of an epoch follows from its arguments, the epoch and the model."""
     _state = ()
 
     def state_dict(self)->dict:
-        "What `Resume` writes: tensors, numbers and what is made of them"
+        "The state that `Resume` writes, made of tensors, numbers, strings and containers"
         return {n:getattr(self, n) for n in self._state}
 
     def load_state_dict(self, state:dict)->None:
-        "Go on from `state_dict`'s; called when a fit begins, before its first epoch"
+        "Continue from what `state_dict` returned; called at the start of a fit, before its first epoch"
         for n in self._state: setattr(self, n, state[n])
 
 
 def epochs_done(
     folder:str|Path, # As given to `Resume`
-)->int: # 0 where there is none
-    "How many epochs the fit whose `Resume` writes to `folder` has finished; 0 where there is none"
-    return next((int(f.name.split('-')[1]) for f in store.find(folder, 'epoch-*', 'pt', check=False)), 0)
+)->int: # 0 if there is no such fit
+    "Number of epochs that a fit with `Resume(folder)` has finished"
+    files = store.find(folder, 'epoch-*', 'pt', check=False)
+    return int(files[0].name.split('-')[1]) if files else 0
 
 
 def _plain(x):
-    "Made of tensors, numbers, strings, dicts, lists and tuples alone: what loads without running code"
+    "`x` made of tensors, numbers, strings, dicts, lists and tuples alone, which load without running code"
     if isinstance(x, np.ndarray): return dict(numpy=torch.from_numpy(x.astype(np.int64)), dtype=str(x.dtype))
     if isinstance(x, np.generic): return x.item()
     if torch.is_tensor(x): return x.detach().as_subclass(torch.Tensor)
@@ -51,100 +53,155 @@ def _plain(x):
 
 
 def as_states(saved:dict)->dict:
-    "Random states as fastai's `get_random_states` has them, from what was made of them to save them"
-    numpy_state = tuple(v['numpy'].cpu().numpy().astype(v['dtype']) if isinstance(v, dict) else v for v in saved['numpy_state'])
-    return saved | dict(numpy_state=numpy_state, torch_state=saved['torch_state'].cpu(), torch_cuda_state=[t.cpu() for t in saved['torch_cuda_state']])
+    "Saved random states in the form of fastai's `get_random_states`"
+    def array(v): return v['numpy'].cpu().numpy().astype(v['dtype']) if isinstance(v, dict) else v
+    return saved | dict(numpy_state=tuple(array(v) for v in saved['numpy_state']),
+                        torch_state=saved['torch_state'].cpu(),
+                        torch_cuda_state=[t.cpu() for t in saved['torch_cuda_state']])
 
 
 class Resume(Callback):
-    """Write all that a fit is made of to `folder` after each epoch; the same fit, begun anew in another process, goes on from there.
+    """Save a fit to `folder` after each epoch; the same fit in another process resumes from there.
 
-    Kept are weights, optimizer, gradient scaler, what the recorder has, every random state, the loaders' included, and what the
-    callbacks say that are `Stateful`, as all of sdfast's are that need it (teachers, anchors, averages). Schedules follow from
-    the epoch. fastai's own trackers of a best epoch begin anew.
+    It saves weights, optimizer, gradient scaler, the recorder, all random states including those of the loaders, and
+    the state of `Stateful` callbacks, which all of sdfast's are that need it (teachers, anchors, averages). Schedules
+    follow from the epoch. fastai's own trackers of a best epoch start afresh.
 
-    A folder is of one fit: take another for another. A file that is damaged is told by `say`, and the fit begins anew. Raises
-    `InputError` for a folder of a fit that had other epochs, parameters or callbacks, `StoreError` if it cannot be written to.
-    In distributed training the first process writes and all read: `folder` must be the same for all."""
-    order, run_valid = 95, False  # behind everything that has a state at the end of an epoch
-    seconds, _done, _over, _began = 0., 0, False, None  # `seconds`: that the fit took in earlier processes
+    A folder belongs to one fit. If its file is damaged, `say` is called and the fit starts from its first epoch. Raises
+    `InputError` for the folder of a fit with other epochs, parameters or callbacks, `StoreError` if the folder cannot
+    be written. In distributed training the first process writes and all read: `folder` must be the same for all."""
+    order, run_valid = 95, False  # after everything that changes state at the end of an epoch
 
     def __init__(self,
-        folder:str|Path, # Where to write; made if it is not there
+        folder:str|Path, # Where to write; created if it does not exist
         say:Callable|None=None, # Called with a line for the reader
-    ): self.folder, self.tell = Path(folder), say or (lambda text: None)
+    ):
+        self.folder, self.say = Path(folder), say or (lambda text: None)
+        self.seconds = 0.  # that the fit took in earlier processes
+        self._done = 0  # epochs finished in earlier processes
+        self._over = False  # whether this object has seen a whole fit
+        self._began = None  # time at which the fit began or resumed, `None` outside of one
 
-    def _real(self): return not (self.learn.lock.locked() or hasattr(self.learn, 'lr_finder'))
-    def _stateful(self): return {cb.name:cb for cb in self.learn.cbs if isinstance(cb, Stateful)}
-    def _loaders(self): return [dl for dl in (vars(l).get('dl', l) for l in self.learn.dls.loaders) if hasattr(dl, 'rng')]  # out of a `DistributedDL`
-
-    def _what(self):
-        "What a folder's fit must have in common with this one"
-        return dict(epochs=self.learn.n_epoch, callbacks=sorted(self._stateful()), parameters=[f'{n} {tuple(p.shape)}' for n, p in get_model(self.learn.model).named_parameters()])
+    def _is_training(self): return not (self.learn.lock.locked() or hasattr(self.learn, 'lr_finder'))
 
     def before_fit(self):
-        if not self._real(): return
-        if self._over: raise InputError(f'Resume: {self.folder} has the fit that just ended; take another folder for another fit')
+        if not self._is_training(): return
+        if self._over:
+            raise InputError(f'Resume: {self.folder} has the fit that just ended; use another folder for another fit')
         self.folder.mkdir(parents=True, exist_ok=True)
         self._began, self._done = time.time(), 0
-        self.learn.__dict__.pop('_with_events', None)  # left by a fit that failed
-        if (saved := self._read()) is None: return
-        if other := [k for k, v in self._what().items() if saved['what'][k] != v]:
-            raise InputError(f'Resume: {self.folder} is of a fit with other {" and ".join(other)}; take another folder, or remove this one to begin anew')
+        self._run_all_events()
+        saved = self._read()
+        if saved is None: return
+        self._check(saved)
         self._load(saved)
 
-    def _read(self):
-        "What the newest file has, if it is ours and whole"
-        try:
-            if not (files := store.find(self.folder, 'epoch-*', 'pt')): return None
-            try: return torch.load(files[0], map_location=next(self.learn.model.parameters()).device, weights_only=True)
-            except (UnpicklingError, RuntimeError, EOFError) as e: raise Damaged(f'{files[0]} is not what Resume writes ({str(e).splitlines()[0]})') from None
-        except Damaged as e: self.tell(f'{e}; the fit begins anew')
-
     def after_epoch(self):
-        if self._began is None or not self._real() or rank_distrib(): return
+        if self._began is None or not self._is_training() or rank_distrib(): return
         data = io.BytesIO()
         torch.save(_plain(self._checkpoint()), data)
         file = store.put(self.folder, f'epoch-{self.learn.epoch + 1:05}', data.getvalue(), 'pt')
         self._remove(but=file)
 
     def after_fit(self):
-        if self._began is None or not self._real(): return
+        if self._began is None or not self._is_training(): return
         self._over, self._began = True, None
-        self.learn.__dict__.pop('_with_events', None)
+        self._run_all_events()
 
     def remove(self)->None:
-        "The fit and what comes of it are safe elsewhere"
+        "Remove the saved fit, when its result is stored elsewhere"
         if not rank_distrib(): self._remove()
 
     def _remove(self, but=None):
         for f in store.find(self.folder, 'epoch-*', 'pt', check=False):
             if f != but: f.unlink(missing_ok=True)
 
+    # ---- what is saved
+
+    def _identity(self):
+        "What the saved fit must have in common with this one"
+        parameters = get_model(self.learn.model).named_parameters()
+        return dict(epochs=self.learn.n_epoch, callbacks=sorted(self._stateful()),
+                    parameters=[f'{n} {tuple(p.shape)}' for n, p in parameters])
+
+    def _stateful(self): return {cb.name:cb for cb in self.learn.cbs if isinstance(cb, Stateful)}
+
+    def _loaders(self):
+        "Loaders with a random state, taken out of `DistributedDL`s"
+        loaders = [vars(dl).get('dl', dl) for dl in self.learn.dls.loaders]
+        return [dl for dl in loaders if hasattr(dl, 'rng')]
+
     def _scaler(self): return vars(self.learn).get('scaler')
 
     def _checkpoint(self):
-        r, model, scaler = self.learn.recorder, get_model(self.learn.model), self._scaler()
-        return dict(what=self._what(), done=self.learn.epoch + 1, seconds=self.seconds + time.time() - self._began, train_iter=self.learn.train_iter,
-                    model=model.state_dict(), opt=self.learn.opt.state_dict(), scaler=scaler and scaler.state_dict(),
-                    graded=[p.grad is not None for p in model.parameters()],  # of the others the optimizer does not step
-                    recorder=dict(lrs=r.lrs, iters=r.iters, values=r.values, losses=torch.stack(list(r.losses)) if len(r.losses) else [], count=r.smooth_loss.count, val=r.smooth_loss.val),
-                    random=get_random_states(), loaders=[dl.rng.getstate() for dl in self._loaders()], callbacks={n:cb.state_dict() for n, cb in self._stateful().items()})
+        model, scaler = get_model(self.learn.model), self._scaler()
+        return dict(
+            what=self._identity(),
+            done=self.learn.epoch + 1,
+            seconds=self.seconds + time.time() - self._began,
+            train_iter=self.learn.train_iter,
+            model=model.state_dict(),
+            opt=self.learn.opt.state_dict(),
+            scaler=scaler and scaler.state_dict(),
+            graded=[p.grad is not None for p in model.parameters()],  # the optimizer skips those without
+            recorder=self._recorder_state(),
+            random=get_random_states(),
+            loaders=[dl.rng.getstate() for dl in self._loaders()],
+            callbacks={n:cb.state_dict() for n, cb in self._stateful().items()})
+
+    def _recorder_state(self):
+        r = self.learn.recorder
+        losses = torch.stack(list(r.losses)) if len(r.losses) else []
+        return dict(lrs=r.lrs, iters=r.iters, values=r.values, losses=losses,
+                    count=r.smooth_loss.count, val=r.smooth_loss.val)
+
+    # ---- resuming
+
+    def _read(self):
+        "The newest checkpoint, or `None` if there is none or it is damaged"
+        try:
+            files = store.find(self.folder, 'epoch-*', 'pt')
+            return self._load_file(files[0]) if files else None
+        except Damaged as e: self.say(f'{e}; the fit starts from its first epoch')
+
+    def _load_file(self, file):
+        device = next(self.learn.model.parameters()).device
+        try: return torch.load(file, map_location=device, weights_only=True)
+        except (UnpicklingError, RuntimeError, EOFError) as e:
+            reason = str(e).splitlines()[0]
+            raise Damaged(f'{file} is not what Resume writes ({reason})') from None
+
+    def _check(self, saved):
+        other = [k for k, v in self._identity().items() if saved['what'][k] != v]
+        if other:
+            raise InputError(f'Resume: {self.folder} has a fit with other {" and ".join(other)}; use another folder, '
+                             'or remove this one to start again')
 
     def _load(self, saved):
-        model, r, old = get_model(self.learn.model), self.learn.recorder, saved['recorder']
+        model = get_model(self.learn.model)
         model.load_state_dict(saved['model'])
         self.learn.opt.load_state_dict(saved['opt'])
         if self._scaler() is not None: self._scaler().load_state_dict(saved['scaler'])
         for p, graded in zip(model.parameters(), saved['graded']): p.grad = torch.zeros_like(p) if graded else None
-        r.lrs, r.iters, r.losses, r.values = old['lrs'], old['iters'], list(old['losses']), [L(v) for v in old['values']]
-        r.smooth_loss.count, r.smooth_loss.val = old['count'], old['val'].cpu()
-        self.learn.train_iter, self.seconds, self._done = saved['train_iter'], saved['seconds'], saved['done']
+        self._load_recorder(saved['recorder'])
+        self.learn.train_iter = saved['train_iter']
+        self.seconds, self._done = saved['seconds'], saved['done']
         for n, cb in self._stateful().items(): cb.load_state_dict(saved['callbacks'][n])
         for dl, state in zip(self._loaders(), saved['loaders']): dl.rng.setstate(state)
         set_random_states(**as_states(saved['random']))
         self.learn._with_events = partial(self._unless_done, self.learn._with_events)
 
+    def _load_recorder(self, saved):
+        r = self.learn.recorder
+        r.lrs, r.iters = saved['lrs'], saved['iters']
+        r.losses, r.values = list(saved['losses']), [L(v) for v in saved['values']]
+        r.smooth_loss.count, r.smooth_loss.val = saved['count'], saved['val'].cpu()
+
     def _unless_done(self, run, f, event_type, *args):
-        # not by `fit`'s start_epoch: the events around an epoch that it skips still happen, and the recorder writes the epoch down
+        "In place of the learner's `_with_events`: skips finished epochs"
+        # with `fit(start_epoch=...)` the events around a skipped epoch still happen, and the recorder records the epoch
         if event_type != 'epoch' or self.learn.epoch >= self._done: run(f, event_type, *args)
+
+    def _run_all_events(self):
+        "Take `_unless_done` out of the learner, where a fit that failed may have left it"
+        self.learn.__dict__.pop('_with_events', None)

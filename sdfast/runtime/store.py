@@ -1,7 +1,7 @@
-"""Files that survive whatever happens to the process that writes them: whole or not at all, known to be what was written, and
-with one owner at a time.
+"""Files that survive the death of the process that writes them: they are whole or absent, and damage is noticed.
 
-Locks are the kernel's (flock): they end with their process, however it ends."""
+A folder has one owner at a time. Its lock is the kernel's (flock), which ends with the process that holds it, however
+that ends."""
 import hashlib
 import json
 import os
@@ -18,19 +18,23 @@ from ..errors import Busy, Damaged, StoreError
 
 __all__ = ['home', 'write', 'write_json', 'read_json', 'digest', 'put', 'find', 'seal', 'verify', 'claim', 'owner']
 
-LOCK, OWNER = '.lock', '.owner'
+LOCK, OWNER = '.lock', '.owner'  # files in a claimed folder: what is locked, and who locked it
+DIGITS = 16  # of a digest in names and seals
+UNKNOWN = 'another process'  # an owner that did not write down its name
 
 
-def home()->Path: # A folder, which need not be there yet
-    "Where sdfast keeps what it makes once for all studies: `$SDFAST_HOME`, by default ~/.cache/sdfast"
+def home()->Path: # A folder that need not exist
+    "The folder for what all studies share: `$SDFAST_HOME`, by default ~/.cache/sdfast"
     return Path(os.environ.get('SDFAST_HOME') or '~/.cache/sdfast').expanduser()
 
 
+# ---- whole files
+
 def write(
-    path:str|Path, # File; its folder is there
-    data:bytes|str, # Its content; text as UTF-8
+    path:str|Path, # File in an existing folder
+    data:bytes|str, # Its content; text is encoded as UTF-8
 )->None:
-    "Replace a file whole or not at all, through a power cut too. Raises `StoreError` if the disk is full or cannot be written to"
+    "Replace a file as a whole or not at all, even if the power fails. Raises `StoreError`, e.g. if the disk is full"
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -39,134 +43,155 @@ def write(
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try: os.fsync(folder)  # the new name
-        finally: os.close(folder)
+        _sync_folder(path.parent)
     except OSError as e:
         with suppress(OSError): tmp.unlink()
-        raise StoreError(f'{path} cannot be written: {e.strerror or e}. What was finished is kept; the same command goes on from there') from None
+        raise StoreError(f'{path} cannot be written: {e.strerror or e}. Finished work is kept; '
+                         'the same command resumes it') from None
 
 
-def _checksum(d): return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()
+def _sync_folder(folder):
+    "Make new names in a folder survive a power failure"
+    fd = os.open(folder, os.O_RDONLY)
+    try: os.fsync(fd)
+    finally: os.close(fd)
 
 
 def write_json(
-    path:str|Path, # File; its folder is there
-    d:dict, # What JSON can hold
+    path:str|Path, # File in an existing folder
+    d:dict, # Of what JSON can hold
 )->None:
-    "`write` with a checksum of the content in it"
-    write(path, json.dumps(d | dict(sha256=_checksum(json.loads(json.dumps(d)))), indent=1))
+    "`write` a dictionary with a checksum of its content"
+    checksum = _checksum(json.loads(json.dumps(d)))  # of what is read back: tuples are lists then
+    write(path, json.dumps(d | dict(sha256=checksum), indent=1))
 
 
 def read_json(
     path:str|Path, # File
 )->dict: # Without the checksum
-    "What `write_json` wrote. Raises `Damaged` for anything else, `FileNotFoundError` if there is nothing"
+    "Read what `write_json` wrote. Raises `Damaged` for anything else, `FileNotFoundError` if there is no file"
     try: d = json.loads(Path(path).read_bytes())
     except ValueError: d = None
     if not isinstance(d, dict) or d.pop('sha256', None) != _checksum(d): raise _damaged(path)
     return d
 
 
-def _damaged(path): return Damaged(f'{path} is damaged: its content is not what its checksum was made of')
+def _checksum(d): return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()
 
+
+def _damaged(path): return Damaged(f'{path} is damaged: its content does not match its checksum')
+
+
+# ---- files named by their content
 
 def digest(
     path:str|Path, # File
-)->str: # Of SHA-256
-    "Sixteen hex digits of a file's content"
+)->str: # Hexadecimal digits of SHA-256
+    "The first sixteen digits of the hash of a file's content"
     h = hashlib.sha256()
     with open(path, 'rb') as f:
         while block := f.read(2**20): h.update(block)
-    return h.hexdigest()[:16]
+    return h.hexdigest()[:DIGITS]
 
 
 def put(
-    folder:str|Path, # Where
-    name:str, # Begin of the file's name
+    folder:str|Path, # Existing folder
+    name:str, # First part of the file's name
     data:bytes, # Content
     suffix:str, # Of the file's name, without a dot
 )->Path: # The file
-    "`write` data under a name that ends in its digest, `NAME-DIGEST.SUFFIX`"
-    file = Path(folder)/f'{name}-{hashlib.sha256(data).hexdigest()[:16]}.{suffix}'
+    "`write` data to a file whose name ends in its digest, `NAME-DIGEST.SUFFIX`"
+    file = Path(folder)/f'{name}-{hashlib.sha256(data).hexdigest()[:DIGITS]}.{suffix}'
     write(file, data)
     return file
 
 
 def find(
-    folder:str|Path, # Where
+    folder:str|Path, # Folder
     name:str, # As given to `put`, or a pattern such as `epoch-*`
     suffix:str, # As given to `put`
     check:bool=True, # Compare the first file with its digest
-)->list[Path]: # Files
-    "Files that `put` wrote, by a pattern of their name, the last name first. With `check` raises `Damaged` for the first that is not what it was"
-    files = sorted((f for f in Path(folder).glob(f'{name}-*.{suffix}') if re.fullmatch(r'.+-[0-9a-f]{16}', f.stem)), reverse=True)
-    if check and files and digest(files[0]) != files[0].stem[-16:]: raise _damaged(files[0])
+)->list[Path]: # The last name first
+    "List the files that `put` wrote. With `check`, raises `Damaged` if the first one does not match its digest"
+    files = [f for f in Path(folder).glob(f'{name}-*.{suffix}') if re.fullmatch(r'.+-[0-9a-f]{16}', f.stem)]
+    files.sort(reverse=True)
+    if check and files and digest(files[0]) != files[0].stem[-DIGITS:]: raise _damaged(files[0])
     return files
 
 
+# ---- sealed folders
+
 def seal(
-    folder:str|Path, # What is sealed
+    folder:str|Path, # Folder to seal
     leave:Sequence[str]=(), # Names of files that may change
 )->dict[str, str]: # File name -> digest
-    "Digests of all files in a folder but `leave` and hidden ones, to be written down with what they belong to"
-    return {f.name:digest(f) for f in sorted(Path(folder).iterdir()) if f.is_file() and f.name not in leave and not f.name.startswith('.')}
+    "Digests of all files in a folder except `leave` and hidden ones, to be stored with the result that they belong to"
+    files = [f for f in sorted(Path(folder).iterdir()) if f.is_file() and not f.name.startswith('.')]
+    return {f.name:digest(f) for f in files if f.name not in leave}
 
 
 def verify(
-    folder:str|Path, # What was sealed
+    folder:str|Path, # The sealed folder
     files:dict, # From `seal`
 )->None:
-    "Raises `Damaged` naming the first of `seal`'s files that is not what it was"
+    "Raises `Damaged` for the first file that is missing or does not match its digest"
     for name, want in files.items():
         file = Path(folder)/name
         if not file.is_file(): raise Damaged(f'{file} is missing')
         if digest(file) != want: raise _damaged(file)
 
 
+# ---- one owner at a time
+
 @contextmanager
 def claim(
-    folder:str|Path, # Made if it is not there
-    wait:bool=True, # Until it is free, or raise `Busy`
-    told:Callable|None=None, # Called with a text once, if there is something to wait for
-    every:float=.2, # Seconds between two looks
+    folder:str|Path, # Created if it does not exist
+    wait:bool=True, # Wait until it is free; else raise `Busy`
+    say:Callable|None=None, # Called with a line, once, if there is a wait
+    every:float=.2, # Seconds between two tries
 )->Iterator[Path]: # A context manager that gives `folder`
-    "Be the only process that works in `folder`; a process that dies lets go of it"
+    "Be the only process that works in a folder. The claim ends with the context or with the process"
     folder = Path(folder)
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise StoreError(f'{folder} cannot be made: {e.strerror or e}') from None
     lock = FileLock(folder/LOCK, timeout=0, thread_local=False)
-    while True:
-        try:
-            lock.acquire()
-            break
-        except Timeout:
-            if not wait: raise Busy(f'{folder} is being worked on by {owner(folder) or "another process"}') from None
-        except OSError as e: raise StoreError(f'{folder} cannot be locked: {e.strerror or e}') from None
-        if told is not None:
-            told(f'waiting for {owner(folder) or "another process"}, which works on {folder}')
-            told = None
+    while not _acquired(lock, folder):
+        who = owner(folder) or UNKNOWN
+        if not wait: raise Busy(f'{folder} is being worked on by {who}')
+        if say is not None: say(f'waiting for {who}, which works on {folder}')
+        say = None
         time.sleep(every)
     try:
-        try: (folder/OWNER).write_text(f'process {os.getpid()} on {socket.gethostname()}')
-        except OSError as e: raise StoreError(f'{folder} cannot be written to: {e.strerror or e}') from None
+        _write_owner(folder)
         yield folder
     finally:
         with suppress(OSError): (folder/OWNER).unlink()
         lock.release()
 
 
+def _acquired(lock, folder):
+    try: lock.acquire()
+    except Timeout: return False
+    except OSError as e: raise StoreError(f'{folder} cannot be locked: {e.strerror or e}') from None
+    return True
+
+
+def _write_owner(folder):
+    try: (folder/OWNER).write_text(f'process {os.getpid()} on {socket.gethostname()}')
+    except OSError as e: raise StoreError(f'{folder} cannot be written to: {e.strerror or e}') from None
+
+
 def owner(
     folder:str|Path, # As given to `claim`
-)->str: # Host and process
-    "Who works in `folder`; '' if nobody does"
+)->str: # Process and host
+    "The process that works in a folder; '' if there is none"
     file = Path(folder)/LOCK
     if not file.exists(): return ''
     lock = FileLock(file, timeout=0, thread_local=False)
     try: lock.acquire()
     except Timeout:
-        try: return (Path(folder)/OWNER).read_text() or 'another process'
-        except OSError: return 'another process'
+        try: return (Path(folder)/OWNER).read_text() or UNKNOWN
+        except OSError: return UNKNOWN
     except OSError: return ''
     lock.release()
     return ''

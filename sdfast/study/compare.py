@@ -1,11 +1,4 @@
-"""Runs as pure functions of a `Run`, and the comparison of strategies made of them.
-
-A study's folder holds `source/<key>/`, the model before fine-tuning, and `runs/<key>/`: `run.json`, `epochs.csv`, `scores.csv`
-(answers on the target's test videos), `source_scores.csv` (the old head's on the source's; before fine-tuning they are in
-`source/<key>/scores.csv`), `kept.json` and `curve.csv` (what was kept, and its course; all of final runs only), `log.txt` and,
-written last, `result.json`, which has the digests of the others. Finished runs are skipped; one whose process died goes on from its last
-finished epoch (`resume.Resume`); one whose files are damaged is done again. Strengths are chosen on valid parts; only final runs
-read test."""
+"The comparison of strategies: trials choose a strength for each, final runs with every seed read test."
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +7,19 @@ import pandas as pd
 
 from ..errors import InputError
 from ..metrics.columns import COLUMNS, RETENTION_COLUMNS
-from ..runtime.launch import Launcher, run_all
+from ..runtime.launch import run_all
+from ..runtime.launcher import Launcher
 from ..runtime.memory import hand_back_memory
 from ..runtime.progress import Progress
-from .choose import Plan, choose
+from .choose import choose
 from .config import Run
 from .execute import RunJob
 from .folder import retention_columns
 from .loaders import load_data
+from .plan import Plan, check_grids
 from .source import SourceModel, Untouched, load_source, source_weights, untouched
 
-__all__ = ['compare', 'compare_rows']
-
+__all__ = ['compare', 'compare_rows', 'prepare_source']
 
 
 def compare(
@@ -34,37 +28,39 @@ def compare(
     out:str|Path, # Folder of the study
     seeds:int=6, # Final runs of each strategy
     trial_seeds:int=1, # Trials of each strength
-    progress:Progress=Progress(), # Is told what happens
-    all_strengths:bool=False, # Run every strength with every seed to the end; these are the trials then
+    progress:Progress=Progress(), # Progress listener
+    all_strengths:bool=False, # Run all strengths with all seeds to the end; these runs are the trials, too
     rule:str='accuracy', # How to choose a strength, see `choose`
-    kept:str='source_probe', # What equal learning keeps: 'source_probe' or 'source_acc', on the source's valid part
+    kept:str='source_probe', # What equal learning keeps on the source's valid part: 'source_probe' or 'source_acc'
     launcher:Launcher|None=None, # Where to run; `None`: in this process
     log:Sequence[str]=(), # See `execute`
-)->pd.DataFrame: # A row a run, trials too, and one `untouched`; columns `COLUMNS`. `chosen` are those of the chosen strengths
+)->pd.DataFrame: # A row for each run, trials too, and one `untouched`; columns `COLUMNS`; `chosen` marks the choice
     "Choose each strategy's strength on valid parts, then run it with every seed and read test"
-    if len({len(g) for g in grids.values()}) > 1:
-        raise InputError('each strategy must get the same number of trials, not ' + ', '.join(f'{s} {len(g)}' for s, g in grids.items()))
-    if f'valid_{kept}' not in RETENTION_COLUMNS: raise InputError(f'equal learning can keep source_probe or source_acc, not {kept!r}')
-    choose([0.], [0.], rule)  # raises for what cannot be chosen by
+    check_grids(grids)
+    if f'valid_{kept}' not in RETENTION_COLUMNS:
+        raise InputError(f'equal learning can keep source_probe or source_acc, not {kept!r}')
+    choose([0.], [0.], rule)  # raises for an unknown rule
     if rule == 'equal_learning': base = replace(base, source_valid=True)
-    study = Plan(base, grids, seeds, trial_seeds, all_strengths, rule, kept)
-    first, last = study.first(), [] if all_strengths else study.last(dict.fromkeys(grids, 0))
-    progress.plan(first + last)
+    plan = Plan(base, grids, seeds, trial_seeds, all_strengths, rule, kept)
+    trials = plan.first()
+    to_come = [] if all_strengths else plan.last(dict.fromkeys(grids, 0))  # any setting: their number counts
+    progress.plan(trials + to_come)
     prepare_source(base, out, progress, launcher)
-    found = run_all(first, RunJob(str(out), log), out, progress, launcher, total=len(first + last), then=None if all_strengths else study)
-    best, rows = study.best(found, progress if all_strengths else Progress()), iter(found)
-    trials = {s:[next(rows) | dict(chosen=all_strengths and i == best[s]) for i, same in enumerate(settings) for _ in same] for s, settings in study.trials().items()}
-    final = {s:[next(rows) | dict(chosen=True) for _ in range(0 if all_strengths else seeds)] for s in grids}
-    return compare_rows([r for s in grids for r in trials[s] + final[s]], untouched(base, out, progress), base)
+    found = run_all(trials, RunJob(str(out), log), out, progress, launcher, total=len(trials) + len(to_come),
+                    then=None if all_strengths else plan)
+    rows = _mark_chosen(plan, found, progress)
+    return compare_rows(rows, untouched(base, out, progress), base)
 
 
 def prepare_source(
-    run:Run, # One of the study
+    run:Run, # Any run of the study
     out:str|Path, # Folder of the study
-    progress:Progress, # Is told what happens
-    launcher:Launcher|None, # Whoever does the runs; on a cluster the first of them trains the source
+    progress:Progress=Progress(), # Progress listener
+    launcher:Launcher|None=None, # Where to run; `None`: in this process
 )->None:
-    "The source stage, trained with all of this machine's threads before workers share them; they read it from the folder"
+    """Train the source model before the runs start, unless they are done on a cluster, whose first worker trains it.
+
+    For local workers it uses all of this machine's threads; the workers read it from the study's folder."""
     if launcher is None or launcher.inside: load_source(run, out, progress)
     elif launcher.cluster == 'local' and run.source:
         source_weights(run, out, progress)
@@ -72,13 +68,31 @@ def prepare_source(
         hand_back_memory()
 
 
+def _mark_chosen(plan, found, progress):
+    "The results, strategy by strategy, trials before final runs, with `chosen` for the strength that was chosen"
+    # with final runs to come, the choice was reported when they were made
+    best = plan.best(found, progress if plan.all_strengths else Progress())
+    found = iter(found)
+    rows = {s:[] for s in plan.grids}
+    for s, settings in plan.trials().items():
+        for i, runs in enumerate(settings):
+            chosen = plan.all_strengths and i == best[s]
+            rows[s] += [next(found) | dict(chosen=chosen) for _ in runs]
+    if not plan.all_strengths:
+        for s in plan.grids: rows[s] += [next(found) | dict(chosen=True) for _ in range(plan.seeds)]
+    return [row for s in plan.grids for row in rows[s]]
+
+
 def compare_rows(
     rows:list, # From `execute`
     source:SourceModel|Untouched, # From `load_source` or `untouched`
     base:Run, # What the runs share
-)->pd.DataFrame: # A row a run, and one `untouched`; columns `COLUMNS` and the hash of the weights before fine-tuning
-    "Rows of runs beside what the untouched encoder scores; raises `InputError` without a source task"
+)->pd.DataFrame: # A row for each run, and one `untouched`; columns `COLUMNS`, and `anchor`, the source weights' hash
+    "A table of runs, with a row for the untouched encoder. Raises `InputError` without a source task"
     if not base.source: raise InputError('a comparison needs a source task, on which to measure what was kept')
-    start = {c:None for c in COLUMNS} | dict(key=base.source_key, task=base.task, source=base.source, model=base.model, strategy='untouched',
-                 status='ok', error='', final=True, chosen=True, anchor=source.id) | retention_columns(source.reference)
-    return pd.DataFrame([*({**r, 'chosen': r['final'] if r['chosen'] is None else r['chosen']} for r in rows), start], columns=[*COLUMNS, 'anchor'])
+    start = {c:None for c in COLUMNS}
+    start |= dict(key=base.source_key, task=base.task, source=base.source, model=base.model, strategy='untouched',
+                  status='ok', error='', final=True, chosen=True, anchor=source.id)
+    start |= retention_columns(source.reference)
+    rows = [r | dict(chosen=r['final']) if r['chosen'] is None else r for r in rows]
+    return pd.DataFrame([*rows, start], columns=[*COLUMNS, 'anchor'])

@@ -1,17 +1,29 @@
-"""Runs as pure functions of a `Run`, and the comparison of strategies made of them.
+"""One run: fine-tune the source model as a `Run` says, measure it, and store the result.
 
-A study's folder holds `source/<key>/`, the model before fine-tuning, and `runs/<key>/`: `run.json`, `epochs.csv`, `scores.csv`
-(answers on the target's test videos), `source_scores.csv` (the old head's on the source's; before fine-tuning they are in
-`source/<key>/scores.csv`), `kept.json` and `curve.csv` (what was kept, and its course; all of final runs only), `log.txt` and,
-written last, `result.json`, which has the digests of the others. Finished runs are skipped; one whose process died goes on from its last
-finished epoch (`resume.Resume`); one whose files are damaged is done again. Strengths are chosen on valid parts; only final runs
-read test."""
-import gc
+The life of a run, in `out/runs/KEY`:
+
+1. *Claimed.* One process at a time works in the folder. If its result is there and undamaged, it is read and nothing
+else
+   happens. Otherwise files of an earlier try are removed, except its last checkpoint, and `run.json` is written.
+2. *Trained.* After each epoch `Resume` replaces the checkpoint `epoch-NNNNN-DIGEST.pt`. A run whose process died
+resumes from
+   it and ends with the same numbers.
+3. *Measured.* Trials are measured on the valid part. Only final runs read test, and only they measure what was kept.
+4. *Sealed.* `result.json` is written last, with the digests of all other files; then the checkpoint is removed.
+
+A run that fails is sealed, too: it has a status, an error, and a traceback in `log.txt`. A later study tries it again,
+unless it diverged. A run with a missing or damaged file is done again.
+
+    run.json              settings
+    epochs.csv            losses, accuracy and the strategy's terms of each epoch
+    scores.csv            class probabilities of the target's test videos; final runs
+    scores_best.csv       the same of the epoch that is best on test; final runs with `select='paper'`
+    source_scores.csv     the old head's class probabilities of the source's test videos; final runs
+    kept.json, curve.csv  retention scores, and their course over the epochs; final runs
+    log.txt               time, settings, versions, warnings, traceback
+    result.json           the row, digests, versions"""
 import json
-import time
-import traceback
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,48 +31,48 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
-from fastai.torch_core import num_distrib, rank_distrib, set_seed
+from fastai.learner import Learner
+from fastai.torch_core import rank_distrib, set_seed
 
-from ..data.video import VideoError
-from ..errors import InputError, StoreError
+from ..errors import InputError
 from ..metrics.columns import COLUMNS
 from ..metrics.curve import RetentionCurve
 from ..models.encoders import create_model
 from ..runtime import store
 from ..runtime.distributed import from_rank0, single_process
-from ..runtime.launch import Job
+from ..runtime.jobs import Job
 from ..runtime.loggers import loggers
 from ..runtime.progress import Progress
-from ..runtime.resume import Resume, epochs_done
+from ..runtime.resume import epochs_done
 from ..strategies.registry import STRATEGIES
 from ..strategies.telemetry import Telemetry
 from .config import Run
-from .fit import KeepBest, error_message, fit_model
-from .folder import claim_folder, finished, retention_columns, versions, write_answers, write_epochs
+from .fit import KeepBest, fit_model
+from .folder import claim_folder, finished, retention_columns, run_folder, write_answers, write_epochs
 from .loaders import source_data, target_data
 from .progress import LiveProgress
+from .record import Outcome, write_failure, write_run
 from .source import SourceModel, load_source
 
 __all__ = ['execute', 'train_run', 'RunJob']
 
 
-
 def execute(
     run:Run, # What to do
     out:str|Path, # Folder of the study
-    progress:Progress=Progress(), # Is told what happens
-    wait:bool=True, # For another process that is at it; else raise `Busy`
+    progress:Progress=Progress(), # Progress listener
+    wait:bool=True, # Wait for another process that works on the run; else raise `Busy`
     since:float|None=None, # See `finished`
-    log:Sequence[str]=(), # Also 'tensorboard' or 'wandb', below `out`
+    log:Sequence[str]=(), # Loggers in addition to the files, 'tensorboard' or 'wandb'; they write below `out`
 )->dict: # A row with the fields of `COLUMNS`, and `anchor`
-    """Do one run, go on with it, or read its result if it is finished. A run that fails is a row with its error: it diverged, ran
-    out of memory, or its data are bad. Raises `StoreError` if the folder cannot be written to"""
-    def ready(): return from_rank0(lambda: finished(run, out, progress, since))
-    if (row := ready()) is None:
-        with claim_folder(Path(out)/'runs'/run.key, progress, wait) as folder:
-            if not rank_distrib() and (folder/'result.json').exists(): # by another process meanwhile, else worth nothing
-                row = finished(run, out, Progress(), since)
-            if (row := from_rank0(lambda: row)) is None:
+    """Do a run, resume it, or read its result if it is finished.
+
+    A run that fails is a row with a status and an error. Raises `StoreError` if the folder cannot be written."""
+    row = from_rank0(lambda: finished(run, out, progress, since))
+    if row is None:
+        with claim_folder(run_folder(run, out), progress, wait) as folder:
+            row = from_rank0(lambda: _finished_meanwhile(run, out, folder, since))
+            if row is None:
                 row = _execute(run, out, folder, progress, log)
                 progress.done(row)
                 return row
@@ -68,139 +80,144 @@ def execute(
     return row
 
 
+def _finished_meanwhile(run, out, folder, since):
+    "The result of another process that held the claim before"
+    # damage was reported before
+    return finished(run, out, Progress(), since) if (folder/'result.json').exists() else None
+
+
 def _execute(run, out, folder, progress, log):
     source = load_source(run, out, progress)
+
     def measure(cbs):
-        with loggers(log, run, out) as more: return _measure(run, source, folder, progress, [*cbs, *more])
-    return write_run(run, folder, progress, measure, {c:None for c in COLUMNS} | {k:v for k, v in asdict(run).items() if k in COLUMNS} | dict(key=run.key, anchor=source.id))
+        with loggers(log, run, out) as more: return _train_and_measure(run, source, folder, progress, [*cbs, *more])
+    return write_run(run, folder, measure, known_columns(run) | dict(anchor=source.id), progress)
 
 
-def write_run(
-    run:Run,
-    folder:str|Path, # Claimed; what an earlier try left in it is removed, but for its last finished epoch
-    progress:Progress,
-    measure:Callable, # Function of callbacks for the learner: trains, measures, writes to `folder` and returns `(status, numbers, error)`
-    row:dict, # What is known of the result
-    **more, # Also written to `run.json`
-)->dict: # `row` with numbers, status, error and seconds
-    "Do a run, and write down what it found or how it failed"
-    if not rank_distrib():
-        folder.mkdir(parents=True, exist_ok=True)
-        leave = [store.LOCK, store.OWNER, *(f.name for f in store.find(folder, 'epoch-*', 'pt', check=False))]
-        for f in folder.iterdir():
-            if f.is_file() and f.name not in leave: f.unlink()
-        store.write_json(folder/'run.json', asdict(run) | more)
-    start, resume, numbers, trace = time.time(), Resume(folder, progress.say), {}, ''
-    progress.start(run, run.epochs)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        try: status, numbers, error = measure([resume])
-        except StoreError: raise
-        except Exception as e: status, error, trace = failure_status(e), f'{type(e).__name__}: {error_message(e)}', traceback.format_exc()
-    if trace:  # what the exception held on to
-        gc.collect()
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
-    row = row | numbers | dict(seconds=round(time.time() - start + resume.seconds, 2), status=status, error=error)
-    if not rank_distrib() or trace:
-        notes = '\n'.join(dict.fromkeys(f'{w.category.__name__}: {w.message}' for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))))
-        store.write(folder/'log.txt', f'{time.strftime("%F %T")}\n{run}\n{versions()}\n{notes}\n{trace}')
-        leave = ['result.json', *(f.name for f in store.find(folder, 'epoch-*', 'pt', check=False))]
-        store.write_json(folder/'result.json', row | dict(ended=time.time(), files=store.seal(folder, leave), **versions()))
-        resume.remove()
-    # the processes of one run are no longer in step; torchrun ends the others, and the next start reads the row
-    if trace and num_distrib() > 1: raise SystemExit(f'{error}; start torchrun again to go on')
-    return from_rank0(lambda: row)
+def known_columns(run:Run)->dict:
+    "A row of runs.csv with what is known before a run"
+    settings = {k:v for k, v in asdict(run).items() if k in COLUMNS}
+    return {c:None for c in COLUMNS} | settings | dict(key=run.key, anchor=None)
 
 
-def failure_status(e):
-    if isinstance(e, FloatingPointError): return 'diverged'
-    if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or isinstance(e, RuntimeError) and "can't allocate memory" in str(e): return 'out of memory'
-    return 'bad data' if isinstance(e, VideoError) else 'failed'
+# ---- training
+
+def _train_and_measure(run, source, folder, progress, cbs):
+    learn, why = train_run(run, source, progress, cbs)
+    if rank_distrib(): return Outcome()  # the first process measures
+    with single_process(): return _measure(run, source, folder, learn, why)
 
 
 def train_run(
     run:Run, # What to do
     source:SourceModel, # From `load_source`
-    progress:Progress=Progress(), # Is told of epochs
+    progress:Progress=Progress(), # Progress listener
     cbs:Sequence[Callback]=(), # More callbacks
-)->tuple: # The learner after training, and why it stopped early or `None`
-    "Train the source's encoder with a new head on the target task, as `run` says"
+)->tuple: # The learner after training, and why it diverged or `None`
+    "Train the source's encoder with a new head on the target task"
     task, dls, _ = target_data(run)
     set_seed(run.seed)
     model = create_model(run.model, len(task.vocab), **run.options())
     model[0].load_state_dict(source.model[0].state_dict())
-    cbs = [*STRATEGIES[run.strategy].callbacks(run.lam, source, **run.options('strategy_args')), Telemetry(), *cbs]
+    strategy = STRATEGIES[run.strategy].callbacks(run.lam, source, **run.options('strategy_args'))
+    cbs = [*strategy, Telemetry(), *cbs]
     if run.final and source.retention is not None: cbs.append(RetentionCurve(source.retention))
     if run.select == 'paper': dls = DataLoaders(dls.train, task.dl(dls, 'test'), device=dls.device)
-    elif not task.count('valid') and (run.select == 'valid' or run.patience):
-        raise InputError(f'{task.name} has no valid part to choose an epoch or to stop by: valid_frac is {run.valid_frac:g}')
+    elif (run.select == 'valid' or run.patience) and not task.count('valid'):
+        raise InputError(f'{task.name} has no valid part to choose an epoch or to stop by: '
+                         f'valid_frac is {run.valid_frac:g}')
     if run.select != 'last' or run.patience: cbs.append(KeepBest(run.select == 'valid', run.patience))
     return fit_model(dls, model, run.epochs, run.lr, run.seed, cbs, progress, run.schedule, run.wd)
 
 
-def _measure(run, source, folder, progress, cbs):
-    "Fine-tune and measure: `(status, numbers, error)`"
-    learn, why = train_run(run, source, progress, cbs)
-    if rank_distrib(): return 'ok', {}, ''  # the first process measures
-    with single_process(): return _found(run, source, folder, learn, why)
+# ---- measuring
+
+# with `select='paper'` the fit validates on test
+PAPER_NAMES = dict(valid_loss='test_loss', accuracy='test_accuracy')
 
 
-def _found(run, source, folder, learn, why):
-    write_epochs(learn, folder, dict(valid_loss='test_loss', accuracy='test_accuracy') if run.select == 'paper' else {})
-    if why: return 'diverged', {}, why
-    measured, best = dict(valid_acc1=_valid(learn) if run.select != 'paper' and target_data(run)[0].count('valid') else None), getattr(learn, 'keep_best', None)
-    if run.select != 'last': measured |= dict(best_epoch=best.epoch_, best_valid_acc1=best.best if run.select == 'valid' else None)
+def _measure(run, source, folder, learn, why):
+    write_epochs(learn, folder, PAPER_NAMES if run.select == 'paper' else {})
+    if why: return Outcome(status='diverged', error=why)
+    numbers = _valid_columns(run, learn)
     if run.final:
-        measured |= _score(run, learn, folder/'scores.csv')
-        if source.retention is not None:
-            kept = source.retention(learn.model[0])
-            write_answers(kept.answers, source_data(run)[0], folder/'source_scores.csv')
-            kept = kept.flat()
-            store.write(folder/'kept.json', json.dumps(kept, indent=1))
-            store.write(folder/'curve.csv', pd.DataFrame(learn.retention_curve.history).to_csv(index=False))
-            measured |= retention_columns(kept)
-        if run.select == 'paper':
-            learn.model.load_state_dict(best.state)
-            measured |= {f'best_{k}':v for k, v in _score(run, learn, folder/'scores_best.csv').items()}
-    elif run.source_valid and source.retention is not None: measured |= retention_columns(source.retention.held_out(learn.model[0]).flat())
-    return 'ok', measured, ''
+        numbers |= _test_columns(run, learn, folder/'scores.csv')
+        if source.retention is not None: numbers |= _retention(run, source, learn, folder)
+        if run.select == 'paper': numbers |= _best_test_columns(run, learn, folder)
+    elif run.source_valid and source.retention is not None:
+        numbers |= retention_columns(source.retention.held_out(learn.model[0]).flat())
+    return Outcome(numbers)
 
 
-def _valid(learn):
-    "Accuracy on valid as the model is now: some strategies change it when the fit is over"
+def _valid_columns(run, learn):
+    "Accuracy on valid, and the best epoch where one is chosen"
+    has_valid = run.select != 'paper' and target_data(run)[0].count('valid')
+    columns = dict(valid_acc1=_valid_accuracy(learn) if has_valid else None)
+    if run.select != 'last':
+        best = learn.keep_best
+        columns |= dict(best_epoch=best.epoch_, best_valid_acc1=best.best if run.select == 'valid' else None)
+    return columns
+
+
+def _valid_accuracy(learn):
+    "Of the model as it is now: some strategies change it after the last epoch"
     with learn.no_bar(), learn.no_logging(): return float(learn.validate()[1])
 
 
-def _score(run, learn, file):
-    "Accuracies on test; each video's answer goes to `file`"
+def _test_columns(run, learn, file):
+    "Accuracies on test; the answers for each video go to `file`"
     task, _, test = target_data(run)
     probs, y = _predict(learn, test)
     write_answers(probs, task, file)
     ranked = probs.argsort(1, descending=True) == y[:, None]
-    return dict(acc1=ranked[:, :1].any(1).float().mean().item(), acc5=ranked[:, :5].any(1).float().mean().item())
+    def accuracy(k): return ranked[:, :k].any(1).float().mean().item()
+    return dict(acc1=accuracy(1), acc5=accuracy(5))
 
 
-def _predict(learn, dl):
-    "Class probabilities of each video and labels, in the order of `dl`"
-    with learn.no_bar(), learn.no_logging(): probs, y = learn.get_preds(dl=dl, reorder=False)  # nor does `dl` shuffle; to reorder, fastai would load it anew
+def _predict(learn:Learner, dl):
+    "Class probabilities of each video, and labels, in the order of `dl`"
+    # `dl` does not shuffle; with `reorder` fastai would load everything a second time
+    with learn.no_bar(), learn.no_logging(): probs, y = learn.get_preds(dl=dl, reorder=False)
     return probs.as_subclass(torch.Tensor).float(), y.as_subclass(torch.Tensor)
 
 
+def _retention(run, source, learn, folder):
+    "What the encoder kept, and its course over the epochs"
+    scores = source.retention(learn.model[0])
+    write_answers(scores.answers, source_data(run)[0], folder/'source_scores.csv')
+    kept = scores.flat()
+    store.write(folder/'kept.json', json.dumps(kept, indent=1))
+    store.write(folder/'curve.csv', pd.DataFrame(learn.retention_curve.history).to_csv(index=False))
+    return retention_columns(kept)
+
+
+def _best_test_columns(run, learn, folder):
+    "Accuracies of the epoch that is best on test, as the paper's code reports them"
+    learn.model.load_state_dict(learn.keep_best.state)
+    return {f'best_{k}':v for k, v in _test_columns(run, learn, folder/'scores_best.csv').items()}
+
+
+# ---- sharing
+
 @dataclass(frozen=True)
 class RunJob(Job):
-    "The runs of one study, for `run_all`: pieces are `Run`s"
-    out: object # Folder of the study
+    "The runs of a study as pieces of work for `run_all`"
+    out: str # Folder of the study
     log: tuple = () # See `execute`
 
-    def folder(self, run:Run)->Path: return Path(self.out)/'runs'/run.key
-    def read(self, run:Run, since:float|None, progress:Progress)->dict|None: return finished(run, self.out, progress, since)
-    def do(self, run:Run, since:float|None, progress:Progress)->dict: return execute(run, self.out, progress, False, since, self.log)
-    def at(self, run:Run)->tuple: return run, epochs_done(self.folder(run))
-    def report(self, row:dict, skipped:bool, progress:Progress)->None: progress.done(row, skipped)
-    def listener(self)->Progress: return LiveProgress()
+    def folder(self, run:Run)->Path: return run_folder(run, self.out)
+
+    def read(self, run:Run, since:float|None, progress:Progress=Progress())->dict|None:
+        return finished(run, self.out, progress, since)
+
+    def do(self, run:Run, since:float|None, progress:Progress=Progress())->dict:
+        return execute(run, self.out, progress, wait=False, since=since, log=self.log)
 
     def fail(self, run:Run, error:str)->None:
         with store.claim(self.folder(run)) as folder:
-            row = {c:None for c in [*COLUMNS, 'anchor']} | {k:v for k, v in asdict(run).items() if k in COLUMNS} | dict(key=run.key, seconds=0., status='failed', error=error)
             store.write_json(folder/'run.json', asdict(run))
-            store.write_json(folder/'result.json', row | dict(ended=time.time(), files=dict(), **versions()))
+            write_failure(folder, known_columns(run), error)
+
+    def at(self, run:Run)->tuple: return run, epochs_done(self.folder(run))
+    def report(self, row:dict, skipped:bool, progress:Progress=Progress())->None: progress.done(row, skipped)
+    def listener(self)->Progress: return LiveProgress()

@@ -1,42 +1,70 @@
-"""Runs as pure functions of a `Run`, and the comparison of strategies made of them.
-
-A study's folder holds `source/<key>/`, the model before fine-tuning, and `runs/<key>/`: `run.json`, `epochs.csv`, `scores.csv`
-(answers on the target's test videos), `source_scores.csv` (the old head's on the source's; before fine-tuning they are in
-`source/<key>/scores.csv`), `kept.json` and `curve.csv` (what was kept, and its course; all of final runs only), `log.txt` and,
-written last, `result.json`, which has the digests of the others. Finished runs are skipped; one whose process died goes on from its last
-finished epoch (`resume.Resume`); one whose files are damaged is done again. Strengths are chosen on valid parts; only final runs
-read test."""
+"The loaders of a run's tasks, shared by all runs of a process."
 from functools import lru_cache
+
+from fastai.data.core import DataLoaders, TfmdDL
 
 from ..data.datasets import create_task
 from ..data.decoded import decoded_folder
+from ..data.task import Task
 from ..models.encoders import model_stats
-from .config import QUICK
+from .config import QUICK, Run
 
-PROBE_CLIPS, FISHER_CLIPS = 1200, 500  # of the source's train part, classes balanced
+__all__ = ['source_data', 'target_data', 'balanced_loader']
+
+# clips of the source's train part, with balanced classes: to fit probes on, and to compute importances from
+PROBE_CLIPS, FISHER_CLIPS = 1200, 500
+QUICK_FISHER_CLIPS = 120  # with `Run.quick`
+SOURCE_VALID = .2  # part of the source's train part that is held out with `Run.source_valid`
+
+
+def source_data(
+    run:Run, # `source`, `source_bs` and the settings of clips count
+)->tuple: # The task, its loaders, and the loader of its test part
+    "The data of the task that is not to be forgotten"
+    return load_part(run, run.source, 'source', run.source_bs, SOURCE_VALID if run.source_valid else 0.)
+
+
+def target_data(
+    run:Run, # `task`, `bs`, `valid_frac` and the settings of clips count
+)->tuple: # The task, its loaders, and the loader of its test part
+    "The data of the task to fine-tune on"
+    return load_part(run, run.task, 'target', run.bs, run.valid_frac)
+
+
+def load_part(run:Run, spec:str, part:str, bs:int, held:float=0.)->tuple:
+    "`load_data` with the settings of a run"
+    return load_data(spec, part, run.quick, run.frames, run.stride, run.size, run.area, run.flip, run.wrap, run.clips,
+                     held, bs//run.processes, run.workers, run.model)
 
 
 @lru_cache(maxsize=8)
-def load_data(spec, part, quick, frames, stride, size, area, flip, wrap, clips, held, bs, workers, model):
-    "`(task, dls, loader of test)`, kept so that runs of one process share decoded videos"
+def load_data(spec:str, part:str, quick:bool, frames:int, stride:int, size:int, area:float, flip:bool, wrap:bool,
+              clips:int, held:float, bs:int, workers:int, model:str)->tuple:
+    "`(task, loaders, loader of test)`, cached so that the runs of a process share decoded videos"
     task = create_task(spec, part)
     if held: task = task.hold_out(held)
     if quick: task = task.subset(**QUICK)
-    def dls(bs, k): return task.dls(frames, stride, size, bs, k, workers, stats=model_stats(model), area=(area, 1.) if area else None, flip=flip, wrap=wrap, decoded=decoded_folder())
-    train = dls(bs, 1)
-    return task, train, task.dl(train if clips == 1 else dls(max(1, 2*bs//clips), clips), 'test')
+    augment = dict(area=(area, 1.) if area else None, flip=flip, wrap=wrap)
+
+    def make_dls(bs, clips):
+        return task.dls(frames, stride, size, bs, clips, workers, stats=model_stats(model), decoded=decoded_folder(),
+                        **augment)
+    dls = make_dls(bs, 1)
+    # twice the clips of a training batch fit into memory without gradients
+    test_dls = dls if clips == 1 else make_dls(max(1, 2*bs//clips), clips)
+    return task, dls, task.dl(test_dls, 'test')
 
 
-def load_part(run, spec, part, bs, held=0.):
-    return load_data(spec, part, run.quick, run.frames, run.stride, run.size, run.area, run.flip, run.wrap, run.clips, held, bs//run.processes, run.workers, run.model)
+def balanced_loader(
+    task:Task, # From `source_data` or `target_data`
+    dls:DataLoaders, # Its loaders
+    n:int, # About how many clips
+)->TfmdDL: # In a fixed order
+    "A loader of train clips with balanced classes, without augmentation"
+    per_class = -(-n//len(task.vocab))  # rounded up
+    return task.subset(train=per_class).dl(dls, 'train')
 
 
-def target_data(run): return load_part(run, run.task, 'target', run.bs, run.valid_frac)
-
-
-def source_data(run): return load_part(run, run.source, 'source', run.source_bs, .2*run.source_valid)
-
-
-def balanced_loader(task, dls, n):
-    "Loader of about `n` train clips, classes balanced, without augmentation"
-    return task.subset(train=-(-n//len(task.vocab))).dl(dls, 'train')
+def importance_loader(run:Run, task:Task, dls:DataLoaders)->TfmdDL:
+    "The clips that importances of weights are computed from"
+    return balanced_loader(task, dls, QUICK_FISHER_CLIPS if run.quick else FISHER_CLIPS)

@@ -1,11 +1,4 @@
-"""Runs as pure functions of a `Run`, and the comparison of strategies made of them.
-
-A study's folder holds `source/<key>/`, the model before fine-tuning, and `runs/<key>/`: `run.json`, `epochs.csv`, `scores.csv`
-(answers on the target's test videos), `source_scores.csv` (the old head's on the source's; before fine-tuning they are in
-`source/<key>/scores.csv`), `kept.json` and `curve.csv` (what was kept, and its course; all of final runs only), `log.txt` and,
-written last, `result.json`, which has the digests of the others. Finished runs are skipped; one whose process died goes on from its last
-finished epoch (`resume.Resume`); one whose files are damaged is done again. Strengths are chosen on valid parts; only final runs
-read test."""
+"The model before fine-tuning: trained once for all runs of a study, with what strategies and metrics need of it."
 import time
 import warnings
 from dataclasses import dataclass
@@ -33,150 +26,207 @@ from ..strategies.distill import channel_attention
 from ..strategies.importance import Importance, PathIntegral, empirical_fisher, mas_importance
 from .config import Run
 from .fit import SkipValidation, fit_model
-from .folder import (
-    claim_folder,
+from .folder import claim_folder, read_sealed, versions
+from .loaders import FISHER_CLIPS, PROBE_CLIPS, balanced_loader, importance_loader, load_part, source_data
+from .source_files import (
     dump_importance,
     load_importance,
     load_path_integral,
     read_reference,
-    read_sealed,
     source_folder,
-    versions,
+    write_path_integral,
     write_reference,
 )
-from .loaders import FISHER_CLIPS, PROBE_CLIPS, balanced_loader, load_part, source_data
 
 __all__ = ['SourceModel', 'untouched', 'load_source']
 
+BARRIER_AT = (.25, .5, .75)  # places between the weights before and after fine-tuning where `Run.with_barrier` measures
 
 
 @dataclass
 class SourceModel:
-    "The model before fine-tuning, what it scores, and what strategies ask of it"
-    model: nn.Sequential  # encoder and the head of the source
-    retention: Retention|None  # `None` without a source task
-    batches: object  # loader of source clips, classes balanced
+    "The model before fine-tuning, with what strategies need of it; importances are computed when first asked for"
+    model: nn.Sequential  # encoder and head of the source task
+    retention: Retention|None  # measures what an encoder kept; `None` without a source task
+    batches: object  # loader of source clips with balanced classes; `None` without a source task
     id: str  # hash of the encoder's weights
-    path_integral: Importance|None = None  # what each weight contributed, where we trained the source
-    folder: Path|None = None  # keeps the importances for other processes
+    path_integral: Importance|None = None  # what each weight contributed, if the source was trained
+    folder: Path|None = None  # where importances are stored for other processes
+
+    @property
+    def head(self)->nn.Module:
+        head = self.model[1] if self.batches is not None else None
+        return self._need('the old head is of', head)
+
+    @cached_property
+    def fisher(self)->Importance:
+        def compute():
+            batches = self._need('Fisher information is of', self.batches)
+            return empirical_fisher(self.model, batches, FISHER_CLIPS)
+        return self._importance('fisher', compute)
+
+    @cached_property
+    def mas(self)->Importance:
+        def compute():
+            batches = self._need('the importance of memory-aware synapses is of', self.batches)
+            return mas_importance(self.model, batches, FISHER_CLIPS)
+        return self._importance('mas', compute)
+
+    @property
+    def si(self)->Importance:
+        return self._need('SI needs to see how the weights were learned (--source-epochs): its importance is of '
+                          'training on', self.path_integral)
+
+    @cached_property
+    def attention(self)->dict: return channel_attention(self.model, self._need("DELTA's attention is of", self.batches))
+
+    @property
+    def reference(self)->dict:
+        "Scores of the untouched encoder"
+        return self._need('what an untouched encoder scores is of', self.retention).reference.flat()
 
     def _need(self, what, value):
         if value is None: raise InputError(f'{what} a source task, and this study has none')
         return value
 
-    def _importance(self, name, make):
-        "Computed once for all processes, and the same for a run that goes on in another"
-        if self.folder is None or num_distrib() > 1: return make()
-        device = next(self.model.parameters()).device
-        try: files = store.find(self.folder, name, 'safetensors')
-        except Damaged as e: files = warnings.warn(f'{e}; it is computed anew')
-        # read back by who computed it, too: in another order its mean would be rounded in another way
-        return load_importance(files[0] if files else store.put(self.folder, name, dump_importance(make()), 'safetensors')).to(device)
+    def _importance(self, name, compute):
+        "An importance, computed once for all processes; a run that resumes in another process reads the same"
+        if self.folder is None or num_distrib() > 1: return compute()
+        file = self._stored(name)
+        # read it back even if it was just computed: another order of parameters would round its mean differently
+        if file is None: file = store.put(self.folder, name, dump_importance(compute()), 'safetensors')
+        return load_importance(file).to(next(self.model.parameters()).device)
 
-    @property
-    def head(self)->nn.Module: return self._need('the old head is of', self.model[1] if self.batches is not None else None)
-    @cached_property
-    def fisher(self)->Importance: return self._importance('fisher', lambda: empirical_fisher(self.model, self._need('Fisher information is of', self.batches), FISHER_CLIPS))
-    @cached_property
-    def mas(self)->Importance: return self._importance('mas', lambda: mas_importance(self.model, self._need('the importance for MAS is of', self.batches), FISHER_CLIPS))
-    @cached_property
-    def attention(self)->dict: return channel_attention(self.model, self._need("DELTA's attention is of", self.batches))
-    @property
-    def si(self)->Importance: return self._need('SI needs the way in which the weights were learned (--source-epochs): its importance is of training on', self.path_integral)
-    @property
-    def reference(self)->dict: return self._need('what an untouched encoder scores is of', self.retention).reference.flat()
+    def _stored(self, name):
+        try: files = store.find(self.folder, name, 'safetensors')
+        except Damaged as e:
+            warnings.warn(f'{e}; it is computed again')
+            return None
+        return files[0] if files else None
 
 
 @dataclass
 class Untouched:
-    "What a finished study knows of a `SourceModel` without reading a clip"
-    id: str
-    reference: dict
+    "What a finished study knows of its `SourceModel` without reading a clip"
+    id: str  # hash of the encoder's weights
+    reference: dict  # scores of the untouched encoder
 
 
-_sources = {}
+_sources = {}  # folder and what is measured -> `SourceModel`
 
 
 def untouched(
-    run:Run, # One of the study
+    run:Run, # Any run of the study
     out:str|Path, # Folder of the study
-    progress:Progress=Progress(), # Is told what happens
-)->Untouched|SourceModel: # Has `id` and `retention`
-    "What the untouched encoder of a study scores, for `compare_rows`: as a run wrote it down, else measured"
-    return Untouched(**known) if (known := read_reference(run, out, progress)) else load_source(run, out, progress)
+    progress:Progress=Progress(), # Progress listener
+)->Untouched|SourceModel: # Has `id` and `reference`
+    "What the untouched encoder of a study scores, for `compare_rows`: read from the study's folder, or measured"
+    known = read_reference(run, out, progress)
+    return Untouched(**known) if known else load_source(run, out, progress)
 
 
 def load_source(
-    run:Run, # Of which only what decides this model counts
+    run:Run, # Only what decides this model counts
     out:str|Path, # Folder of the study
-    progress:Progress=Progress(), # Is told what happens
-)->SourceModel: # The same object the next time
-    """The model to fine-tune: `init` or random weights, trained on the source for `source_epochs`; seed 0 for all runs.
+    progress:Progress=Progress(), # Progress listener
+)->SourceModel: # The same object at the next call
+    """The model to fine-tune: `init` or random weights, trained on the source for `source_epochs` with seed 0.
 
-    With no source epochs the encoder stays as it is, and the source head is a linear probe on its features. Saved in
-    `out/source/<source_key>` and loaded from there the next time; of several processes one trains it, and the others wait. With
-    no source task nothing of it is measured. Raises `InputError` if training diverges."""
+    With no source epochs the encoder stays as it is, and the source head is a linear probe on its features. The model
+    is stored in `out/source/<source_key>`; one process trains it, and the others wait. Without a source task nothing is
+    measured on it. Raises `InputError` if training diverges."""
     folder = source_folder(run, out)
     place = f'{folder.resolve()} {run.others} {run.with_barrier}'
-    if (hit := _sources.get(place)) is not None: return hit
-    model, path = source_weights(run, out, progress)
+    if place in _sources: return _sources[place]
+    model, path_integral = source_weights(run, out, progress)
+    id = state_hash(model[0].state_dict())
     if not run.source:
-        _sources[place] = hit = SourceModel(model, None, None, state_hash(model[0].state_dict()))
-        return hit
-    task, dls, test = source_data(run)
-    def loaders(spec):
-        task, dls, test = load_part(run, spec, 'target', run.bs)
-        return balanced_loader(task, dls, PROBE_CLIPS), test
-    retention = Retention(model, balanced_loader(task, dls, PROBE_CLIPS), test, valid_dl=task.dl(dls, 'valid') if run.source_valid else None,
-                          others={create_task(spec).name:loaders(spec) for spec in filter(None, run.others.split(';'))}, barrier_at=(.25, .5, .75) if run.with_barrier else (),
-                          cache=folder/'features')
-    _sources[place] = hit = SourceModel(model, retention, balanced_loader(task, dls, 120 if run.quick else FISHER_CLIPS), state_hash(model[0].state_dict()), path, folder)
-    if not rank_distrib() and read_reference(run, out, progress) is None:
-        with store.claim(folder, told=progress.say):
-            if read_reference(run, out, Progress()) is None: write_reference(run, out, hit, task)  # else one was first, while this process waited
-    return hit
+        _sources[place] = SourceModel(model, None, None, id)
+        return _sources[place]
+    task, dls, _ = source_data(run)
+    retention = _make_retention(run, model, folder/'features')
+    _sources[place] = SourceModel(model, retention, importance_loader(run, task, dls), id, path_integral, folder)
+    _store_reference(run, out, _sources[place], progress)
+    return _sources[place]
 
 
 def source_weights(
-    run:Run, # Of which only what decides this model counts
+    run:Run, # Only what decides this model counts
     out:str|Path, # Folder of the study
-    progress:Progress=Progress(), # Is told what happens
-)->tuple: # The model, and what each weight contributed where it was trained
-    "What `load_source` measures: trained if nobody has trained it yet, else loaded"
+    progress:Progress=Progress(), # Progress listener
+)->tuple: # The model, and what each of its weights contributed if it was trained, else `None`
+    "The model of `load_source`, loaded from the study's folder, or trained if no process has trained it yet"
     if not torch.cuda.is_available(): keep_freed_memory()
-    task, dls, _ = source_data(run) if run.source else (None,)*3
+    if not run.source:
+        set_seed(0)
+        return create_model(run.model, 1, run.init, **run.options()), None
+    task, dls, _ = source_data(run)
     set_seed(0)
-    model = create_model(run.model, len(task.vocab) if task else 1, run.init, **run.options())
-    if task is None: return model, None
+    model = create_model(run.model, len(task.vocab), run.init, **run.options())
     folder = source_folder(run, out)
     with claim_folder(folder, progress):
         if from_rank0(lambda: read_sealed(folder, 'source.json', progress, 'trained again')):
             load_encoder(model[0], folder/'encoder.safetensors')
             model[1].load_state_dict(load_file(folder/'head.safetensors'))
-            path = load_path_integral(folder)
-        else: path = _train_source(run, model, task, dls, folder, progress)
+        else: _train_source(run, model, folder, progress)
+        path_integral = load_path_integral(folder)
     for p in model.parameters(): p.requires_grad_(True)
-    return model.to(dls.device), path
+    return model.to(dls.device), path_integral
 
 
-def _train_source(run, model, task, dls, folder, progress):
-    "Train `model` on the source, or fit its head, and write it down; returns what each weight contributed, if it was trained"
-    start, path, resume = time.time(), None, Resume(folder, progress.say)
+def _train_source(run, model, folder, progress):
+    "Train `model` on the source task, or fit its head only, and store it"
+    task, dls, _ = source_data(run)
+    start, resume, importance = time.time(), Resume(folder, progress.say), None
     progress.start('source task', run.source_epochs)
-    if run.source_epochs:
-        integral = PathIntegral()
-        learn, why = fit_model(dls, model, run.source_epochs, run.source_lr, 0, [integral, resume, SkipValidation()], progress)
-        if why: raise InputError(f'training on the source task {why}; try a smaller source_lr than {run.source_lr}')
-        path = integral.importance()
+    if run.source_epochs: importance = _fit_source(run, model, dls, resume, progress)
     else:
         model.to(dls.device)
-        model[1] = probe_head(*extract(model[0], balanced_loader(task, dls, PROBE_CLIPS)), len(task.vocab)).to(dls.device)
+        features = extract(model[0], balanced_loader(task, dls, PROBE_CLIPS))
+        model[1] = probe_head(*features, len(task.vocab)).to(dls.device)
     if not rank_distrib():
-        for part, name in zip(model, ('encoder', 'head')): save_weights(part, folder/f'{name}.safetensors')
-        if path is not None: store.write(folder/'path.safetensors', dump_importance(path))
-        names = [f'{n}.safetensors' for n in ('encoder', 'head', 'path')]
-        store.write_json(folder/'source.json', dict(seconds=time.time() - start + resume.seconds, encoder=state_hash(model[0].state_dict()), **versions(),
-                                                    files={n:store.digest(folder/n) for n in names if (folder/n).exists()}))
+        _write_source(model, importance, folder, time.time() - start + resume.seconds)
         resume.remove()
-    from_rank0(lambda: None)  # it is all there
-    return load_path_integral(folder)  # as those have it who come later
+    from_rank0(lambda: None)  # wait until all files are there
+
+
+def _fit_source(run, model, dls, resume, progress):
+    integral = PathIntegral()
+    cbs = [integral, resume, SkipValidation()]
+    _, why = fit_model(dls, model, run.source_epochs, run.source_lr, 0, cbs, progress)
+    if why: raise InputError(f'training on the source task {why}; try a smaller source_lr than {run.source_lr}')
+    return integral.importance()
+
+
+def _write_source(model, importance, folder, seconds):
+    encoder, head = model
+    save_weights(encoder, folder/'encoder.safetensors')
+    save_weights(head, folder/'head.safetensors')
+    if importance is not None: write_path_integral(importance, folder)
+    names = [f'{n}.safetensors' for n in ('encoder', 'head', 'path')]
+    files = {n:store.digest(folder/n) for n in names if (folder/n).exists()}
+    store.write_json(folder/'source.json', dict(seconds=seconds, encoder=state_hash(encoder.state_dict()),
+                                                files=files, **versions()))
+
+
+def _make_retention(run, model, cache):
+    task, dls, test = source_data(run)
+    valid = task.dl(dls, 'valid') if run.source_valid else None
+    others = {create_task(spec).name:_probe_loaders(run, spec) for spec in run.others.split(';') if spec}
+    return Retention(model, balanced_loader(task, dls, PROBE_CLIPS), test, valid_dl=valid, others=others,
+                     barrier_at=BARRIER_AT if run.with_barrier else (), cache=cache)
+
+
+def _probe_loaders(run, spec):
+    "Loaders of another task to fit a probe on and to measure it on"
+    task, dls, test = load_part(run, spec, 'target', run.bs)
+    return balanced_loader(task, dls, PROBE_CLIPS), test
+
+
+def _store_reference(run, out, source, progress):
+    "Store what the untouched encoder scores, unless a process has done so"
+    if rank_distrib() or read_reference(run, out, progress) is not None: return
+    with store.claim(source.folder, say=progress.say):
+        # again, as another process may have done it during the wait; damage was reported before
+        if read_reference(run, out, Progress()) is None:
+            write_reference(run, out, source.id, source.retention.reference, source_data(run)[0])

@@ -1,4 +1,4 @@
-"How far a study is, from its folder alone: for another terminal, another machine, another day."
+"How far a study is, read from its folder alone, so that it works in another terminal or on another machine."
 import time
 from pathlib import Path
 
@@ -14,56 +14,102 @@ from .progress import run_cost, run_name
 
 __all__ = ['snapshot', 'show_status']
 
+DAY = 86400  # seconds
 
 
-def _look(folder):
-    "What is known of one piece of work"
-    def read(name):
-        try: return store.read_json(folder/name)
-        except (FileNotFoundError, Damaged): return None
-    run, result = read('run.json'), read('result.json')
-    who = '' if result else store.owner(folder)
-    state = 'waiting' if run is None and not who else ('ok' if result['status'] == 'ok' else 'failed') if result else 'running' if who else 'stopped'
-    return dict(folder=folder, run=run, result=result, owner=who, state=state, epoch=epochs_done(folder) if run else 0)
-
+# ---- reading
 
 def snapshot(
     out:str|Path, # Folder of the study
-)->dict: # `command`, `total` pieces of work, and `pieces`: `folder`, `run`, `result`, `owner`, `epoch` and `state`, which is ok, failed, running, stopped or waiting
-    "What a study has done and does. Raises `InputError` where there is none"
+)->dict: # `command`, `total` number of runs, and `pieces`: a dict for each known run with `folder`, `run`, `result`...
+    """What a study has done so far.
+
+    Each piece has `folder`, `run` and `result` (`None` if not yet written), `owner` (the process that works on it, or
+    ''), `epoch` (epochs done) and `state`: ok, failed, running, stopped or waiting. Raises `InputError` if there is no
+    study."""
     out = Path(out)
-    try: plan = store.read_json(out/'plan.json')
-    except (FileNotFoundError, Damaged): raise InputError(f'{out} has no study: there is no plan.json, which a study writes when it starts') from None
+    plan = _read(out/'plan.json')
+    if plan is None: raise InputError(f'{out} has no study: a study writes plan.json when it starts')
     return dict(command=plan['command'], total=plan['total'], pieces=[_look(out/f) for f in plan['folders']])
 
 
-def time_left(pieces:list, total:int)->float:
-    "Seconds, by what the finished ones took and how many are at work now; nan if none has finished or none is at work"
-    done = [(run_cost(p['run']), p['result']['seconds']) for p in pieces if p['result'] and p['run'] and p['result'].get('seconds')]
-    at_work = sum(p['state'] == 'running' for p in pieces)
-    if not done or not at_work: return float('nan')
-    cost = np.sum([c for c, _ in done])
-    each, pace = cost/len(done), np.sum([s for _, s in done])/cost
-    left = sum(run_cost(p['run']) - p['epoch'] for p in pieces if p['run'] and not p['result']) + each*(total - sum(p['run'] is not None for p in pieces))
-    return left*pace/at_work
+def _read(file):
+    try: return store.read_json(file)
+    except (FileNotFoundError, Damaged): return None
 
+
+def _look(folder):
+    "What is known of one run"
+    run, result = _read(folder/'run.json'), _read(folder/'result.json')
+    owner = '' if result else store.owner(folder)
+    epoch = epochs_done(folder) if run else 0
+    return dict(folder=folder, run=run, result=result, owner=owner, state=_state(run, result, owner), epoch=epoch)
+
+
+def _state(run, result, owner):
+    if result: return 'ok' if result['status'] == 'ok' else 'failed'
+    if owner: return 'running'
+    return 'waiting' if run is None else 'stopped'
+
+
+def time_left(pieces:list, total:int)->float:
+    "Seconds left, from the pace of the finished runs; nan if none is finished or none is running"
+    done = [p for p in pieces if p['result'] and p['run'] and p['result'].get('seconds')]
+    running = sum(p['state'] == 'running' for p in pieces)
+    if not done or not running: return float('nan')
+    cost = sum(run_cost(p['run']) for p in done)
+    pace = sum(p['result']['seconds'] for p in done)/cost  # seconds for an epoch
+    begun = sum(run_cost(p['run']) - p['epoch'] for p in pieces if p['run'] and not p['result'])
+    waiting = total - sum(p['run'] is not None for p in pieces)
+    return (begun + waiting*cost/len(done))*pace/running
+
+
+# ---- showing
 
 def show_status(
     out:str|Path, # Folder of the study
 )->Group: # For rich to print
-    "Counts, what is at work, what failed, the time left and the best on valid so far"
+    "Counts, time left, the best on valid so far, and a table of runs that are running, stopped or failed"
     s = snapshot(out)
-    pieces, total = s['pieces'], s['total']
-    n = {k:sum(p['state'] == k for p in pieces) for k in ('ok', 'failed', 'running', 'stopped')}
-    left = time_left(pieces, total)
-    lines = [Text(s['command']), Text(f'{n["ok"]} of {total} done, {n["running"]} running, {n["failed"]} failed' + (f', {n["stopped"]} stopped in the middle' if n['stopped'] else '')
-                                     + ('' if np.isnan(left) else f', about {time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left/86400:.1f} days"} left'))]
-    best = max((p for p in pieces if p['state'] == 'ok' and p['result'].get('valid_acc1') is not None), key=lambda p: p['result']['valid_acc1'], default=None)
-    if best: lines.append(Text(f'best on valid so far: {best["result"]["valid_acc1"]:.1%}, {run_name(best["run"])}'))
-    if work := [p for p in pieces if p['state'] in ('running', 'stopped', 'failed')]:
-        t = Table('run', 'epoch', 'state')
-        for p in work:
-            what = p['owner'] if p['state'] == 'running' else f'{p["result"]["status"]}: {p["result"]["error"]}' if p['result'] else 'stopped; the same command goes on from there'
-            t.add_row(Text(run_name(p['run']) if p['run'] else p['folder'].name), f'{p["epoch"]}/{p["run"]["epochs"]}' if p['run'] and not p['result'] else '', Text(what))
-        lines.append(t)
+    lines = [Text(s['command']), Text(_counts(s['pieces'], s['total']))]
+    best = _best(s['pieces'])
+    if best:
+        name = run_name(best['run'])
+        lines.append(Text(f'best on valid so far: {best["result"]["valid_acc1"]:.1%}, {name}'))
+    shown = [p for p in s['pieces'] if p['state'] in ('running', 'stopped', 'failed')]
+    if shown: lines.append(_table(shown))
     return Group(*lines)
+
+
+def _counts(pieces, total):
+    n = {state:sum(p['state'] == state for p in pieces) for state in ('ok', 'failed', 'running', 'stopped')}
+    text = f'{n["ok"]} of {total} done, {n["running"]} running, {n["failed"]} failed'
+    if n['stopped']: text += f', {n["stopped"]} stopped'
+    left = time_left(pieces, total)
+    return text if np.isnan(left) else f'{text}, about {_duration(left)} left'
+
+
+def _duration(seconds):
+    if seconds >= DAY: return f'{seconds/DAY:.1f} days'
+    return time.strftime('%H:%M:%S', time.gmtime(seconds))
+
+
+def _best(pieces):
+    "The run with the best accuracy on valid, or `None`"
+    measured = [p for p in pieces if p['state'] == 'ok' and p['result'].get('valid_acc1') is not None]
+    return max(measured, key=lambda p: p['result']['valid_acc1'], default=None)
+
+
+def _table(pieces):
+    table = Table('run', 'epoch', 'state')
+    for p in pieces:
+        name = run_name(p['run']) if p['run'] else p['folder'].name
+        epoch = f'{p["epoch"]}/{p["run"]["epochs"]}' if p['run'] and not p['result'] else ''
+        table.add_row(Text(name), epoch, Text(_state_text(p)))
+    return table
+
+
+def _state_text(piece):
+    if piece['state'] == 'running': return piece['owner']
+    if piece['result']: return f'{piece["result"]["status"]}: {piece["result"]["error"]}'
+    return 'stopped; the same command resumes it'

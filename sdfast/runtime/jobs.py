@@ -1,0 +1,80 @@
+"""Work that several processes share.
+
+The processes share a folder and nothing else. A piece of work is claimed (`store.claim`), done or resumed, and its
+result is read by all. So neither the number of commands, workers and machines matters, nor which of them die."""
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import Busy
+from .progress import Progress
+
+__all__ = ['Job', 'WorkList', 'do_all']
+
+RETRY = .2  # seconds until a piece that another process works on is tried again
+
+
+class Job:
+    """How pieces of work are done, and where their results are.
+
+    Subclasses must be picklable, because workers receive them. A piece may be any picklable object; processes identify
+    it by its folder alone. Times are in seconds since the epoch."""
+    def folder(self, piece:object)->Path: "The folder of a piece"
+    def read(self, piece:object, since:float, progress:Progress)->object:
+        "The result of a finished piece, else `None`; earlier failures do not count, as their cause may be gone"
+    def do(self, piece:object, since:float, progress:Progress)->object:
+        "Do a piece, or read its result. Raises `Busy` if another process works on it"
+    def fail(self, piece:object, error:str)->None: "Record that every process that tried a piece was killed"
+    def at(self, piece:object)->tuple: "`(run, epochs done)` of an unfinished piece"
+    def report(self, result:object, skipped:bool, progress:Progress)->None: "Report a result to `progress`"
+    def listener(self)->Progress: "The progress listener of a worker process, which is a context manager"
+
+
+class WorkList:
+    "Pieces of work, their results, and the pieces that follow from all results"
+    def __init__(self,
+        pieces:list, # What is to be done
+        progress:Progress=Progress(), # Passed to `then`
+        then:Callable|None=None, # Function of all results and `progress` that returns the pieces to do next
+        record:Callable|None=None, # Called with all known pieces, at first and when others follow
+    ):
+        self.pieces, self.progress, self.then, self.record = list(pieces), progress, then, record
+        self.left = list(range(len(self.pieces)))  # indices of pieces without a result
+        self.results = {}  # index of a piece -> its result
+        self._record()
+
+    def _record(self):
+        if self.record is not None: self.record(self.pieces)
+
+    def more(self)->bool:
+        "Whether any piece is left; adds those that follow when all others are done"
+        if not self.left and self.then is not None:
+            pieces = self.then(self.found(), self.progress)
+            self.then = None
+            self.left = list(range(len(self.pieces), len(self.pieces) + len(pieces)))
+            self.pieces += pieces
+            self._record()
+        return bool(self.left)
+
+    def done(self, i:int, result:object)->None:
+        "Store the result of piece number `i`"
+        self.results[i] = result
+        self.left.remove(i)
+
+    def found(self)->list:
+        "All results, in the order of the pieces"
+        return [self.results[i] for i in range(len(self.pieces))]
+
+
+def do_all(
+    todo:WorkList, # What is to be done
+    job:Job, # How a piece is done
+    since:float, # Earlier failures are tried again, in seconds since the epoch
+    progress:Progress=Progress(), # Progress listener
+)->None:
+    "Do all pieces in this process; those that another process works on are tried again until they are done"
+    while todo.more():
+        for i in list(todo.left):
+            try: todo.done(i, job.do(todo.pieces[i], since, progress))
+            except Busy: continue
+        if todo.left: time.sleep(RETRY)

@@ -1,0 +1,101 @@
+"Supervising workers: their results are collected, and those that die are replaced."
+import time
+from pathlib import Path
+
+from . import store
+from .jobs import Job, WorkList
+from .launcher import Launcher
+from .progress import Progress
+from .workers import Worker, cancel_workers, is_alive, last_words, returned_error, start_workers
+
+__all__ = ['Supervisor']
+
+MAX_IDLE = 2  # generations of workers in a row that end without finishing an epoch
+
+
+class Supervisor:
+    "Starts workers, replaces those that die, collects their results and reports their progress"
+    def __init__(self,
+        todo:WorkList, # What is to be done
+        job:Job, # How a piece is done, and where
+        out:Path, # The study's folder; the workers' logs are in `out/workers`
+        launcher:Launcher, # Where to start workers, and how many
+        progress:Progress=Progress(), # Progress listener
+        since:float=0., # Earlier failures are tried again, in seconds since the epoch
+        total:int=0, # Number of pieces where more are to come, else 0
+    ):
+        self.todo, self.job, self.out, self.launcher, self.progress = todo, job, out, launcher, progress
+        self.since, self.total = since, total
+        self.workers = []
+        self.state, self.idle = None, 0  # of the work when workers were last started; how often it was the same
+
+    def run(self)->None:
+        "Return when all pieces have a result. An exception, Ctrl-C too, ends local workers; jobs of Slurm continue"
+        try:
+            self.collect(skipped=True)
+            while self.todo.more():
+                if not any(is_alive(w, self.launcher.cluster) for w in self.workers): self.replace_workers()
+                time.sleep(self.launcher.poll)
+                self.collect()
+                self.report_running()
+        except BaseException:
+            self.end_workers()
+            raise
+
+    def collect(self, skipped:bool=False)->None:
+        "Read and report the results that are there by now"
+        for i in list(self.todo.left):
+            result = self.job.read(self.todo.pieces[i], self.since, self.progress)
+            if result is None: continue
+            self.todo.done(i, result)
+            self.job.report(result, skipped, self.progress)
+
+    def pieces_left(self)->list: return [self.todo.pieces[i] for i in self.todo.left]
+
+    def report_running(self)->None:
+        running = [p for p in self.pieces_left() if (self.job.folder(p)/store.OWNER).exists()]
+        self.progress.running([self.job.at(p) for p in running])
+
+    def replace_workers(self)->None:
+        "Start workers when none is left. Raises what a worker could not do; gives up pieces that kill every worker"
+        self.collect()
+        begun = [p for p in self.pieces_left() if self.job.folder(p).exists()]
+        self.count_idle(begun)
+        if self.todo.left:
+            for error in map(returned_error, self.workers):
+                if error: raise error
+        if self.workers and self.todo.left:
+            what = 'new ones continue' if self.idle < MAX_IDLE else 'they made no progress'
+            self.progress.say(f'the workers ended before all work was done ({last_words(self.workers)}); {what}')
+        if self.idle >= MAX_IDLE: self.give_up(begun)
+        if self.todo.left: self.start()
+
+    def count_idle(self, begun:list)->None:
+        "Count generations of workers without progress: no piece and no epoch was finished"
+        state = len(self.todo.pieces), len(self.todo.left), sum(self.job.at(p)[1] for p in begun)
+        self.idle = self.idle + 1 if state == self.state else 0
+        self.state = state
+
+    def give_up(self, begun:list)->None:
+        "Record pieces that killed every worker as failed"
+        words = last_words(self.workers)
+        if not begun: raise RuntimeError(f'workers cannot start: {words}; their logs are in {self.out/"workers"}')
+        for p in begun: self.job.fail(p, f'every process that tried it was killed, perhaps out of memory ({words})')
+        self.state, self.idle = None, 0
+        self.collect()
+
+    def start(self)->None:
+        "Start as many workers as were asked for, but no more than there will be pieces"
+        # workers that compute what follows from all results read the finished pieces, too
+        pieces = self.pieces_left() if self.todo.then is None else list(self.todo.pieces)
+        n = min(self.launcher.jobs, max(len(pieces), self.total - len(self.todo.results)))
+        worker = Worker(self.job, pieces, self.todo.then, self.since)
+        self.workers = start_workers(worker, n, self.out/'workers', self.launcher)
+
+    def end_workers(self)->None:
+        "End local workers; say how to end jobs of Slurm"
+        if self.launcher.cluster == 'local': cancel_workers(self.workers)
+        elif self.workers:
+            ids = sorted({w.job_id.split('_')[0] for w in self.workers})
+            self.progress.say(f'jobs {", ".join(ids)} continue in the cluster; the same command reads their results, '
+                              'and scancel ends them')

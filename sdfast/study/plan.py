@@ -1,0 +1,92 @@
+"The runs of a study: trials of each setting, and the final runs that follow from them."
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..errors import InputError
+from ..runtime.progress import Progress
+from ..strategies.registry import STRATEGIES
+from .choose import choose
+from .config import Run
+
+__all__ = ['Plan']
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a study. Called with the results of all trials, it returns the final runs that follow from them.
+
+    It is picklable, so that workers can compute what follows."""
+    base: Run  # what all runs share
+    grids: dict  # strategy -> its `strength_grid`; all of one length
+    seeds: int  # final runs of each strategy
+    trial_seeds: int  # trials of each setting
+    all_strengths: bool = False  # trials have every seed and are final, and no others follow
+    rule: str = 'accuracy'  # see `choose`
+    kept: str = 'source_probe'  # see `compare`
+    by = 'on valid'  # what settings are chosen by, for the reader
+
+    def first(self)->list:
+        "All trials"
+        return [run for settings in self.trials().values() for runs in settings for run in runs]
+
+    def trials(self)->dict[str, list]:
+        "Strategy -> for each setting its runs; nothing where there is no choice"
+        if self.all_strengths: return self._grid_runs(self.seeds, final=True)
+        n_settings = len(next(iter(self.grids.values())))
+        if n_settings < 2: return {s:[] for s in self.grids}
+        return self._grid_runs(self.trial_seeds, final=False)
+
+    def _grid_runs(self, n, final):
+        return {s:[self.runs(s, setting, n, final) for setting in grid] for s, grid in self.grids.items()}
+
+    def runs(self, strategy:str, setting:dict, n:int, final:bool)->list:
+        "Runs of a strategy with one setting, for seeds 0 to n-1"
+        return [replace(self.base, strategy=strategy, seed=seed, final=final, **setting) for seed in range(n)]
+
+    def __call__(self, found:list, progress:Progress=Progress())->list:
+        "The final runs, by the results of all trials"
+        return self.last(self.best(found, progress))
+
+    def last(self, best:dict)->list:
+        "The final runs of the settings number `best[strategy]`"
+        return [run for s, i in best.items() for run in self.runs(s, self.grids[s][i], self.seeds, final=True)]
+
+    def best(self, found:list, progress:Progress=Progress())->dict[str, int]:
+        "Strategy -> number of the setting to take, by the results of all trials"
+        found, best = iter(found), {}
+        for s, settings in self.trials().items():
+            best[s] = 0
+            scores = [np.mean([self.scores(next(found)) for _ in runs], 0).tolist() for runs in settings]
+            if len(scores) < 2: continue
+            valid, kept = zip(*scores)
+            best[s] = choose(valid, kept, self.rule)
+            progress.say(self._choice(s, valid, kept, best[s]))
+        return best
+
+    def scores(self, row:dict)->tuple[float, float]:
+        "Of a trial: accuracy on valid, and what was kept on the source's valid part; nan for what was not measured"
+        valid, kept = row['valid_acc1'], row[f'valid_{self.kept}']
+        return np.nan if valid is None else valid, np.nan if kept is None else kept
+
+    def _choice(self, strategy, valid, kept, best):
+        "A line for the reader: each setting with its scores, and the one that is taken"
+        names = [setting_name(strategy, setting) for setting in self.grids[strategy]]
+        tried = ', '.join(f'{name} {_scores_text(v, k)}' for name, v, k in zip(names, valid, kept))
+        return f'{strategy}: {tried} {self.by}; takes {names[best]}'
+
+
+def _scores_text(valid, kept):
+    text = 'failed' if np.isnan(valid) else f'{valid:.1%}'
+    return text if np.isnan(kept) else f'{text} ({kept:.1%} kept)'
+
+
+def setting_name(strategy:str, setting:dict)->str:
+    return f'lam {setting["lam"]:g}' if STRATEGIES[strategy].lams else f'lr {setting["lr"]:g}'
+
+
+def check_grids(grids:dict)->None:
+    "Raise `InputError` unless all strategies get the same number of trials"
+    if len({len(g) for g in grids.values()}) > 1:
+        given = ', '.join(f'{s} {len(g)}' for s, g in grids.items())
+        raise InputError(f'each strategy must get the same number of trials, not {given}')

@@ -1,0 +1,110 @@
+"Recording a run: what it found, or how it failed, is written to its folder and sealed."
+import gc
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from fastai.torch_core import num_distrib, rank_distrib
+
+from ..data.video import VideoError
+from ..errors import StoreError
+from ..runtime import store
+from ..runtime.distributed import from_rank0
+from ..runtime.progress import Progress
+from ..runtime.resume import Resume
+from .config import Run
+from .fit import error_message
+from .folder import versions
+
+__all__ = ['Outcome']
+
+
+@dataclass
+class Outcome:
+    "What training and measuring came to"
+    numbers: dict = field(default_factory=dict)  # columns of the result
+    status: str = 'ok'  # or 'diverged', 'out of memory', 'bad data', 'failed'
+    error: str = ''  # in one line
+    trace: str = ''  # traceback of an exception
+
+
+def write_run(
+    run:Run, # Its settings
+    folder:Path, # Claimed
+    measure:Callable, # Function of the learner's callbacks that trains, measures, writes files, returns an `Outcome`
+    row:dict, # Columns of the result that are known before
+    progress:Progress=Progress(), # Progress listener
+    **more, # Also written to `run.json`
+)->dict: # `row` with numbers, status, error and seconds
+    "Train and measure a run in its folder, and seal what it found or how it failed"
+    if not rank_distrib(): _begin(run, folder, more)
+    start, resume = time.time(), Resume(folder, progress.say)
+    progress.start(run, run.epochs)
+    outcome, notes = _attempt(measure, resume)
+    seconds = round(time.time() - start + resume.seconds, 2)
+    row = row | outcome.numbers | dict(seconds=seconds, status=outcome.status, error=outcome.error)
+    failed = bool(outcome.trace)
+    if not rank_distrib() or failed:
+        log = [time.strftime('%F %T'), run, versions(), '\n'.join(notes), outcome.trace]
+        store.write(folder/'log.txt', '\n'.join(map(str, log)))
+        seal_run(folder, row)
+        resume.remove()
+    # the processes of this run are no longer in step: torchrun ends the others, and the next start reads the row
+    if failed and num_distrib() > 1: raise SystemExit(f'{outcome.error}; start torchrun again to resume')
+    return from_rank0(lambda: row)
+
+
+def _begin(run, folder, more):
+    "Remove what an earlier try left, except the checkpoint of its last finished epoch, and write the settings"
+    folder.mkdir(parents=True, exist_ok=True)
+    leave = [store.LOCK, store.OWNER, *_checkpoints(folder)]
+    for f in folder.iterdir():
+        if f.is_file() and f.name not in leave: f.unlink()
+    store.write_json(folder/'run.json', asdict(run) | more)
+
+
+def _checkpoints(folder): return [f.name for f in store.find(folder, 'epoch-*', 'pt', check=False)]
+
+
+def _attempt(measure, resume):
+    "The outcome, also of a failure, and warnings for the log. Raises `StoreError`, which is not the run's failure"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        try: outcome = measure([resume])
+        except StoreError: raise
+        except Exception as e:
+            error = f'{type(e).__name__}: {error_message(e)}'
+            outcome = Outcome(status=failure_status(e), error=error, trace=traceback.format_exc())
+    if outcome.trace: _free_memory()
+    caught = [w for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))]
+    return outcome, dict.fromkeys(f'{w.category.__name__}: {w.message}' for w in caught)
+
+
+def failure_status(e:Exception)->str:
+    "The status of a run that raised an exception"
+    no_memory = isinstance(e, RuntimeError) and "can't allocate memory" in str(e)
+    if isinstance(e, FloatingPointError): return 'diverged'
+    if no_memory or isinstance(e, (MemoryError, torch.OutOfMemoryError)): return 'out of memory'
+    return 'bad data' if isinstance(e, VideoError) else 'failed'
+
+
+def _free_memory():
+    "Free what a failed run's exception referred to"
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+
+
+def seal_run(folder:Path, row:dict)->None:
+    "Write `result.json`: the row, the digests of all other files, and versions"
+    files = store.seal(folder, leave=['result.json', *_checkpoints(folder)])
+    store.write_json(folder/'result.json', row | dict(ended=time.time(), files=files, **versions()))
+
+
+def write_failure(folder:Path, row:dict, error:str)->None:
+    "Write the `result.json` of a run whose processes were all killed"
+    row = row | dict(seconds=0., status='failed', error=error)
+    store.write_json(folder/'result.json', row | dict(ended=time.time(), files={}, **versions()))

@@ -1,0 +1,92 @@
+"""Files of the model before fine-tuning, in `out/source/KEY`.
+
+    source.json             written last: seconds, hash of the encoder, versions, digests of the next three
+    encoder.safetensors, head.safetensors
+    path.safetensors        what each weight contributed to the loss's decrease, for SI; if the source was trained
+    scores.csv              class probabilities of the source's test videos before fine-tuning
+    reference-HASH.json     retention scores of the untouched encoder, one file for each set of what is measured
+    fisher-*, mas-*         importances of the weights, named by their digest
+    features/               outputs of the untouched encoder, see `Retention`"""
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+
+from ..data.task import Task
+from ..errors import Damaged
+from ..metrics.retention import RetentionScores
+from ..runtime import store
+from ..runtime.progress import Progress
+from ..strategies.importance import Importance
+from .config import Run, hash_fields
+from .folder import read_sealed, write_answers
+
+__all__ = ['source_folder']
+
+
+def source_folder(
+    run:Run, # Whose `source_key` counts
+    out:str|Path, # Folder of the study
+)->Path: # A folder that need not exist
+    "The folder of the model that a run starts from"
+    return Path(out)/'source'/run.source_key
+
+
+# ---- what the untouched encoder scores
+
+def reference_file(run:Run, out:str|Path)->Path:
+    measured = hash_fields(dict(others=run.others, barrier=run.with_barrier))
+    return source_folder(run, out)/f'reference-{measured}.json'
+
+
+def read_reference(run:Run, out:str|Path, progress:Progress)->dict|None:
+    "`id` of the encoder and its `reference` scores, if they are stored and undamaged"
+    file = reference_file(run, out)
+    sealed = read_sealed(file.parent, file.name, progress, 'measured again')
+    return sealed and dict(id=sealed['id'], reference=sealed['reference'])
+
+
+def write_reference(run:Run, out:str|Path, id:str, reference:RetentionScores, task:Task)->None:
+    "Store the scores of the untouched encoder, sealed with its answers on the source's test videos"
+    file = reference_file(run, out)
+    answers = file.parent/'scores.csv'
+    # answers that another reference was sealed with stay: with other threads their last digits may differ
+    if not any(_seals(f, answers.name) for f in file.parent.glob('reference-*.json')):
+        write_answers(reference.answers, task, answers)
+    files = {answers.name:store.digest(answers)}
+    store.write_json(file, dict(id=id, reference=reference.flat(), files=files))
+
+
+def _seals(file, name):
+    "Whether an undamaged sealed file names the file `name`, undamaged too"
+    try:
+        files = store.read_json(file)['files']
+        store.verify(file.parent, files)
+    except (Damaged, OSError): return False
+    return name in files
+
+
+# ---- importances
+
+def dump_importance(imp:Importance)->bytes:
+    parts = ((part, getattr(imp, part)) for part in ('diag', 'anchor'))
+    tensors = {f'{part}.{k}':v.detach().cpu().contiguous() for part, values in parts for k, v in values.items()}
+    return save(tensors, dict(n=str(imp.n)))
+
+
+def load_importance(file:Path)->Importance:
+    tensors = load_file(file)
+    with safe_open(file, 'pt') as f: n = int((f.metadata() or {}).get('n', 0))
+
+    def part(name): return {k.removeprefix(f'{name}.'):v for k, v in tensors.items() if k.startswith(f'{name}.')}
+    return Importance(part('diag'), part('anchor'), n)
+
+
+def write_path_integral(imp:Importance, folder:Path)->None:
+    store.write(folder/'path.safetensors', dump_importance(imp))
+
+
+def load_path_integral(folder:Path)->Importance|None:
+    "SI's importance, `None` where the source was not trained"
+    file = folder/'path.safetensors'
+    return load_importance(file) if file.exists() else None
