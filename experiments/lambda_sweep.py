@@ -23,7 +23,8 @@ from sdfast.data.datasets import create_task
 from sdfast.errors import InputError, StoreError
 from sdfast.report.summary import summary
 from sdfast.report.tables import number
-from sdfast.runtime.launch import Launcher, run_all
+from sdfast.runtime.launch import run_all
+from sdfast.runtime.launcher import Launcher
 from sdfast.strategies.distill import REDUCTIONS
 from sdfast.study.compare import compare_rows
 from sdfast.study.config import QUICK, Run

@@ -34,7 +34,8 @@ from sdfast.data.video import VideoFile
 from sdfast.errors import InputError, StoreError
 from sdfast.models.encoders import create_model
 from sdfast.report.tables import number
-from sdfast.runtime.launch import Launcher, run_all
+from sdfast.runtime.launch import run_all
+from sdfast.runtime.launcher import Launcher
 from sdfast.stats import mcnemar, mean_interval, paired_difference, proportion_interval
 from sdfast.strategies.distill import REDUCTIONS
 from sdfast.study.config import RSPNET, Run, file_id

@@ -18,7 +18,8 @@ from fastcore.script import call_parse, store_true
 from sdfast.data.datasets import create_task
 from sdfast.errors import InputError, StoreError
 from sdfast.metrics.columns import MEASURES, TABLE_COLUMNS
-from sdfast.runtime.launch import Launcher, run_all
+from sdfast.runtime.launch import run_all
+from sdfast.runtime.launcher import Launcher
 from sdfast.stats import mean_interval, paired_difference
 from sdfast.study.compare import compare_rows
 from sdfast.study.config import QUICK, Run

@@ -26,7 +26,7 @@ from ..report.page import write_page
 from ..report.tables import rich_table
 from ..report.write import write_report
 from ..runtime.distributed import join_processes
-from ..runtime.launch import Launcher
+from ..runtime.launcher import Launcher
 from ..runtime.loggers import check_loggers
 from ..runtime.progress import Progress
 from ..study.compare import compare

@@ -19,9 +19,9 @@ from fastcore.script import call_parse, store_true
 from ..errors import InputError, StoreError
 from ..report.chains import chain_markdown, chain_rich_table, matrix_table, sequence_summary, task_names
 from ..runtime.distributed import join_processes
-from ..runtime.launch import Launcher
+from ..runtime.launcher import Launcher
 from ..runtime.progress import Progress
-from ..study.chain import compare_sequences
+from ..study.compare_chains import compare_sequences
 from ..study.progress import LiveProgress
 from ..study.setup import build
 from .compare import main as compare_main

@@ -177,7 +177,7 @@ def pretrain(
 )->dict: # Stage, scores on held-out videos with intervals and chance, `weights`, the file
     "Pre-train, go on with a stage that was stopped, or read one that is finished. Raises `InputError` if it diverges, `StoreError` if `out` cannot be written to"
     folder = Path(out)/stage.key
-    with store.claim(folder, told=progress.say):
+    with store.claim(folder, say=progress.say):
         try:
             result = store.read_json(folder/'result.json')
             store.verify(folder, result['files'])

@@ -115,7 +115,7 @@ def test_a_weight_penalty_keeps_no_graph_over_the_weights(make_cb, held):
 FAULTS = """
 import ctypes, resource
 import torch
-from sdfast.memory import keep_freed_memory
+from sdfast.runtime.memory import keep_freed_memory
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: small pages, however this system is set up
 print(keep_freed_memory() if {keep} else None)
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -149,7 +149,7 @@ def test_freed_memory_is_kept_for_the_next_batch():
 def test_what_is_free_is_handed_back():
     code = """
 import torch
-from sdfast.memory import hand_back_memory, keep_freed_memory
+from sdfast.runtime.memory import hand_back_memory, keep_freed_memory
 def held(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS'))//1024
 assert keep_freed_memory()
 x = [torch.ones(250_000) for _ in range(300)]  # 300 MB
@@ -175,7 +175,7 @@ def test_other_systems_are_left_alone(monkeypatch):
 @pytest.mark.parametrize('cuda', [False, True])
 def test_studies_keep_memory_where_there_is_no_gpu(clips, tmp_path, monkeypatch, cuda):
     called = []
-    monkeypatch.setattr(memory_module, 'keep_freed_memory', lambda: called.append(1))
+    monkeypatch.setattr(source_module, 'keep_freed_memory', lambda: called.append(1))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
     source_module.load_source(small_run(clips, source=''), tmp_path)
     assert called == [1]*(not cuda)

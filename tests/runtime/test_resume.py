@@ -141,8 +141,8 @@ def test_a_damaged_file_is_named_and_the_fit_begins_anew(tmp_path):
         file = next(tmp_path.glob('epoch-*.pt'))
         damage(file)
         assert_same(whole, fit(cbs, tmp_path, say=told.append))
-        assert file.name in told[-1] and 'damaged' in told[-1] and 'begins anew' in told[-1]
-        Resume(tmp_path)._remove()
+        assert file.name in told[-1] and 'damaged' in told[-1] and 'starts from its first epoch' in told[-1]
+        Resume(tmp_path).remove()
     assert len(told) == 3
 
 
@@ -152,7 +152,7 @@ def test_a_pickle_in_its_place_runs_nothing(tmp_path):
     store.put(tmp_path, 'epoch-00001', pickle.dumps(Evil()), 'pt')
     told = []
     assert_same(fit(lambda net: [], tmp_path, say=told.append), fit(lambda net: []))
-    assert not (tmp_path/'ran').exists() and 'not what Resume writes' in told[0] and 'begins anew' in told[0]
+    assert not (tmp_path/'ran').exists() and 'not what Resume writes' in told[0] and 'starts from its first epoch' in told[0]
 
 
 def test_another_fit_is_refused(tmp_path):
@@ -160,7 +160,7 @@ def test_another_fit_is_refused(tmp_path):
     with pytest.raises(InputError, match='other callbacks'): fit(lambda net: make('ema_teacher', 1., net), tmp_path)
     with pytest.raises(InputError, match='other epochs'): fit(lambda net: [SelfDistill(1.)], tmp_path, epochs=5)
     learn = fit(lambda net: [SelfDistill(1.)], tmp_path)[3]
-    with pytest.raises(InputError, match='take another folder'): learn.fit(4)
+    with pytest.raises(InputError, match='use another folder'): learn.fit(4)
     Resume(tmp_path).remove()
     assert epochs_done(tmp_path) == 0
 

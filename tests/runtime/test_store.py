@@ -52,7 +52,7 @@ def test_put_and_find(tmp_path):
 
 WRITER = '''
 import sys
-from sdfast import store
+from sdfast.runtime import store
 i = 0
 while True:
     i += 1
@@ -75,7 +75,7 @@ def test_killed_while_writing_leaves_a_whole_file(tmp_path):
 
 FULL = '''
 import resource, signal, sys
-from sdfast import store
+from sdfast.runtime import store
 from sdfast.errors import StoreError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -88,7 +88,7 @@ def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path):
     file = tmp_path/'a.json'
     store.write_json(file, dict(n=1))
     p = subprocess.run([sys.executable, '-c', FULL, str(file)], capture_output=True, text=True)
-    assert re.fullmatch('.*a.json cannot be written: File too large.*goes on from there\n', p.stdout), p.stdout + p.stderr
+    assert re.fullmatch('.*a.json cannot be written: File too large.*resumes it\n', p.stdout), p.stdout + p.stderr
     assert store.read_json(file) == dict(n=1) and [f.name for f in tmp_path.iterdir()] == ['a.json']
     (tmp_path/'file').write_text('')
     with pytest.raises(StoreError, match='cannot be written: Not a directory'): store.write(tmp_path/'file'/'x', 'y')
@@ -98,7 +98,7 @@ def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path):
 
 OWNER = '''
 import sys, time
-from sdfast import store
+from sdfast.runtime import store
 with store.claim(sys.argv[1]):
     print('mine', flush=True)
     time.sleep(60)
@@ -128,7 +128,7 @@ def test_who_waits_is_told_once_and_gets_it(tmp_path):
     code = OWNER.replace('60', '1.')
     p, told = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True), []
     p.stdout.readline()
-    with store.claim(tmp_path, told=told.append, every=.05): assert len(told) == 1 and f'waiting for process {p.pid}' in told[0]
+    with store.claim(tmp_path, say=told.append, every=.05): assert len(told) == 1 and f'waiting for process {p.pid}' in told[0]
     p.wait()
 
 
