@@ -206,7 +206,7 @@ def _write_source(model, importance, folder, seconds):
     names = [f'{n}.safetensors' for n in ('encoder', 'head', 'path')]
     files = {n:store.digest(folder/n) for n in names if (folder/n).exists()}
     store.write_json(folder/'source.json', dict(seconds=seconds, encoder=state_hash(encoder.state_dict()),
-                                                files=files, **versions()))
+                                                **versions(), files=files))
 
 
 def _make_retention(run, model, cache):
