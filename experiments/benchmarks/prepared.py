@@ -1,11 +1,14 @@
-"""What do prepared copies give, and what do they cost in accuracy?
+"""How much faster are prepared copies, and what do they cost in accuracy?
 
-    python experiments/benchmarks/prepared.py csv:videos/manifest.csv --to copies        # after experiments/prepare.py ... --to copies
+    python experiments/prepare.py csv:videos/manifest.csv --to copies
+    python experiments/benchmarks/prepared.py csv:videos/manifest.csv copies
 
-Decodes the same clips of 16 frames, stride 2, short side 112, one thread, from originals and from copies, in turns, and prints milliseconds (of the
-processor) and how many times as many clips a second the copies give. Then a linear probe on frozen features of the middle clip of each video, from
-originals and from copies: accuracy over --splits splits by group (or --by-clip), the same for both, with the paired difference and its 95 % t interval (splits share
-videos, so that the interval is rather too narrow). Writes JSON to --out. The goal is at least 4 times."""
+Decodes the same clips of 16 frames, stride 2, short side 112, with one thread, from originals and from copies in
+turns. Prints milliseconds of the processor, and how many times more clips a second the copies give. Then fits a
+linear probe on frozen features of the middle clip of each video, from originals and from copies, and compares
+accuracies over --splits splits by group (or --by-clip): the same splits for both, with the paired difference and its
+95 % t interval, which is rather too narrow, since splits share videos. Writes prepared_NAME.json to --out. Goal: at
+least 4 times."""
 import os
 import random
 import sys
@@ -17,8 +20,8 @@ warnings.filterwarnings('ignore', category=FutureWarning)
 
 import numpy as np
 import torch
-from fastcore.script import call_parse
-from measure import need, ratio, show, side_by_side, write
+from fastcore.script import call_parse, store_true
+from measure import ratio, require_device, show, side_by_side, write
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
@@ -30,11 +33,82 @@ from sdfast.models.encoders import create_model, model_stats
 from sdfast.models.features import extract
 from sdfast.stats import mean_interval, paired_difference
 
-FRAMES, STRIDE, SIZE = 16, 2, 112
+FRAMES = 16
+STRIDE = 2
+SIZE = 112
+SPAN = (FRAMES - 1)*STRIDE  # from the first frame of a clip to the last
+
+
+def load_tasks(spec, copies):
+    "The task with its original videos, and with the copies in the folder `copies`"
+    tasks = {}
+    for kind, folder in dict(originals='', copies=copies).items():
+        os.environ['SDFAST_PREPARED'] = folder
+        create_task.cache_clear()
+        tasks[kind] = create_task(spec)
+    if tasks['copies'].prepared is None:
+        sys.exit(f'prepared.py: {copies} has no copies of {spec}; make them with experiments/prepare.py')
+    return tasks
+
+
+def draw_clips(tasks, videos):
+    "Kind of file -> `(path, frame numbers)` of one random clip of each of some videos"
+    rng = random.Random(0)
+    originals = tasks['originals'].df
+    jobs = {kind:[] for kind in tasks}
+    for i in rng.sample(range(len(originals)), min(videos, len(originals))):
+        n = VideoFile(originals.path[i]).index.n
+        start = int(rng.random()*(max(0, n - SPAN - 1) + 1))
+        idx = np.unique(np.minimum(start + np.arange(FRAMES)*STRIDE, n - 1))
+        for kind, task in tasks.items(): jobs[kind].append((task.df.path[i], idx))
+    return jobs
 
 
 def decode(jobs):
     for path, idx in jobs: VideoFile(path).read(idx, SIZE)
+
+
+def measure_speed(tasks, videos, rounds):
+    "A row for originals and for copies"
+    jobs = draw_clips(tasks, videos)
+    n = len(jobs['copies'])
+    taken = side_by_side({kind:lambda j=j: decode(j) for kind, j in jobs.items()}, rounds, clock=time.process_time)
+    rows = []
+    for kind, seconds in taken.items():
+        faster = {f'{k}_more_clips':v for k, v in ratio(taken['originals'], seconds).items()}
+        rows.append(dict(source=kind, ms_min=1e3*seconds.min()/n, ms_median=1e3*np.median(seconds)/n, **faster))
+    show(f'{tasks["originals"].describe()}: {n} clips, {rounds} rounds', rows)
+    return rows
+
+
+def extract_features(tasks, model, model_args, init, device):
+    "`(kind of file -> features, labels)` of the middle clips of all videos"
+    options = dict(a.split('=', 1) for a in model_args.split(',') if a)
+    encoder = create_model(model, 2, init, **options)[0].to(device)
+    features = {}
+    for kind, task in tasks.items():
+        dls = task.dls(8, 4, SIZE, bs=8, stats=model_stats(model), device=torch.device(device))
+        x, y = extract(encoder, task.dl(dls, 'train', 'valid', 'test'))
+        features[kind] = x.numpy()
+    return features, y.numpy()
+
+
+def probe_accuracies(features, y, group, splits):
+    "Kind of file -> accuracy in % of a linear probe on each split"
+    accuracies = {kind:[] for kind in features}
+    for seed in range(splits):
+        folds = StratifiedGroupKFold(4, shuffle=True, random_state=seed)
+        train, test = next(folds.split(y, y, group))
+        for kind, x in features.items():
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=.01, max_iter=2000))
+            probe.fit(x[train], y[train])
+            accuracies[kind].append(100*probe.score(x[test], y[test]))
+    return accuracies
+
+
+def correlation(a, b):
+    "Mean correlation of two features of the same videos"
+    return float(np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b)]))
 
 
 @call_parse
@@ -44,45 +118,31 @@ def main(
     model:str='mobilenetv2_100', # See `create_model`
     model_args:str='pad_type=same', # For its constructor
     init:str=None, # Its weights
-    videos:int=40, # To measure the speed on
-    rounds:int=15, # In each of which a clip of each of them is decoded both ways
-    splits:int=20, # Of the probe
-    by_clip:bool=False, # Split at random instead of by group: for sets whose classes cannot be told in new scenes, where by group both are at chance
-    device:str='cpu', # Of the model: cpu or cuda
+    videos:int=40, # Videos to measure the speed on
+    rounds:int=15, # Rounds, in each of which a clip of each video is decoded both ways
+    splits:int=20, # Splits of the probe
+    by_clip:store_true=False, # Split at random instead of by group: for sets where by group both are at chance
+    device:str='cpu', # Device of the model: cpu or cuda
     out:str='runs/benchmarks', # Folder for prepared_NAME.json
-    name:str='', # Of the JSON file
+    name:str='', # NAME of the JSON file
 ):
     "Clips a second from originals and copies, and the accuracy of a linear probe"
-    need(device)
+    require_device(device)
     torch.set_num_threads(1)
-    tasks = {}
-    for kind, place in dict(originals='', copies=to).items():
-        os.environ['SDFAST_PREPARED'] = place
-        create_task.cache_clear()
-        tasks[kind] = create_task(task)
-    if tasks['copies'].prepared is None: sys.exit(f'prepared.py: {to} has no copies of {task}; make them with experiments/prepare.py')
-    rng, jobs = random.Random(0), {k:[] for k in tasks}
-    for i in rng.sample(range(len(tasks['originals'].df)), min(videos, len(tasks['originals'].df))):
-        n, start = VideoFile(tasks['originals'].df.path[i]).index.n, rng.random()
-        idx = np.unique(np.minimum(int(start*(max(0, n - (FRAMES - 1)*STRIDE - 1) + 1)) + np.arange(FRAMES)*STRIDE, n - 1))
-        for k, t in tasks.items(): jobs[k].append((t.df.path[i], idx))
-    took = side_by_side({k:(lambda j=j: decode(j)) for k, j in jobs.items()}, rounds, clock=time.process_time)
-    speed = [dict(source=k, ms_min=1e3*t.min()/len(jobs[k]), ms_median=1e3*np.median(t)/len(jobs[k]), **{f'{n}_more_clips':v for n, v in ratio(took['originals'], t).items()})
-             for k, t in took.items()]
-    show(f'{tasks["originals"].describe()}: {len(jobs["copies"])} clips, {rounds} rounds', speed)
+    tasks = load_tasks(task, to)
+    speed = measure_speed(tasks, videos, rounds)
 
-    net, feats = create_model(model, 2, init, **dict(a.split('=', 1) for a in filter(None, model_args.split(','))))[0].to(device), {}
-    for k, t in tasks.items():
-        dls = t.dls(8, 4, SIZE, bs=8, stats=model_stats(model), device=torch.device(device))
-        feats[k] = extract(net, t.dl(dls, 'train', 'valid', 'test'))
-    x = {k:f[0].numpy() for k, f in feats.items()}
-    y, group = feats['copies'][1].numpy(), np.arange(len(tasks['copies'].df)) if by_clip else tasks['copies'].df.group.values
-    acc = {k:[] for k in x}
-    for seed in range(splits):
-        train, test = next(StratifiedGroupKFold(4, shuffle=True, random_state=seed).split(y, y, group))
-        for k in x: acc[k].append(100*make_pipeline(StandardScaler(), LogisticRegression(C=.01, max_iter=2000)).fit(x[k][train], y[train]).score(x[k][test], y[test]))
-    same = float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(*x.values())]))
-    rows = {k:asdict(d) for k, d in dict(**{k:mean_interval(a) for k, a in acc.items()}, difference=paired_difference(acc['copies'], acc['originals'])).items()}
-    show(f'accuracy of the probe in %, {splits} splits by {"clip" if by_clip else "group"}; features correlate by {same:.4f}', [dict(source=k, **r) for k, r in rows.items()])
-    write(out, f'prepared_{name}' if name else 'prepared', device, task=tasks['originals'].describe(), frames=FRAMES, stride=STRIDE, size=SIZE, rounds=rounds, speed=speed,
-          probe=dict(model=model, splits=splits, by='clip' if by_clip else 'group', accuracy=acc, summary=rows, feature_correlation=same))
+    features, y = extract_features(tasks, model, model_args, init, device)
+    copies = tasks['copies'].df
+    group = np.arange(len(copies)) if by_clip else copies.group.values
+    accuracies = probe_accuracies(features, y, group, splits)
+    same = correlation(features['originals'], features['copies'])
+    intervals = {kind:mean_interval(a) for kind, a in accuracies.items()}
+    intervals['difference'] = paired_difference(accuracies['copies'], accuracies['originals'])
+    rows = {kind:asdict(d) for kind, d in intervals.items()}
+    by = 'clip' if by_clip else 'group'
+    show(f'accuracy of the probe in %, {splits} splits by {by}; features correlate by {same:.4f}',
+         [dict(source=k, **r) for k, r in rows.items()])
+    settings = dict(task=tasks['originals'].describe(), frames=FRAMES, stride=STRIDE, size=SIZE, rounds=rounds)
+    probe = dict(model=model, splits=splits, by=by, accuracy=accuracies, summary=rows, feature_correlation=same)
+    write(out, f'prepared_{name}' if name else 'prepared', device, **settings, speed=speed, probe=probe)

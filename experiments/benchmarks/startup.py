@@ -2,21 +2,23 @@
 
     python experiments/benchmarks/startup.py              # about three minutes on a quiet CPU core
 
-Each import in a process of its own, in turns, after one round that does not count (files come from the disk there); seconds of the process on a CPU from the first line to the last, without
-the interpreter's own start. Prints a table and writes startup.json to --out. Goal: `import sdfast` in at most 1.15 of `import fastai.vision.all`."""
+Each import runs in a process of its own, in turns, after a warm-up round that reads the files from disk. Measures the
+seconds of the process on the CPU from the first line to the last, without the start of the interpreter. Prints a
+table and writes startup.json to --out.
+Goal: `import sdfast` takes at most 1.15 times as long as `import fastai.vision.all`."""
 import subprocess
 import sys
 
 import numpy as np
 from fastcore.script import call_parse
-from measure import need, ratio, show, write
+from measure import in_turns, ratio, require_device, show, write
 
 CODE = 'import time; start = time.process_time(); import {}; print(time.process_time() - start)'
 BASE = 'fastai.vision.all'
 
 
-def seconds(module):
-    "Of one import"
+def import_seconds(module):
+    "Seconds of one import in a new process"
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', CODE.format(module)], capture_output=True, text=True)
     if done.returncode: sys.exit(f'startup.py: import {module} failed: {done.stderr.strip().splitlines()[-1]}')
     return float(done.stdout.split()[-1])
@@ -24,19 +26,18 @@ def seconds(module):
 
 @call_parse
 def main(
-    rounds:int=7, # Of all imports
-    modules:str='sdfast,sdfast.study,sdfast.strategies,sdfast.all', # To compare, by commas
-    device:str='cpu', # As of the other benchmarks; nothing here runs on one
+    rounds:int=7, # Rounds of all imports
+    modules:str='sdfast,sdfast.study,sdfast.strategies,sdfast.all', # Modules to compare, separated by commas
+    device:str='cpu', # For uniformity with the other benchmarks; nothing runs on it
     out:str='runs/benchmarks', # Folder for startup.json
 ):
     "Seconds of imports, and ratios to fastai.vision.all"
-    need(device)
+    require_device(device)
     names = [BASE, *modules.split(',')]
-    took = {n:np.array([]) for n in names}
-    for i in range(rounds + 1):
-        for n in names[i % len(names):] + names[:i % len(names)]:
-            s = seconds(n)
-            if i: took[n] = np.append(took[n], s)
-    rows = [dict(module=n, median=float(np.median(t)), least=float(t.min()), **ratio(t, took[BASE])) for n, t in took.items()]
+    taken = in_turns({n:lambda n=n: import_seconds(n) for n in names}, rounds)
+    rows = []
+    for name, seconds in taken.items():
+        median = float(np.median(seconds))
+        rows.append(dict(module=name, median=median, least=float(seconds.min()), **ratio(seconds, taken[BASE])))
     show('seconds of the process for an import, and ratios to fastai.vision.all', rows)
     write(out, 'startup', device, rounds=rounds, rows=rows)

@@ -38,6 +38,7 @@ from sdfast.data.datasets import csv as csv_task
 from sdfast.data.text import FORMULA, as_markdown
 from sdfast.data.video import MAX_ASPECT, MAX_PIXELS, VideoError, VideoFile, index_video
 from sdfast.errors import InputError
+from sdfast.report.paper import right_answers
 from sdfast.report.summary import answered_right, mcnemar_of_runs
 from sdfast.study.config import Run
 from sdfast.study.execute import execute
@@ -390,9 +391,7 @@ def test_odd_class_names_stay_names(table, tmp_path, monkeypatch):
     for _, cell in cells(tmp_path/'out'): assert not FORMULA.search(cell) or cell in ('-1', '+1.5')
     scores = pd.read_csv(tmp_path/'out/runs'/row['key']/'scores.csv', dtype=dict(label=str))
     assert list(scores.columns[2:]) == sorted(ODD) and list(scores.label) == ODD
-    monkeypatch.syspath_prepend(TESTS.parent/'experiments')
-    from paper_tables import right
-    assert right(tmp_path/'out', row, False).mean() == pytest.approx(row['acc1'])
+    assert right_answers(tmp_path/'out', row, 'last').mean() == pytest.approx(row['acc1'])
     runs = pd.DataFrame([row])
     assert mcnemar_of_runs(partial(answered_right, tmp_path/'out'), runs, runs.set_index('seed')) == 1
 

@@ -27,7 +27,7 @@ SLACK = 50_000  # bytes: features, losses, what the recorder keeps
 
 def _bench():
     sys.path.insert(0, str(Path(__file__).parents[2]/'experiments'/'benchmarks'))
-    try: return importlib.import_module('bench')
+    try: return importlib.import_module('measure')
     finally: del sys.path[0]
 
 

@@ -1,5 +1,4 @@
-"The scripts of pre-training: a stage that is killed goes on and ends with the same weights; the table from beginning to end."
-import importlib.util
+"The script of pre-training: a stage that is killed resumes and ends with the same weights."
 import json
 import os
 import signal
@@ -11,28 +10,15 @@ import pandas as pd
 import pytest
 from helpers import same, state
 from safetensors.torch import load_file
-from scipy.stats import binomtest
 
-from sdfast.data.datasets import create_task
 from sdfast.data.digits import write_video
 from sdfast.errors import InputError
 from sdfast.models.encoders import create_encoder
 from sdfast.models.weights import load_encoder
 from sdfast.pretext import METHODS, RSPNet, read_checkpoint, read_rspnet
 from sdfast.runtime.progress import Progress
-from sdfast.study import source as source_module
 
 ROOT = Path(__file__).parents[2]
-
-
-def load(name):
-    sys.path.insert(0, str(ROOT/'experiments'))
-    try:
-        spec = importlib.util.spec_from_file_location(name, ROOT/f'experiments/{name}.py')
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally: sys.path.pop(0)
 
 
 @pytest.fixture(scope='module')
@@ -165,75 +151,3 @@ def test_another_setting_is_another_folder(script):
 
 
 # the table
-
-@pytest.fixture(scope='module')
-def table(tmp_path_factory):
-    out, module = tmp_path_factory.mktemp('table'), load('pretext_table')
-    module.work(out, task='moving_digits', source='moving_digits', models='tiny', methods='none,order', clips=2, pretext_epochs=1, epochs=1, size=None, seeds=2, trial_seeds=1, workers=0)
-    return module, out
-
-
-def test_the_table_from_beginning_to_end(table):
-    module, out = table
-    t, runs = pd.read_csv(out/'table.csv'), pd.read_csv(out/'runs.csv')
-    assert list(zip(t.method, t.strategy)) == [(m, s) for m in ('none', 'order') for s in ('finetune', 'self_distill')] and (t.runs == 2).all()
-    for _, r in t.iterrows():
-        mine = runs[(runs.method == r.method) & (runs.strategy == r.strategy) & runs.final & runs.chosen]
-        assert r.acc1 == pytest.approx(100*mine.acc1.mean()) and r.acc5 == pytest.approx(100*mine.acc5.mean()) and r.source_probe == pytest.approx(mine.source_probe.mean())
-    none, order = (runs[(runs.method == m) & (runs.strategy == 'finetune') & runs.final & runs.chosen].set_index('seed').acc1 for m in ('none', 'order'))
-    assert t.none_diff[2] == pytest.approx(100*(order - none).mean()) and pd.isna(t.none_diff[0])
-    untouched = runs[runs.strategy == 'untouched'].set_index('method')
-    assert untouched.anchor.nunique() == 2 and t.source_probe_before[2] == pytest.approx(untouched.source_probe['order'])
-    seen = create_task('moving_digits', 'source').count('test')
-    right = round(seen*untouched.source_probe['order'])
-    low, high = binomtest(right, seen).proportion_ci(method='wilson')
-    assert right/seen == pytest.approx(untouched.source_probe['order'], abs=1e-6) and (t.source_probe_before_low[2], t.source_probe_before_high[2]) == pytest.approx((low, high), abs=1e-5)
-    assert 'VCOP' in (out/'table.md').read_text() and 'chance 16.7%' in (out/'table.md').read_text()
-
-
-def test_the_finished_table_trains_nothing(table, monkeypatch):
-    module, out = table
-    from fastai.learner import Learner
-    source_module._sources.clear()
-    before = (out/'table.csv').read_text()
-    monkeypatch.setattr(Learner, 'fit', lambda *a, **k: pytest.fail('trained again'))
-    module.work(out, task='moving_digits', source='moving_digits', models='tiny', methods='none,order', clips=2, pretext_epochs=1, epochs=1, size=None, seeds=2, trial_seeds=1, workers=0)
-    assert (out/'table.csv').read_text() == before
-
-
-def test_the_readmes_show_the_shipped_table():
-    module, folder, page, readme = load('pretext_table'), ROOT/'experiments/results/pretext', (ROOT/'experiments/README.md').read_text(), (ROOT/'README.md').read_text()
-    t, runs, scores = pd.read_csv(folder/'table.csv').fillna(dict(pretext='', printed='')), pd.read_csv(folder/'runs.csv'), pd.read_csv(folder/'pretext.csv')
-    stages = {(m, p):dict(scores=g.to_dict('records')) for (m, p), g in scores.groupby(['model', 'method'])}
-    again = module.measure(runs, stages, None, create_task('moving_digits', 'source').count('test'))
-    pd.testing.assert_frame_equal(again, t, check_dtype=False, rtol=1e-4)
-    text = (folder/'table.md').read_text()
-    assert module.markdown(again, {}, []).rstrip() in text and text.rstrip() in page
-    # what is said of it
-    plain, distilled = t[t.strategy == 'finetune'].set_index('method'), t[t.strategy == 'self_distill'].set_index('method')
-    gain, rest = plain.none_diff.dropna(), plain.index.drop('none')
-    assert (plain.none_diff_low[rest] > 0).all() and f'{gain.min():.1f} to {gain.max():.1f} points' in page and f'{gain.min():.1f} to {gain.max():.1f} points' in readme
-    probe = 100*plain.source_probe_before
-    assert f'{probe[rest].min():.1f} to {probe[rest].max():.1f} %' in page and f'{probe["none"]:.1f} % off the random one' in page and (plain.source_probe_before_low[rest] > plain.source_probe_before_high['none']).all()
-    assert f'{distilled.plain_diff.min():+.1f} to {distilled.plain_diff.max():+.1f} points' in page and (distilled.plain_diff_low > 0).sum() == 2 and distilled.plain_diff_low.max() < .05
-    closer = distilled.cka > plain.cka
-    assert set(closer[~closer].index) == {'none', 'iic'} and (distilled.cka - plain.cka).idxmax() == 'mas'
-    assert (scores.low > scores.chance).all() and all(f'{100*v:.1f} against' in page for v in scores.set_index('name').value[['puzzle_acc', 'rotation_acc', 'appearance_acc']])
-
-
-def test_the_papers_numbers_stand_in_their_rows():
-    printed = load('pretext_table').printed
-    assert printed('pace', 'finetune', 'r2plus1d', None) == 'R(2+1)D 77.1 / 36.6' and printed('pace', 'finetune', 'c3d', None) == ''
-    assert printed('rspnet', 'finetune', 'tiny', None) == 'C3D 76.7 / 44.6; R(2+1)D 81.1 / 44.6'
-    assert printed('rspnet', 'self_distill', 'c3d', 'hmdb51') == 'C3D 45.8' and printed('order', 'finetune', 'tiny', None) == '' and printed('none', 'self_distill', 'c3d', None) == ''
-    assert printed('puzzle', 'finetune', 'tiny', None) == 'C3D 60.6 / 28.3' and printed('mas', 'finetune', 'c3d', 'hmdb51') == 'C3D 33.4' and printed('cvrl', 'finetune', 'tiny', None) == printed('iic', 'finetune', 'tiny', None) == ''
-
-
-def test_a_method_that_cannot_be_run_is_told_and_the_others_go_on(tmp_path):
-    module = load('pretext_table')
-    old = module.SHORT['pace']
-    module.SHORT['pace'] = old | dict(frames=8)  # no room for the fast pace in eight frames
-    try:
-        with pytest.raises(InputError, match='no video could be used'):
-            module.work(tmp_path, task='moving_digits', source='moving_digits', models='tiny', methods='pace', clips=2, pretext_epochs=1, epochs=1, size=None, seeds=1, trial_seeds=1, workers=0)
-    finally: module.SHORT['pace'] = old

@@ -1,0 +1,80 @@
+"What the commands and the studies of `experiments/` share: errors of one line, the folder to write to, lists of names."
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import InputError, StoreError
+from ..runtime.launch import Launcher
+from ..study.progress import LiveProgress
+
+__all__ = ['one_line_errors', 'make_folder', 'study_session', 'pick_names', 'pick_strengths']
+
+
+@contextmanager
+def one_line_errors(
+    script:str, # Name of the script, in front of the message
+    out:str|Path='', # Folder with what is finished, named after Ctrl-C
+)->Iterator[None]: # Context manager
+    "End the process with one line on standard error: status 2 for wrong input or a broken folder, 130 for Ctrl-C"
+    try:
+        yield
+        return
+    except (InputError, StoreError) as e:
+        message = str(e).split(':\n\t')[-1]  # without the event, which fastai puts in front
+        status = 2
+    except KeyboardInterrupt:
+        message = f'stopped; finished runs are in {out}, the same command resumes'
+        status = 130
+    print(f'{script}: {message}', file=sys.stderr)
+    sys.exit(status)
+
+
+def make_folder(
+    out:str|Path, # Folder to make, the value of --out
+)->Path: # The folder
+    "Make the folder of a study, or raise `InputError`"
+    out = Path(out)
+    try: out.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
+    return out
+
+
+@contextmanager
+def study_session(
+    script:str, # Name of the script, in front of error messages
+    out:str|Path, # Folder of the study, made if needed
+    jobs:int=1, # Worker processes
+    launcher:str='', # Where they run: local, or slurm
+    slurm:str='', # Options of Slurm's jobs, see `Launcher`
+)->Iterator[tuple[LiveProgress, Launcher]]: # Context manager
+    "Open a study's folder and its progress display; errors and Ctrl-C end the process with one line"
+    with one_line_errors(script, out):
+        where = Launcher(jobs, launcher, slurm)
+        make_folder(out)
+        with LiveProgress() as progress: yield progress, where
+
+
+def pick_names(
+    text:str, # Names separated by commas
+    known:Sequence[str], # The names that may occur
+    option:str, # Option that `text` comes from, for the message
+)->list[str]: # In the order of `known`
+    "Read a list of known names; raises `InputError` for an unknown name and for an empty list"
+    names = [n.strip() for n in text.split(',') if n.strip()]
+    unknown = [n for n in names if n not in known]
+    if unknown: raise InputError(f'{option}: unknown {unknown[0]!r}; known are {", ".join(known)}')
+    if not names: raise InputError(f'{option} must name at least one of {", ".join(known)}')
+    return [k for k in known if k in names]
+
+
+def pick_strengths(
+    text:str, # Numbers separated by commas
+    option:str, # Option that `text` comes from, for the message
+)->list[float]: # Without repeats, from weak to strong
+    "Read a list of strengths above 0; raises `InputError` for anything else"
+    try: values = [float(x) for x in text.split(',') if x.strip()]
+    except ValueError: raise InputError(f'{option}: {text!r} are not numbers separated by commas') from None
+    for v in values:
+        if not 0 < v < float('inf'): raise InputError(f'{option}: strengths must be finite and above 0, not {v:g}')
+    return sorted(set(values))
