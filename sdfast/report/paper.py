@@ -10,7 +10,7 @@ import pandas as pd
 from ..stats import Difference, mcnemar, mean_interval, paired_difference, proportion_interval
 from ..study.config import RSPNET
 from ..study.paper import DATA_SETS, LAMS, NAMES, PRINTED, QUOTED, RECIPES, SELECTIONS, PaperCell, PaperStudy
-from .tables import number
+from .table import number
 
 __all__ = ['table_2', 'table_1', 'paper_markdown', 'paper_notes']
 

@@ -6,7 +6,7 @@ import pandas as pd
 from ..stats import mean_interval, paired_difference, proportion_interval
 from ..study.paper import DATA_SETS, LAMS, NAMES, PRINTED, QUOTED, RECIPES
 from ..study.pretrain import score_text
-from .tables import number
+from .table import number
 
 __all__ = ['pretext_table', 'pretext_markdown', 'printed_results']
 
