@@ -26,7 +26,8 @@ from sdfast.commands.common import make_folder, one_line_errors, pick_names, pic
 from sdfast.data.datasets import OFFICIAL, create_task
 from sdfast.errors import InputError
 from sdfast.report.paper import paper_markdown, paper_notes, table_1, table_2
-from sdfast.runtime.launch import Launcher, run_all
+from sdfast.runtime.launch import run_all
+from sdfast.runtime.launcher import Launcher
 from sdfast.study.estimate import estimate_run, loading_processes, time_loading, time_steps
 from sdfast.study.execute import RunJob
 from sdfast.study.paper import DATA_SETS, NAMES, RECIPES, SELECTIONS, PaperStudy

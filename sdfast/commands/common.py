@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError, StoreError
-from ..runtime.launch import Launcher
+from ..runtime.launcher import Launcher
 from ..study.progress import LiveProgress
 
 __all__ = ['one_line_errors', 'make_folder', 'study_session', 'pick_names', 'pick_strengths']

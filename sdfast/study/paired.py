@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.datasets import create_task
-from ..runtime.launch import Launcher, run_all
+from ..runtime.launch import run_all
+from ..runtime.launcher import Launcher
 from ..runtime.progress import Progress
 from .compare import compare_rows
 from .config import QUICK, Run
