@@ -8,7 +8,7 @@ from fastai.torch_core import num_distrib
 from ..errors import InputError
 from ..models.surgery import find_encoder, frozen_copy
 from ..runtime.resume import Stateful
-from ..strategies.base import Columns
+from ..strategies.columns import Columns
 from .features import drift, linear_cka, weight_distance
 from .reading import preserve_rng, read_clips
 from .retention import Retention

@@ -1,132 +1,25 @@
-"""Video models as `nn.Sequential(encoder, head)`: the paper's C3D and R(2+1)D, a small R(2+1)D for CPUs, torchvision's video
-nets, timm nets over frames.
-
-Every encoder takes a normalised batch of clips `(B, T, 3, H, W)` and returns features `(B, num_features)`.
-"""
-from collections import OrderedDict
+"""From a name to an encoder, or to a model `nn.Sequential(encoder, head)`: nets of sdfast, video nets of torchvision,
+nets of timm."""
 from pathlib import Path
 
 import timm
-import torch
 import torchvision
 from fastai.vision.core import imagenet_stats
 from torch import nn
 
 from ..errors import InputError
+from .nets import FrameEncoder, SpaceTimeEncoder, c3d, r2plus1d, tiny
 from .weights import HEADS, load_encoder
 
-__all__ = ['SpaceTimeEncoder', 'FrameEncoder', 'tiny', 'c3d', 'r2plus1d', 'is_model', 'create_encoder', 'model_stats', 'create_model', 'encoder_head_split']
+__all__ = ['ENCODERS', 'is_model', 'create_encoder', 'model_stats', 'create_model', 'encoder_head_split']
 
-
-
-class SpaceTimeEncoder(nn.Module):
-    "A net over `(B, C, T, H, W)`, run channels-last, behind the clip layout of sdfast"
-
-    def __init__(self,
-        body:nn.Module, # From `(B, C, T, H, W)` to `(B, num_features)`
-        num_features:int, # Width of the feature
-    ):
-        super().__init__()
-        self.body, self.num_features = body.to(memory_format=torch.channels_last_3d), num_features
-
-    def forward(self, x:torch.Tensor)->torch.Tensor: return self.body(x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d))
-
-
-class FrameEncoder(nn.Module):
-    "An image net over every frame; the clip's feature is the mean of its frames'"
-
-    def __init__(self,
-        body:nn.Module, # From `(B, C, H, W)` to `(B, num_features)`
-        num_features:int, # Width of the feature
-    ):
-        super().__init__()
-        self.body, self.num_features = body, num_features
-
-    def forward(self, x:torch.Tensor)->torch.Tensor: return self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
-
-
-def _conv2plus1(ni, no, stride, temporal_stride):
-    """A 3x3x3 convolution as space, then time (Tran et al., CVPR 2018). The width between keeps the number of weights,
-    rounded to a multiple of 8: on CPUs odd widths cost half as much again."""
-    mid = max(8, round((ni*no*27)/(ni*9 + 3*no)/8)*8)
-    return nn.Sequential(
-        nn.Conv3d(ni, mid, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False), nn.BatchNorm3d(mid), nn.ReLU(inplace=True),
-        nn.Conv3d(mid, no, (3, 1, 1), (temporal_stride, 1, 1), (1, 0, 0), bias=False), nn.BatchNorm3d(no), nn.ReLU(inplace=True))
-
-
-def tiny(
-    width:int=8, # Channels of the first layer
-)->SpaceTimeEncoder: # Randomly initialised
-    "Four R(2+1)D layers, `12*width` features: trains in seconds on two CPU cores at 8x40x40"
-    w = width
-    return SpaceTimeEncoder(nn.Sequential(
-        _conv2plus1(3, w, 2, 1), _conv2plus1(w, 2*w, 2, 2), _conv2plus1(2*w, 6*w, 2, 2), _conv2plus1(6*w, 12*w, 1, 1),
-        nn.AdaptiveAvgPool3d(1), nn.Flatten()), 12*w)
-
-
-def c3d()->SpaceTimeEncoder: # Randomly initialised
-    """The C3D of RSPNet and VCOP: batch norm behind each of eight convolutions, global average pooling, no fully connected
-    layers. 27,661,440 parameters; 512 non-negative features of a 16x112x112 clip, ImageNet-normalised RGB."""
-    layers, ni = OrderedDict(), 3
-    for names, no, pool in ((['1'], 64, (1, 2, 2)), (['2'], 128, 2), (['3a', '3b'], 256, 2), (['4a', '4b'], 512, 2), (['5a', '5b'], 512, None)):
-        for name in names:
-            layers |= {f'conv{name}': nn.Conv3d(ni, no, 3, padding=1), f'bn{name}': nn.BatchNorm3d(no), f'relu{name}': nn.ReLU(inplace=True)}
-            ni = no
-        layers[f'pool{names[0][0]}'] = nn.MaxPool3d(pool) if pool else nn.AdaptiveAvgPool3d(1)
-    return SpaceTimeEncoder(nn.Sequential(layers | dict(flat=nn.Flatten())), 512)
-
-
-class _SpaceTimeConv(nn.Module):
-    "A k x k x k convolution as space, batch norm, ReLU, time, with as many weights (Tran et al., CVPR 2018); no biases"
-
-    def __init__(self, ni, no, kernel, stride=1):
-        super().__init__()
-        (t, k), s = kernel, stride if isinstance(stride, tuple) else (stride, stride)
-        mid = t*k*k*ni*no//(k*k*ni + t*no)
-        self.spatial_conv = nn.Conv3d(ni, mid, (1, k, k), (1, s[1], s[1]), (0, k//2, k//2), bias=False)
-        self.bn = nn.BatchNorm3d(mid)
-        self.temporal_conv = nn.Conv3d(mid, no, (t, 1, 1), (s[0], 1, 1), (t//2, 0, 0), bias=False)
-
-    def forward(self, x): return self.temporal_conv(self.bn(self.spatial_conv(x)).relu_())
-
-
-class _Block(nn.Module):
-    "Two convolutions and a shortcut which, where the size changes, is a factored convolution itself"
-
-    def __init__(self, ni, no):
-        super().__init__()
-        self.down = ni != no
-        self.conv1, self.bn1 = _SpaceTimeConv(ni, no, (3, 3), 1 + self.down), nn.BatchNorm3d(no)
-        self.conv2, self.bn2 = _SpaceTimeConv(no, no, (3, 3)), nn.BatchNorm3d(no)
-        if self.down: self.downsampleconv, self.downsamplebn = _SpaceTimeConv(ni, no, (1, 1), 2), nn.BatchNorm3d(no)
-
-    def forward(self, x):
-        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_()))
-        return (y + (self.downsamplebn(self.downsampleconv(x)) if self.down else x)).relu_()
-
-
-class _Stage(nn.Module):
-    "One block, under the name that checkpoints have for it"
-    def __init__(self, ni, no):
-        super().__init__()
-        self.block1 = _Block(ni, no)
-
-    def forward(self, x): return self.block1(x)
-
-
-def r2plus1d()->SpaceTimeEncoder: # Randomly initialised
-    """The R(2+1)D of RSPNet and VCOP, `r2plus1d-vcop`: one block a stage, not torchvision's `r2plus1d_18`.
-
-    14,365,303 parameters; 512 non-negative features of a 16x112x112 clip, ImageNet-normalised RGB."""
-    stages = {f'conv{i}': _Stage(ni, no) for i, (ni, no) in enumerate([(64, 64), (64, 128), (128, 256), (256, 512)], 2)}
-    return SpaceTimeEncoder(nn.Sequential(OrderedDict(conv1=_SpaceTimeConv(3, 64, (3, 7), (1, 2)), bn1=nn.BatchNorm3d(64), relu1=nn.ReLU(inplace=True),
-                                                      **stages, pool=nn.AdaptiveAvgPool3d(1), flat=nn.Flatten())), 512)
-
-
+# name -> function that makes an encoder, which has `num_features`; one of your own is one more row
 ENCODERS = dict(tiny=tiny, c3d=c3d, r2plus1d=r2plus1d)
 
 
-def torchvision_names(): return torchvision.models.list_models(module=torchvision.models.video)
+def torchvision_names()->list[str]:
+    "Names of torchvision's video nets"
+    return torchvision.models.list_models(module=torchvision.models.video)
 
 
 def is_model(
@@ -141,29 +34,39 @@ def create_encoder(
     pretrained:bool=False, # The library's own weights, which it downloads
     **kwargs, # For the model's constructor, such as `pad_type='same'`
 )->nn.Module: # From clips `(B, T, 3, H, W)` to features `(B, num_features)`; has `num_features`
-    "An encoder by name"
-    try:
-        if name in ENCODERS:
-            if pretrained: raise InputError(f'{name} has no weights that can be downloaded; give a file, or leave init away')
-            return ENCODERS[name](**kwargs)
-        if name in torchvision_names():
-            net = torchvision.models.get_model(name, weights='DEFAULT' if pretrained else None, **kwargs)
-            return SpaceTimeEncoder(*_without_head(net))
-        if timm.is_model(name):
-            net = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
-            size = getattr(net, 'head_hidden_size', None) or net.num_features
-            return FrameEncoder(net, size)
+    """An encoder by name; raises `InputError` for an unknown name, arguments that the model does not take or a failed
+    download"""
+    try: encoder = _create(name, pretrained, kwargs)
     except TypeError as e:
-        raise InputError(f'model {name} does not take {", ".join(f"{k}={v!r}" for k, v in kwargs.items())}: {e}') from None
-    except OSError as e: raise InputError(f'the published weights of {name} cannot be downloaded: {e}') from None
+        given = ', '.join(f'{k}={v!r}' for k, v in kwargs.items())
+        raise InputError(f'model {name} does not take {given}: {e}') from None
+    except OSError as e:
+        raise InputError(f'the published weights of {name} cannot be downloaded: {e}') from None
+    if encoder is not None: return encoder
     near = timm.list_models(f'*{name}*')[:3]
-    raise InputError(f'unknown model {name!r}; known are {", ".join([*ENCODERS, *torchvision_names()])} and every model of timm'
-                     + (f' (such as {", ".join(near)})' if near else ''))
+    known = ', '.join([*ENCODERS, *torchvision_names()])
+    such_as = f' (such as {", ".join(near)})' if near else ''
+    raise InputError(f'unknown model {name!r}; known are {known} and every model of timm{such_as}')
+
+
+def _create(name, pretrained, kwargs):
+    "The encoder, or `None` for an unknown name"
+    if name in ENCODERS:
+        if pretrained: raise InputError(f'{name} has no weights that can be downloaded; give a file, or leave init out')
+        return ENCODERS[name](**kwargs)
+    if name in torchvision_names():
+        net = torchvision.models.get_model(name, weights='DEFAULT' if pretrained else None, **kwargs)
+        return SpaceTimeEncoder(*_without_head(net))
+    if timm.is_model(name):
+        net = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+        size = getattr(net, 'head_hidden_size', None) or net.num_features
+        return FrameEncoder(net, size)
+    return None
 
 
 def _without_head(net):
     "`(net that returns pooled features, their number)` for torchvision's video nets"
-    if isinstance(net, torchvision.models.video.S3D):  # its head is a convolution, averaged over what is left of time and space
+    if isinstance(net, torchvision.models.video.S3D):  # its head is a convolution, averaged over time and space
         n = net.classifier[-1].in_channels
         return nn.Sequential(net.features, net.avgpool, nn.AdaptiveAvgPool3d(1), nn.Flatten()), n
     name = next(n for n in HEADS if hasattr(net, n))

@@ -37,7 +37,7 @@ from ..models.features import eval_mode
 from ..models.surgery import find_encoder, frozen_copy
 from ..runtime import store
 from ..runtime.resume import Stateful
-from ..strategies.base import Columns
+from ..strategies.columns import Columns
 
 __all__ = ['PretextClips', 'PretextNet', 'Pretext', 'video_dls']
 

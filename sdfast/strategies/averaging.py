@@ -1,4 +1,4 @@
-"Weight averaging: the encoder from before training and the one after, and the statistics of batch norm between them."
+"Weight averaging (WiSE-FT): the encoder between its weights from before training and those after."
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -17,23 +17,26 @@ from .mixins import Anchored
 __all__ = ['wise_ft_sweep', 'WiSEFT']
 
 
-
 def _interpolate(model, part, start, alpha, dl):
-    "Put `part` at `alpha`. Statistics that belong to neither end are taken anew, if training had moved them at all"
-    moved = any(k.endswith(('running_mean', 'running_var')) and not torch.equal(v, start[k]) for k, v in part.state_dict().items())
+    """Put `part` at `alpha` between `start` and what it is now.
+
+    In between, batch norm's statistics belong to neither end and are recomputed from `dl`, unless training left them
+    unchanged."""
+    moved = any(k.endswith(('running_mean', 'running_var')) and not torch.equal(v, start[k])
+                for k, v in part.state_dict().items())
     part.load_state_dict(wise_ft(part, start, alpha))
     if moved and 0 < alpha < 1: reestimate_bn(model, dl, part)
 
 
 def wise_ft_sweep(
     learn:Learner|nn.Module, # Learner or model, fine-tuned
-    anchor:dict|nn.Module|str|Path, # State dict, encoder or file: the encoder as it was before
+    anchor:dict|nn.Module|str|Path, # State dict, encoder or file: the encoder from before
     alphas:Iterable[float], # Numbers from 0 to 1
     dl:Iterable, # Batches `(x, y)` of the target task, for the statistics of batch norm
     measure:Callable, # Function of `learn`
     encoder:str|Callable|None=None, # Which part of the model to interpolate, see `find_encoder`
-)->Iterator[tuple]: # Pairs, as `alphas` has them
-    "Yields `(alpha, measure(learn))`; between two of them and at the end the encoder is what it was, to the bit"
+)->Iterator[tuple]: # One pair for each of `alphas`
+    "Yield `(alpha, measure(learn))`; between two of them and at the end the encoder is restored bit for bit"
     model = get_model(learn.model if isinstance(learn, Learner) else learn)
     part = find_encoder(model, encoder)
     start, end = weights_before(part, anchor), anchor_state(part)
@@ -46,19 +49,21 @@ def wise_ft_sweep(
 
 
 class WiSEFT(Anchored, Stateful, Recipe):
-    """After the fit the encoder becomes `wise_ft` of what it was before and what it is now; its batch norm's statistics are taken
-    anew from the train loader. The head stays. What the recorder shows is from before this.
+    """After the fit, replace the encoder by `wise_ft` between its weights from before and after.
 
-    Not after `lr_find` or a fit that was interrupted in the middle of an epoch; early stopping is no such interrupt.
-    Raises `ValueError` where it is too late to take the weights from before, see `Anchored`."""
-    name, order = 'wise_ft', 80  # behind SaveModelCallback, which loads the best epoch
-    _start, _whole = None, False
-    _stateattrs, _state = Anchored._anchorattrs + ('_start', '_whole'), Anchored._state + ('_start', '_whole')
+    Its batch norm statistics are recomputed from the train loader. The head does not change. The recorder's numbers are
+    from before this. Does nothing after `lr_find` or a fit that was interrupted in the middle of an epoch; early
+    stopping is no interrupt. Raises `ValueError` if it is too late to take the weights from before, see `Anchored`."""
+    name, order = 'wise_ft', 80  # after SaveModelCallback, which loads the best epoch
+    _start = None  # the encoder's state from before
+    _whole = False  # the last epoch trained to its end
+    _stateattrs = Anchored._anchorattrs + ('_start', '_whole')
+    _state = Anchored._state + ('_start', '_whole')
 
     def __init__(self,
-        alpha:float=.5, # How much of fine-tuning to keep; 0 and 1 are the two ends, to the bit
+        alpha:float=.5, # How much of fine-tuning to keep; 0 and 1 are exactly the two ends
         encoder:str|Callable|None=None, # Which part of the model to interpolate, see `find_encoder`
-        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file to interpolate with; default: the encoder when training begins
+        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: the encoder before training
     ):
         super().__init__(encoder)
         check_alpha(alpha)
@@ -67,11 +72,13 @@ class WiSEFT(Anchored, Stateful, Recipe):
     def begin(self)->None:
         self._whole = False
         if any(isinstance(cb, LoRA) for cb in self.learn.cbs):
-            raise ValueError('WiSEFT cannot interpolate an encoder with adapters: fit with LoRA() alone, then call wise_ft_sweep')
+            raise ValueError('WiSEFT cannot interpolate an encoder with adapters: fit with LoRA() alone, then call '
+                             'wise_ft_sweep')
 
     def before_train(self):
         self._whole = False
-        if (state := self.take()) is not None: self._start = state
+        state = self.take()
+        if state is not None: self._start = state
 
     def after_train(self): self._whole = True
 

@@ -1,96 +1,58 @@
-"""What every penalty shares: finding the encoder, watching it in the main forward, adding a term to the loss that is
-back-propagated, and reporting that term in a column of its own.
+"""The three kinds of strategy, each a fastai callback.
 
-A new penalty is a subclass of `Penalty` with a `term` method."""
+A `Penalty` adds `lam * term()` to the loss that is back-propagated. A `FeaturePenalty` also records what the encoder
+returned in the forward pass. A `Recipe` changes how the encoder is trained, not the loss.
+
+A new penalty is a subclass with one method:
+
+    class SmallFeatures(FeaturePenalty):
+        def term(self): return sum(out.square().mean() for _, _, out in self.calls())
+"""
 from collections.abc import Callable, Iterable
 
 import torch
-from fastai.callback.core import Callback, CancelEpochException, CancelFitException
-from fastai.learner import ValueMetric
-from fastai.optimizer import Lookahead, OptimWrapper
+from fastai.callback.core import Callback
 from torch import nn
 
 from ..models.surgery import block_names, find_encoder
+from ..runtime.arguments import ShowArguments
 from ..runtime.resume import Stateful
+from .columns import Columns
+from .hooks import Recorder
 
-__all__ = ['Penalty', 'FeaturePenalty']
-
-
-
-class Recorder:
-    "A forward hook that keeps what went into and came out of a module; pickled or copied, it is empty"
-    def __init__(self): self.calls = []
-    def __call__(self, module, args, kwargs, out): self.calls.append((args, kwargs, out))
-    def __reduce__(self): return Recorder, ()
+__all__ = ['Penalty', 'FeaturePenalty', 'Recipe']
 
 
-class Columns:
-    """Mix-in for a callback that has columns in the recorder while a fit runs, and leaves nothing behind.
-
-    fastai tells no callback of an exception other than its own; `leave` is called then, too: at once where an epoch failed, where
-    the fit failed before its first one when the callback is taken off or asked for anything else."""
-    _columns, _waiting = (), False
-
-    def starts(self)->bool:
-        "In `before_fit`: this is a fit, not `validate` or `get_preds`"
-        if not self.learn.lock.locked(): return True
-        if self._waiting: self.leave()
-        return False
-
-    def show(self, columns:dict)->None:
-        "Add columns, name -> function; not for `validate` and `get_preds`, whose results must keep their length"
-        self._drop()
-        self._columns = [ValueMetric(f, n) for n, f in columns.items()]
-        self.learn.metrics, epoch, self._waiting = self.learn.metrics + self._columns, self.learn._do_epoch, True
-
-        def guarded():
-            self._waiting = False
-            try: epoch()
-            except (CancelEpochException, CancelFitException): raise
-            except BaseException:
-                self.leave()
-                raise
-        self.learn._do_epoch = guarded
-
-    def leave(self)->None:
-        "Take the columns away; subclasses drop their hooks and graphs here"
-        self._drop()
-        self._waiting = False
-        self.learn.__dict__.pop('_do_epoch', None)
-
-    def __setattr__(self, name, value):
-        if name == 'learn' and value is None and self._waiting: self.leave()  # taken off, as `fit(cbs=...)` does after an exception too
-        super().__setattr__(name, value)
-
-    def _drop(self):
-        mine, self._columns = {id(c) for c in self._columns}, ()
-        self.learn.metrics = type(self.learn.metrics)(m for m in self.learn.metrics if id(m) not in mine)
-
-    def after_fit(self):
-        if not self.learn.lock.locked(): self.leave()
-
-
-class Penalty(Stateful, Columns, Callback):
+class Penalty(ShowArguments, Stateful, Columns, Callback):
     """Add `lam * self.term()` to the gradient of every training batch.
 
-    `train_loss` and `valid_loss` stay the task loss; the mean of the term over the epoch's batches, before `lam`, is in a
-    column of its own. Subclasses define `term` and, if they keep a state, `begin`, which is called each time an epoch
-    starts to train: not for skipped epochs, `validate` or `get_preds`. The term is added before `GradientAccumulation`
-    (order 6) divides and inside autocast (left at order 10)."""
+    A subclass defines `term`, the penalty of the current batch: a scalar tensor with a graph. One that keeps something
+    from epoch to epoch also defines `begin`, which is called when an epoch starts to train: not for skipped epochs,
+    `validate` or `get_preds`. In both, `self.learn` is the learner: `self.learn.xb`, `self.learn.yb` and
+    `self.learn.pred` are the batch and the model's output, `self.module()` is the encoder.
+
+    `train_loss` and `valid_loss` stay the task loss. The mean of the term over the epoch's batches, before it is
+    multiplied by `lam`, is a column of its own, named after the callback. The term is added inside autocast (which ends
+    at order 10) and before `GradientAccumulation` (order 6) divides the loss.
+
+    Attributes that `Resume` must restore are named in `_state`, attributes that an exported learner must not carry in
+    `_stateattrs`."""
     order, run_valid = 5, False
-    pull = None  # `lam*term` of the batch at work, with its graph, until the batch ends
-    _sum, _count = None, 0
+    pull = None  # `lam*term` of the current batch, with its graph, until the batch ends
+    _sum, _count = None, 0  # of the terms of this epoch
     _stateattrs = ('_sum', '_columns', 'pull')  # not exported
+    _argument_attrs = dict(encoder='protected')
 
     def __init__(self,
-        lam:float, # Weight of the term, at least 0; at 0 training is plain fine-tuning to the bit
+        lam:float, # Weight of the term, at least 0; with 0 training equals plain fine-tuning bit for bit
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
     ):
         if not lam >= 0: raise ValueError(f'lam must be a number of at least 0, not {lam}')
-        # attributes of a callback must not carry a name that the model has: fastai would look there
-        self.lam, self.protected = lam, encoder
+        self.lam = lam
+        # not `self.encoder`: fastai warns of attributes of a callback that the model has too
+        self.protected = encoder
 
-    def begin(self)->None: "An epoch is about to train: `self.learn.epoch` is its number"
+    def begin(self)->None: "An epoch starts to train; its number is `self.learn.epoch`"
 
     def term(self)->torch.Tensor: raise NotImplementedError(f'{type(self).__name__} must define `term`')
 
@@ -98,12 +60,13 @@ class Penalty(Stateful, Columns, Callback):
         "The encoder that is being trained, without DDP around it"
         return find_encoder(self.learn.model, self.protected)
 
+    def mean_term(self)->float:
+        "Mean of the term, before `lam`, over the batches of the last epoch that trained; nan before there was one"
+        if not self._count: return float('nan')
+        return (self._sum/self._count).item()
+
     def before_fit(self):
         if self.starts(): self.show({self.name: self.mean_term})
-
-    def mean_term(self)->float:
-        "Mean of the term over the batches of the last epoch that trained, before `lam`"
-        return float('nan') if not self._count else (self._sum/self._count).item()
 
     def before_train(self):
         self._sum, self._count = None, 0
@@ -111,10 +74,13 @@ class Penalty(Stateful, Columns, Callback):
 
     def after_loss(self):
         term = self.term()
-        self._sum = term.detach() if self._sum is None else self._sum + term.detach()
-        self._count += 1
+        self._count_term(term.detach())
         self.pull = self.lam*term
         self.learn.loss_grad = self.loss_grad + self.pull
+
+    def _count_term(self, term):
+        self._sum = term if self._sum is None else self._sum + term
+        self._count += 1
 
     def after_batch(self): self.pull = None
 
@@ -124,44 +90,56 @@ class Penalty(Stateful, Columns, Callback):
 
 
 class FeaturePenalty(Penalty):
-    """A `Penalty` on what the encoder returns, taken from the main forward pass by a hook.
+    """A `Penalty` on what the encoder returns. Forward hooks record it during the model's own forward pass: there is no
+    second one.
 
-    `layers` also watches parts of the encoder: names of its submodules, or 'blocks' for all of `block_names`."""
+    `self.calls()` in `term` gives the calls of the encoder in this batch. `layers` also records parts of the encoder:
+    names of its submodules, or 'blocks' for all of `block_names`; `self.calls(name)` gives the calls of one of them."""
     layers, _handles, _recorders = None, (), None
-    _stateattrs = Penalty._stateattrs + ('_handles', '_watches')
+    _stateattrs = Penalty._stateattrs + ('_handles', '_recorders')
 
     def layer_names(self)->list[str]:
-        "The submodules of the encoder that are watched; raises `ValueError` for one that it does not have"
+        "The submodules of the encoder that are recorded; raises `ValueError` for one that the encoder lacks"
+        if self.layers is None: return []
         encoder = self.module()
-        names = [] if self.layers is None else block_names(encoder) if self.layers == 'blocks' else list(self.layers)
+        names = block_names(encoder) if self.layers == 'blocks' else list(self.layers)
+        known = dict(encoder.named_modules())
         for n in names:
             try: encoder.get_submodule(n)
-            except AttributeError: raise ValueError(f'{type(self).__name__}: the encoder has no layer {n!r}; it has {", ".join(dict(encoder.named_modules()))}') from None
+            except AttributeError:
+                raise ValueError(f'{type(self).__name__}: the encoder has no layer {n!r}; '
+                                 f'it has {", ".join(known)}') from None
         return names
 
     def before_train(self):
         self._unhook()  # left by a cancelled epoch
         super().before_train()
-        encoder, self._recorders = self.module(), {n:Recorder() for n in ['', *self.layer_names()]}
-        self._handles = [encoder.get_submodule(n).register_forward_hook(w, with_kwargs=True) for n, w in self._recorders.items()]
+        encoder = self.module()
+        self._recorders = {n:Recorder() for n in ['', *self.layer_names()]}
+        self._handles = [encoder.get_submodule(n).register_forward_hook(recorder, with_kwargs=True)
+                         for n, recorder in self._recorders.items()]
 
     def before_batch(self): self._clear()
 
     def after_batch(self):
         super().after_batch()
-        self._clear()  # else the last graph stays alive
+        self._clear()  # otherwise the last graph stays in memory
 
     def _clear(self):
-        for w in self._recorders.values(): w.calls.clear()
+        for recorder in self._recorders.values(): recorder.calls.clear()
 
     def calls(self, layer:str='')->list:
         "`[(args, kwargs, out)]` of the encoder, or of one of its layers, in this batch"
-        calls, who = self._recorders[layer].calls, f'layer {layer!r} of the encoder' if layer else 'the encoder'
-        if not calls: raise RuntimeError(f'{type(self).__name__}: {who} was not called in this forward pass; pass encoder=... to name the module that is')
+        calls = self._recorders[layer].calls
+        if not calls:
+            who = f'layer {layer!r} of the encoder' if layer else 'the encoder'
+            raise RuntimeError(f'{type(self).__name__}: {who} was not called in this forward pass; '
+                               'pass encoder=... to name the module that is')
         for _, _, out in calls:
             if not torch.is_tensor(out):
-                raise TypeError(f'{type(self).__name__} needs {"a layer" if layer else "an encoder"} that returns a tensor, this one returned {type(out).__name__}; pass '
-                                f'{"layers" if layer else "encoder"}=... to name another module')
+                what, option = ('a layer', 'layers') if layer else ('an encoder', 'encoder')
+                raise TypeError(f'{type(self).__name__} needs {what} that returns a tensor, this one returned '
+                                f'{type(out).__name__}; pass {option}=... to name another module')
         return calls
 
     def after_train(self): self._unhook()
@@ -175,29 +153,31 @@ class FeaturePenalty(Penalty):
         self._handles, self._recorders = (), None
 
 
-def unwrap_optimizer(opt):
-    "The optimizer that takes the step, out of fastai's wrappers"
-    while isinstance(opt, (Lookahead, OptimWrapper)): opt = opt.opt
-    return opt
+class Recipe(ShowArguments, Callback):
+    """A callback that changes how the encoder is trained and undoes the change when the fit ends.
 
-
-class Recipe(Callback):
-    "A callback that changes how the encoder is trained: `begin` when a real fit begins, `undo` when it has ended, however it ended"
-    order, run_valid = -5, False  # behind `model.train()`, before DDP (order 11) looks at what needs a gradient
+    A subclass defines `begin`, called when a fit begins, and extends `undo` if `freeze` is not all it does. `undo` is
+    called when the fit ends; after an interrupt, when the callback is removed or when the next fit begins."""
+    order, run_valid = -5, False  # after `model.train()`, before DDP (order 11) looks at what needs a gradient
     protected, _off = None, ()
+    _argument_attrs = dict(encoder='protected')
 
-    def __init__(self, encoder:str|Callable|None=None): self.protected = encoder
+    def __init__(self,
+        encoder:str|Callable|None=None, # Which part of the model to change, see `find_encoder`
+    ): self.protected = encoder
 
     def module(self)->nn.Module:
         "The encoder that is being trained, without DDP around it"
         return find_encoder(self.learn.model, self.protected)
 
-    def begin(self)->None: "A fit begins, `lr_find` included, but not `validate` or `get_preds`"
+    def begin(self)->None: "A fit begins; `lr_find` is one too, `validate` and `get_preds` are not"
 
-    def undo(self)->None: self.thaw()
+    def undo(self)->None:
+        "Restore the learner as it was before `begin`"
+        self.thaw()
 
     def freeze(self, params:Iterable[nn.Parameter])->None:
-        "`params` stay as they are until `thaw`"
+        "Keep `params` unchanged until `thaw`"
         params = list(params)
         off = [p for p in params if p.requires_grad]
         for p in off: p.requires_grad_(False)
@@ -206,6 +186,7 @@ class Recipe(Callback):
         self._off = (*self._off, *off)
 
     def thaw(self)->None:
+        "Let the parameters train again that `freeze` has frozen"
         for p in self._off: p.requires_grad_(True)
         self._off = ()
 
@@ -213,18 +194,20 @@ class Recipe(Callback):
         if self.learn.lock.locked(): return  # `validate` and `get_preds`
         left = self._off  # by an interrupted fit
         self.undo()
-        if {id(p) for p in left} - {id(p) for ps in self.opt.param_lists for p in ps}: self._renew_opt()
+        known = {id(p) for params in self.opt.param_lists for p in params}
+        if {id(p) for p in left} - known: self._renew_opt()
         self.begin()
 
     def after_fit(self):
         if not self.learn.lock.locked(): self.undo()
 
     def _renew_opt(self):
-        "An optimizer that was made while parameters were frozen has left them out"
+        "Make the optimizer again: one that was made while parameters were frozen lacks them"
         hypers = self.opt.hypers
         self.learn.create_opt()
         for k in hypers[0]: self.opt.set_hyper(k, [h[k] for h in hypers])
 
     def __setattr__(self, name, value):
-        if name == 'learn' and value is None and self.learn is not None: self.undo()  # `fit(cbs=...)` takes its callbacks off after an interrupt too
+        # `fit(cbs=...)` removes its callbacks, which sets `learn` to None, after an interrupt too
+        if name == 'learn' and value is None and self.learn is not None: self.undo()
         super().__setattr__(name, value)

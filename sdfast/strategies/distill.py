@@ -1,32 +1,31 @@
-"""Distillation from an earlier state of the same encoder: of its features (`Teacher` and its kinds) and its feature maps.
+"""Distillation from an earlier state of the same encoder: a penalty on the distance of its features to a teacher's.
 
-The paper's method is `SelfDistill`: L = CE + lam*||f_t(x) - f'(x)||^2, with f' the encoder at the start of the epoch. Wherever a
-teacher is a copy in train mode, it normalises with the batch and leaves batch norm's buffers alone."""
-from collections.abc import Callable, Iterable, Iterator, Sequence
+The paper's method is `SelfDistill`: L = CE + lam*||f_t(x) - f'(x)||^2, with f' the encoder at the start of the epoch.
+`FixedTeacher` and `EMATeacher` differ in when the teacher is renewed. A teacher is a frozen copy; in train mode it
+normalises with the batch's statistics and leaves its batch norm buffers unchanged."""
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import InputError
-from ..models.features import eval_mode
-from ..models.surgery import block_names, find_encoder, frozen_copy
+from ..models.surgery import frozen_copy
 from .base import FeaturePenalty
 from .mixins import Anchored
 
-__all__ = ['feature_distance', 'map_distance', 'Teacher', 'SelfDistill', 'FixedTeacher', 'EMATeacher', 'FeatureMaps', 'DELTA', 'channel_attention']
+__all__ = ['feature_distance', 'Teacher', 'SelfDistill', 'FixedTeacher', 'EMATeacher']
 
 REDUCTIONS = ('mean', 'batchmean', 'sum')
-LOW = ('bfloat16', 'float16')
+TEACHER_BN = ('batch', 'running')  # which statistics a teacher's batch norm uses
+HALF = ('bfloat16', 'float16')  # precisions of a teacher's forward pass other than the student's
 
 
 def feature_distance(
     student:torch.Tensor, # Features, batch first
     teacher:torch.Tensor, # Features of the same shape
-    reduction:str='mean', # 'mean' over all elements, 'batchmean': summed over features, averaged over the batch, or 'sum'
+    reduction:str='mean', # 'mean' over all elements, 'sum', or 'batchmean': the sum divided by the batch size
 )->torch.Tensor: # Scalar, float32
     "Squared Euclidean distance of features (Eq. 2 of the paper, which sums; its range of lam fits the mean)"
     d = (student.float() - teacher.float()).pow(2)
@@ -34,37 +33,52 @@ def feature_distance(
     return d.sum()/(len(d) if reduction == 'batchmean' else 1)
 
 
-def map_distance(
-    student:torch.Tensor, # Feature maps `(B, C, ...)`, any number of axes behind the channels, none included
-    teacher:torch.Tensor, # Maps of the same shape
-    weights:torch.Tensor|None=None, # Of the channels `(C,)`, which sum to 1; `None`: equal
-)->torch.Tensor: # Scalar, float32
-    "`1/2 sum_c C w_c mean (s_c - t_c)^2`, averaged over the batch and places (Li et al., DELTA, ICLR 2019, whose code sums over the batch)"
-    d = (student.float() - teacher.float()).pow(2).flatten(2).mean(-1) if student.ndim > 2 else (student.float() - teacher.float()).pow(2)
-    return (d if weights is None else d*weights*d.shape[1]).sum(1).mean()/2
+def pooled(f:torch.Tensor)->torch.Tensor:
+    "`(B, C, ...)` averaged over all but B and C"
+    return f.flatten(2).mean(-1) if f.ndim > 2 else f
 
 
-def pooled(f:torch.Tensor)->torch.Tensor: return f.flatten(2).mean(-1) if f.ndim > 2 else f
-
-
-def batch_statistics(teacher:nn.Module)->Iterator[nn.Module]:
-    "In train mode its batch norm then uses the batch's statistics and leaves its buffers alone"
+def batch_statistics(teacher:nn.Module)->nn.Module:
+    "Make batch norm in train mode use the batch's statistics and leave its buffers unchanged; returns `teacher`"
     for m in teacher.modules():
         if isinstance(m, _BatchNorm): m.track_running_stats = False
     return teacher
 
 
+def follow_modes(teacher:nn.Module, student:nn.Module, teacher_bn:str)->None:
+    "Put the teacher's batch norm into train mode where the student's is, or into eval mode for `teacher_bn='running'`"
+    for t, s in zip(teacher.modules(), student.modules()):
+        if isinstance(t, _BatchNorm): t.training = s.training and teacher_bn == 'batch'
+
+
+def check_teacher_bn(teacher_bn:str)->None:
+    if teacher_bn not in TEACHER_BN: raise ValueError(f"teacher_bn must be 'batch' or 'running', not {teacher_bn!r}")
+
+
+def _half_precision(dtype):
+    "The torch dtype for a name or dtype in `HALF`; `None` for `None`"
+    if dtype is None: return None
+    name = str(dtype).removeprefix('torch.')
+    if name not in HALF: raise ValueError(f"teacher_dtype must be {', '.join(map(repr, HALF))} or None, not {dtype!r}")
+    return getattr(torch, name)
+
+
 class Teacher(FeaturePenalty):
     """`lam` times the distance between the encoder's features and those of a frozen copy of it, on the same batch.
 
-    The copy normalises as the student does (`teacher_bn='batch'`: batch statistics wherever the student uses them, so that
-    the term is exactly 0 while both have the same weights) or with the running statistics it was copied with ('running').
-    Neither its buffers nor the student's are touched; its dropout is off. With `layers` the features are those of several
-    blocks, each averaged over time and space, side by side (as LDIFS).
+    With `teacher_bn='batch'` the copy normalises as the student does: with the batch's statistics wherever the student
+    uses them, so that the term is exactly 0 while both have the same weights. With 'running' it uses the running
+    statistics it was copied with. No buffers change, neither its own nor the student's, and its dropout is off. With
+    `layers` the features are those of several layers, each averaged over time and space, concatenated (as in LDIFS).
 
-    `teacher_dtype` lets the copy, whose weights stay as they are, compute in half the bits where the student does not: faster where the
-    processor has such arithmetic, and no longer exact: a student that has not moved is at the distance that rounding makes."""
-    teacher, age, teacher_dtype = None, 0, None  # `age`: training batches since the teacher was renewed
+    `teacher_dtype` runs the copy's forward pass, not its weights, in half precision even if the student's is not. That
+    is faster on processors with such arithmetic, but not exact: the distance to a student that has not moved is the
+    rounding error.
+
+    Subclasses call `renew` in `begin`."""
+    teacher = None
+    age = 0  # training batches since the teacher was renewed
+    teacher_dtype = None
     _stateattrs = FeaturePenalty._stateattrs + ('teacher',)
 
     def __init__(self,
@@ -73,17 +87,17 @@ class Teacher(FeaturePenalty):
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
         layers:str|Sequence[str]|None=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
-        teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16': the teacher's forward under autocast in it, see `Teacher`; `None`: as the student's
+        teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16' for the teacher; `None`: as the student
     ):
         super().__init__(lam, encoder)
-        if reduction not in REDUCTIONS: raise ValueError(f'reduction must be one of {", ".join(REDUCTIONS)}, not {reduction!r}')
-        if teacher_bn not in ('batch', 'running'): raise ValueError(f"teacher_bn must be 'batch' or 'running', not {teacher_bn!r}")
-        if teacher_dtype is not None and str(teacher_dtype).removeprefix('torch.') not in LOW: raise ValueError(f"teacher_dtype must be {', '.join(map(repr, LOW))} or None, not {teacher_dtype!r}")
+        if reduction not in REDUCTIONS:
+            raise ValueError(f'reduction must be one of {", ".join(REDUCTIONS)}, not {reduction!r}')
+        check_teacher_bn(teacher_bn)
         self.reduction, self.teacher_bn, self.layers = reduction, teacher_bn, layers
-        self.teacher_dtype = teacher_dtype and getattr(torch, str(teacher_dtype).removeprefix('torch.'))
+        self.teacher_dtype = _half_precision(teacher_dtype)
 
     def renew(self, state:dict|None=None)->None:
-        "Copy the encoder, with the weights of `state` if given"
+        "Make the encoder as it is now the teacher, with the weights of `state` if given"
         self.teacher, self.age = frozen_copy(self.module()), 0
         if state is not None: self.teacher.load_state_dict(state)
         batch_statistics(self.teacher)
@@ -92,34 +106,52 @@ class Teacher(FeaturePenalty):
         super().after_batch()
         self.age += 1
 
-    def lower(self)->AbstractContextManager:
-        "The precision of the teacher's forward"
-        return nullcontext() if self.teacher_dtype is None else torch.autocast(next(self.teacher.parameters()).device.type, self.teacher_dtype)
+    def precision(self)->AbstractContextManager:
+        "The precision of the teacher's forward pass"
+        if self.teacher_dtype is None: return nullcontext()
+        return torch.autocast(next(self.teacher.parameters()).device.type, self.teacher_dtype)
 
-    def pairs(self)->Iterator[tuple]:
-        "`(layer, student's output, teacher's)` of each call of the encoder; the layer is '' for what it returns"
-        for t, s in zip(self.teacher.modules(), self.module().modules()):
-            if isinstance(t, _BatchNorm): t.training = s.training and self.teacher_bn == 'batch'
-        names, calls, found = [n for n in self._recorders if n], self.calls(), []
+    def pairs(self)->list[list[tuple]]:
+        """`[(layer, student's output, teacher's output)]` for each call of the encoder; the layer is '' for what it
+        returns"""
+        follow_modes(self.teacher, self.module(), self.teacher_bn)
+        calls = self.calls()
+        layers = [n for n in self._recorders if n]
+        found = []
         for i, (args, kwargs, out) in enumerate(calls):
-            seen = {}
-            hooks = [self.teacher.get_submodule(n).register_forward_hook(lambda m, a, o, n=n: seen.update({n:o})) for n in names]
-            try:
-                with torch.no_grad(), self.lower(): seen[''] = self.teacher(*args, **kwargs)
-            finally:
-                for h in hooks: h.remove()
-            for n in names:
-                if len(self.calls(n)) != len(calls): raise RuntimeError(f'{type(self).__name__}: layer {n!r} is called {len(self.calls(n))} times where the encoder is called {len(calls)} times')
-            found.append([(n, self.calls(n)[i][2], seen[n]) for n in names] or [('', out, seen[''])])
+            taught = self._teach(layers, args, kwargs)
+            for n in layers: self._check_calls(n, len(calls))
+            if layers: found.append([(n, self.calls(n)[i][2], taught[n]) for n in layers])
+            else: found.append([('', out, taught[''])])
         return found
 
+    def _teach(self, layers, args, kwargs):
+        "The teacher's outputs by layer for one call of the encoder"
+        outputs = {}
+        hooks = [self.teacher.get_submodule(n).register_forward_hook(lambda m, a, out, n=n: outputs.update({n:out}))
+                 for n in layers]
+        try:
+            with torch.no_grad(), self.precision(): outputs[''] = self.teacher(*args, **kwargs)
+        finally:
+            for h in hooks: h.remove()
+        return outputs
+
+    def _check_calls(self, layer, n):
+        m = len(self.calls(layer))
+        if m != n:
+            raise RuntimeError(f'{type(self).__name__}: layer {layer!r} is called {m} times where the encoder is '
+                               f'called {n} times')
+
     def term(self)->torch.Tensor:
-        distances = []
-        for found in self.pairs():
-            (_, s, t), *more = found
-            if self.layers is not None: s, t = (torch.cat([pooled(f[i]).float() for f in found], 1) for i in (1, 2))
-            distances.append(feature_distance(s, t, self.reduction))
+        distances = [self._distance(found) for found in self.pairs()]
         return sum(distances)/len(distances)
+
+    def _distance(self, found):
+        _, student, teacher = found[0]
+        if self.layers is not None:
+            student = torch.cat([pooled(s).float() for _, s, _ in found], 1)
+            teacher = torch.cat([pooled(t).float() for _, _, t in found], 1)
+        return feature_distance(student, teacher, self.reduction)
 
 
 class SelfDistill(Teacher):
@@ -128,25 +160,29 @@ class SelfDistill(Teacher):
 
 
 class FixedTeacher(Anchored, Teacher):
-    "The teacher is the encoder from before training (LDIFS, Mukhoti et al., TMLR 2024; theirs are the features of several `layers`)"
-    _stateattrs, _state = Teacher._stateattrs + Anchored._anchorattrs, Anchored._state + ('age',)
+    """The teacher is the encoder from before training (LDIFS, Mukhoti et al., TMLR 2024, which takes features of
+    several `layers`)"""
+    _stateattrs = Teacher._stateattrs + Anchored._anchorattrs
+    _state = Anchored._state + ('age',)
 
     def __init__(self,
         lam:float, # Weight of the distance
         reduction:str='mean', # See `feature_distance`
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
-        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file to teach; default: the encoder when training begins
+        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: the encoder before training
         layers:str|Sequence[str]|None=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
-        teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16': the teacher's forward under autocast in it, see `Teacher`; `None`: as the student's
+        teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16' for the teacher; `None`: as the student
     ):
         super().__init__(lam, reduction, teacher_bn, encoder, layers, teacher_dtype)
         self.anchor = anchor
 
     def begin(self)->None:
-        if (state := self.take()) is not None: self.renew(state)
+        state = self.take()
+        if state is not None: self.renew(state)
 
-    def state_dict(self)->dict: return super().state_dict() | dict(teacher=None if self.teacher is None else self.teacher.state_dict())
+    def state_dict(self)->dict:
+        return super().state_dict() | dict(teacher=None if self.teacher is None else self.teacher.state_dict())
 
     def load_state_dict(self, state:dict)->None:
         if state['teacher'] is not None: self.renew(state['teacher'])
@@ -154,7 +190,8 @@ class FixedTeacher(Anchored, Teacher):
 
 
 class EMATeacher(FixedTeacher):
-    "The teacher is the exponential moving average of the encoder (mean teacher, Tarvainen & Valpola 2017), moved after each optimizer step"
+    """The teacher is the exponential moving average of the encoder over optimizer steps (mean teacher, Tarvainen &
+    Valpola 2017)"""
     _skipped = False
 
     def __init__(self,
@@ -162,17 +199,17 @@ class EMATeacher(FixedTeacher):
         reduction:str='mean', # See `feature_distance`
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
-        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file the average starts from; default: the encoder when training begins
+        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: the encoder before training
         decay:float=.99, # Part of the average that each step keeps
         layers:str|Sequence[str]|None=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
-        teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16': the teacher's forward under autocast in it, see `Teacher`; `None`: as the student's
+        teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16' for the teacher; `None`: as the student
     ):
         super().__init__(lam, reduction, teacher_bn, encoder, anchor, layers, teacher_dtype)
         if not 0 <= decay <= 1: raise ValueError(f'decay must be between 0 and 1, not {decay}')
         self.decay = decay
 
     def before_step(self): self._skipped = False
-    def after_cancel_step(self): self._skipped = True  # the gradient scaler saw an overflow: no step happened
+    def after_cancel_step(self): self._skipped = True  # the gradient scaler saw an overflow: there was no step
 
     @torch.no_grad()
     def after_step(self):
@@ -181,86 +218,4 @@ class EMATeacher(FixedTeacher):
         floats = [k for k, v in teacher.items() if v.is_floating_point()]
         torch._foreach_lerp_([teacher[k] for k in floats], [student[k] for k in floats], 1 - self.decay)
         for k in teacher.keys() - floats: teacher[k].copy_(student[k])
-        self.age = -1  # 0 for the next batch
-
-
-class FeatureMaps(FixedTeacher):
-    "`lam` times `map_distance` of the outputs of `layers` to those of the encoder from before training, summed over the layers"
-    weights = None
-    _stateattrs = FixedTeacher._stateattrs + ('weights',)
-
-    def __init__(self,
-        lam:float, # Weight of the distance
-        layers:str|Sequence[str]='blocks', # Names of layers of the encoder, or 'blocks'
-        teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
-        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
-        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file to teach; default: the encoder when training begins
-    ):
-        super().__init__(lam, 'mean', teacher_bn, encoder, anchor, layers)
-
-    def term(self)->torch.Tensor:
-        found = self.pairs()
-        return sum(map_distance(s, t, self.weight(n, s)) for call in found for n, s, t in call)/len(found)
-
-    def weight(self, layer:str, out:torch.Tensor)->torch.Tensor|None: return None
-
-
-class DELTA(FeatureMaps):
-    """`FeatureMaps` with attention: a channel counts by how much the loss grows without it (Li et al., DELTA, ICLR 2019).
-
-    The original's second term, a weight decay of the head, is left to the optimizer."""
-    def __init__(self,
-        lam:float, # Weight of the distance
-        weights:dict, # From `channel_attention`: layer -> `(C,)`
-        teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
-        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
-        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file to teach; default: the encoder when training begins
-    ):
-        super().__init__(lam, list(weights), teacher_bn, encoder, anchor)
-        self.weights = weights
-
-    def begin(self)->None:
-        if self.weights is None: raise ValueError('DELTA has lost its channel weights: an exported learner does not carry them; pass a new DELTA(lam, weights)')
-        super().begin()
-
-    def weight(self, layer:str, out:torch.Tensor)->torch.Tensor:
-        w = self.weights[layer]
-        if len(w) != out.shape[1]: raise ValueError(f'DELTA has {len(w)} weights for layer {layer!r}, which has {out.shape[1]} channels')
-        return w.to(out.device)
-
-
-@torch.no_grad()
-def channel_attention(
-    model:nn.Module, # Whole model, its head fitted to the encoder as it is: the source's, or a probe on the target
-    batches:Iterable, # Yields `(x, y)` of that head's task
-    layers:str|Sequence[str]='blocks', # Names of layers of the encoder, or 'blocks'
-    encoder:str|Callable|None=None, # Which part of the model the layers are of, see `find_encoder`
-    T:float=5., # Temperature
-)->dict[str, torch.Tensor]: # Layer -> weights `(C,)` that sum to 1
-    "How much each channel matters: softmax over channels of the growth of the loss without the channel, over T (DELTA). One pass a channel, in eval mode"
-    part, device = find_encoder(model, encoder), next(model.parameters()).device
-    layers = block_names(part) if layers == 'blocks' else list(layers)
-    batches = [(x.as_subclass(torch.Tensor).to(device), y.as_subclass(torch.Tensor).to(device)) for x, y in batches]
-    if not batches: raise InputError('there are no samples to weigh the channels on')
-    def loss(): return (sum(F.cross_entropy(model(x).float(), y, reduction='sum') for x, y in batches)/sum(len(y) for _, y in batches)).item()
-    weights = {}
-    with eval_mode(model):
-        whole = loss()
-        for name in layers:
-            dropped, width = [], []
-            def drop(m, args, out):
-                width[:] = [out.shape[1]]
-                if not dropped: return None
-                out = out.clone()
-                out[:, dropped[0]] = 0
-                return out
-            hook = part.get_submodule(name).register_forward_hook(drop)
-            try:
-                model(batches[0][0])
-                growth = []
-                for c in range(width[0]):
-                    dropped[:] = [c]
-                    growth.append(loss() - whole)
-            finally: hook.remove()
-            weights[name] = torch.tensor(growth).div(T).softmax(0)
-    return weights
+        self.age = -1  # `after_batch` makes it 0 for the next batch

@@ -7,67 +7,86 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..models.surgery import batch_norms
-from .base import Recipe, unwrap_optimizer
+from .base import Recipe
+from .optimizers import unwrap_optimizer
 
 __all__ = ['LoRA']
 
-LAYERS = nn.Conv3d, nn.Conv2d, nn.Linear
+LAYERS = nn.Conv3d, nn.Conv2d, nn.Linear  # kinds of layers that can have adapters
 
 
 def _lora_model():
-    try: from peft import LoraConfig, LoraModel
-    except ImportError: raise ImportError('LoRA needs the package peft, which is not installed: pip install peft') from None
+    try:
+        from peft import LoraConfig, LoraModel
+    except ImportError:
+        raise ImportError('LoRA needs the package peft, which is not installed: pip install peft') from None
     return LoraConfig, LoraModel
 
 
 def _adaptable(m):
-    # PEFT's adapter of a convolution knows no groups, dilation or padding by anything but zeros; attention reads the weight of
-    # its own projection past the adapter
-    return not isinstance(m, NonDynamicallyQuantizableLinear) and \
-        (isinstance(m, nn.Linear) or m.groups == 1 and set(m.dilation) == {1} and m.padding_mode == 'zeros')
+    # attention reads the weight of its own projection, without the adapter
+    if isinstance(m, NonDynamicallyQuantizableLinear): return False
+    if isinstance(m, nn.Linear): return True
+    # PEFT's adapter of a convolution ignores groups and dilation, and pads with zeros
+    return m.groups == 1 and set(m.dilation) == {1} and m.padding_mode == 'zeros'
+
+
+def _matches(name, target):
+    "Whether a layer's name is `target` or ends with it"
+    return name == target or name.endswith(f'.{target}')
 
 
 class LoRA(Recipe):
-    """Low-rank adapters `W + alpha/r B A` (Hu et al., ICLR 2022) by PEFT, and the head, are all that trains in a fit.
+    """Train only low-rank adapters `W + alpha/r B A` (Hu et al., ICLR 2022) on the encoder, by PEFT, and the head.
 
-    The encoder's own weights and batch norm, statistics included, are frozen; when the fit ends the adapters are merged into
-    them. The adapters join the optimizer's groups of their layers and leave them again. Raises `ImportError` without PEFT."""
+    The encoder's own weights and batch norm, statistics included, are frozen; when the fit ends the adapters are merged
+    into them. During the fit the adapters are in the optimizer's groups of their layers. Raises `ImportError` without
+    PEFT."""
     name = 'lora'
-    _tuner, _joined, _unchecked = None, (), False
+    _tuner = None  # PEFT's model around the encoder, while there are adapters
+    _joined = ()  # the adapters' weights in the optimizer
+    _unchecked = False  # no backward pass has shown yet whether all adapters train
 
     def __init__(self,
         r:int=8, # Rank
         alpha:float=16, # The adapters' output is scaled by `alpha/r`
         encoder:str|Callable|None=None, # Which part of the model to adapt, see `find_encoder`
-        targets:str|Sequence[str]|None=None, # Names, or ends of names, of its Conv3d, Conv2d and Linear layers; `None`: all that can be adapted
+        targets:str|Sequence[str]|None=None, # Names, or ends of names, of Conv3d, Conv2d and Linear layers; `None`: all
     ):
         super().__init__(encoder)
-        if isinstance(r, bool) or not isinstance(r, int) or r < 1: raise ValueError(f'r must be a whole number of at least 1, not {r!r}')
+        if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+            raise ValueError(f'r must be a whole number of at least 1, not {r!r}')
         if not 0 < alpha < float('inf'): raise ValueError(f'alpha must be a number above 0, not {alpha}')
         _lora_model()
         self.r, self.alpha, self.targets = r, alpha, [targets] if isinstance(targets, str) else targets
 
     @property
     def order(self)->int:
-        # first in: before DDP wraps and others save the model; last out: what SaveModelCallback and LRFinder load has adapters
+        # first in: before DDP wraps and others save the model; last out: what SaveModelCallback and LRFinder load has
+        # adapters
         return -5 if self._tuner is None else 70
 
     def layers(self)->list[str]:
         "Names of the layers to adapt"
         found = {n:m for n, m in self.module().named_modules() if n and isinstance(m, LAYERS)}
-        def ends(name, target): return name == target or name.endswith(f'.{target}')
         if self.targets is None: chosen = [n for n, m in found.items() if _adaptable(m)]
-        else:
-            chosen = [n for n in found if any(ends(n, t) for t in self.targets)]
-            missing = [t for t in self.targets if not any(ends(n, t) for n in found)]
-            if missing:
-                raise ValueError(f'LoRA: the encoder has no Conv3d, Conv2d or Linear {", ".join(map(repr, missing))}; it has {", ".join(found) or "none"}')
-            wrong = [n for n in chosen if not _adaptable(found[n])]
-            if wrong:
-                raise ValueError(f'LoRA cannot adapt {", ".join(wrong)}: layers must not have groups, dilation or padding other than zeros, nor be the '
-                                 'projection of nn.MultiheadAttention; leave them out of targets')
+        else: chosen = self._targeted(found)
         if not chosen:
-            raise ValueError(f'LoRA: {type(self.module()).__name__} has no Conv3d, Conv2d or Linear inside that can be adapted; pass another encoder=...')
+            raise ValueError(f'LoRA: {type(self.module()).__name__} has no Conv3d, Conv2d or Linear inside that can be '
+                             'adapted; pass another encoder=...')
+        return chosen
+
+    def _targeted(self, found):
+        chosen = [n for n in found if any(_matches(n, t) for t in self.targets)]
+        missing = [t for t in self.targets if not any(_matches(n, t) for n in found)]
+        if missing:
+            raise ValueError(f'LoRA: the encoder has no Conv3d, Conv2d or Linear {", ".join(map(repr, missing))}; '
+                             f'it has {", ".join(found) or "none"}')
+        wrong = [n for n in chosen if not _adaptable(found[n])]
+        if wrong:
+            raise ValueError(f'LoRA cannot adapt {", ".join(wrong)}: layers must not have groups, dilation or '
+                             'padding other than zeros, nor be the projection of nn.MultiheadAttention; '
+                             'leave them out of targets')
         return chosen
 
     def begin(self)->None:
@@ -75,34 +94,42 @@ class LoRA(Recipe):
         names, encoder = self.layers(), self.module()
         device = next(encoder.parameters()).device
         self.freeze(encoder.parameters())
-        config = LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules='|'.join(n.replace('.', r'\.') for n in names))
-        # drawn from a copy of the random state: the runs of other strategies with this seed see the same data and dropout
-        with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []): self._tuner = LoraModel(encoder, config, 'default')
+        pattern = '|'.join(n.replace('.', r'\.') for n in names)
+        config = LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=pattern)
+        # drawn from a copy of the random state: data and dropout are those of other strategies with this seed
+        with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
+            self._tuner = LoraModel(encoder, config, 'default')
         self._unchecked = True
         self._join()
 
     def adapters(self)->dict:
-        "`{name: (layer, A, B)}` of the fit at work"
-        return {n:(m.get_base_layer(), m.lora_A['default'], m.lora_B['default']) for n, m in self.module().named_modules() if hasattr(m, 'lora_A')}
+        "`{name: (layer, A, B)}` while a fit runs"
+        return {n:(m.get_base_layer(), m.lora_A['default'], m.lora_B['default'])
+                for n, m in self.module().named_modules() if hasattr(m, 'lora_A')}
 
     def changes(self)->dict[str, torch.Tensor]:
-        "What the adapters add to the encoder's weights as they stand, by the weights' names without adapters"
-        return {f'{n}.weight':(self.alpha/self.r*(b.weight.flatten(1) @ a.weight.flatten(1))).view_as(layer.weight).to(layer.weight.dtype)
-                for n, (layer, a, b) in self.adapters().items()}
+        "What the adapters currently add to the encoder's weights, by the weights' names without adapters"
+        changes = {}
+        for n, (layer, a, b) in self.adapters().items():
+            change = self.alpha/self.r*(b.weight.flatten(1) @ a.weight.flatten(1))
+            changes[f'{n}.weight'] = change.view_as(layer.weight).to(layer.weight.dtype)
+        return changes
 
     def _join(self):
-        # the optimizer cannot be made anew: schedulers have counted its groups, and the head may have momentum
-        core, groups = unwrap_optimizer(self.opt), [list(ps) for ps in self.opt.param_lists]
-        where = {id(p):i for i, ps in enumerate(groups) for p in ps}
-        for layer, a, b in self.adapters().values(): groups[where.get(id(layer.weight), 0)] += [a.weight, b.weight]
-        self._joined = tuple(p for _, a, b in self.adapters().values() for p in (a.weight, b.weight))
+        # the optimizer cannot be made again: schedulers have counted its groups, and the head may have momentum
+        core = unwrap_optimizer(self.opt)
+        groups = [list(params) for params in self.opt.param_lists]
+        where = {id(p):i for i, params in enumerate(groups) for p in params}
+        adapters = self.adapters().values()
+        for layer, a, b in adapters: groups[where.get(id(layer.weight), 0)] += [a.weight, b.weight]
+        self._joined = tuple(p for _, a, b in adapters for p in (a.weight, b.weight))
         if not isinstance(core, torch.optim.Optimizer):
             for p in self._joined: core.state[p] = {}  # a loaded state has no defaults
         self.opt.param_lists = groups
 
     def _leave(self):
         gone = set(map(id, self._joined))
-        self.opt.param_lists = [[p for p in ps if id(p) not in gone] for ps in self.opt.param_lists]
+        self.opt.param_lists = [[p for p in params if id(p) not in gone] for params in self.opt.param_lists]
         for p in self._joined:
             for o in (self.opt, unwrap_optimizer(self.opt)): o.state.pop(p, None)
         self._joined = ()
@@ -117,17 +144,18 @@ class LoRA(Recipe):
         self._unchecked = False
         unused = [n for n, (_, a, _) in self.adapters().items() if a.weight.requires_grad and a.weight.grad is None]
         if unused:
-            warnings.warn(f'LoRA: the encoder reads the weights of {", ".join(unused)} past their adapters, which therefore do not train; '
-                          'leave them out of targets')
+            warnings.warn(f'LoRA: the encoder reads the weights of {", ".join(unused)} without their adapters, which '
+                          'therefore do not train; leave them out of targets')
 
     @torch.no_grad()
     def unload(self,
         merge:bool=True, # Keep what the adapters have learnt
     )->None:
-        "Take the adapters out of the encoder and the optimizer; without adapters, do nothing"
+        "Remove the adapters from the encoder and the optimizer; without adapters, do nothing"
         if self._tuner is None: return
         if merge:  # PEFT's own merge fails on 1x1x1 kernels
-            for (layer, _, _), change in zip(self.adapters().values(), self.changes().values()): layer.weight.add_(change)
+            layers = [layer for layer, _, _ in self.adapters().values()]
+            for layer, change in zip(layers, self.changes().values()): layer.weight.add_(change)
         self._tuner.unload()
         self._tuner = None
         if self._joined and self.opt is not None: self._leave()

@@ -1,7 +1,5 @@
-"""What every penalty shares: finding the encoder, watching it in the main forward, adding a term to the loss that is
-back-propagated, and reporting that term in a column of its own.
-
-A new penalty is a subclass of `Penalty` with a `term` method."""
+"""Mix-ins for penalties that need more than the batch: `Anchored` keeps weights from before training, `Auxiliary`
+trains modules of its own."""
 from collections.abc import Callable
 
 import torch
@@ -12,29 +10,39 @@ from ..models.weights import anchor_state
 __all__ = ['Anchored', 'Auxiliary']
 
 
-
 class Anchored:
-    """Mix-in for a `Penalty` that holds on to weights from before training: it takes them once and never again.
+    """Mix-in for a callback that needs the weights from before training. It takes them once and never again.
 
-    They are `anchor` or, without one, the encoder as it stands when the first real fit begins to train (`lr_find` is none).
-    Where that moment has passed, in a fit that starts at a later epoch or after `load_learner`, training is an error. A fit that
-    goes on by `Resume` has them from there."""
-    anchor, _held, _trial, _taken = None, False, False, False
+    They are `anchor` or, without one, the encoder's weights when the first fit starts to train; `lr_find` does not
+    count. Call `take` in `begin`. If that moment has passed, because a fit starts at a later epoch or after
+    `load_learner`, training raises `ValueError`. A fit that `Resume` continues has the weights from its checkpoint."""
+    anchor = None
+    _held = False  # there are weights
+    _trial = False  # they were taken for `lr_find`, and must be taken again
+    _taken = False  # a fit has trained
     _state = ('_held', '_trial', '_taken')
     _anchorattrs = ('anchor', '_held', '_trial')  # for `_stateattrs`: not exported
 
     def take(self)->dict|None:
-        "`anchor_state` if this is the moment to take it, else `None`: what was taken stays"
+        "The weights from before training if this is the moment to take them, else `None`: earlier ones stay"
         trial = hasattr(self.learn, 'lr_finder')
         if self._held and (trial or not self._trial): return None
         if self.anchor is None and not trial and self.late():
-            raise ValueError(f'{type(self).__name__} has no weights to hold on to: an exported learner does not carry them, and a fit that starts '
-                             f'at epoch {self.learn.epoch} is too late to take them. Pass anchor=STATE_DICT, ENCODER or FILE')
-        self._held, self._trial, self._taken = True, trial, self._taken or not trial
+            raise ValueError(
+                f'{type(self).__name__} lacks the weights from before training: an exported learner does not carry '
+                f'them, and a fit that starts at epoch {self.learn.epoch} is too late to take them. '
+                'Pass anchor=STATE_DICT, ENCODER or FILE')
+        self._held, self._trial = True, trial
+        self._taken = self._taken or not trial
         return self.snapshot()
 
-    def snapshot(self)->dict: return anchor_state(self.module(), self.anchor)
-    def late(self)->bool: return self._taken or self.learn.epoch > 0
+    def snapshot(self)->dict:
+        "A copy of the weights to keep"
+        return anchor_state(self.module(), self.anchor)
+
+    def late(self)->bool:
+        "Whether the encoder has trained already"
+        return self._taken or self.learn.epoch > 0
 
     def after_fit(self):
         if self._trial: self._held = False
@@ -42,22 +50,33 @@ class Anchored:
 
 
 class Auxiliary:
-    """Mix-in for a `Penalty` that trains modules of its own, beside the model and thrown away with the callback.
+    """Mix-in for a `Penalty` that trains modules of its own, `self.aux`, which are no part of the model.
 
-    They learn by SGD at the learning rate and momentum of the model's last group, and step when the model does: not for
-    micro-batches, nor where the gradient scaler skips."""
-    aux, _aux_opt, _skipped, _aside, _saved = None, None, False, None, None
+    `set_auxiliary` makes them. They learn by SGD at the learning rate and momentum of the model's last parameter group,
+    and step when the model does: not for micro-batches, nor in steps that the gradient scaler skips. `lr_find` has
+    modules of its own."""
+    aux = None
+    _aux_opt, _skipped = None, False
+    _aside = None  # modules and optimizer of the fits, while `lr_find` runs
+    _saved = None  # a checkpoint's state, until there are modules to load it
     _auxattrs = ('aux', '_aux_opt', '_aside')  # for `_stateattrs`: not exported
 
     def before_fit(self):
         super().before_fit()
-        if hasattr(self.learn, 'lr_finder'): self._aside, self.aux = (self.aux, self._aux_opt), None  # a trial's modules are its own
+        if hasattr(self.learn, 'lr_finder'):
+            self._aside = self.aux, self._aux_opt
+            self.aux = None
 
     def leave(self)->None:
-        if self._aside is not None: (self.aux, self._aux_opt), self._aside = self._aside, None
+        if self._aside is not None:
+            self.aux, self._aux_opt = self._aside
+            self._aside = None
         super().leave()
 
-    def state_dict(self)->dict: return super().state_dict() | ({} if self.aux is None else dict(aux=self.aux.state_dict(), aux_opt=self._aux_opt.state_dict()))
+    def state_dict(self)->dict:
+        state = super().state_dict()
+        if self.aux is None: return state
+        return state | dict(aux=self.aux.state_dict(), aux_opt=self._aux_opt.state_dict())
 
     def load_state_dict(self, state:dict)->None:
         super().load_state_dict(state)
@@ -71,7 +90,7 @@ class Auxiliary:
         self._saved = None
 
     def set_auxiliary(self, make:Callable)->None:
-        "Modules from the function `make`, the same whatever was drawn before, without touching the random state"
+        "Make the modules by the function `make`, with a fixed seed and without a change of the random state"
         device = next(self.module().parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
             torch.manual_seed(0)
@@ -87,15 +106,15 @@ class Auxiliary:
         self._aux_opt.zero_grad()
 
     def _step_aux(self):
-        # here, not in `before_step`, which micro-batches have too: what they add up is put together and unscaled once
+        # not in `before_step`, which micro-batches have too: their sum is reduced and unscaled once
         scaler = vars(self.learn).get('scaler')  # of `MixedPrecision`
-        scale = scaler.get_scale() if scaler is not None else 1.  # as it was in this batch: `MixedPrecision` updates it later
+        scale = scaler.get_scale() if scaler is not None else 1.  # of this batch: `MixedPrecision` updates it later
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        for p in self.aux.parameters():
-            if p.grad is None: continue
+        graded = [p for p in self.aux.parameters() if p.grad is not None]
+        for p in graded:
             if world > 1: dist.all_reduce(p.grad)
             p.grad.div_(world*scale)
-        if scaler is not None and not all(p.grad.isfinite().all() for p in self.aux.parameters() if p.grad is not None): return
+        if scaler is not None and not all(p.grad.isfinite().all() for p in graded): return
         hyper = self.opt.hypers[-1]
         for g in self._aux_opt.param_groups: g.update(lr=float(hyper['lr']), momentum=float(hyper.get('mom', 0.) or 0.))
         self._aux_opt.step()

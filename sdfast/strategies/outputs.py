@@ -1,4 +1,4 @@
-"Distillation of outputs: of the source head's, of the whole last epoch's net, of the net's own last layer."
+"Distillation of outputs: of the source head, of the whole model of the last epoch, of the model's own last layer."
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -6,16 +6,14 @@ import torch
 import torch.nn.functional as F
 from fastai.torch_core import get_model
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
 from ..models.surgery import frozen_copy
 from .base import FeaturePenalty, Penalty
-from .distill import FixedTeacher, batch_statistics, pooled
+from .distill import FixedTeacher, batch_statistics, check_teacher_bn, follow_modes, pooled
 from .mixins import Auxiliary
 
 __all__ = ['soft_divergence', 'LwF', 'PSKD', 'BYOT']
-
 
 
 def soft_divergence(
@@ -23,16 +21,19 @@ def soft_divergence(
     teacher:torch.Tensor, # Logits of the same shape
     T:float=2., # Temperature
 )->torch.Tensor: # Scalar, float32
-    "`T^2 KL(teacher || student)` of softened outputs, averaged over the batch (Hinton et al. 2015); T^2 keeps the gradient's size"
-    return T*T*F.kl_div(F.log_softmax(student.float()/T, 1), F.log_softmax(teacher.float()/T, 1), reduction='batchmean', log_target=True)
+    """`T^2 KL(teacher || student)` of softened outputs, averaged over the batch (Hinton et al. 2015); T^2 keeps the
+    gradient's size"""
+    log_student = F.log_softmax(student.float()/T, 1)
+    log_teacher = F.log_softmax(teacher.float()/T, 1)
+    return T*T*F.kl_div(log_student, log_teacher, reduction='batchmean', log_target=True)
 
 
 class LwF(FixedTeacher):
-    """Learning without forgetting: `lam T^2 KL` between the source head's outputs on the old features and on the new ones
-    (Li & Hoiem, 2016). `T^2` is in the term, which other code often leaves out: there lam means 1/T^2 as much.
+    """Learning without forgetting: `lam T^2 KL` between the source head's outputs on the old features and on the new
+    ones (Li & Hoiem, 2016). `T^2` is part of the term; in code that leaves it out, the same lam is T^2 times weaker.
 
-    The source head stays as it is, so that what is kept is what that head can read. Without one, for a self-supervised
-    encoder, take a probe: `sdfast.forgetting.probe_head`."""
+    The source head is frozen, so what is kept is what this head can read. For a self-supervised encoder, which has
+    none, fit a probe: `probe_head`."""
     head = None
     _stateattrs = FixedTeacher._stateattrs + ('head',)
 
@@ -42,31 +43,36 @@ class LwF(FixedTeacher):
         T:float=2., # Temperature
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
-        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file to teach; default: the encoder when training begins
+        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: the encoder before training
     ):
         super().__init__(lam, 'mean', teacher_bn, encoder, anchor)
         if not isinstance(head, nn.Module):
-            raise InputError(f'LwF needs the head of the source task, a module from features to logits, not {type(head).__name__}; for an encoder '
-                             'without one fit a probe: sdfast.forgetting.probe_head(features, labels, n_classes)')
+            raise InputError('LwF needs the head of the source task, a module from features to logits, '
+                             f'not {type(head).__name__}; for an encoder without one fit a probe: '
+                             'probe_head(features, labels, n_classes)')
         if not T > 0: raise ValueError(f'T must be positive, not {T}')
         self.head, self.T = frozen_copy(head), T
 
     def begin(self)->None:
-        if self.head is None: raise ValueError('LwF has lost its source head: an exported learner does not carry it; pass a new LwF(lam, head)')
+        if self.head is None:
+            raise ValueError('LwF lacks its source head: an exported learner does not carry it; '
+                             'pass a new LwF(lam, head)')
         super().begin()
         self.head.to(next(self.module().parameters()).device)
 
     def term(self)->torch.Tensor:
-        found = self.pairs()
-        return sum(soft_divergence(self.head(s), self.head(t), self.T) for call in found for _, s, t in call)/len(found)
+        calls = self.pairs()
+        divergences = [soft_divergence(self.head(s), self.head(t), self.T) for call in calls for _, s, t in call]
+        return sum(divergences)/len(calls)
 
 
 class PSKD(Penalty):
-    """Progressive self-knowledge distillation (Kim et al., ICCV 2021): the target is `(1 - a_t) y + a_t p`, p what the whole model
-    of the last epoch says of the same batch, `a_t = lam*t/n_epoch` in epoch t = 1, 2...; in the first epoch p is y.
+    """Progressive self-knowledge distillation (Kim et al., ICCV 2021): the targets are `(1 - a_t) y + a_t p`, where p
+    are the class probabilities that the whole model of the last epoch gives for the same batch, and `a_t =
+    lam*t/n_epoch` in epoch t = 1, 2...; in the first epoch p is y.
 
-    The term is what that adds to the cross-entropy with y, `t/n_epoch (CE(p) - CE(y))`; it can be negative. Targets must be
-    class numbers."""
+    The term is what this adds to the cross-entropy with y, `t/n_epoch (CE(p) - CE(y))`; it can be negative. Targets
+    must be class numbers."""
     name = 'pskd'
     teacher, age = None, 0
     _stateattrs = Penalty._stateattrs + ('teacher',)
@@ -77,11 +83,12 @@ class PSKD(Penalty):
     ):
         super().__init__(lam)
         if lam > 1: raise ValueError(f'lam of PSKD is a share, at most 1, not {lam}')
-        if teacher_bn not in ('batch', 'running'): raise ValueError(f"teacher_bn must be 'batch' or 'running', not {teacher_bn!r}")
+        check_teacher_bn(teacher_bn)
         self.teacher_bn = teacher_bn
 
     def begin(self)->None:
-        self.teacher, self.age = batch_statistics(frozen_copy(get_model(self.learn.model))) if self.learn.epoch else None, 0
+        self.teacher, self.age = None, 0
+        if self.learn.epoch: self.teacher = batch_statistics(frozen_copy(get_model(self.learn.model)))
 
     def after_batch(self):
         super().after_batch()
@@ -89,10 +96,10 @@ class PSKD(Penalty):
 
     def term(self)->torch.Tensor:
         y, pred = self.learn.yb[0], self.learn.pred.float()
-        if y.is_floating_point() or y.ndim != 1: raise InputError(f'PSKD needs class numbers as targets, not a {y.dtype} tensor of shape {tuple(y.shape)}')
+        if y.is_floating_point() or y.ndim != 1:
+            raise InputError(f'PSKD needs class numbers as targets, not a {y.dtype} tensor of shape {tuple(y.shape)}')
         if self.teacher is None: return pred.sum()*0
-        for t, s in zip(self.teacher.modules(), get_model(self.learn.model).modules()):
-            if isinstance(t, _BatchNorm): t.training = s.training and self.teacher_bn == 'batch'
+        follow_modes(self.teacher, get_model(self.learn.model), self.teacher_bn)
         with torch.no_grad(): p = self.teacher(*self.learn.xb).float().softmax(1)
         y = y.as_subclass(torch.Tensor)
         return (self.learn.epoch + 1)/self.learn.n_epoch*(F.cross_entropy(pred, p) - F.cross_entropy(pred, y))
@@ -100,10 +107,11 @@ class PSKD(Penalty):
 
 class BYOT(Auxiliary, FeaturePenalty):
     """Be your own teacher (Zhang et al., ICCV 2019): shallow layers learn from the last one through heads of their own,
-    `sum_l (1 - alpha) CE(q_l, y) + alpha T^2 KL(q || q_l) + beta mean (F_l - F)^2`, q and F of the whole net without gradient.
+    `sum_l (1 - alpha) CE(q_l, y) + alpha T^2 KL(q || q_l) + beta mean (F_l - F)^2`, q and F of the whole net without
+    gradient.
 
-    A layer's head is: mean over time and space, a linear map to the width of F, ReLU, a linear classifier (the original's are
-    convolutions). They are trained beside the model and thrown away."""
+    A layer's head is: mean over time and space, a linear map to the width of F, ReLU, a linear classifier (the
+    original's are convolutions). The heads are no part of the model."""
     _stateattrs = FeaturePenalty._stateattrs + Auxiliary._auxattrs
 
     def __init__(self,
@@ -115,7 +123,9 @@ class BYOT(Auxiliary, FeaturePenalty):
         encoder:str|Callable|None=None, # Which part of the model has the layers, see `find_encoder`
     ):
         super().__init__(lam, encoder)
-        if not 0 <= alpha <= 1 or beta < 0 or not T > 0: raise ValueError(f'alpha must be between 0 and 1, beta at least 0 and T positive, not {alpha}, {beta} and {T}')
+        if not 0 <= alpha <= 1 or beta < 0 or not T > 0:
+            raise ValueError('alpha must be between 0 and 1, beta at least 0 and T positive, '
+                             f'not {alpha}, {beta} and {T}')
         self.layers, self.alpha, self.beta, self.T = layers, alpha, beta, T
 
     def layer_names(self)->list[str]:
@@ -123,17 +133,24 @@ class BYOT(Auxiliary, FeaturePenalty):
         return names[:-1] if self.layers == 'blocks' else names
 
     def term(self)->torch.Tensor:
-        feats, pred = pooled(self.calls()[0][2]), self.learn.pred
+        features, logits = pooled(self.calls()[0][2]), self.learn.pred
         y = self.learn.yb[0].as_subclass(torch.Tensor)
         shallow = [pooled(self.calls(n)[0][2]) for n in self._recorders if n]
-        if not shallow: raise InputError('BYOT found no layers before the last; pass layers=[NAME, ...] of the encoder')
-        if self.aux is None:
-            d, n = feats.shape[1], pred.shape[1]
-            self.set_auxiliary(lambda: nn.ModuleList(nn.ModuleList([nn.Linear(s.shape[1], d), nn.Linear(d, n)]) for s in shallow))
+        if not shallow:
+            raise InputError('BYOT found no layers before the last; pass layers=[NAME, ...] of the encoder')
+        if self.aux is None: self._make_heads(shallow, features.shape[1], logits.shape[1])
         total = 0.
         for s, (widen, classify) in zip(shallow, self.aux):
             f = widen(s.float())
             q = classify(f.relu()).float()
-            total = total + ((1 - self.alpha)*F.cross_entropy(q, y) + self.alpha*soft_divergence(q, pred.detach(), self.T)
-                             + self.beta*(f.float() - feats.detach().float()).pow(2).mean())
+            hard = (1 - self.alpha)*F.cross_entropy(q, y)
+            soft = self.alpha*soft_divergence(q, logits.detach(), self.T)
+            hint = self.beta*(f.float() - features.detach().float()).pow(2).mean()
+            total = total + (hard + soft + hint)
         return total
+
+    def _make_heads(self, shallow, width, n_classes):
+        def heads():
+            return nn.ModuleList(nn.ModuleList([nn.Linear(s.shape[1], width), nn.Linear(width, n_classes)])
+                                 for s in shallow)
+        self.set_auxiliary(heads)

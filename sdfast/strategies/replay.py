@@ -1,4 +1,4 @@
-"Source clips beside the target's: what the other strategies are measured against, as an upper bound."
+"Replay: source clips in every training batch. The other strategies are compared with it, as an upper bound."
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -19,23 +19,31 @@ from .base import Penalty
 __all__ = ['Replay']
 
 
-
 def _cycle(dl):
     while True:
         batch = None
         for batch in dl: yield batch
-        if batch is None: raise InputError('Replay: the loader of source clips has no batches (left): pass one that can be read again and again')
+        if batch is None:
+            raise InputError('Replay: the loader of source clips has no batches (left): '
+                             'pass one that can be iterated over repeatedly')
 
 
 class Replay(Penalty):
-    """`lam` times the cross-entropy of the source task on one batch of source clips per training batch, by its frozen head.
+    """`lam` times the cross-entropy of the source task on one batch of source clips per training batch, by its frozen
+    head.
 
-    An upper bound, not a competitor: it needs the source data, which the other strategies do without. The source batch is
-    normalised with its own statistics where the encoder is in train mode, and leaves the running ones alone; loader and dropout
-    draw from a random state of their own. Raises `InputError` for a loader without batches."""
-    order = 5.5  # behind the other penalties, which have by then read what their hooks saw
-    source, source_head, _batches, _random, _read, _order = None, None, None, None, 0, None
-    _stateattrs, _state = Penalty._stateattrs + ('source', 'source_head', '_batches', '_random', '_order'), ('_random', '_read', '_order')
+    An upper bound, not a competitor: it needs the source data, which the other strategies do without. The source batch
+    is normalised with its own statistics where the encoder is in train mode, and leaves the running ones unchanged;
+    loader and dropout draw from a random state of their own. Raises `InputError` for a loader without batches."""
+    order = 5.5  # after the other penalties, which have then read what their hooks recorded
+    source, source_head = None, None
+    _batches = None  # endless iterator over `source`, during a fit
+    _random = None  # the random state of loader and dropout
+    _read = 0  # batches that this fit has read
+    _order = None  # the state of the loader's generator before the first of them
+    _stateattrs = Penalty._stateattrs + ('source', 'source_head', '_batches', '_random', '_order')
+    _state = ('_random', '_read', '_order')
+    _argument_attrs = Penalty._argument_attrs | dict(dl='source', head='source_head')
 
     def __init__(self,
         lam:float, # Weight of the source task
@@ -44,34 +52,42 @@ class Replay(Penalty):
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
     ):
         super().__init__(lam, encoder)
-        if dl is None: raise InputError('Replay needs clips of the source task: pass a loader of its (x, y), not None; without them take a strategy that does not see the source')
+        if dl is None:
+            raise InputError('Replay needs clips of the source task: pass a loader of its (x, y), not None; '
+                             'without them take a strategy that does not see the source')
         if not isinstance(head, nn.Module):
-            raise InputError(f'Replay needs the head of the source task, a module from features to logits, not {type(head).__name__}; for an encoder without one '
-                             'fit a probe: sdfast.forgetting.probe_head(features, labels, n_classes)')
+            raise InputError('Replay needs the head of the source task, a module from features to logits, '
+                             f'not {type(head).__name__}; for an encoder without one fit a probe: '
+                             'probe_head(features, labels, n_classes)')
         self.source, self.source_head = dl, frozen_copy(head)
 
     def begin(self)->None:
         if self.source is None:
-            raise ValueError('Replay has lost its source clips: an exported learner does not carry them; pass a new Replay(lam, dl, head)')
+            raise ValueError('Replay lacks its source clips: an exported learner does not carry them; '
+                             'pass a new Replay(lam, dl, head)')
         self.source_head.to(next(self.module().parameters()).device)
-        if self._batches is not None: return
-        # a resumed fit reads the source up to where it was, in the order in which it was read
-        shuffled, rng = getattr(self.source, 'shuffle', True), getattr(self.source, 'rng', None)
+        if self._batches is None: self._open()
+
+    def _open(self):
+        "Start to read the source; in a resumed fit, in the same order and from where it was"
+        rng = getattr(self.source, 'rng', None)
         if self._order is not None: rng.setstate(self._order)
         elif rng is not None: self._order = rng.getstate()
-        self._batches, known = _cycle(self.source), self._random
-        if self._read:
-            with self._own_random(): deque(islice(self._batches, self._read if shuffled else self._read % len(self.source)), maxlen=0)
-            self._random = known
+        self._batches = _cycle(self.source)
+        if not self._read: return
+        shuffled = getattr(self.source, 'shuffle', True)
+        skip = self._read if shuffled else self._read % len(self.source)
+        known = self._random
+        with self._own_random(): deque(islice(self._batches, skip), maxlen=0)
+        self._random = known
 
     @contextmanager
     def _own_random(self):
-        "The generators of torch, numpy and Python go on from where they were when this was last left, and outside as if nothing had been drawn"
+        """Inside, the generators of torch, numpy and Python continue from where this was last left; outside they do not
+        change"""
         outside = get_random_states()
         try:
-            if self._random is None:
-                seed = torch.randint(2**32, ()).item()
-                random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+            if self._random is None: _seed_all(torch.randint(2**32, ()).item())
             else: set_random_states(**self._random)
             yield
             self._random = get_random_states()
@@ -87,9 +103,18 @@ class Replay(Penalty):
         with self._own_random(), keep_buffers(encoder):
             x, y = (t.as_subclass(torch.Tensor).to(device) for t in next(self._batches))
             self._read += 1
-            logits = self.source_head(encoder.forward(x))  # not a call: the hooks of other callbacks wait for the target's features
+            # `forward`, not a call: hooks of other callbacks record the target's features only
+            logits = self.source_head(encoder.forward(x))
         return F.cross_entropy(logits.float(), y)
 
     def after_fit(self):
         super().after_fit()
-        if not self.learn.lock.locked(): self._batches, self._read, self._order = None, 0, None  # ends the workers of its loader
+        if self.learn.lock.locked(): return
+        self._batches = None  # ends the workers of its loader
+        self._read, self._order = 0, None
+
+
+def _seed_all(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

@@ -22,8 +22,9 @@ from ..runtime.distributed import from_rank0
 from ..runtime.memory import keep_freed_memory
 from ..runtime.progress import Progress
 from ..runtime.resume import Resume
-from ..strategies.distill import channel_attention
-from ..strategies.importance import Importance, PathIntegral, empirical_fisher, mas_importance
+from ..strategies.feature_maps import channel_attention
+from ..strategies.importance import Importance, empirical_fisher, mas_importance
+from ..strategies.path_integral import PathIntegral
 from .config import Run
 from .fit import SkipValidation, fit_model
 from .folder import claim_folder, read_sealed, versions

@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from ..models.encoders import create_model
 from ..models.weights import load_encoder, save_weights, state_hash
 from ..runtime.progress import Progress
-from ..strategies.importance import Importance, PathIntegral
+from ..strategies.importance import Importance
+from ..strategies.path_integral import PathIntegral
 from ..strategies.registry import STRATEGIES
 from .accuracies import Accuracies
 from .config import Run, hash_fields

@@ -546,7 +546,7 @@ def test_what_cannot_be_right_is_told():
     with pytest.raises(InputError, match=r'EWC needs the importance of each weight, from fisher_information\(source_model, source_batches\), not NoneType'): EWC(1., None)
     with pytest.raises(InputError, match='MAS needs'): MAS(1., 'x')
     for p in net[0].parameters(): p.requires_grad_(False)
-    with pytest.warns(UserWarning, match='MAS has nothing to hold, as all parameters of the encoder are frozen: unfreeze some'): learner(MAS(1., imp), net=net).fit(1)
+    with pytest.warns(UserWarning, match='MAS has no effect, as all parameters of the encoder are frozen: unfreeze some'): learner(MAS(1., imp), net=net).fit(1)
     other = {n:p + 1 for n, p in imp.anchor.items()}
     with pytest.warns(UserWarning, match='hold the same parameters to different places'): learner([EWC(1., imp), L2SP(1., anchor=dict(model()[0].state_dict()) | other)]).fit(1)
     with warnings.catch_warnings():

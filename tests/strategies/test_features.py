@@ -21,12 +21,12 @@ from scipy.stats import entropy
 from torch import nn
 
 from sdfast.errors import InputError
-from sdfast.strategies.base import FeaturePenalty
-from sdfast.strategies.distill import SelfDistill
-from sdfast.strategies.features import (
+from sdfast.strategies import (
     BSS,
     R3F,
     CoTuning,
+    FeaturePenalty,
+    SelfDistill,
     StochNorm,
     bss,
     category_relation,

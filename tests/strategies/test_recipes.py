@@ -687,7 +687,7 @@ def test_lora_targets_and_what_it_cannot_adapt():
     class Bypass(nn.Module):
         def __init__(self): super().__init__(); self.flat, self.out = nn.Flatten(), nn.Linear(36, 6)
         def forward(self, x): return F.linear(self.flat(x), self.out.weight)
-    with pytest.warns(UserWarning, match='past their adapters'): learner(LoRA(2), net=nn.Sequential(Bypass(), nn.Linear(6, 3))).fit(1)
+    with pytest.warns(UserWarning, match='without their adapters'): learner(LoRA(2), net=nn.Sequential(Bypass(), nn.Linear(6, 3))).fit(1)
 
 
 def test_lora_without_peft_says_how_to_get_it(monkeypatch):
@@ -752,7 +752,7 @@ def test_replay_draws_anew_for_each_batch():
 
 def test_replay_needs_batches():
     with pytest.raises(InputError, match='no batches'): learner(Replay(1., [], source_head())).fit(1)
-    with pytest.raises(InputError, match='read again'): learner(Replay(1., iter(list(data(n=16).train)), source_head())).fit(1)
+    with pytest.raises(InputError, match='repeatedly'): learner(Replay(1., iter(list(data(n=16).train)), source_head())).fit(1)
 
 
 # --- nonsense -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,48 @@
+"The `repr` of an object by the arguments that it was made with."
+import inspect
+import reprlib
+from inspect import Parameter
+
+import torch
+from torch import nn
+
+__all__ = ['ShowArguments']
+
+
+class _Brief(reprlib.Repr):
+    "Shapes instead of tensors, class names instead of modules, the first entries of long containers"
+    def repr_instance(self, x, level):
+        if torch.is_tensor(x): return f'{type(x).__name__}{tuple(x.shape)}'
+        if isinstance(x, nn.Module): return type(x).__name__
+        if inspect.isroutine(x): return x.__name__
+        return super().repr_instance(x, level)
+
+
+_brief = _Brief()
+_brief.maxstring = _brief.maxother = 80
+_brief.maxdict = 1
+
+
+class ShowArguments:
+    """Mix-in: `repr` shows the arguments that differ from their defaults, such as `SelfDistill(lam=100.0)`.
+
+    The value of an argument is that of the attribute of its name, as in fastcore's `init_args`. `_argument_attrs` names
+    the attribute where the two differ. An argument that is not kept at all is left out. Must come before `Callback`
+    among the bases, which has a `repr` of its own."""
+    _argument_attrs = {}  # name of an argument -> name of its attribute
+
+    def __repr__(self)->str:
+        shown = []
+        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+            attr = self._argument_attrs.get(name, name)
+            # not `hasattr(self, attr)`: a fastai callback looks for what it lacks in its learner
+            if name == 'self' or not (attr in vars(self) or hasattr(type(self), attr)): continue
+            value = getattr(self, attr)
+            if not _is_default(value, parameter): shown.append(f'{name}={_brief.repr(value)}')
+        return f'{type(self).__name__}({", ".join(shown)})'
+
+
+def _is_default(value, parameter):
+    if parameter.default is Parameter.empty: return False
+    if value is parameter.default: return True
+    return type(value) is type(parameter.default) and not torch.is_tensor(value) and value == parameter.default

@@ -1,0 +1,58 @@
+"Columns in fastai's recorder that are there only while a fit runs."
+from fastai.callback.core import CancelEpochException, CancelFitException
+from fastai.learner import ValueMetric
+
+__all__ = ['Columns']
+
+
+class Columns:
+    """Mix-in for a callback that adds columns to the recorder while a fit runs, and removes all it added when the fit
+    ends.
+
+    Call `starts` and `show` in `before_fit`. `leave` is called when the fit ends and also when it fails, although
+    fastai notifies callbacks only of its own exceptions: immediately if an epoch fails; otherwise, if the fit fails
+    before its first epoch, when the callback is removed from the learner or when the next `validate` or `get_preds`
+    starts."""
+    _columns, _waiting = (), False  # `_waiting`: columns are there, and no epoch has started yet
+
+    def starts(self)->bool:
+        "Whether this `before_fit` belongs to a fit, and not to `validate` or `get_preds`"
+        if not self.learn.lock.locked(): return True
+        if self._waiting: self.leave()
+        return False
+
+    def show(self, columns:dict)->None:
+        """Add columns, name -> function. Call it in fits only: the results of `validate` and `get_preds` must keep
+        their length"""
+        self._drop()
+        self._columns = [ValueMetric(f, n) for n, f in columns.items()]
+        self.learn.metrics = self.learn.metrics + self._columns
+        self._waiting = True
+        epoch = self.learn._do_epoch
+
+        def guarded():
+            self._waiting = False
+            try: epoch()
+            except (CancelEpochException, CancelFitException): raise
+            except BaseException:
+                self.leave()
+                raise
+        self.learn._do_epoch = guarded
+
+    def leave(self)->None:
+        "Remove the columns; a subclass also removes its hooks and frees its graphs here"
+        self._drop()
+        self._waiting = False
+        self.learn.__dict__.pop('_do_epoch', None)
+
+    def __setattr__(self, name, value):
+        # `fit(cbs=...)` removes its callbacks, which sets `learn` to None, after an exception too
+        if name == 'learn' and value is None and self._waiting: self.leave()
+        super().__setattr__(name, value)
+
+    def _drop(self):
+        mine, self._columns = {id(c) for c in self._columns}, ()
+        self.learn.metrics = type(self.learn.metrics)(m for m in self.learn.metrics if id(m) not in mine)
+
+    def after_fit(self):
+        if not self.learn.lock.locked(): self.leave()

@@ -1,0 +1,172 @@
+"Co-Tuning: the source task's head keeps learning, from soft source labels of the target's clips."
+from collections.abc import Callable
+from copy import deepcopy
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from fastai.data.core import Datasets, test_set
+from fastai.torch_core import get_model, no_random
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from threadpoolctl import threadpool_limits
+from torch import nn
+
+from ..errors import InputError
+from ..models.features import extract
+from .base import FeaturePenalty
+from .hooks import unrecorded
+from .mixins import Auxiliary
+
+__all__ = ['category_relation', 'CoTuning']
+
+HOW = ('direct', 'reverse')  # ways to estimate the relation of source and target classes
+STRENGTHS = np.logspace(-2, 4, 7)  # of the logistic regression: scikit-learn's C, large is little regularisation
+
+
+def category_relation(
+    probs:torch.Tensor, # What the source head predicts for the target task's clips, `(N, n_source)`, rows sum to 1
+    y:torch.Tensor, # Their target classes `(N,)`
+    n_target:int, # Number of target classes
+    how:str='direct', # 'direct' or 'reverse'
+)->torch.Tensor: # `(n_target, n_source)` float32, rows sum to 1
+    """p(y_s|y_t) of Co-Tuning (You et al., NeurIPS 2020).
+
+    'direct': the mean of `probs` over each target class. 'reverse': p(y_t|y_s) by logistic regression from `probs` to
+    `y`, without intercept, read off at each source class, then Bayes' rule with the mean of `probs` as p(y_s). Its
+    regularisation is chosen by the log-likelihood in cross-validation, in place of the original's calibration. Raises
+    `InputError` for a target class without a clip."""
+    probs, y = probs.detach().double().cpu(), y.cpu()
+    if how not in HOW: raise InputError(f"how must be 'direct' or 'reverse', not {how!r}")
+    if probs.ndim != 2 or y.shape != probs.shape[:1] or y.is_floating_point():
+        raise InputError('expected probabilities (N, n_source) and a class number for each of the N clips, '
+                         f'not {tuple(probs.shape)} and {tuple(y.shape)} of {y.dtype}')
+    if (probs < 0).any() or not torch.allclose(probs.sum(1), torch.ones(len(probs)).double(), atol=1e-2):
+        raise InputError('probs must be probabilities, whose rows sum to 1: pass logits.softmax(1)')
+    count = torch.bincount(y, minlength=n_target)
+    if len(count) > n_target: raise InputError(f'class number {y.max()} is not one of {n_target} classes')
+    empty = (count == 0).nonzero().flatten().tolist()
+    if empty: raise InputError(f'target classes {empty} have no clip to relate them to source classes')
+    if how == 'direct':
+        sums = torch.zeros(n_target, probs.shape[1]).double().index_add_(0, y, probs)
+        return (sums/count[:, None]).float()
+    return _reverse_relation(probs.numpy(), y.numpy(), folds=min(5, int(count.min())))
+
+
+def _reverse_relation(x, y, folds):
+    def regression(c): return LogisticRegression(C=c, fit_intercept=False, max_iter=1000)
+    def quality(c): return cross_val_score(regression(c), x, y, cv=folds, scoring='neg_log_loss').mean()
+
+    with threadpool_limits(1):
+        strength = max(STRENGTHS, key=quality) if folds > 1 else 1.
+        fitted = regression(strength).fit(x, y)
+        joint = fitted.predict_proba(np.eye(x.shape[1])).T*x.mean(0)
+    return torch.from_numpy(joint/joint.sum(1, keepdims=True)).float()
+
+
+class _SourceProbs(nn.Module):
+    "From a batch of the model to the class probabilities of another head on its encoder's features"
+    def __init__(self, model, encoder, head):
+        super().__init__()
+        self.model, self.encoder, self.head = model, encoder, head
+
+    def forward(self, x):
+        features = []
+        # the whole model runs, so that the encoder gets what the model passes on to it
+        handle = self.encoder.register_forward_hook(lambda m, args, out: features.append(out))
+        try:
+            with unrecorded(self.model): self.model(x)
+        finally: handle.remove()
+        return sum(self.head(f).float().softmax(1) for f in features)/len(features)
+
+
+def _unaugmented(dls):
+    "All train items in their order, with the transforms of validation if fastai knows them"
+    train, valid = (vars(dl).get('dl', dl) for dl in (dls.train, dls.valid))  # without `DistributedDL`
+    if isinstance(train.dataset, Datasets):
+        items = test_set(train.dataset, train.dataset.items, with_labels=True)
+        return valid.new(items, shuffle=False, drop_last=False)
+    return train.new(shuffle=False, drop_last=False) if hasattr(train, 'new') else train
+
+
+class CoTuning(Auxiliary, FeaturePenalty):
+    """`lam*CE(source head(features), p(y_s|y_t))`: a copy of the source task's head learns soft source labels (You et
+    al., NeurIPS 2020).
+
+    The copy is no part of the model. p(y_s|y_t) is estimated once, from encoder and head when the first fit starts to
+    train (`lr_find` does not count), over the train items without augmentation. Raises `InputError` if that moment has
+    passed."""
+    name = 'co_tuning'
+    head, relation = None, None
+    _before = None  # `(relation,)` of the fits, while `lr_find` runs
+    _stateattrs = FeaturePenalty._stateattrs + Auxiliary._auxattrs + ('head', 'relation', '_before')
+    _state = ('relation',)
+
+    def __init__(self,
+        lam:float=2.3, # Weight of the cross-entropy
+        head:nn.Module=None, # The source task's head, from the encoder's features to its logits; not changed
+        relation:torch.Tensor=None, # p(y_s|y_t) `(n_target, n_source)`; `None`: estimated
+        encoder:str|Callable|None=None, # Which part of the model gives the features, see `find_encoder`
+        how:str='direct', # How the relation is estimated, see `category_relation`
+    ):
+        super().__init__(lam, encoder)
+        self.head, self.how = head, how
+        if how not in HOW: raise InputError(f"how must be 'direct' or 'reverse', not {how!r}")
+        self._check_head()
+        if relation is None: return
+        self.relation = torch.as_tensor(relation).detach().float()
+        if self.relation.ndim != 2 or (self.relation < 0).any() or (self.relation.sum(1) - 1).abs().max() > 1e-2:
+            raise InputError('relation must be a matrix p(y_s|y_t) of (target, source) classes whose rows sum to 1, '
+                             f'see category_relation; this one is {tuple(self.relation.shape)}')
+
+    def _check_head(self):
+        if not isinstance(self.head, nn.Module):
+            raise InputError("CoTuning needs the source task's head, a module from features to source logits, "
+                             f'not {self.head!r} (an exported learner does not carry it). Pass head=MODEL[1] of the '
+                             'source task, or a probe: probe_head(*extract(encoder, source_dl), n_classes)')
+
+    def before_fit(self):
+        super().before_fit()
+        # restored after `lr_find`, as the model's weights are
+        if hasattr(self.learn, 'lr_finder'): self._before = (self.relation,)
+
+    def begin(self)->None:
+        self._check_head()
+        if self.aux is None: self.set_auxiliary(lambda: deepcopy(self.head).requires_grad_(True))
+        if self.relation is None: self.relation = self._relate()
+        if len(self.relation) < self._n_target():
+            raise InputError(f'relation has rows for {len(self.relation)} target classes, the data have '
+                             f'{self._n_target()}; see category_relation')
+        self.relation = self.relation.to(next(self.aux.parameters()).device)
+
+    def _n_target(self): return getattr(self.learn.dls, 'c', 0)  # 0 if fastai does not know
+
+    def _relate(self):
+        if self.learn.epoch > 0:
+            raise InputError(f'CoTuning: a fit that starts at epoch {self.learn.epoch} is too late to relate the '
+                             'classes by the untouched encoder. Pass relation=MATRIX, see category_relation')
+        source_probs = _SourceProbs(get_model(self.learn.model), self.module(), self.aux)
+        with no_random():  # new loaders draw from every random state
+            probs, y = extract(source_probs, _unaugmented(self.learn.dls))
+        own_clips = 'dl' not in vars(self.learn.dls.train)  # of this process; a `DistributedDL` has those of all
+        if dist.is_available() and dist.is_initialized() and own_clips:
+            parts = [None]*dist.get_world_size()
+            dist.all_gather_object(parts, (probs, y))
+            probs, y = (torch.cat(t) for t in zip(*parts))
+        return category_relation(probs, y, max(self._n_target(), int(y.max()) + 1), self.how)
+
+    def term(self)->torch.Tensor:
+        calls = self.calls()
+        target = self.relation[self.learn.yb[0].as_subclass(torch.Tensor)]
+        logits = [self.aux(out).float() for _, _, out in calls]
+        if logits[0].shape != target.shape:
+            raise InputError(f'CoTuning: the head returns {tuple(logits[0].shape)} where the relation has '
+                             f'{tuple(target.shape)}; both must be of the same source classes')
+        return sum(F.cross_entropy(l, target) for l in logits)/len(logits)
+
+    def leave(self)->None:
+        if self._before is not None:
+            self.relation, = self._before
+            self._before = None
+        super().leave()

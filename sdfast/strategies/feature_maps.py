@@ -1,0 +1,127 @@
+"Distillation of feature maps: the outputs of several layers of a fixed teacher, with DELTA's attention or without."
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import InputError
+from ..models.features import eval_mode
+from ..models.surgery import block_names, find_encoder
+from .distill import FixedTeacher
+
+__all__ = ['map_distance', 'FeatureMaps', 'DELTA', 'channel_attention']
+
+
+def map_distance(
+    student:torch.Tensor, # Feature maps `(B, C, ...)` with any number of further axes, or none
+    teacher:torch.Tensor, # Maps of the same shape
+    weights:torch.Tensor|None=None, # Of the channels `(C,)`, with sum 1; `None`: equal
+)->torch.Tensor: # Scalar, float32
+    """`1/2 sum_c C w_c mean (s_c - t_c)^2`, averaged over batch and places (Li et al., DELTA, ICLR 2019, whose code
+    sums over the batch)"""
+    d = (student.float() - teacher.float()).pow(2)
+    if d.ndim > 2: d = d.flatten(2).mean(-1)
+    if weights is not None: d = d*weights*d.shape[1]
+    return d.sum(1).mean()/2
+
+
+class FeatureMaps(FixedTeacher):
+    """`lam` times `map_distance` of the outputs of `layers` to those of the encoder from before training, summed over
+    the layers"""
+    weights = None
+    _stateattrs = FixedTeacher._stateattrs + ('weights',)
+
+    def __init__(self,
+        lam:float, # Weight of the distance
+        layers:str|Sequence[str]='blocks', # Names of layers of the encoder, or 'blocks'
+        teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
+        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: the encoder before training
+    ):
+        super().__init__(lam, 'mean', teacher_bn, encoder, anchor, layers)
+
+    def term(self)->torch.Tensor:
+        calls = self.pairs()
+        return sum(map_distance(s, t, self.weight(n, s)) for call in calls for n, s, t in call)/len(calls)
+
+    def weight(self, layer:str, out:torch.Tensor)->torch.Tensor|None:
+        "Weights of a layer's channels; `None`: equal"
+        return None
+
+
+class DELTA(FeatureMaps):
+    """`FeatureMaps` with attention: a channel's weight is how much the loss grows without it (Li et al., DELTA, ICLR
+    2019).
+
+    The original's second term, a weight decay of the head, is left to the optimizer."""
+    def __init__(self,
+        lam:float, # Weight of the distance
+        weights:dict, # From `channel_attention`: layer -> `(C,)`
+        teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
+        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: the encoder before training
+    ):
+        super().__init__(lam, list(weights), teacher_bn, encoder, anchor)
+        self.weights = weights
+
+    def begin(self)->None:
+        if self.weights is None:
+            raise ValueError('DELTA lacks its channel weights: an exported learner does not carry them; '
+                             'pass a new DELTA(lam, weights)')
+        super().begin()
+
+    def weight(self, layer:str, out:torch.Tensor)->torch.Tensor:
+        w = self.weights[layer]
+        if len(w) != out.shape[1]:
+            raise ValueError(f'DELTA has {len(w)} weights for layer {layer!r}, which has {out.shape[1]} channels')
+        return w.to(out.device)
+
+
+@torch.no_grad()
+def channel_attention(
+    model:nn.Module, # Whole model with a head that was fitted to this encoder: the source's, or a probe on the target
+    batches:Iterable, # Yields `(x, y)` of that head's task
+    layers:str|Sequence[str]='blocks', # Names of layers of the encoder, or 'blocks'
+    encoder:str|Callable|None=None, # Which part of the model has the layers, see `find_encoder`
+    T:float=5., # Temperature
+)->dict[str, torch.Tensor]: # Layer -> weights `(C,)` with sum 1
+    """How much each channel matters: softmax over channels of (loss without the channel - loss)/T (DELTA).
+
+    Takes one pass over the batches for each channel, in eval mode."""
+    part, device = find_encoder(model, encoder), next(model.parameters()).device
+    layers = block_names(part) if layers == 'blocks' else list(layers)
+    batches = [(x.as_subclass(torch.Tensor).to(device), y.as_subclass(torch.Tensor).to(device)) for x, y in batches]
+    if not batches: raise InputError('there are no samples to weigh the channels on')
+    n = sum(len(y) for _, y in batches)
+
+    def loss(): return (sum(F.cross_entropy(model(x).float(), y, reduction='sum') for x, y in batches)/n).item()
+
+    weights = {}
+    with eval_mode(model):
+        whole = loss()
+        for name in layers:
+            layer = part.get_submodule(name)
+            growth = []
+            for c in range(_channels(model, layer, batches[0][0])):
+                hook = layer.register_forward_hook(lambda m, args, out, c=c: _without(out, c))
+                try: growth.append(loss() - whole)
+                finally: hook.remove()
+            weights[name] = torch.tensor(growth).div(T).softmax(0)
+    return weights
+
+
+def _channels(model, layer, x):
+    "How many channels a layer puts out"
+    widths = []
+    hook = layer.register_forward_hook(lambda m, args, out: widths.append(out.shape[1]))
+    try: model(x)
+    finally: hook.remove()
+    return widths[-1]
+
+
+def _without(out, channel):
+    out = out.clone()
+    out[:, channel] = 0
+    return out

@@ -1,0 +1,29 @@
+"Forward hooks that record what a module was called with and what it returned."
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+__all__ = ['Recorder', 'unrecorded']
+
+
+class Recorder:
+    "A forward hook that keeps `(args, kwargs, out)` of each call of a module; a copy or pickle of it is empty"
+    def __init__(self): self.calls = []
+
+    def __call__(self, module:nn.Module, args:tuple, kwargs:dict, out:object)->None:
+        self.calls.append((args, kwargs, out))
+
+    def __reduce__(self): return Recorder, ()
+
+
+@contextmanager
+def unrecorded(
+    model:nn.Module, # With or without hooks
+)->Iterator[nn.Module]: # A context manager that gives the model
+    "Forward passes inside leave no calls in the `Recorder`s of a model"
+    recorders = [h for m in model.modules() for h in m._forward_hooks.values() if isinstance(h, Recorder)]
+    counts = [len(r.calls) for r in recorders]
+    try: yield model
+    finally:
+        for r, n in zip(recorders, counts): del r.calls[n:]

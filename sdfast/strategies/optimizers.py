@@ -1,0 +1,27 @@
+"What strategies need to know of an optimizer."
+import torch
+from fastai.optimizer import Lookahead, OptimWrapper, momentum_step, sgd_step
+
+__all__ = ['unwrap_optimizer', 'momenta']
+
+
+def unwrap_optimizer(
+    opt:object, # fastai's or PyTorch's, wrapped by `Lookahead` or `OptimWrapper` or not
+)->object: # fastai's or PyTorch's
+    "The optimizer that takes the step, without fastai's wrappers"
+    while isinstance(opt, (Lookahead, OptimWrapper)): opt = opt.opt
+    return opt
+
+
+def momenta(
+    opt:object, # As a `Learner` has it
+)->list[float]|None: # One number for each parameter group
+    "The momentum of each group if `opt` is plain SGD, with heavy-ball momentum or none; `None` for any other optimizer"
+    core = unwrap_optimizer(opt)
+    if isinstance(core, torch.optim.SGD):
+        if any(g['nesterov'] or g['dampening'] for g in core.param_groups): return None
+        return [g['momentum'] for g in core.param_groups]
+    steps = getattr(core, 'cbs', ())
+    if momentum_step in steps: return [h['mom'] for h in opt.hypers]
+    if sgd_step in steps: return [0.]*len(opt.hypers)
+    return None

@@ -1,0 +1,73 @@
+"The path integral of synaptic intelligence (SI): what each weight contributed to the fall of the loss in training."
+from collections.abc import Callable
+
+import torch
+from fastai.callback.core import Callback
+
+from ..errors import InputError
+from ..models.surgery import find_encoder
+from ..runtime.arguments import ShowArguments
+from ..runtime.resume import Stateful
+from .base import Penalty
+from .importance import Importance
+
+__all__ = ['PathIntegral']
+
+
+class PathIntegral(ShowArguments, Stateful, Callback):
+    """Record in training on the source what each weight contributes to the fall of the loss, `-sum g dw` over steps,
+    for `SI`.
+
+    It is unknown for weights that were trained elsewhere. Raises `InputError` in a fit with a `Penalty`, whose gradient
+    is not the task's."""
+    order, run_valid = 4, False
+    integral, start, steps = None, None, 0
+    _before = None  # weights and gradients of the current step, before it
+    _skipped = False
+    _stateattrs = ('integral', 'start', '_before')
+    _state = ('integral', 'start', 'steps')
+    _argument_attrs = dict(encoder='protected')
+
+    def __init__(self,
+        encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
+    ): self.protected = encoder
+
+    def _weights(self): return dict(find_encoder(self.learn.model, self.protected).named_parameters())
+
+    def before_train(self):
+        if any(isinstance(cb, Penalty) and cb.lam for cb in self.learn.cbs):
+            raise InputError('PathIntegral needs the gradient of the task alone: train the source without penalties')
+        if self.integral is not None: return
+        self.start = {n:p.detach().clone() for n, p in self._weights().items()}
+        self.integral = {n:torch.zeros_like(p, dtype=torch.float32) for n, p in self._weights().items()}
+
+    def before_step(self):
+        self._skipped = False
+        scaler = vars(self.learn).get('scaler')  # of `MixedPrecision`
+        scale = scaler.get_scale() if scaler is not None else 1.
+        self._before = {n:(p.detach().clone(), p.grad.detach().float()/scale)
+                        for n, p in self._weights().items() if p.grad is not None}
+
+    def after_cancel_step(self): self._skipped = True
+
+    def after_step(self):
+        if self._skipped: return
+        for n, p in self._weights().items():
+            if n not in self._before: continue
+            weight, grad = self._before[n]
+            self.integral[n].sub_(grad*(p.detach() - weight).float())
+        self.steps += 1
+        self._before = None
+
+    def importance(self,
+        xi:float=.1, # Damping of the division by the squared distance
+    )->Importance: # At the current weights
+        "`max(0, integral)/((w - w_start)^2 + xi)`"
+        if self.integral is None:
+            raise InputError('PathIntegral has seen no training: add it to the callbacks of the source fit')
+        end = {n:p.detach().clone() for n, p in self._weights().items()}
+        diag = {}
+        for n, w in end.items():
+            squared = (w - self.start[n]).float()**2
+            diag[n] = self.integral[n].clamp(min=0)/(squared + xi)
+        return Importance(diag, end, self.steps)

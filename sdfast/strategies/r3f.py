@@ -1,0 +1,77 @@
+"R3F: outputs that stay the same when a little noise is added to the input."
+import warnings
+from collections.abc import Callable
+
+import torch
+from fastai.torch_core import get_model
+
+from ..errors import InputError
+from ..models.surgery import keep_buffers
+from .base import Penalty
+from .hooks import unrecorded
+
+__all__ = ['sym_kl', 'R3F']
+
+
+def sym_kl(
+    logits_p:torch.Tensor, # `(..., C)`
+    logits_q:torch.Tensor, # Of the same shape
+)->torch.Tensor: # Scalar, float32
+    """KL(p||q) + KL(q||p) = `sum (p - q)(log p - log q)` over classes, mean over samples; the product is exact for
+    close p and q"""
+    p, q = logits_p.float().log_softmax(-1), logits_q.float().log_softmax(-1)
+    return ((p.exp() - q.exp())*(p - q)).sum(-1).mean()
+
+
+class R3F(Penalty):
+    """`lam*sym_kl(model(x), model(x + noise))` (R3F, Aghajanyan et al., 2020, arXiv 2008.03156), noise on the pixels of
+    the normalised clip.
+
+    Gradients flow through both passes. The second pass normalises by its own batch, changes no buffers and is not
+    recorded by other penalties. Its noise (from the seed and the epoch) and its dropout leave the random state
+    unchanged."""
+    name = 'r3f'
+    _noise, _warned = None, False
+    _stateattrs = Penalty._stateattrs + ('_noise',)
+
+    def __init__(self,
+        lam:float=1., # Weight of the divergence
+        eps:float=1e-5, # Largest noise ('uniform') or its standard deviation ('normal'); 16 bits round it away
+        noise:str='uniform', # 'uniform' or 'normal'
+        encoder:str|Callable|None=None, # Accepted as by every strategy; the divergence is of the whole model's outputs
+    ):
+        super().__init__(lam, encoder)
+        if not eps >= 0: raise InputError(f'eps must be a number of at least 0, not {eps}')
+        if noise not in ('uniform', 'normal'): raise InputError(f"noise must be 'uniform' or 'normal', not {noise!r}")
+        self.eps, self.noise = eps, noise
+
+    def begin(self)->None:
+        device = next(self.learn.model.parameters()).device
+        self._noise = torch.Generator(device).manual_seed((torch.initial_seed() + self.learn.epoch) % 2**63)
+
+    def noisy(self, x:torch.Tensor)->torch.Tensor:
+        "`x` with noise; integers, such as token numbers, are unchanged"
+        if not x.is_floating_point(): return x
+        shape, kw = x.shape, dict(generator=self._noise, device=x.device, dtype=x.dtype)
+        if self.noise == 'normal': return x + self.eps*torch.randn(shape, **kw)
+        return x + self.eps*(2*torch.rand(shape, **kw) - 1)
+
+    def term(self)->torch.Tensor:
+        model, pred, device = get_model(self.learn.model), self.learn.pred, self.learn.loss_grad.device
+        self._warn_of_rounding(device.type)
+        forked = torch.random.fork_rng(devices=[device] if device.type == 'cuda' else [])
+        with forked, keep_buffers(model), unrecorded(model):
+            noised = model(*(self.noisy(x) for x in self.learn.xb))
+        if not (torch.is_tensor(pred) and torch.is_tensor(noised) and pred.shape == noised.shape):
+            got = [tuple(o.shape) if torch.is_tensor(o) else type(o).__name__ for o in (pred, noised)]
+            raise InputError('R3F needs a model that returns logits (B, classes), alike for the loss and in a second '
+                             f'pass; the loss was given {got[0]}, the second pass returned {got[1]}')
+        return sym_kl(noised, pred)
+
+    def _warn_of_rounding(self, device_type):
+        if self._warned or not torch.is_autocast_enabled(device_type): return
+        dtype = torch.get_autocast_dtype(device_type)
+        if self.eps >= torch.finfo(dtype).eps: return
+        warnings.warn(f'R3F: noise of eps={self.eps} is rounded away by autocast to {dtype}: '
+                      'use a larger eps or float32')
+        self._warned = True

@@ -1,0 +1,148 @@
+"Recipes that set how fast each layer learns."
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from fastai.torch_core import get_model
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from ..models.surgery import find_encoder
+from .base import Recipe
+from .optimizers import unwrap_optimizer
+
+__all__ = ['layer_groups', 'LayerDecay', 'LowerLR']
+
+NORMS = _NormBase, nn.GroupNorm, nn.LayerNorm  # they belong to the layer before them
+
+
+def layer_groups(
+    model:nn.Module, # Wrapped by DDP or not
+    encoder:str|Callable|None=None, # Which part of the model has the layers, see `find_encoder`
+)->list[list[nn.Parameter]]: # From input to head; the last group is all that is not in the encoder
+    """The parameters of a model by layer; a splitter for fastai's `Learner`.
+
+    A layer is a child of the encoder, or of the module it merely wraps, with the normalisation that follows it.
+    Parameters of the encoder itself (tokens, positions) belong to the first layer."""
+    model = get_model(model)
+    part = find_encoder(model, encoder)
+    layers = _layers(part)
+    inside = {id(p) for m in layers for p in m.parameters()}
+    groups = [[p for p in part.parameters() if id(p) not in inside]]
+    for i, m in enumerate(layers):
+        if i and not isinstance(m, NORMS): groups.append([])
+        groups[-1] += m.parameters()
+    groups.append(model.parameters())
+    return _without_repeats(groups)
+
+
+def _layers(module):
+    "Children with parameters, of the innermost module that has more than one"
+    while True:
+        children = [c for c in module.children() if _has_parameters(c)]
+        if len(children) != 1 or not any(_has_parameters(c) for c in children[0].children()): return children
+        module = children[0]
+
+
+def _has_parameters(module): return next(module.parameters(), None) is not None
+
+
+def _without_repeats(groups):
+    "Each parameter once, in the first group that has it: weights may be tied"
+    seen, unique = set(), []
+    for group in groups:
+        unique.append([])
+        for p in group:
+            if id(p) in seen: continue
+            seen.add(id(p))
+            unique[-1].append(p)
+    return unique
+
+
+class ScaledLR(Recipe):
+    """Each parameter learns at `rate(lr, depth)`, where `lr` is the current learning rate of its group in the
+    optimizer.
+
+    Only the step itself sees the other rates: it splits the optimizer's groups by depth and restores them afterwards.
+    So schedulers, `lr_find`, `freeze` and checkpoints find the groups they know, and nothing can compound. The recorder
+    shows `lr`."""
+    _stepping, _depths = None, {}  # the optimizer whose `step` is replaced; id of a parameter -> depth
+    _stateattrs = ('_stepping', '_depths')  # not exported
+
+    def rate(self, lr:float, depth:int)->float: raise NotImplementedError(f'{type(self).__name__} must define `rate`')
+
+    def depths(self)->dict[int, int]:
+        "Depth by `id` of a parameter; it is 0, as the head's, for a parameter that is not listed"
+        return {}
+
+    def begin(self)->None:
+        others = [cb for cb in self.learn.cbs if isinstance(cb, ScaledLR) and cb is not self]
+        if others:
+            raise ValueError(f'{type(self).__name__} and {type(others[0]).__name__} both set learning rates: keep one, '
+                             'and scale the lr of the fit for the other')
+
+    def before_train(self):
+        self._release()
+        core = unwrap_optimizer(self.opt)
+        self._depths, self._stepping = self.depths(), core
+        core.step = partial(self._step, core, core.step)
+
+    def _step(self, core, step, *args, **kwargs):
+        groups = self._by_depth(core.param_groups)
+        if isinstance(core, torch.optim.Optimizer): split = dict(param_groups=groups)
+        else: split = dict(param_lists=[g.pop('params') for g in groups], hypers=groups)  # fastai's
+        whole = {k:vars(core)[k] for k in split}
+        try:
+            vars(core).update(split)
+            return step(*args, **kwargs)
+        finally: vars(core).update(whole)
+
+    def _by_depth(self, groups):
+        split = []
+        for g in groups:
+            by_depth = {}
+            for p in g['params']: by_depth.setdefault(self._depths.get(id(p), 0), []).append(p)
+            split += [{**g, 'params':params, 'lr':self.rate(g['lr'], d)} for d, params in by_depth.items()]
+        return split
+
+    def _release(self):
+        if self._stepping is not None: vars(self._stepping).pop('step', None)
+        self._stepping = None
+
+    def after_train(self): self._release()
+
+    def undo(self)->None:
+        self._release()
+        super().undo()
+
+
+class LayerDecay(ScaledLR):
+    """The head learns at lr, a layer of the encoder at `lr*decay**d`, where d is 1 for the topmost of `layer_groups`
+    (Clark et al., ELECTRA, ICLR 2020)."""
+    def __init__(self,
+        decay:float=.75, # Factor from layer to layer; with 1 training equals plain fine-tuning bit for bit
+        encoder:str|Callable|None=None, # Which part of the model has the layers, see `find_encoder`
+    ):
+        super().__init__(encoder)
+        if not 0 < decay <= 1:
+            raise ValueError(f'decay must be above 0 and at most 1, not {decay}; '
+                             'to train only the head take LinearProbe()')
+        self.decay = decay
+
+    def depths(self)->dict[int, int]:
+        groups = layer_groups(self.learn.model, self.protected)
+        return {id(p):d for d, params in enumerate(reversed(groups)) for p in params}
+
+    def rate(self, lr:float, depth:int)->float: return lr*self.decay**depth
+
+
+class LowerLR(ScaledLR):
+    "Plain fine-tuning at `lr/(1 + lam)`: the control for every method that may forget less only because it moves less"
+    def __init__(self,
+        lam:float, # At least 0; with 0 training equals plain fine-tuning bit for bit
+    ):
+        super().__init__()
+        if not 0 <= lam < float('inf'): raise ValueError(f'lam must be a number of at least 0, not {lam}')
+        self.lam = lam
+
+    def rate(self, lr:float, depth:int)->float: return lr/(1 + self.lam)

@@ -1,0 +1,92 @@
+"Stochastic normalisation: in training, some channels of batch norm use the moving statistics instead of the batch's."
+from collections.abc import Callable
+
+import torch
+from fastai.callback.core import Callback
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import InputError
+from ..models.surgery import find_encoder
+from ..runtime.arguments import ShowArguments
+from .columns import Columns
+
+__all__ = ['stoch_norm', 'plain_norm', 'StochNorm']
+
+
+class _StochNorm:
+    """Comes before a batch norm's class among the bases: in training, uses moving statistics in each channel with
+    probability `p`"""
+    p = .5
+
+    def forward(self, x):
+        if not (self.training and self.track_running_stats and self.running_mean is not None): return super().forward(x)
+        mean, var = self.running_mean, self.running_var
+        # The moving statistics are those before this batch, as in the original. They are copies, because the backward
+        # pass reads them after the originals have been updated
+        self.running_mean, self.running_var, self.training = mean.clone(), var.clone(), False
+        try: moving = super().forward(x)
+        finally: self.running_mean, self.running_var, self.training = mean, var, True
+        batch = super().forward(x)
+        chosen = torch.rand(len(mean), device=x.device) < self.p
+        return torch.where(chosen.view(-1, *[1]*(x.ndim - 2)), moving, batch)
+
+    def __reduce_ex__(self, protocol):
+        "A copy, pickle or export is the plain batch norm"
+        rebuild, (_, *args), *rest = super().__reduce_ex__(1)  # later protocols insist on the class of the object
+        return rebuild, (type(self).__bases__[1], *args), *rest
+
+
+def _check_p(p):
+    if not 0 <= p <= 1: raise InputError(f'p must be a probability between 0 and 1, not {p}')
+
+
+def stoch_norm(
+    module:nn.Module, # Its batch norms of 1 to 3 dimensions and subclasses of them, such as timm's, change in place
+    p:float=.5, # Probability that a channel is normalised by its moving statistics instead of the batch's
+)->nn.Module: # The same module
+    """Switch to stochastic normalisation (Kou et al., NeurIPS 2020) until `plain_norm`.
+
+    `y = w*((1-s)*x_batch + s*x_moving) + b`, s ~ B(p) per channel. Moving statistics are updated as usual, the state
+    dict keeps its keys, and eval mode is that of batch norm. `p=0` is plain batch norm and draws no random number; in
+    the paper's code p is the probability of the batch's statistics instead."""
+    _check_p(p)
+    plain_norm(module)
+    if p == 0: return module
+    for m in module.modules():
+        if isinstance(m, _BatchNorm): m.__class__ = type(f'Stoch{type(m).__name__}', (_StochNorm, type(m)), dict(p=p))
+    return module
+
+
+def plain_norm(
+    module:nn.Module, # Changed in place
+)->nn.Module: # The same module
+    "Undo `stoch_norm`"
+    for m in module.modules():
+        if isinstance(m, _StochNorm): m.__class__ = type(m).__bases__[1]
+    return module
+
+
+class StochNorm(ShowArguments, Columns, Callback):
+    """`stoch_norm` on the encoder while it trains (Kou et al., NeurIPS 2020).
+
+    Batch norm that is frozen or keeps no moving statistics, as a teacher's, stays plain, and so does every copy or
+    export of the model. The encoder is plain again when an epoch has trained, and when the fit ends or fails."""
+    _argument_attrs = dict(encoder='protected')
+
+    def __init__(self,
+        p:float=.5, # Probability that a channel is normalised by its moving statistics; 0 is plain fine-tuning
+        encoder:str|Callable|None=None, # Which part of the model to normalise this way, see `find_encoder`
+    ):
+        _check_p(p)
+        self.p, self.protected = p, encoder
+
+    def before_fit(self):
+        if self.starts(): self.show({})  # no columns, but `leave` is called after an exception
+
+    def before_train(self): stoch_norm(find_encoder(self.learn.model, self.protected), self.p)
+    def after_train(self): plain_norm(self.learn.model)
+
+    def leave(self)->None:
+        plain_norm(self.learn.model)
+        super().leave()
