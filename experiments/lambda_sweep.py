@@ -1,13 +1,12 @@
-"""What does lambda do to self-distillation: what is learned and what is kept, for three readings of the loss and two of the teacher?
+"""What does λ do to self-distillation: what is learned and what is kept, for each way to read the paper's loss?
 
     python experiments/lambda_sweep.py             # the embedded task, 6 seeds: see experiments/README.md for the time
     python experiments/lambda_sweep.py --quick     # the same at a reduced size
 
-The paper sweeps lambda from .1 to 1000 and leaves open whether the squared distance of features is averaged over all its
-elements, summed over the features or summed over the batch too, and whether the frozen teacher normalises with the batch's or
-with its running statistics. This sweep runs all of it. It chooses nothing: every row is shown. Writes runs.csv, table.csv,
-table.md and figure.png to --out."""
-import sys
+The paper sweeps λ from .1 to 1000. It leaves open whether the squared distance of features is averaged over all its
+elements, summed over the features or summed over the batch too, and whether the frozen teacher normalises with the
+statistics of the batch or with its running ones. This study runs all of it and chooses nothing: every row is shown.
+Writes runs.csv, table.csv, table.md and figure.png to --out."""
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -19,76 +18,114 @@ import pandas as pd
 from fastcore.script import call_parse, store_true
 from matplotlib.figure import Figure
 
-from sdfast.data.datasets import create_task
-from sdfast.errors import InputError, StoreError
+from sdfast.commands.common import study_session
+from sdfast.errors import InputError
 from sdfast.report.summary import summary
-from sdfast.report.tables import number
-from sdfast.runtime.launch import run_all
-from sdfast.runtime.launcher import Launcher
+from sdfast.report.table import Cell, Column, Table
 from sdfast.strategies.distill import REDUCTIONS
-from sdfast.study.compare import compare_rows
-from sdfast.study.config import QUICK, Run
-from sdfast.study.execute import RunJob
-from sdfast.study.progress import LiveProgress
-from sdfast.study.source import untouched
+from sdfast.study.paired import final_run, run_settings
 
-LAMS, BN = (.1, 1., 10., 100., 1000.), ('batch', 'running')
+DATA = dict(task='moving_digits', source='moving_digits')
+LAMS = (.1, 1., 10., 100., 1000.)
+TEACHER_BN = ('batch', 'running')
 SHOWN = dict(acc1='target acc@1', source_acc='source, old head', source_probe='source, new probe')
+COLOURS = dict(batch='#0072B2', running='#D55E00')
+MARKERS = dict(batch='o', running='^')
+SHIFTS = dict(batch=.95, running=1.05)  # along the axis of λ, so that points do not hide each other
+
+
+def make_settings(base):
+    "Plain fine-tuning, and each reduction with each teacher and strength"
+    settings = [base]
+    for reduction in REDUCTIONS:
+        for bn in TEACHER_BN:
+            options = f'reduction={reduction},teacher_bn={bn}'
+            settings += [replace(base, strategy='self_distill', strategy_args=options, lam=lam) for lam in LAMS]
+    return settings
+
+
+# --- table ------------------------------------------------------------------------------------------------------------
+
+def setting_name(row):
+    "Such as 'mean batch 10'"
+    if row.strategy != 'self_distill': return row.strategy
+    options = dict(pair.split('=') for pair in row.strategy_args.split(','))
+    return f'{options["reduction"]} {options["teacher_bn"]} {row.lam:g}'
 
 
 def pressure(out, row):
-    "Mean over the epochs of lambda times the distance, relative to the cross-entropy"
+    "Mean over the epochs of λ times the distance, relative to the cross-entropy"
     log = pd.read_csv(out/'runs'/row.key/'epochs.csv')
-    return (row.lam*log.self_distill/log.train_loss).mean() if 'self_distill' in log else 0.
+    if 'self_distill' not in log: return 0.
+    return (row.lam*log.self_distill/log.train_loss).mean()
 
 
-def table(rows, out):
-    "A row for each reduction, teacher and lambda: means, paired differences to lambda = 0, and how hard the term pulled"
-    t = summary(rows.assign(strategy=[name(r) for r in rows.itertuples()])).set_index('strategy')
-    pull = {n:sum(pressure(out, r) for r in g.itertuples())/len(g) for n, g in rows.assign(n=[name(r) for r in rows.itertuples()])[rows.status == 'ok'].groupby('n') if n != 'untouched'}
-    return t.assign(pull=pd.Series(pull))
+def make_table(rows, out):
+    "A row for each setting: means, paired differences to λ = 0, and how hard the term pulled"
+    named = rows.assign(strategy=[setting_name(r) for r in rows.itertuples()])
+    pull = {}
+    for name, group in rows.groupby(named.strategy):
+        ok = group[group.status == 'ok']
+        if name != 'untouched' and len(ok): pull[name] = sum(pressure(out, r) for r in ok.itertuples())/len(ok)
+    return summary(named).set_index('strategy').assign(pull=pd.Series(pull))
 
 
-def name(r): return r.strategy if r.strategy != 'self_distill' else f'{r.strategy_args.replace("reduction=", "").replace(",teacher_bn=", " ")} {r.lam:g}'
+def measure_cell(row, m):
+    "A mean, and its difference to λ = 0, starred where the interval excludes 0"
+    low, high, diff = (row.get(f'{m}_{end}') for end in ('diff_low', 'diff_high', 'diff'))
+    star = diff is not None and (low > 0 or high < 0)
+    return Cell.of(row[m], low, high, diff, star=star, scale=100)
 
 
-def markdown(t):
-    lines = ['| reduction | teacher | λ | ' + ' | '.join(SHOWN.values()) + ' | λ·distance / CE | diverged |', '|---|---|--:|' + '--:|'*(len(SHOWN) + 2)]
-    for n, r in t.iterrows():
-        what = n.split(' ') if n not in ('finetune', 'untouched') else [n, '', '0' if n == 'finetune' else '']
-        cells = []
-        for m in SHOWN:
-            if pd.isna(r[m]): cells.append('–')
-            elif pd.isna(r.get(f'{m}_diff')): cells.append(f'{100*r[m]:.1f}')
-            else:
-                low, high = (100*r[f'{m}_diff_{end}'] for end in ('low', 'high'))
-                star, where = '*' if low > 0 or high < 0 else '', f' [{number(low, "+")}, {number(high, "+")}]' if pd.notna(low) else ' (no interval)'
-                cells.append(f'{100*r[m]:.1f} {number(100*r[f"{m}_diff"], "+")}{star}{where}')
-        lines.append('| ' + ' | '.join([*what, *cells, '' if pd.isna(r.pull) or n == 'finetune' else f'{r.pull:.2g}', f'{r.failed} of {r.failed + r.runs}' if r.failed else '']) + ' |')
-    return '\n'.join(lines)
+def table_row(name, row):
+    if name == 'finetune': what = [name, '', '0']
+    elif name == 'untouched': what = [name, '', '']
+    else: what = name.split(' ')
+    pull = '' if pd.isna(row.pull) or name == 'finetune' else f'{row.pull:.2g}'
+    failed = f'{row.failed} of {row.failed + row.runs}' if row.failed else ''
+    return [*what, *(measure_cell(row, m) for m in SHOWN), Cell(pull), failed]
 
 
-def figure(t):
-    "Learned and kept against lambda; the band is lambda = 0, a cross at the bottom a setting of which some seeds diverged"
+def render_table(table):
+    numeric = ['λ', *SHOWN.values(), 'λ·distance / CE', 'diverged']
+    columns = [Column('reduction', numeric=False), Column('teacher', numeric=False), *map(Column, numeric)]
+    seeds = table.runs.drop('untouched').max()
+    caption = (f'Accuracies in %, means over {seeds} seeds, each followed by the paired difference to λ = 0 with its '
+               '95 % t interval, * where it excludes 0 (not corrected for the number of rows). λ·distance / CE is the '
+               'mean over epochs and seeds.')
+    return Table(columns, [table_row(name, row) for name, row in table.iterrows()], caption)
+
+
+# --- figure -----------------------------------------------------------------------------------------------------------
+
+def draw_reduction(ax, table, m, reduction):
+    "A measure against λ. The band is λ = 0; a cross at the bottom marks a setting of which some seeds diverged"
+    base = table.loc['finetune']
+    ax.axhspan(100*base[f'{m}_low'], 100*base[f'{m}_high'], color='#bbbbbb', alpha=.5, lw=0, label='λ = 0 (95 %)')
+    ax.axhline(100*base[m], color='#555555', lw=1)
+    if m == 'source_acc': ax.axhline(100*table.loc['untouched', m], color='#555555', lw=1, ls='--', label='untouched')
+    for bn in TEACHER_BN:
+        g = table.loc[[f'{reduction} {bn} {lam:g}' for lam in LAMS]]
+        x = [lam*SHIFTS[bn] for lam in LAMS]
+        error = [100*(g[m] - g[f'{m}_low']).fillna(0), 100*(g[f'{m}_high'] - g[m]).fillna(0)]
+        look = dict(color=COLOURS[bn], marker=MARKERS[bn], capsize=3, label=f'teacher_bn={bn!r}')
+        ax.errorbar(x, 100*g[m], yerr=error, **look)
+        diverged = [xi for xi, failed in zip(x, g.failed) if failed]
+        if diverged:
+            bottom = [.03]*len(diverged)
+            ax.plot(diverged, bottom, 'x', color=COLOURS[bn], ms=8, mew=2, transform=ax.get_xaxis_transform())
+    ax.set(xscale='log')
+    ax.grid(alpha=.3)
+
+
+def draw(table):
+    "Learned and kept against λ, a column for each reduction"
     fig = Figure(figsize=(11, 6.2), layout='constrained')
     axes = fig.subplots(2, 3, sharex=True, sharey='row')
-    base = t.loc['finetune']
-    for col, reduction in enumerate(REDUCTIONS):
-        for ax, m in zip(axes[:, col], ('acc1', 'source_acc')):
-            ax.axhspan(100*base[f'{m}_low'], 100*base[f'{m}_high'], color='#bbbbbb', alpha=.5, lw=0, label='λ = 0 (95 %)')
-            ax.axhline(100*base[m], color='#555555', lw=1)
-            if m == 'source_acc': ax.axhline(100*t.loc['untouched', m], color='#555555', lw=1, ls='--', label='untouched')
-            for bn, colour, marker, shift in zip(BN, ('#0072B2', '#D55E00'), ('o', '^'), (.95, 1.05)):
-                g = t.loc[[f'{reduction} {bn} {lam:g}' for lam in LAMS]]
-                x = [lam*shift for lam in LAMS]
-                err = [100*(g[m] - g[f'{m}_low']).fillna(0), 100*(g[f'{m}_high'] - g[m]).fillna(0)]
-                ax.errorbar(x, 100*g[m], yerr=err, color=colour, marker=marker, capsize=3, label=f'teacher_bn={bn!r}')
-                lost = [xi for xi, f in zip(x, g.failed) if f]
-                if lost: ax.plot(lost, [.03]*len(lost), 'x', color=colour, ms=8, mew=2, transform=ax.get_xaxis_transform())
-            ax.set(xscale='log')
-            ax.grid(alpha=.3)
-        axes[0, col].set_title(f'reduction={reduction!r}')
-        axes[1, col].set_xlabel('λ')
+    for column, reduction in zip(axes.T, REDUCTIONS):
+        for ax, m in zip(column, ('acc1', 'source_acc')): draw_reduction(ax, table, m, reduction)
+        column[0].set_title(f'reduction={reduction!r}')
+        column[1].set_xlabel('λ')
     axes[0, 0].set_ylabel('learned: target accuracy in %')
     axes[1, 0].set_ylabel('kept: source, old head, in %')
     axes[1, 0].legend(fontsize=8)
@@ -98,37 +135,26 @@ def figure(t):
 @call_parse  # runs at once in a script, so it comes last
 def main(
     seeds:int=6, # Runs of each setting
-    epochs:int=12, # Of fine-tuning
+    epochs:int=12, # Epochs of fine-tuning
     lr:float=.05, # Of fine-tuning: SGD, momentum .9, cosine to 0
     out:str='runs/lambda_sweep', # Folder to write to; finished runs in it are not done again
     quick:store_true=False, # 2 seeds, 2 epochs, few clips
     jobs:int=1, # Worker processes, one for each GPU where there are several
-    launcher:str='', # Where they are: local, or slurm
+    launcher:str='', # Where they run: local, or slurm
     slurm:str='', # Of Slurm's jobs, see compare.py
 ):
-    "Sweep lambda of self-distillation over reductions and teacher modes on the embedded task"
-    if min(seeds, epochs) < 1 or not lr > 0: sys.exit('lambda_sweep.py: --seeds and --epochs must be at least 1, --lr positive')
-    target, source = create_task('moving_digits', 'target'), create_task('moving_digits', 'source')
-    if quick: seeds, epochs, target, source = min(seeds, 2), min(epochs, 2), target.subset(**QUICK), source.subset(**QUICK)
-    base = Run(data=f'{source.fingerprint}-{target.fingerprint}', epochs=epochs, lr=lr, quick=quick, source_epochs=5 if quick else 6, final=True)
-    settings = [base, *(replace(base, strategy='self_distill', strategy_args=f'reduction={r},teacher_bn={bn}', lam=lam) for r in REDUCTIONS for bn in BN for lam in LAMS)]
-    out = Path(out)
-    try:
-        launcher = Launcher(jobs, launcher, slurm)
-        out.mkdir(parents=True, exist_ok=True)
-        with LiveProgress() as progress:
-            runs = [replace(s, seed=i) for s in settings for i in range(seeds)]
-            progress.plan(runs)
-            rows = compare_rows(run_all(runs, RunJob(str(out)), out, progress, launcher), untouched(base, out, progress), base)
-    except (InputError, StoreError, OSError) as e: sys.exit(f'lambda_sweep.py: {e}')
-    except KeyboardInterrupt:
-        print(f'lambda_sweep.py: stopped; finished runs are in {out}, the same command goes on from there', file=sys.stderr)
-        sys.exit(130)
-    t = table(rows, out)
-    rows.to_csv(out/'runs.csv', index=False)
-    t.to_csv(out/'table.csv', float_format='%.6g')
-    text = markdown(t) + (f'\n\nAccuracies in %, means over {seeds} seeds; behind the paired difference to λ = 0 with its 95 % t interval, * where it excludes 0 '
-                          '(not corrected for the number of rows). λ·distance / CE is the mean over epochs and seeds.\n')
-    (out/'table.md').write_text(text)
-    figure(t).savefig(out/'figure.png', dpi=130)
-    print(text)
+    "Sweep λ of self-distillation over reductions and teacher modes on the embedded task"
+    with study_session('lambda_sweep.py', out, jobs, launcher, slurm) as (progress, where):
+        if min(seeds, epochs) < 1: raise InputError('--seeds and --epochs must be at least 1')
+        if not lr > 0: raise InputError(f'--lr must be positive, not {lr}')
+        if quick: seeds, epochs = min(seeds, 2), min(epochs, 2)
+        base = final_run(**DATA, quick=quick, epochs=epochs, lr=lr)
+        rows = run_settings(make_settings(base), seeds, out, progress, where)
+        folder = Path(out)
+        table = make_table(rows, folder)
+        text = render_table(table).to_markdown()
+        rows.to_csv(folder/'runs.csv', index=False)
+        table.to_csv(folder/'table.csv', float_format='%.6g')
+        (folder/'table.md').write_text(text)
+        draw(table).savefig(folder/'figure.png', dpi=130)
+        print(text)

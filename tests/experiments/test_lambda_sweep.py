@@ -1,59 +1,100 @@
-"The sweep of lambda, end to end on few clips, and the shipped one's table from its runs."
-import importlib.util
-from functools import partial
-from pathlib import Path
-
+"The sweep of λ, end to end on few clips, and the shipped table from its runs."
 import pandas as pd
 import pytest
+from scripts import ROOT, load_script
 
-from sdfast.data.datasets import create_task
-from sdfast.study.config import Run
+SHIPPED = ROOT/'experiments/results/lambda_sweep'
+READINGS = 3*2*3  # reductions, teachers, strengths
 
-ROOT = Path(__file__).parents[2]
+
+@pytest.fixture(scope='module')
+def script(): return load_script('lambda_sweep')
+
+
+@pytest.fixture(scope='module')
+def out(script, clips, tmp_path_factory):
+    "Folder of a sweep of three strengths, one seed"
+    out = tmp_path_factory.mktemp('sweep')
+    spec = f'folder:{clips},group=(p\\d)_'
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(script, 'DATA', dict(task=spec, source=spec, frames=4, size=24, bs=4, source_bs=4))
+        m.setattr(script, 'LAMS', (.25, 1., 96.))
+        script.main(seeds=1, epochs=2, quick=True, out=str(out))
+    return out
+
+
+@pytest.fixture(scope='module')
+def rows(out): return pd.read_csv(out/'runs.csv')
+
+
+@pytest.fixture(scope='module')
+def table(out): return pd.read_csv(out/'table.csv', index_col=0)
+
+
+def runs_of(rows, name):
+    "Finished runs of a row of the table"
+    ok = rows[rows.status == 'ok']
+    if ' ' not in name: return ok[ok.strategy == name]
+    reduction, bn, lam = name.split()
+    options = f'reduction={reduction},teacher_bn={bn}'
+    return ok[(ok.strategy == 'self_distill') & (ok.lam == float(lam)) & (ok.strategy_args == options)]
+
+
+def test_every_reading_is_run_and_shown(out, rows, table):
+    assert len(rows) == 1 + READINGS + 1  # plain fine-tuning first, the untouched encoder last
+    assert len(table) == 1 + READINGS + 1
+    assert len((out/'table.md').read_text().split('\n\n')[0].splitlines()) == 2 + len(table)
+    assert (out/'figure.png').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize('bn', ['batch', 'running'])
+def test_reductions_differ_in_units_alone(table, bn):
+    "4 clips of 96 features: the same loss in three units, of which only rounding differs"
+    same = table.loc[[f'mean {bn} 96', f'batchmean {bn} 1', f'sum {bn} 0.25']]
+    for c in ('drift', 'weight_distance', 'pull'): assert same[c].max() == pytest.approx(same[c].min(), rel=.02), c
+
+
+def test_a_running_teacher_differs_from_an_unchanged_net(table):
+    assert table.pull['mean running 0.25'] > 10*table.pull['mean batch 0.25'] > 0
+
+
+def test_rows_are_means_and_paired_differences(rows, table):
+    base = runs_of(rows, 'finetune').set_index('seed').source_acc
+    for name, r in table.iterrows():
+        mine = runs_of(rows, name)
+        assert r.runs == len(mine)
+        if not r.runs: continue
+        assert r.source_acc == pytest.approx(mine.source_acc.mean())
+        if ' ' in name: assert r.source_acc_diff == pytest.approx((mine.set_index('seed').source_acc - base).mean())
 
 
 @pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location('lambda_sweep', ROOT/'experiments/lambda_sweep.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def shipped(script, monkeypatch):
+    "The shipped table from its runs; how hard the term pulled is in folders of runs that are not shipped"
+    pull = pd.read_csv(SHIPPED/'table.csv', index_col=0).pull
+    monkeypatch.setattr(script, 'pressure', lambda out, r: pull[script.setting_name(r)])
+    return script.make_table(pd.read_csv(SHIPPED/'runs.csv').fillna(dict(error='')), None)
 
 
-def test_every_reading_end_to_end(script, clips, tmp_path, monkeypatch, capsys):
-    spec = f'folder:{clips},group=(p\\d)_'
-    monkeypatch.setattr(script, 'create_task', lambda *_: create_task(spec))
-    monkeypatch.setattr(script, 'Run', partial(Run, task=spec, source=spec, frames=4, size=24, bs=4, source_bs=4))
-    monkeypatch.setattr(script, 'LAMS', (.25, 1., 96.))
-    script.main(seeds=1, epochs=2, quick=True, out=str(tmp_path))
-    rows, t, text = pd.read_csv(tmp_path/'runs.csv'), pd.read_csv(tmp_path/'table.csv', index_col=0), (tmp_path/'table.md').read_text()
-    assert len(rows) == 1 + 3*2*3 + 1 and len(t) == 1 + 3*2*3 + 1 and (tmp_path/'figure.png').stat().st_size > 10_000 and text in capsys.readouterr().out
-    # 4 clips of 96 features: the same loss in three units, of which only rounding differs
-    for bn in ('batch', 'running'):
-        same = t.loc[[f'mean {bn} 96', f'batchmean {bn} 1', f'sum {bn} 0.25']]
-        for c in ('drift', 'weight_distance', 'pull'): assert same[c].max() == pytest.approx(same[c].min(), rel=.02), (bn, c)
-    assert t.pull['mean running 0.25'] > 10*t.pull['mean batch 0.25'] > 0  # the running teacher differs from an unchanged net
-    for name, r in t.iterrows():
-        mine, base = (rows[(rows.strategy == s) & (rows.status == 'ok')] for s in ('self_distill' if ' ' in name else name, 'finetune'))
-        if ' ' in name:
-            reduction, bn, lam = name.split()
-            mine = mine[(mine.lam == float(lam)) & (mine.strategy_args == f'reduction={reduction},teacher_bn={bn}')]
-            if r.runs: assert r.source_acc_diff == pytest.approx((mine.set_index('seed').source_acc - base.set_index('seed').source_acc).mean())
-        assert r.runs == len(mine) and (not r.runs or r.source_acc == pytest.approx(mine.source_acc.mean()))
+def test_the_shipped_table_comes_from_its_runs(script, shipped):
+    text = script.render_table(shipped).to_markdown()
+    assert text == (SHIPPED/'table.md').read_text()
+    assert '+2.7* [+2.1, +3.3]' in text  # starred where the unadjusted interval excludes 0
 
 
-def test_the_shipped_table_comes_from_its_runs(script, monkeypatch):
-    "Stars where the unadjusted interval excludes 0 included; how hard the term pulled is in folders of runs that are not shipped"
-    folder = ROOT/'experiments/results/lambda_sweep'
-    pull = pd.read_csv(folder/'table.csv', index_col=0).pull
-    monkeypatch.setattr(script, 'pressure', lambda out, r: pull[script.name(r)])
-    t = script.table(pd.read_csv(folder/'runs.csv').fillna(dict(error='')), None)
-    text = script.markdown(t)
-    assert text == (folder/'table.md').read_text().split('\n\n')[0] and '+2.7* [+2.1, +3.3]' in text
-    fig = script.figure(t)
-    assert [ax.get_title() for ax in fig.axes[:3]] == ["reduction='mean'", "reduction='batchmean'", "reduction='sum'"]
+def test_the_figure_has_a_column_a_reduction(script, shipped):
+    axes = script.draw(shipped).axes
+    assert [ax.get_title() for ax in axes[:3]] == ["reduction='mean'", "reduction='batchmean'", "reduction='sum'"]
 
 
-def test_bad_input_is_one_line(script):
-    for args in (dict(seeds=0), dict(epochs=0), dict(lr=0.)):
-        with pytest.raises(SystemExit, match=r'lambda_sweep.py: --seeds and --epochs must be at least 1, --lr positive'): script.main(**args)
+BAD = [(dict(seeds=0), '--seeds and --epochs must be at least 1'), (dict(lr=0.), '--lr must be positive'),
+       (dict(epochs=0), '--seeds and --epochs must be at least 1'), (dict(jobs=0), '--jobs must be at least 1')]
+
+
+@pytest.mark.parametrize('options,text', BAD)
+def test_bad_input_is_one_line(script, tmp_path, capsys, options, text):
+    with pytest.raises(SystemExit) as e: script.main(out=str(tmp_path), **options)
+    err = capsys.readouterr().err
+    assert e.value.code == 2
+    assert err.startswith(f'lambda_sweep.py: {text}')
+    assert err.count('\n') == 1

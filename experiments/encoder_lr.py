@@ -1,0 +1,59 @@
+"""Does a lower learning rate for the encoder alone keep as much of the source as self-distillation?
+
+    python experiments/encoder_lr.py             # the embedded task, 6 seeds: 30 runs, 5 minutes
+    python experiments/encoder_lr.py --quick     # the same at a reduced size
+
+Plain fine-tuning with the head at lr and the encoder at lr/8, a control that has no teacher, is compared with plain
+fine-tuning and with self-distillation at λ = 10, 30 and 100. Seeds are paired, every setting runs to the end, and
+nothing is chosen. What decides, set before the first run: the accuracy of the source's old head, of which the slow
+encoder should keep less than self-distillation at λ = 30 if the teacher does more than slow the encoder down; target
+accuracy is shown next to it. Writes runs.csv, table.csv and table.md to --results, by default --out."""
+from dataclasses import replace
+
+from fastcore.script import call_parse, store_true
+
+from sdfast.commands.common import make_folder, study_session
+from sdfast.report.summary import summary
+from sdfast.report.tables import strategy_table
+from sdfast.strategies import STRATEGIES, LayerDecay, Strategy
+from sdfast.study.paired import final_run, run_settings
+
+DATA = dict(task='moving_digits', source='moving_digits')
+SETTINGS = [('finetune', 0.), ('slow_encoder', 7.), *(('self_distill', lam) for lam in (10., 30., 100.))]
+CAPTION = ('Accuracies in %, means over seeds, each followed by the paired difference to finetune with its 95 % t '
+           'interval. Verdicts: the paired t test, adjusted by Holm. Every setting is shown.')
+
+
+class SlowEncoder(LayerDecay):
+    "The head learns at lr, every layer of the encoder at `lr/(1 + lam)`"
+    def __init__(self, lam):
+        super().__init__(decay=1.)
+        self.lam = lam
+
+    def rate(self, lr, depth): return lr/(1 + self.lam) if depth else lr
+
+
+STRATEGIES['slow_encoder'] = Strategy(lambda lam, source: [SlowEncoder(lam)], (1., 3., 7.),
+                                      "CE, the encoder's learning rate/(1 + lam)", 'the control without a teacher')
+
+
+@call_parse  # runs at once in a script, so it comes last
+def main(
+    seeds:int=6, # Runs of each setting
+    out:str='runs/encoder_lr', # Folder of the runs; finished runs in it are not done again
+    results:str='', # Folder for the tables; by default --out
+    quick:store_true=False, # 2 seeds, 2 epochs, few clips
+):
+    "Compare a slow encoder with plain fine-tuning and self-distillation on the embedded task"
+    with study_session('encoder_lr.py', out) as (progress, where):
+        base = final_run(**DATA, quick=quick, epochs=2 if quick else 12)
+        runs = [replace(base, strategy=strategy, lam=lam) for strategy, lam in SETTINGS]
+        rows = run_settings(runs, min(seeds, 2) if quick else seeds, out, progress, where)
+        names = [f'{r.strategy} {r.lam:g}' if r.lam > 0 else r.strategy for r in rows.itertuples()]
+        table = summary(rows.assign(strategy=names))
+        text = replace(strategy_table(table), caption=CAPTION).to_markdown()
+        folder = make_folder(results or out)
+        rows.to_csv(folder/'runs.csv', index=False)
+        table.to_csv(folder/'table.csv', index=False, float_format='%.6g')
+        (folder/'table.md').write_text(text)
+        print(text)
