@@ -33,7 +33,7 @@ class SlowEncoder(LayerDecay):
     def rate(self, lr, depth): return lr/(1 + self.lam) if depth else lr
 
 
-STRATEGIES['slow_encoder'] = Strategy(lambda lam, source: [SlowEncoder(lam)], (1., 3., 7.),
+STRATEGIES['slow_encoder'] = Strategy(SlowEncoder, (1., 3., 7.),
                                       "CE, the encoder's learning rate/(1 + lam)", 'the control without a teacher')
 
 
