@@ -2,6 +2,7 @@
 import pandas as pd
 import pytest
 from fastai.learner import Learner
+from pages import prose
 from scipy.stats import binomtest
 from scripts import ROOT, load_script
 
@@ -134,7 +135,7 @@ def scores(): return pd.read_csv(RESULTS/'pretext.csv')
 
 
 @pytest.fixture(scope='module')
-def page(): return (ROOT/'experiments/README.md').read_text()
+def page(): return prose(ROOT/'experiments/README.md')
 
 
 def test_the_shipped_table_comes_from_its_runs(shipped, scores, page):
@@ -152,12 +153,12 @@ def test_the_readmes_say_what_pretraining_gives(shipped, page):
     gain = plain.none_diff.dropna()
     said = f'{gain.min():.1f} to {gain.max():.1f} points'
     assert said in page
-    assert said in (ROOT/'README.md').read_text()
+    assert said in prose(ROOT/'README.md')
     assert (plain.none_diff_low[gain.index] > 0).all()
     trained = plain.index.drop('none')
     probe = 100*plain.source_probe_before
     assert f'{probe[trained].min():.1f} to {probe[trained].max():.1f} %' in page
-    assert f'{probe["none"]:.1f} % off the random one' in page
+    assert f'{probe["none"]:.1f} % on the random one' in page
     assert (plain.source_probe_before_low[trained] > plain.source_probe_before_high['none']).all()
 
 

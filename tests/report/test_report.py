@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pages import prose
 from rich.console import Console
 from scipy import stats
 
@@ -199,7 +200,7 @@ def test_live_view(terminal):
 
 
 def test_readme_shows_the_shipped_results():
-    readme, page, folder = (ROOT/'README.md').read_text(), (ROOT/'experiments/README.md').read_text(), ROOT/'experiments/results/moving_digits_paths'
+    readme, page, folder = prose(ROOT/'README.md'), prose(ROOT/'experiments/README.md'), ROOT/'experiments/results/moving_digits_paths'
     table, rows = pd.read_csv(folder/'table.csv'), pd.read_csv(folder/'runs.csv')
     again = summary(rows)
     for c in again: pd.testing.assert_series_equal(again[c], table[c], check_dtype=False, rtol=1e-4, atol=1e-9)
@@ -241,7 +242,7 @@ def test_readme_shows_the_shipped_results():
     # the rest that is a number: settings, limits, and what other tests hold against results
     settings, gain = configparser.ConfigParser(), pd.read_csv(ROOT/'experiments/results/pretext/table.csv').query('strategy == "finetune"').none_diff.dropna()
     settings.read(ROOT/'settings.ini', encoding='utf-8')
-    times, pretext = re.search(r'\| (\d+) min; `--quick` ([\d½]+) min;', page), re.search(r'pretext_table.py`, (\d+) min (\d+) s', page)
+    times, pretext = re.search(r'\| (\d+) min; `--quick` ([\d½]+) min;', page), re.search(r'pretext_table.py` \((\d+) min (\d+) s\)', page)
     copies = [row['ratio_more_clips'] for f in (ROOT/'experiments/results/benchmarks').glob('prepared_*.json') for row in json.loads(f.read_text())['speed'] if row['source'] == 'copies']
     shown += [f'{len(PARTS["source"])} classes of digit and motion as the source, {len(PARTS["target"])} few-shot classes as the target', f'Python ≥ {settings["DEFAULT"]["min_python"]} and pip', f'about {times[1]} minutes on 2 CPU cores,  about {times[2]};',
               f'more than {MAX_PIXELS/1e6:.0f} million pixels or {MAX_ASPECT} times as long as wide', f'({pretext[1]} min)', f'by {gain.min():.1f} to {gain.max():.1f} points',
@@ -283,28 +284,28 @@ def test_shipped_runs_are_complete():
 
 def test_the_pages_say_what_watching_costs():
     cost = json.loads((ROOT/'experiments/results/retention_curve.json').read_text())
-    assert cost['ratio'] < 1.1 and cost['share'] < .1 and 'less than a tenth' in (ROOT/'README.md').read_text()  # the goal, and the claim
+    assert cost['ratio'] < 1.1 and cost['share'] < .1 and 'less than a tenth' in prose(ROOT/'README.md')  # the goal, and the claim
     assert cost['share'] == pytest.approx(np.median([r['share'] for r in cost['rows']])) and cost['ratio'] == pytest.approx(np.median([r['ratio'] for r in cost['rows']]))
-    for text in (f'{cost["ratio"]:.2f} times as long', f'{cost["share"]:.1%} are'.replace('%', ' %'), f'{cost["clips"]} clips', f'{cost["low"]:.2f} to {cost["high"]:.2f}'): assert text in (ROOT/'experiments/README.md').read_text(), text
+    for text in (f'{cost["ratio"]:.2f} times as long', f'{cost["share"]:.1%} of the time'.replace('%', ' %'), f'{cost["clips"]} clips', f'{cost["low"]:.2f} to {cost["high"]:.2f}'): assert text in prose(ROOT/'experiments/README.md'), text
 
 
 def test_the_results_page_shows_the_sweep():
-    assert (ROOT/'experiments/results/lambda_sweep/table.md').read_text() in (ROOT/'experiments/README.md').read_text()
+    assert (ROOT/'experiments/results/lambda_sweep/table.md').read_text() in prose(ROOT/'experiments/README.md')
 
 
 def test_the_docs_list_every_strategy_as_the_registry_has_it():
-    page = (ROOT/'experiments/README.md').read_text()
+    page = prose(ROOT/'experiments/README.md')
     for name, s in STRATEGIES.items():
         formula, lams = s.formula.replace('|', '\\|'), ', '.join(f'{l:g}' for l in s.lams) or '(learning rates)'
         assert f'| `{name}` | {formula} | {lams} | {s.paper} |' in page, name
 
 
 def test_the_page_shows_what_protection_costs():
-    page, folder = (ROOT/'experiments/README.md').read_text(), ROOT/'experiments/results/benchmarks'
+    page, folder = prose(ROOT/'experiments/README.md'), ROOT/'experiments/results/benchmarks'
     nets = dict(r2plus1d_18='R(2+1)D-18', r2plus1d="the paper's R(2+1)D", c3d='C3D')
     nets_at_full = json.loads((folder/'step_112.json').read_text())['models'].values()
     handing_back = [[r[f'{w}_handing_back']['ratio']/r[w]['ratio'] for r in nets_at_full] for w in ('plain', 'self_distill')]
-    assert 'a plain step takes {:.2f} to {:.2f} times as long where they are handed back, and one of self-distillation {:.2f} to {:.2f} times'.format(*(f(v) for v in handing_back for f in (min, max))) in page
+    assert 'a plain step takes {:.2f} to {:.2f} times as long when freed memory is returned, and a step of self-distillation {:.2f} to {:.2f} times'.format(*(f(v) for v in handing_back for f in (min, max))) in page
     for d in (json.loads((folder/f'step_{size}.json').read_text()) for size in (112, 56)):
         assert d['threads'] == 2 and d['kept_freed_memory'] and d['rounds'] == {112: 3, 56: 7}[d['size']]
         for net, name in nets.items():
@@ -336,29 +337,29 @@ def test_the_page_shows_what_protection_costs():
 
 
 def test_the_page_shows_what_a_study_takes():
-    page, (six, more) = (ROOT/'experiments/README.md').read_text(), json.loads((ROOT/'experiments/results/benchmarks/study.json').read_text())['rows']
+    page, (six, more) = prose(ROOT/'experiments/README.md'), json.loads((ROOT/'experiments/results/benchmarks/study.json').read_text())['rows']
     minutes, seconds = divmod(round(six['seconds']), 60)
-    assert f'`python experiments/compare.py`, {minutes} min {seconds} s from an empty cache with two workers' in page and six['workers'] == more['workers'] == 2 and six['seconds'] > 240 and not more['source']
+    assert f'`python experiments/compare.py` takes {minutes} min {seconds} s from an empty cache with two workers' in page and six['workers'] == more['workers'] == 2 and six['seconds'] > 240 and not more['source']
     assert f'{six["source"]:.0f} s to train the source, {six["runs"]:.0f} for the {six["n_runs"]} runs and {six["beyond"]:.0f} to write the clips' in page
     assert f'after the study of six takes {more["seconds"]:.0f} s' in page and f'{more["runs"]:.0f} s are its {more["n_runs"]} runs' in page
     quick, _ = json.loads((ROOT/'experiments/results/benchmarks/study_quick.json').read_text())['rows']
-    assert f'`--quick` {quick["seconds"]:.0f} s ([study_quick.json]' in page and quick['n_runs'] == 24
+    assert f'`--quick` takes {quick["seconds"]:.0f} s ([study_quick.json]' in page and quick['n_runs'] == 24
     # the same study with another source net
     folder = ROOT/'experiments/results/moving_digits_workers'
     table = summary(pd.read_csv(folder/'runs.csv'))
     assert (folder/'table.md').read_text() == markdown(table)
     old, new = (t.set_index('strategy') for t in (pd.read_csv(folder.with_name('moving_digits')/'table.csv'), table))
     def lost(s): return '{:.1f} points instead of {:.1f}'.format(*(100*(t.source_acc['untouched'] - t.source_acc[s]) for t in (new, old)))
-    assert f'the untouched old head {100*new.source_acc["untouched"]:.1f} instead of {100*old.source_acc["untouched"]:.1f}, of which plain fine-tuning loses {lost("finetune")} and self-distillation {lost("self_distill").replace(" points", "")}.' in page
+    assert f'the untouched old head scores {100*new.source_acc["untouched"]:.1f} instead of {100*old.source_acc["untouched"]:.1f}. Of that, plain fine-tuning loses {lost("finetune")}, and self-distillation {lost("self_distill").replace(" points", "")}.' in page
     others = ['self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc']
     for t in (old, new): assert (t.source_acc_verdict[others] == 'better').all() and (t.acc1_verdict[others] == 'not distinguishable').all()
 
 
 def test_the_page_shows_what_reading_costs():
-    page, folder = (ROOT/'experiments/README.md').read_text(), ROOT/'experiments/results/benchmarks'
+    page, folder = prose(ROOT/'experiments/README.md'), ROOT/'experiments/results/benchmarks'
     runs = [json.loads((folder/f'decode_{i}.json').read_text()) for i in (1, 2, 3)]
     avi, long = ([{r['reader']:r for r in d['groups'][g]['readers']} for d in runs] for g in ('UCF101 AVI', 'H.264, long GOP'))
-    for who, name in dict(floor='floor', sdfast='sdfast', pyav='PyAV, as one would write it', torchcodec='torchcodec', decord='decord').items():
+    for who, name in dict(floor='floor', sdfast='sdfast', pyav='PyAV, straightforward code', torchcodec='torchcodec', decord='decord').items():
         cells = []
         for r, digits in ((avi[0][who], 2), (long[0][who], 1)):
             cells += [f'{r["ms_median"]:.{digits}f}', '1' if who == 'floor' else f'{r["ratio_to_floor"]:.2f}' + (f' [{r["low_to_floor"]:.2f}, {r["high_to_floor"]:.2f}]' if who == 'sdfast' else '')]
