@@ -1,12 +1,17 @@
 """A chain of tasks, one after another: which way to fine-tune keeps the most of all of them?
 
-    python experiments/sequence.py                   # the embedded task, source → target → motion → digit: see experiments/README.md for the time
-    python experiments/sequence.py --quick           # the same at a reduced size
-    python experiments/sequence.py --source folder:A --tasks 'folder:B;ucf101:C' --model r2plus1d_18 --init weights.pth --size 112
+    python experiments/sequence.py            # the embedded task, source → target → motion → digit
+    python experiments/sequence.py --quick    # the same at a reduced size
+    python experiments/sequence.py --source folder:A --tasks 'folder:B;ucf101:C' --model r2plus1d_18 --init weights.pth
+    python experiments/sequence.py --config study.yaml --epochs 4    # a study file; options override it
 
-Every strategy trains through the whole chain. Accuracies after each stage are measured with each task's own head, as it was left, and
-with new linear probes on the encoder. Strengths are chosen by the mean accuracy on the valid parts of source and tasks after the last
-stage, from the same number of trials. Writes runs.csv (a row a stage), matrix.csv, table.csv and table.md to --out."""
+Every strategy trains through the whole chain. After each stage, accuracies are measured with each task's own head as
+its stage left it, and with new linear probes on the encoder. Strengths are chosen by the mean accuracy on the valid
+parts of source and tasks after the last stage, from the same number of trials. The folder --out gets runs.csv (a row a
+stage), matrix.csv, table.csv, table.md, and study.yaml, which repeats the study. If it is stopped, the same command
+resumes each chain after its last finished epoch."""
+import sys
+
 from sdfast.commands.sequence import main
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': sys.exit(main())

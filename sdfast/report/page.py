@@ -5,10 +5,8 @@ Policy forbids every request and every script but its own."""
 import base64
 import hashlib
 import io
-import shlex
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -25,10 +23,9 @@ from ..data.text import from_markdown
 from ..data.video import VideoError, VideoFile
 from ..errors import InputError
 from ..metrics.columns import REPORTED, measure_title
-from ..study.config import Run
 from .panels import HEAT, plots, svg, swatch, write_figures
-from .results import Results, load_results
-from .summary import PANELS, final_runs, has_strength, setting_name, summary, trade_off
+from .results import load_results
+from .summary import PANELS, final_runs, setting_name, summary, trade_off
 from .table import MISSING
 from .tables import frame_table, strategy_caption, strategy_cell, strategy_table, trade_off_table
 
@@ -208,34 +205,9 @@ def _failure(r, f):
                 log=r.text('runs', f.key, 'log.txt'))
 
 
-def command(r:Results)->str:
-    """The line of compare.py that makes these runs, put together from `run.json` and the rows; empty if the runs are not recorded, or have
-    settings that compare.py has no option for"""
-    run, final = r.run, final_runs(r.rows, chosen=False)
-    default = {f.name:f.default for f in fields(Run)}
-    if not run or any(run.get(k, default[k]) != default[k] for k in ('schedule', 'wrap', 'valid_frac')) or run.get('select') == 'paper': return ''
-    rows = r.rows[r.rows.strategy != 'untouched'].assign(name=lambda d: d.strategy.str.split().str[0])
-    names = list(dict.fromkeys(rows.name))
-    if len(names) != rows.strategy.nunique(): return ''  # merged studies that differ in options
-    grids = {s:sorted(rows[rows.name == s].lam.unique()) for s in names if has_strength(s)}
-    args = {s:a for s, a in zip(rows.name, rows.strategy_args) if isinstance(a, str) and a}
-    path = len(final) > len(final_runs(r.rows))
-    options = dict(task=run['task'], source=run['source'], strategies=','.join(s for s in names if s != 'finetune'), lams=';'.join(f'{s}={",".join(f"{l:g}" for l in g)}' for s, g in grids.items()),
-                   strategy_args=';'.join(f'{s}:{a}' for s, a in args.items()), seeds=final[final.strategy == 'finetune'].seed.nunique(), lr=rows[rows.name == 'finetune'].lr.max())
-    if not path and len(trials := rows[~rows.final]): options['trial_seeds'] = trials.seed.nunique()
-    keep = 'epochs size source_epochs'.split()  # their defaults depend on others
-    for k in 'init model model_args epochs wd bs frames stride size area flip clips source_epochs source_lr source_bs workers select patience others quick'.split():
-        if k in run and (run[k] != default[k] or k in keep or k == 'source_bs' and run[k] != run['bs']): options[k] = run[k]
-    if run.get('source_bs') == run.get('bs'): options.pop('source_bs', None)
-    options |= dict(path=path, barrier=run.get('with_barrier', False), rule='equal_learning' if run.get('source_valid') else '')
-    words = [['--' + k.replace('_', '-')] + ([] if v is True else [f'{v:g}' if isinstance(v, float) else str(v)]) for k, v in options.items() if v not in (False, '', None)]
-    return shlex.join(['python', 'experiments/compare.py', *(w for pair in words for w in pair)])
-
-
 def _command(r):
-    if r.commands: return dict(about='As given; with another --out it begins anew.', text='\n'.join(r.commands))
-    text = command(r)
-    return text and dict(about='Put together from what the runs recorded.', text=text)
+    "How to repeat the studies; '' if none recorded its command"
+    return r.commands and dict(about='With another --out it starts from nothing.', text='\n'.join(r.commands))
 
 
 def _facts(r):

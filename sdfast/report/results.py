@@ -13,6 +13,7 @@ import pandas as pd
 from ..errors import InputError
 from ..strategies.registry import STRATEGIES
 from ..study.choose import choose
+from ..study.settings import recorded_command
 from .summary import final_runs, has_strength
 
 __all__ = ['Results', 'load_results']
@@ -25,7 +26,7 @@ class Results:
     "A study, or several of one set-up merged"
     rows: pd.DataFrame  # as from `compare`; strategies with several options have them behind their names
     folders: list  # where it was read from
-    commands: list = field(default_factory=list)  # that made it, as `plan.json` has them
+    commands: list = field(default_factory=list)  # that repeat it, see `recorded_command`
     notes: list = field(default_factory=list)  # what a reader must know, as Markdown
 
     @cached_property
@@ -125,10 +126,10 @@ def _read(folder):
     if not (rows.strategy == 'finetune').any(): raise InputError(f'{file} has no runs of finetune, which all others are compared with')
     if 'strategy_args' not in rows: rows['strategy_args'] = None
     if 'chosen' not in rows: rows['chosen'] = None
-    def known(name): return json.loads(f.read_text()) if (f := Path(folder)/name).exists() else {}
-    command, notes = known('plan.json').get('command'), known('notes.json') or []
+    file = Path(folder)/'notes.json'
+    notes = json.loads(file.read_text()) if file.exists() else []
     setup = (*(rows[c].dropna().iloc[0] for c in SETUP), int(rows.epochs.dropna().iloc[0]))
-    return setup, rows, command, notes
+    return setup, rows, recorded_command(folder), notes
 
 
 def load_results(

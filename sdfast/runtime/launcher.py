@@ -5,6 +5,7 @@ import torch.distributed as dist
 from fastai.torch_core import num_distrib
 
 from ..errors import InputError
+from .options import parse_options
 
 __all__ = ['Launcher']
 
@@ -20,13 +21,13 @@ SLURM_POLL = 2.  # seconds; the least between two questions to Slurm
 def _slurm_options(text):
     "`name=value,...` as arguments of submitit's executor"
     options = {}
-    for part in filter(None, (p.strip() for p in text.split(','))):
-        name, _, value = part.partition('=')
-        if name not in SLURM_OPTIONS or not value:
+    for name, value in parse_options(text, '--slurm').items():
+        if name not in SLURM_OPTIONS or value in ('', None):
             raise InputError(f'--slurm must be name=value,... of {", ".join(SLURM_OPTIONS)}, not {name!r}')
         key, kind = SLURM_OPTIONS[name]
-        try: options[key] = kind(value)
-        except ValueError: raise InputError(f'--slurm: {name} must be a number, not {value!r}') from None
+        if kind is not str and (isinstance(value, bool) or not isinstance(value, (int, kind))):
+            raise InputError(f'--slurm: {name} must be a number, not {value!r}')
+        options[key] = kind(value)
     return options
 
 

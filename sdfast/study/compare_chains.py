@@ -1,6 +1,6 @@
 "The comparison of strategies on a chain of tasks."
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ..runtime.resume import epochs_done
 from .accuracies import Accuracies
 from .chain import chain_key, chain_score, finished_chain, report_chain, train_chain
 from .compare import prepare_source
-from .config import hash_fields
+from .config import changed_fields, hash_fields
 from .folder import claim_folder, read_sealed
 from .plan import Plan, check_grids
 from .progress import LiveProgress
@@ -90,7 +90,7 @@ class ChainJob(Job):
     bases: tuple # A `Run` for each task
 
     def folder(self, chain:tuple)->Path:
-        key = chain_key(chain) if chain else hash_fields([asdict(r) for r in self.bases])
+        key = chain_key(chain) if chain else hash_fields([changed_fields(r) for r in self.bases])
         return stage_folder(key, self.out)
 
     def read(self, chain:tuple, since:float|None, progress:Progress=Progress())->list|None:

@@ -1,99 +1,241 @@
-"""Runs as pure functions of a `Run`, and the comparison of strategies made of them.
+"""The settings of runs and studies, each declared once.
 
-A study's folder holds `source/<key>/`, the model before fine-tuning, and `runs/<key>/`: `run.json`, `epochs.csv`, `scores.csv`
-(answers on the target's test videos), `source_scores.csv` (the old head's on the source's; before fine-tuning they are in
-`source/<key>/scores.csv`), `kept.json` and `curve.csv` (what was kept, and its course; all of final runs only), `log.txt` and,
-written last, `result.json`, which has the digests of the others. Finished runs are skipped; one whose process died goes on from its last
-finished epoch (`resume.Resume`); one whose files are damaged is done again. Strengths are chosen on valid parts; only final runs
-read test."""
+`Run` holds what decides a run's numbers, `Study` what surrounds its runs. The comment above a field is its help text;
+`setting` adds its group and its limits. `study.settings` makes command lines and study files of these declarations. A
+new field of `Run` is an option at once, and changes no existing key: keys hash only what differs from the defaults."""
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
+from ..runtime.options import format_options, parse_options
+from ..stats import ADJUSTMENTS
+from .choose import RULES
 
-__all__ = ['RSPNET', 'Run', 'file_id']
+__all__ = ['RSPNET', 'Run', 'Study', 'file_id']
 
+# clips of each class that a quick study uses
 QUICK = dict(train=12, valid=8, test=6)
 # fields of a `Run` under the protocol of RSPNet's code (commit e069052), for both encoders and data sets
-RSPNET = dict(frames=16, stride=1, size=112, clips=10, area=.25, flip=True, wrap=True, wd=1e-4, schedule='epoch_cosine', epochs=100)
+RSPNET = dict(frames=16, stride=1, size=112, clips=10, area=.25, flip=True, wrap=True, wd=1e-4, schedule='epoch_cosine',
+              epochs=100)
+
+# groups of settings, in the order in which --help lists them
+DATA, MODEL, TRAINING = 'data', 'model', 'training'
+CHOICE, STATISTICS, EXECUTION = 'strategies and their strengths', 'measures and statistics', 'execution'
+GROUPS = (DATA, MODEL, TRAINING, CHOICE, STATISTICS, EXECUTION)
+# defaults of sequence.py that differ from compare.py's
+SEQUENCE = dict(epochs=8, strategies='self_distill,fixed_teacher,l2sp,ewc,linear_probe', out='runs/sequence', jobs=1)
+
+
+@dataclass(frozen=True)
+class Setting:
+    "What is known of a setting in addition to its name, type, default and help"
+    group: str = ''  # one of `GROUPS`; '': users cannot set it
+    option: str = ''  # its name for users, by default the field's
+    command: str = ''  # the only command that has it
+    automatic: bool = False  # unless given, it follows from other settings
+    of_source: bool = False  # it also decides the model before fine-tuning
+    minimum: float|None = None
+    above: float|None = None  # it must be greater than this
+    maximum: float|None = None
+    below: float|None = None  # it must be less than this
+    choices: tuple = ()  # what it can be, in addition to its default
+    separator: str = ''  # joins the items of a list that a study file gives
+    from_mapping: Callable|None = None  # makes text of a mapping that a study file gives
+
+
+def setting(
+    default:object,
+    group:str='', # One of `GROUPS`; '': users cannot set it
+    **more, # Other fields of `Setting`
+)->Any: # With a `Setting` as its metadata
+    "A field of `Run` or `Study`"
+    return field(default=default, metadata=dict(setting=Setting(group, **more)))
+
+
+def _format_lams(lams):
+    "`{'l2sp': [.1, 1]}` as `l2sp=0.1,1`"
+    lists = {s:v if isinstance(v, list) else [v] for s, v in lams.items()}
+    return ';'.join(f'{s}={",".join(map(str, v))}' for s, v in lists.items())
+
+
+def _format_strategy_args(args):
+    "`{'ewc': {'implicit': True}}` as `ewc:implicit=true`"
+    return ';'.join(f'{s}:{v if isinstance(v, str) else format_options(v)}' for s, v in args.items())
 
 
 @dataclass(frozen=True)
 class Run:
-    "All that decides a run's numbers; equal runs have equal `key`s"
-    task: str = 'moving_digits'  # see `create_task`
-    source: str = 'moving_digits'  # what is not to be forgotten, see `create_task`; none if empty
-    data: str = ''  # fingerprints of both: changed files are another run
-    model: str = 'tiny'  # see `create_model`
-    model_args: str = ''  # for the model's constructor, `name=value,...`
-    init: str|None = None  # weights before the source stage
-    strategy: str = 'finetune'  # one of `STRATEGIES`
-    strategy_args: str = ''  # for its callbacks, `name=value,...`
-    lam: float = 0.  # its strength
-    seed: int = 0  # of head, data order, clips and augmentation
-    epochs: int = 12  # of fine-tuning
-    lr: float = .05  # learning rate at the start
-    schedule: str = 'cosine'  # see `learning_rates`
-    wd: float = 0.  # L2 regularisation of all parameters
-    bs: int = 32  # batch size, over all processes
-    frames: int = 8  # in a clip
-    stride: int = 1  # frames of the video from one of the clip to the next
-    size: int = 40  # side of the square in pixels
-    area: float = 0.  # smallest part of the frame that a training crop covers; 0: a square of the scaled frame
-    flip: bool = False  # mirror half of the training clips
-    wrap: bool = False  # a short video begins again instead of repeating its last frame
-    clips: int = 1  # of each test video; the valid part is seen by its middle clip
-    valid_frac: float = .2  # of train, held out by group where there is no valid part; 0: train on all
-    select: str = 'last'  # the epoch to measure: the last, the best on 'valid', or 'paper': the last, and beside it the best on test (not honest)
-    patience: int = 0  # stop after so many epochs without a better accuracy on valid; 0: never
-    workers: int = 0  # processes that load clips
-    source_epochs: int = 6  # of training on the source
-    source_lr: float = .1  # learning rate of it
-    source_bs: int = 32  # batch size of it
-    source_valid: bool = False  # hold out a part of the source, too, to choose strengths by what was kept
-    others: str = ''  # other tasks to probe, joined by `;`
-    with_barrier: bool = False  # measure the loss on the way from the weights before
-    processes: int = 1  # that train together on each batch, under torchrun
-    quick: bool = False  # use only `QUICK` clips of each class
-    final: bool = False  # reads test and measures retention; a trial does neither
+    """All that decides a run's numbers; equal runs have equal `key`s.
+
+    `select='paper'` is the paper's protocol: it measures the last epoch and, in columns of its own, the best epoch on
+    test. As that is not honest, it is no option of compare.py."""
+    # Target task: moving_digits, ucf101:PATH, hmdb51:PATH, folder:PATH or csv:PATH, then options as ,name=value
+    task: str = setting('moving_digits', DATA, command='compare')
+    # Source task, on which forgetting is measured
+    source: str = setting('moving_digits', DATA, of_source=True)
+    # Fingerprints of both: with changed files it is another run
+    data: str = setting('', of_source=True)
+    # tiny, the paper's c3d and r2plus1d, a video net of torchvision, or any image model of timm
+    model: str = setting('tiny', MODEL, of_source=True)
+    # Options of the model's constructor, such as pad_type=same
+    model_args: str = setting('', MODEL, of_source=True, from_mapping=format_options)
+    # Weights of the encoder before the source stage: a file, or `pretrained`
+    init: str|None = setting(None, MODEL, of_source=True)
+    # One of `STRATEGIES`
+    strategy: str = setting('finetune')
+    # Options of the strategy's callbacks, `name=value,...`
+    strategy_args: str = setting('')
+    # Strength of the strategy
+    lam: float = setting(0.)
+    # Of head, data order, clips and augmentation
+    seed: int = setting(0)
+    # Epochs of fine-tuning; in a chain, of each stage
+    epochs: int = setting(12, TRAINING, minimum=1)
+    # Learning rate at the start of fine-tuning: SGD, momentum .9
+    lr: float = setting(.05, TRAINING, above=0)
+    # Learning rate schedule, see `learning_rates`
+    schedule: str = setting('cosine', TRAINING, choices=('cosine', 'epoch_cosine', 'steps'))
+    # L2 regularisation of all parameters during fine-tuning
+    wd: float = setting(0., TRAINING, minimum=0)
+    # Batch size, over all processes
+    bs: int = setting(32, TRAINING, minimum=1)
+    # Frames in a clip
+    frames: int = setting(8, DATA, of_source=True, minimum=1)
+    # Frames of the video from one frame of the clip to the next
+    stride: int = setting(1, DATA, of_source=True, minimum=1)
+    # Side of the square crop in pixels; by default 40 for moving_digits, else 112
+    size: int = setting(40, DATA, of_source=True, automatic=True, minimum=8)
+    # Smallest part of the frame that a training crop covers, such as .25; 0: squares of the scaled frame
+    area: float = setting(0., DATA, of_source=True, minimum=0, maximum=1)
+    # Mirror half of the training clips
+    flip: bool = setting(False, DATA, of_source=True)
+    # Start a short video again instead of repeating its last frame
+    wrap: bool = setting(False, DATA, of_source=True)
+    # Clips of each test video; the valid part is seen by its middle clip
+    clips: int = setting(1, DATA, of_source=True, minimum=1)
+    # Part of train to hold out, by group, where the task has no valid part; 0: train on all
+    valid_frac: float = setting(.2, DATA, minimum=0, below=1)
+    # Epoch that is measured: the last, or the best on valid
+    select: str = setting('last', TRAINING, command='compare', choices=('last', 'valid'))
+    # Stop after so many epochs without a better accuracy on valid; 0: never
+    patience: int = setting(0, TRAINING, command='compare', minimum=0)
+    # Processes that load clips; 0 keeps decoded videos in memory if they fit
+    workers: int = setting(0, EXECUTION, of_source=True, minimum=0)
+    # Epochs of the source stage; by default 6, or 0 with --init
+    source_epochs: int = setting(6, TRAINING, of_source=True, automatic=True, minimum=0)
+    # Learning rate of the source stage
+    source_lr: float = setting(.1, TRAINING, of_source=True, above=0)
+    # Batch size of the source stage, by default --bs
+    source_bs: int = setting(32, TRAINING, of_source=True, automatic=True, minimum=1)
+    # Hold out a part of the source, too, to choose strengths by what was kept
+    source_valid: bool = setting(False, of_source=True)
+    # More tasks, joined by `;`, on which a probe measures what was kept, such as 'moving_digits,part=motion'
+    others: str = setting('', STATISTICS, command='compare', separator=';')
+    # Measure the loss on the straight line from the weights before fine-tuning
+    with_barrier: bool = setting(False, STATISTICS, option='barrier', command='compare')
+    # Processes that train together on each batch, under torchrun
+    processes: int = setting(1, of_source=True)
+    # Run all strategies at a reduced size
+    quick: bool = setting(False, DATA, of_source=True)
+    # Read test and measure retention; a trial does neither
+    final: bool = setting(False)
 
     def __post_init__(self):
-        if self.select == 'test': raise InputError("choosing an epoch on test is not honest: select='valid' chooses on held-out groups of train; for the "
-                                                   "paper's protocol, labelled as such beside the last epoch, select='paper'")
-        if self.select not in ('last', 'valid', 'paper'): raise InputError(f"select must be last, valid or paper, not {self.select!r}")
-        if self.bs % self.processes or self.source_bs % self.processes: raise InputError(f'batches of {self.bs} and {self.source_bs} cannot be dealt out to {self.processes} processes alike')
+        if self.select == 'test':
+            raise InputError("choosing an epoch on test is not honest: select='valid' chooses on held-out groups of "
+                             "train; for the paper's protocol, labelled as such next to the last epoch, select='paper'")
+        if self.select not in ('last', 'valid', 'paper'):
+            raise InputError(f'select must be last, valid or paper, not {self.select!r}')
+        if self.bs % self.processes or self.source_bs % self.processes:
+            raise InputError(f'batches of {self.bs} and {self.source_bs} cannot be divided among {self.processes} '
+                             'processes')
         if self.patience < 0: raise InputError(f'patience must be at least 0 epochs, not {self.patience}')
 
     @property
-    def key(self)->str: return hash_fields(asdict(self))
+    def key(self)->str: return hash_fields(changed_fields(self))
 
     @property
     def source_key(self)->str:
-        "Of what decides the model before fine-tuning"
-        names = 'source data model model_args init frames stride size area flip wrap clips workers source_epochs source_lr source_bs source_valid processes quick'
-        return hash_fields({n:getattr(self, n) for n in names.split()})
+        "Key of what decides the model before fine-tuning"
+        decisive = {f.name for f in fields(self) if f.metadata['setting'].of_source}
+        return hash_fields({k:v for k, v in changed_fields(self).items() if k in decisive})
 
     @property
     def stage(self)->str: return 'final' if self.final else 'trial'
 
-    def options(self, field:str='model_args')->dict:
-        "`model_args` or `strategy_args` as keyword arguments"
-        pairs = [a.split('=', 1) for a in filter(None, getattr(self, field).split(','))]
-        if bad := [p for p in pairs if len(p) < 2]: raise InputError(f'{field} must be name=value,..., not {bad[0][0]!r}')
-        def value(v):
-            try: return json.loads(v)
-            except ValueError: return v
-        return {k:value(v) for k, v in pairs}
+    def options(self,
+        field:str='model_args', # Or 'strategy_args'
+    )->dict: # Keyword arguments
+        "Options of the model or of the strategy"
+        return parse_options(getattr(self, field), field)
 
 
-def hash_fields(d): return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:12]
+@dataclass(frozen=True)
+class Study:
+    "The settings of a study around its runs"
+    # Target tasks in order, joined by `;`, see compare.py's --task
+    tasks: str = setting('moving_digits,part=target;moving_digits,part=motion;moving_digits,part=digit', DATA,
+                         command='sequence', separator=';')
+    # Folder of the official lists of ucf101 and hmdb51, by default in the videos' folder or next to it
+    splits: str|None = setting(None, DATA)
+    # Use the videos of ucf101 and hmdb51 that are there, although some are missing
+    allow_missing: bool = setting(False, DATA)
+    # Which to compare, or `all`; finetune, the reference, is always included
+    strategies: str = setting('self_distill,fixed_teacher,ema_teacher,l2sp,ewc', CHOICE, separator=',')
+    # Strengths to choose from: .1,1,10 for all strategies, or l2sp=.01,.1;ewc=.1,1
+    lams: str = setting('', CHOICE, separator=',', from_mapping=_format_lams)
+    # Options of strategies: ewc:implicit=true;self_distill:reduction=sum,teacher_bn=running
+    strategy_args: str = setting('', CHOICE, from_mapping=_format_strategy_args)
+    # Final runs of each strategy
+    seeds: int = setting(6, CHOICE, minimum=1)
+    # Trials of each strength
+    trial_seeds: int = setting(1, CHOICE, minimum=1)
+    # Run every strength with every seed to the end: shows what each keeps at which price, and chooses by all seeds
+    all_strengths: bool = setting(False, CHOICE, command='compare')
+    # How to choose: the best on valid, or of the settings within 1 point of it the one that keeps most
+    rule: str = setting('accuracy', CHOICE, command='compare', choices=RULES)
+    # What equal_learning keeps, on a held-out part of the source: accuracy of a new probe, or of the old head
+    kept: str = setting('source_probe', CHOICE, command='compare', choices=('source_probe', 'source_acc'))
+    # How p values are adjusted for the number of strategies: holm, bh (false discovery rate) or none
+    adjust: str = setting('holm', STATISTICS, command='compare', choices=tuple(ADJUSTMENTS))
+    # Folder to write to; what is finished in it is not done again
+    out: str = setting('runs/compare', EXECUTION)
+    # Worker processes, one for each GPU where there are several; by default 1, or on CPUs up to 8 for moving_digits
+    jobs: int|None = setting(None, EXECUTION, automatic=True, minimum=1)
+    # Where workers run: local, or slurm
+    launcher: str = setting('', EXECUTION)
+    # Options of Slurm's jobs: partition=NAME,time=MINUTES,gpus=N,cpus=N,mem=GB,account=NAME,qos=NAME
+    slurm: str = setting('', EXECUTION, from_mapping=format_options)
+    # Also log each run to tensorboard, wandb or both, in --out
+    log: str = setting('', EXECUTION, command='compare', separator=',')
+
+
+def changed_fields(
+    run:Run,
+)->dict: # Name -> value, in the order of the fields
+    "The fields that differ from their defaults; those of type `float` are floats, so that equal runs have equal keys"
+    values = asdict(run)
+    return {f.name:float(values[f.name]) if f.type is float else values[f.name]
+            for f in fields(run) if values[f.name] != f.default}
+
+
+def hash_fields(
+    values:object, # Anything that JSON can hold
+)->str: # Twelve hex digits
+    "Hash of settings, as keys have it"
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def file_id(
-    path:str|Path, # A file; `None` and `pretrained` are none
+    path:str|Path|None, # A file; `None` and `pretrained` are none
 )->str: # Of SHA-256
     "Sixteen hex digits of a file's content, '' without a file"
     if path in (None, 'pretrained'): return ''
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:16] if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()[:16]
+    with open(path, 'rb') as f:
+        if hasattr(hashlib, 'file_digest'): return hashlib.file_digest(f, 'sha256').hexdigest()[:16]
+        return hashlib.sha256(f.read()).hexdigest()[:16]

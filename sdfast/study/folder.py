@@ -51,7 +51,8 @@ def finished(
     folder = run_folder(run, out)
     result = read_sealed(folder, 'result.json', progress, 'done again')
     if result is None: return None
-    if store.read_json(folder/'run.json') != json.loads(json.dumps(asdict(run))):
+    recorded = asdict(Run()) | store.read_json(folder/'run.json')  # a setting added since then was at its default
+    if recorded != json.loads(json.dumps(asdict(run))):
         raise StoreError(f'{folder} is of another run; use another folder for this study')
     return {c:result.get(c) for c in [*COLUMNS, 'anchor']} if is_settled(result, since) else None
 

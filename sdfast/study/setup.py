@@ -1,119 +1,294 @@
-"""Six ways to fine-tune the same pre-trained video encoder: what was learned, and what was forgotten?
+"""What a study is made of, from its settings: tasks, strengths to try, and the `Run` that its runs share.
 
-    python experiments/compare.py                    # the embedded task, 2 CPU cores: see experiments/README.md for times
-    python experiments/compare.py --quick            # the same at a reduced size, to see that everything works
-    python experiments/compare.py --source folder:A --task folder:B --model r2plus1d_18 --init weights.pth --size 112
-
-A model is trained on the source task (or comes from --init), fine-tuned on the target task by each strategy, and measured on
-both. Each strategy's strength is chosen on held-out data from the same number of trials; plain fine-tuning, which has no
-strength, chooses among as many learning rates. Writes report.html, a page to look at, runs.csv, table.csv, table.md, notes.json and figure.png to --out.
-
-Killed at any moment, the same command goes on from each run's last finished epoch. Invocations on one --out share the work:
-
-    python experiments/compare.py --jobs 4                            # worker processes, one for each GPU where there are several
-    python experiments/compare.py --jobs 32 --launcher slurm --slurm partition=gpu,gpus=1,cpus=8,time=240
-    torchrun --nproc_per_node 4 experiments/compare.py --bs 128       # four processes for each run
-    python experiments/status.py runs/compare                         # how far it is, in another terminal"""
+Whatever cannot work is an `InputError` before anything is trained."""
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
 from ..data.datasets import create_task
+from ..data.task import Task
 from ..data.text import as_markdown
 from ..errors import InputError
 from ..models.encoders import create_model, is_model
-from ..stats import ADJUSTMENTS
+from ..runtime.options import parse_options, split_list
 from ..strategies.registry import STRATEGIES
-from .choose import RULES, strength_grid
+from .choose import strength_grid
 from .config import QUICK, Run, file_id
 from .fit import fit_batch_size
+from .settings import Settings
+
+__all__ = ['Setup', 'build', 'build_chain', 'default_jobs']
 
 
-def parse_lams(text, strategies):
-    "`'.1,1,10'` for every strategy that has a strength, or `'l2sp=.01,.1;ewc=.1,1'`"
-    def numbers(t):
-        try: values = [float(x) for x in t.split(',')]
-        except ValueError: raise InputError(f'--lams: {t!r} are not numbers separated by commas') from None
-        if bad := [v for v in values if not 0 <= v < float('inf')]: raise InputError(f'--lams: strengths must be finite and at least 0, not {bad[0]:g}')
-        return values
+@dataclass(frozen=True)
+class Setup:
+    "A study that is ready to run"
+    runs: list  # what all strategies share: a `Run` for each target task, so one for compare.py
+    grids: dict  # strategy -> its `strength_grid`
+    seeds: int  # final runs of each strategy
+    trial_seeds: int  # trials of each strength
+    messages: list  # lines for the reader
+    notes: list  # what a reader of the tables must know about the tasks, as Markdown
+
+
+@dataclass(frozen=True)
+class StudyTasks:
+    "The tasks of a study"
+    source: Task
+    target: Task
+    others: list  # tasks to probe
+    train_source: Task  # the source, with a valid part if strengths are chosen on it; reduced if the study is quick
+    train_target: Task  # the target, with a valid part; reduced if the study is quick
+    held_out: list  # lines for the reader: which valid parts were made
+
+    @property
+    def every(self)->list: return [self.source, self.target, *self.others]
+
+
+def build(
+    settings:Settings, # Of compare.py
+    processes:int=1, # That train together on each batch
+)->Setup:
+    "Set up a comparison of strategies. Raises `InputError` for what cannot work"
+    settings = add_official_options(reduce_if_quick(settings))
+    names = check_names(settings)
+    grids = strength_grids(settings, names)
+    tasks = load_tasks(settings)
+    if not tasks.train_target.count('valid') and len(grids['finetune']) > 1:
+        raise InputError(f'--valid-frac 0 leaves no valid part of {tasks.target.name} to choose strengths on')
+    run, batch_messages = make_run(settings, tasks, processes)
+    messages = task_messages(tasks) + batch_messages
+    if settings.init and not run.source_epochs:
+        messages.append(f'{tasks.source.name}: the encoder stays as {settings.init} has it; '
+                        'the source head is a linear probe')
+    return Setup([run], grids, settings.seeds, settings.trial_seeds, messages, task_notes(tasks))
+
+
+def build_chain(
+    settings:Settings, # Of sequence.py
+    processes:int=1, # That train together on each batch
+)->Setup:
+    "Set up a chain of tasks. Raises `InputError` for what cannot work"
+    specs = [t.strip() for t in settings.tasks.split(';') if t.strip()]
+    if not specs:
+        raise InputError("--tasks names no task: write TASK;TASK;..., such as 'moving_digits,part=motion;ucf101:PATH'")
+    size = settings.size or default_size([settings.source, *specs])
+    # strengths are chosen by source and tasks alike, so a part of the source is held out, as for this rule
+    settings = settings.replace(size=size, rule='equal_learning')
+    setups = [build(settings.replace(task=spec), processes) for spec in specs]
+    runs = [run for s in setups for run in s.runs]
+    data = '-'.join(_each_once(part for run in runs for part in run.data.split('-')))  # one source for all
+    return replace(setups[0], runs=[replace(run, data=data) for run in runs],
+                   messages=_each_once(line for s in setups for line in s.messages),
+                   notes=_each_once(note for s in setups for note in s.notes))
+
+
+def _each_once(items): return list(dict.fromkeys(items))
+
+
+def reduce_if_quick(
+    settings:Settings,
+)->Settings:
+    "Fewer epochs, seeds and trials if the study is quick"
+    if not settings.quick: return settings
+    source_epochs = settings.source_epochs
+    if source_epochs is None and not settings.init: source_epochs = 5
+    return settings.replace(epochs=min(settings.epochs, 2), seeds=min(settings.seeds, 2), trial_seeds=1,
+                            source_epochs=source_epochs)
+
+
+def add_official_options(
+    settings:Settings,
+)->Settings:
+    "Add `--splits` and `--allow-missing` to the tasks that have official splits"
+    options = f',splits={settings.splits}' if settings.splits else ''
+    if settings.allow_missing: options += ',allow_missing=1'
+    def complete(spec): return spec + options if spec.startswith(('ucf101:', 'hmdb51:')) else spec
+    others = ';'.join(complete(spec) for spec in settings.others.split(';') if spec)
+    return settings.replace(task=complete(settings.task), source=complete(settings.source), others=others)
+
+
+def check_names(
+    settings:Settings,
+)->list: # The strategies' names
+    "Check the names of strategies and of the model"
+    names = list(STRATEGIES)
+    if settings.strategies != 'all':
+        names = _each_once(['finetune', *filter(None, (s.strip() for s in settings.strategies.split(',')))])
+    for name in names:
+        if name not in STRATEGIES: raise InputError(f'unknown strategy {name!r}; known are {", ".join(STRATEGIES)}')
+    if not is_model(settings.model): create_model(settings.model, 2)  # raises, and names similar ones
+    return names
+
+
+def strength_grids(
+    settings:Settings,
+    names:list, # Of strategies
+)->dict: # Strategy -> fields of `Run` to replace, of each trial
+    "The settings that each strategy's trials try, as many for all"
+    given, args = parse_lams(settings.lams, names), parse_strategy_args(settings.strategy_args, names)
+    n = n_trials(given, names, settings.quick)
+    grids = {}
+    for name in names:
+        lams = given.get(name) or STRATEGIES[name].lams[-n:]
+        grids[name] = [g | dict(strategy_args=args.get(name, '')) for g in strength_grid(name, settings.lr, lams, n)]
+    return grids
+
+
+def n_trials(
+    lams:dict, # Strategy -> strengths, as the user gave them
+    names:list, # Of strategies
+    quick:bool,
+)->int:
+    "How many settings each strategy tries: as many as there are strengths, if the user gave them for all strategies"
+    graded = {s for s in names if STRATEGIES[s].lams}
+    if lams and lams.keys() == graded: return len(next(iter(lams.values())))
+    return 2 if quick else 3
+
+
+def parse_lams(
+    text:str, # `.1,1,10` for every strategy that has a strength, or `l2sp=.01,.1;ewc=.1,1`
+    names:list, # Of strategies
+)->dict: # Strategy -> strengths
+    "Read strengths"
+    graded = [s for s in names if STRATEGIES[s].lams]
     if not text: return {}
-    strategies = [s for s in strategies if STRATEGIES[s].lams]
-    if '=' not in text: return {s:numbers(text) for s in strategies}
-    lams = dict(part.split('=', 1) for part in text.split(';') if '=' in part)
-    if unknown := [s for s in lams if s not in strategies]: raise InputError(f'--lams: {unknown[0]!r} is not among the strategies that have a strength')
-    return {s:numbers(t) for s, t in lams.items()}
+    if '=' not in text: return {s:_parse_numbers(text) for s in graded}
+    lams = {}
+    for part in split_list(text, ';'):
+        name, _, numbers = (t.strip() for t in part.partition('='))
+        if name not in graded: raise InputError(f'--lams: {name!r} is not among the strategies that have a strength')
+        lams[name] = _parse_numbers(numbers)
+    return lams
 
 
-def parse_args(text, strategies):
-    "`'ewc:implicit=true;self_distill:reduction=sum,teacher_bn=running'` by strategy"
-    parts = [p.partition(':') for p in text.split(';') if p]
-    if bad := [s for s, _, _ in parts if s not in strategies]: raise InputError(f'--strategy-args: {bad[0]!r} is not among the strategies: write STRATEGY:name=value,...;STRATEGY:...')
-    args = {s:a for s, _, a in parts}
-    for a in args.values(): Run(strategy_args=a).options('strategy_args')  # raises where it is not name=value
+def _parse_numbers(text):
+    try: values = [float(x) for x in text.split(',')]
+    except ValueError: raise InputError(f'--lams: {text!r} are not numbers separated by commas') from None
+    for v in values:
+        if not 0 <= v < float('inf'): raise InputError(f'--lams: strengths must be finite and at least 0, not {v:g}')
+    return values
+
+
+def parse_strategy_args(
+    text:str, # `ewc:implicit=true;self_distill:reduction=sum,teacher_bn=running`
+    names:list, # Of strategies
+)->dict: # Strategy -> its options as text
+    "Read the options of strategies, and check them"
+    args = {}
+    for part in split_list(text, ';'):
+        name, _, options = (t.strip() for t in part.partition(':'))
+        if name not in names:
+            raise InputError(f'--strategy-args: {name!r} is not among the strategies: write '
+                             'STRATEGY:name=value,...;STRATEGY:...')
+        parse_options(options, f'--strategy-args of {name}')
+        args[name] = options
     return args
 
 
-def build(task, source, init, model, model_args, strategies, lams, strategy_args, seeds, trial_seeds, epochs, lr, wd, bs, frames, stride, size, area, flip, clips,
-          source_epochs, source_lr, source_bs, workers, splits, allow_missing, quick, path, rule, kept, select, patience, others, barrier, adjust, processes=1):
-    "`(base run, grids, lines to tell the reader)`; `InputError` for anything that cannot work"
-    for name, v in dict(seeds=seeds, trial_seeds=trial_seeds, epochs=epochs, bs=bs, frames=frames, stride=stride, clips=clips, source_bs=1 if source_bs is None else source_bs).items():
-        if v < 1: raise InputError(f'--{name.replace("_", "-")} must be at least 1, not {v}')
-    if size is not None and size < 8: raise InputError(f'--size must be at least 8 pixels, not {size}')
-    if workers < 0: raise InputError(f'--workers must be at least 0, not {workers}')
-    if source_epochs is not None and source_epochs < 0: raise InputError(f'--source-epochs must be at least 0, not {source_epochs}')
-    for name, v in dict(lr=lr, source_lr=source_lr).items():
-        if not 0 < v < float('inf'): raise InputError(f'--{name.replace("_", "-")} must be positive, not {v}')
-    if not 0 <= wd < float('inf'): raise InputError(f'--wd must be at least 0, not {wd}')
-    if not 0 <= area <= 1: raise InputError(f'--area must be a part of the frame between 0 and 1, not {area}')
-    if rule not in RULES: raise InputError(f'--rule must be {" or ".join(RULES)}, not {rule!r}' + (': test is read once, at the end, and never to choose' if rule == 'test' else ''))
-    if kept not in ('source_probe', 'source_acc'): raise InputError(f'--kept must be source_probe or source_acc, not {kept!r}')
-    if select not in ('last', 'valid'): raise InputError(f'--select must be last or valid, not {select!r}' + (': test is read once, at the end, and never to choose' if select == 'test' else ''))
-    if adjust not in ADJUSTMENTS: raise InputError(f'--adjust must be one of {", ".join(ADJUSTMENTS)}, not {adjust!r}')
-    if patience < 0: raise InputError(f'--patience must be at least 0 epochs, not {patience}')
-    official = (f',splits={splits}' if splits else '') + (',allow_missing=1' if allow_missing else '')
-    task, source, *rest = (t + official if t.startswith(('ucf101:', 'hmdb51:')) else t for t in (task, source, *filter(None, others.split(';'))))
-    others = ';'.join(rest)
-    names = list(STRATEGIES) if strategies == 'all' else list(dict.fromkeys(['finetune', *filter(None, (s.strip() for s in strategies.split(',')))]))
-    if unknown := [s for s in names if s not in STRATEGIES]: raise InputError(f'unknown strategy {unknown[0]!r}; known are {", ".join(STRATEGIES)}')
-    given = parse_lams(lams, names)
-    if not is_model(model): create_model(model, 2)  # raises, and says which are near
-    if quick: epochs, seeds, trial_seeds, source_epochs = min(epochs, 2), min(seeds, 2), 1, 5 if source_epochs is None and not init else source_epochs
-    # learning rates for plain fine-tuning: as many as there are strengths
-    n = len(next(iter(given.values()))) if given and given.keys() == {s for s in names if STRATEGIES[s].lams} else 2 if quick else 3
-    def grid(s):
-        lams = given.get(s) or (STRATEGIES[s].lams[-n:])
-        return strength_grid(s, lr, lams, n)
-    args = parse_args(strategy_args, names)
-    grids = {s:[g | dict(strategy_args=args.get(s, '')) for g in grid(s)] for s in names}
-
-    target, src, more = create_task(task, 'target'), create_task(source, 'source'), [create_task(o) for o in filter(None, others.split(';'))]
-    if twice := {t.name for t in more if [u.name for u in more].count(t.name) > 1}: raise InputError(f'--others names {twice.pop()} twice')
-    say = [t.describe() for t in (src, target, *more)]
-    for t in (src, target, *more):
-        say += [f'{t.name}: {note}' for note in t.notes]
-        say += [f'{t.name}: skipped {Path(p).name}: {why}' for p, why in list(t.skipped.items())[:10]]
-        if len(t.skipped) > 10: say.append(f'{t.name}: and {len(t.skipped) - 10} more')
-    held = target.hold_out()
-    if not target.count('valid'): say.append(f'{target.name}: {held.count("valid")} of the train clips are held out, by group, to choose strengths')
-    if rule == 'equal_learning':
-        if not src.count('valid'): say.append(f'{src.name}: {src.hold_out().count("valid")} of the train clips are held out, by group, to choose strengths by what was kept')
-        src = src.hold_out()
-    if quick: src, held = src.subset(**QUICK), held.subset(**QUICK)
-    source_epochs = source_epochs if source_epochs is not None else 0 if init else 6
-    sizes = {}
-    for what, t, want in (('bs', held, bs), ('source_bs', src, source_bs or bs)):
-        sizes[what] = fit_batch_size(t.count('train'), want)
-        if sizes[what] < want and not (what == 'source_bs' and not source_epochs): say.append(f'{t.name}: batches of {sizes[what]}, as {t.count("train")} clips make fewer than two of {want}')
-    if sizes['bs'] < 2: raise InputError(f'{target.name}: {held.count("train")} train clips are too few')
-    create_model(model, len(src.vocab), init, **Run(model_args=model_args).options())  # weights of another model are told now, not after minutes
-    run = Run(task=task, source=source, data='-'.join(filter(None, (src.fingerprint, held.fingerprint, *(t.fingerprint for t in more), file_id(init)))), select=select, patience=patience,
-              others=others, with_barrier=barrier, source_valid=rule == 'equal_learning', wd=wd, area=area, flip=flip, model=model, model_args=model_args, init=init, epochs=epochs, lr=lr,
-              frames=frames, stride=stride, size=size or (40 if task.startswith('moving_digits') else 112), clips=clips, workers=workers,
-              source_epochs=source_epochs, source_lr=source_lr, quick=quick, processes=processes, **sizes)
-    if init and not source_epochs: say.append(f'{src.name}: the encoder stays as {init} has it; the source head is a linear probe')
-    return run, grids, dict(seeds=seeds, trial_seeds=trial_seeds, all_strengths=path, rule=rule, kept=kept), say, [f'{as_markdown(t.name)}: {n}' for t in (src, target, *more) for n in t.notes]
+def load_tasks(
+    settings:Settings,
+)->StudyTasks:
+    "Load source, target and other tasks, and hold out the parts on which strengths are chosen"
+    target, source = create_task(settings.task, 'target'), create_task(settings.source, 'source')
+    others = [create_task(spec) for spec in settings.others.split(';') if spec]
+    names = [t.name for t in others]
+    for name in names:
+        if names.count(name) > 1: raise InputError(f'--others names {name} twice')
+    train_target = target.hold_out(settings.valid_frac) if settings.valid_frac else target
+    train_source = source.hold_out() if settings.rule == 'equal_learning' else source
+    held_out = []
+    for task, split, purpose in ((target, train_target, ''), (source, train_source, ' by what was kept')):
+        if task.count('valid') or not split.count('valid'): continue
+        held_out.append(f'{task.name}: {split.count("valid")} of the train clips are held out, by group, to choose '
+                        f'strengths{purpose}')
+    if settings.quick: train_target, train_source = train_target.subset(**QUICK), train_source.subset(**QUICK)
+    return StudyTasks(source, target, others, train_source, train_target, held_out)
 
 
-def default_jobs(task, model, quick, **_):
-    "Nets and clips of the embedded task are so small that workers of one thread do more than one with several, and memory is no question"
-    return 1 if torch.cuda.is_available() or quick or model != 'tiny' or not task.startswith('moving_digits') else min(8, torch.get_num_threads())
+def task_messages(
+    tasks:StudyTasks,
+)->list: # Lines for the reader
+    "What the tasks have, lack and hold out"
+    lines = [t.describe() for t in tasks.every]
+    for t in tasks.every:
+        lines += [f'{t.name}: {note}' for note in t.notes]
+        lines += [f'{t.name}: skipped {Path(p).name}: {why}' for p, why in list(t.skipped.items())[:10]]
+        if len(t.skipped) > 10: lines.append(f'{t.name}: and {len(t.skipped) - 10} more')
+    return lines + tasks.held_out
+
+
+def task_notes(
+    tasks:StudyTasks,
+)->list: # Markdown
+    "What a reader of the tables must know about the tasks"
+    return [f'{as_markdown(t.name)}: {note}' for t in tasks.every for note in t.notes]
+
+
+def make_run(
+    settings:Settings,
+    tasks:StudyTasks,
+    processes:int, # That train together on each batch
+)->tuple[Run, list]: # And lines for the reader
+    "The `Run` that all strategies share: its settings, and what follows from them and from the tasks"
+    sizes, messages = batch_sizes(settings, tasks)
+    # weights of another model, or options that it does not take, are refused now, not after minutes
+    model_args = parse_options(settings.model_args, '--model-args')
+    create_model(settings.model, len(tasks.source.vocab), settings.init, **model_args)
+    fingerprints = [t.fingerprint for t in (tasks.train_source, tasks.train_target, *tasks.others)]
+    given = {}
+    for f in fields(Run):
+        setting = f.metadata['setting']
+        if setting.group: given[f.name] = getattr(settings, setting.option or f.name)
+    follows = sizes | dict(
+        data='-'.join(filter(None, [*fingerprints, file_id(settings.init)])),
+        size=settings.size or default_size([settings.task]),
+        source_epochs=source_epochs(settings),
+        source_valid=settings.rule == 'equal_learning',
+        processes=processes)
+    return Run(**given | follows), messages
+
+
+def source_epochs(
+    settings:Settings,
+)->int:
+    "Epochs of the source stage; unless given, none where the encoder comes with weights"
+    if settings.source_epochs is not None: return settings.source_epochs
+    return 0 if settings.init else 6
+
+
+def batch_sizes(
+    settings:Settings,
+    tasks:StudyTasks,
+)->tuple[dict, list]: # `bs` and `source_bs`, and lines for the reader
+    "Batch sizes that make at least two batches of the training clips"
+    sizes, messages = {}, []
+    source_bs = settings.source_bs or settings.bs
+    for name, task, wanted in (('bs', tasks.train_target, settings.bs), ('source_bs', tasks.train_source, source_bs)):
+        n = task.count('train')
+        sizes[name] = fit_batch_size(n, wanted)
+        unused = name == 'source_bs' and not source_epochs(settings)
+        if sizes[name] < wanted and not unused:
+            messages.append(f'{task.name}: batches of {sizes[name]}, as {n} clips make fewer than two of {wanted}')
+    if sizes['bs'] < 2:
+        raise InputError(f'{tasks.target.name}: {tasks.train_target.count("train")} train clips are too few')
+    return sizes, messages
+
+
+def default_size(
+    specs:list, # Of tasks
+)->int: # Pixels
+    "Side of the clips' square if the user gives none"
+    return 40 if all(s.startswith('moving_digits') for s in specs) else 112
+
+
+def default_jobs(
+    settings:Settings,
+)->int:
+    """Worker processes if the user gives none: on CPUs one for each thread, up to 8, for the embedded task.
+
+    With the tiny net and clips, workers of one thread do more than one worker with several, and memory suffices."""
+    small = settings.model == 'tiny' and settings.task.startswith('moving_digits') and not settings.quick
+    if not small or torch.cuda.is_available(): return 1
+    return min(8, torch.get_num_threads())

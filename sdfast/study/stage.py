@@ -13,7 +13,6 @@ A stage's folder is `out/stages/KEY`; it lives as a run's does, see `execute`:
     epochs.csv, log.txt
     result.json               written last: accuracies on all tasks, digests, versions"""
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from ..strategies.importance import Importance
 from ..strategies.path_integral import PathIntegral
 from ..strategies.registry import STRATEGIES
 from .accuracies import Accuracies
-from .config import Run, hash_fields
+from .config import Run, changed_fields, hash_fields
 from .execute import train_run
 from .folder import is_settled, read_sealed, write_epochs
 from .loaders import importance_loader, target_data
@@ -48,7 +47,7 @@ def stage_keys(runs:list)->Iterator[tuple[Run, str, str]]:
     "`(run, key, key of the stage before)` of each stage of a chain"
     before = runs[0].source_key
     for run in runs:
-        key = hash_fields(asdict(run) | dict(before=before))
+        key = hash_fields(changed_fields(run) | dict(before=before))
         yield run, key, before
         before = key
 

@@ -3,23 +3,19 @@ import base64
 import hashlib
 import html
 import importlib
-import inspect
 import io
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from fastcore.script import store_true
 from helpers import numbered
 from PIL import Image
 
@@ -27,7 +23,7 @@ from sdfast.data.digits import write_video
 from sdfast.data.text import as_markdown
 from sdfast.errors import InputError
 from sdfast.metrics.columns import COLUMNS
-from sdfast.report.page import command, film_strip, html_page, write_page
+from sdfast.report.page import film_strip, html_page, write_page
 from sdfast.report.panels import SHEET, plots, svg, swatch
 from sdfast.report.plots import COLOURS, LOOKS
 from sdfast.report.results import load_results
@@ -37,6 +33,7 @@ from sdfast.report.tables import strategy_table, trade_off_table
 from sdfast.report.write import write_report
 from sdfast.stats import mean_interval
 from sdfast.study.config import Run
+from sdfast.study.settings import make_settings, write_study_file
 
 ROOT = Path(__file__).parents[2]
 EVIL = '<img src="https://example.invalid/x.png" onerror="document.title=\'owned\'">'
@@ -285,39 +282,28 @@ def test_script(study, tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
-def test_the_command_makes_the_same_runs(tmp_path):
-    "`build` of the words makes the recorded run and grids"
-    from sdfast.study.setup import build
-    sig = inspect.signature(_script('compare').main).parameters
-    defaults = {n:False if p.annotation is store_true else p.default for n, p in sig.items() if n != 'out'}
-    asked = dict(strategies='l2sp,linear_probe', lams='l2sp=.1,1', seeds=2, epochs=2, lr=.03, quick=True, path=True, others='moving_digits,part=motion', rule='equal_learning', frames=4, strategy_args='l2sp:head_lam=0.01')
-    def build_from(o): return build(**{n:o.get(n, v) for n, v in defaults.items() if n in inspect.signature(build).parameters})
-    base, grids, how, *_ = build_from(asked)
-    rows = []
-    for s, grid in grids.items():
-        for g in grid:
-            for seed in range(how['seeds']):
-                run = replace(base, strategy=s, seed=seed, final=True, **g)
-                (tmp_path/'runs'/run.key).mkdir(parents=True)
-                (tmp_path/'runs'/run.key/'run.json').write_text(json.dumps(run.__dict__))
-                rows.append({c:None for c in COLUMNS} | {k:v for k, v in run.__dict__.items() if k in COLUMNS} | dict(key=run.key, acc1=.9, valid_acc1=.9, source_acc=.9, source_probe=.9, seconds=1., status='ok', error='', chosen=g == grid[0], anchor='a'))
-    pd.DataFrame(rows).to_csv(tmp_path/'runs.csv', index=False)
-    words = shlex.split(command(load_results(tmp_path)[0]))[2:]
-    given = {}
-    for i, w in enumerate(words):
-        if w.startswith('--'):
-            assert '_' not in w, 'options are written with hyphens'
-            v, n = words[i + 1] if i + 1 < len(words) and not words[i + 1].startswith('--') else True, w[2:].replace('-', '_')
-            given[n] = v if v is True else sig[n].annotation(v)
-    again, grids2, how2, *_ = build(given)
-    assert again == base and grids2 == grids and {k:how2[k] for k in ('seeds', 'path', 'rule')} == {k:how[k] for k in ('seeds', 'path', 'rule')}, words
-
-
-def test_a_recorded_command_comes_first(study, tmp_path):
+def test_how_to_repeat_a_study_without_a_study_file_is_its_plans_command(study, tmp_path):
     shutil.copytree(study, tmp_path/'s')
-    (tmp_path/'s'/'plan.json').write_text(json.dumps(dict(command='python compare.py --task "<b>"', total=1, folders=[])))
+    plan = dict(command='python compare.py --task "<b>"', total=1, folders=[])
+    (tmp_path/'s'/'plan.json').write_text(json.dumps(plan))
     r, = load_results(tmp_path/'s')
-    assert r.commands == ['python compare.py --task "<b>"'] and 'python compare.py --task &#34;&lt;b&gt;&#34;' in html_page([r], [summary(r.rows)])
+    assert r.commands == ['python compare.py --task "<b>"']
+    assert 'python compare.py --task &#34;&lt;b&gt;&#34;' in html_page([r], [summary(r.rows)])
+
+
+def test_how_to_repeat_a_study_is_made_from_its_study_file(study, tmp_path):
+    shutil.copytree(study, tmp_path/'s')
+    (tmp_path/'s'/'plan.json').write_text(json.dumps(dict(command='python compare.py --config x.yaml')))
+    write_study_file(make_settings('compare', epochs=3, task='folder:<b> c'), tmp_path/'s')
+    r, = load_results(tmp_path/'s')
+    assert r.commands == ["python experiments/compare.py --task 'folder:<b> c' --epochs 3"]
+    assert '--task &#39;folder:&lt;b&gt; c&#39; --epochs 3' in html_page([r], [summary(r.rows)])
+
+
+def test_a_page_says_that_no_command_was_recorded(study):
+    r, = load_results(study)
+    assert r.commands == []
+    assert 'The command was not recorded.' in html_page([r], [summary(r.rows)])
 
 
 def test_notes_of_the_tasks_are_in_a_page_that_is_made_again(study, tmp_path):

@@ -283,17 +283,21 @@ def module():
 def call(module):
     "The script in this process: exit status, output and error text"
     def call(args, capsys):
-        status = 0
-        try: module.main(**args)
+        try: status = module.main(words(args))
         except SystemExit as e: status = e.code
         return status, *capsys.readouterr()
     return call
 
 
+def words(args):
+    "A command line of options and their values"
+    return [w for k, v in args.items() for w in ([f'--{k.replace("_", "-")}'] if v is True else [f'--{k.replace("_", "-")}', str(v)])]
+
+
 def test_the_script_end_to_end(call, clips, tmp_path, capsys, monkeypatch):
     spec = f'folder:{clips},group=(p\\d)_'
     args = dict(source=spec, tasks=f'{spec};{spec}', frames=4, size=24, bs=4, source_epochs=2, strategies='l2sp,linear_probe', lams='.1,1', quick=True, out=str(tmp_path))
-    line = [sys.executable, str(ROOT/'experiments/sequence.py'), *(a for k, v in args.items() for a in ([f'--{k.replace("_", "-")}'] if v is True else [f'--{k.replace("_", "-")}', str(v)]))]
+    line = [sys.executable, str(ROOT/'experiments/sequence.py'), *words(args)]
     p = subprocess.run(line, capture_output=True, text=True, timeout=300, env=os.environ | dict(COLUMNS='200'))
     assert p.returncode == 0, p.stderr
     for word in ('source task: 2 epochs', '12/12', 'takes', 'average accuracy', 'linear_probe', 'FWT', 'matrix.csv'): assert word in p.stdout, word
@@ -331,7 +335,7 @@ def test_ctrl_c_and_going_on(call, clips, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(execute_module, 'fine_tune', stop)
         status, _, err = call(args, capsys)
-    assert status == 130 and 'the same command goes on from there' in err and len(list(tmp_path.glob('stages/*/result.json'))) == 4
+    assert status == 130 and 'the same command resumes' in err and len(list(tmp_path.glob('stages/*/result.json'))) == 4
     status, out, err = call(args, capsys)
     assert (status, err) == (0, '') and out.count('finished before') == 4
 

@@ -1,0 +1,233 @@
+"""The settings of a study as users give them: on a command line, in a study file, or by name in Python.
+
+A study file is YAML, a setting a line: `epochs: 4`. Lists and mappings may be written as such instead of as text:
+`strategies: [ewc, l2sp]`, `lams: {ewc: [.1, 1]}`. Every study's folder holds the `study.yaml` that repeats it."""
+import argparse
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import Field, fields
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from types import NoneType, SimpleNamespace
+from typing import get_args
+
+import yaml
+from fastcore.docments import docments
+
+from ..errors import InputError
+from ..runtime import store
+from .config import GROUPS, SEQUENCE, Run, Study
+
+__all__ = ['Settings', 'make_settings', 'parse_command_line', 'read_study_file', 'write_study_file', 'command_line',
+           'recorded_command']
+
+COMMANDS = ('compare', 'sequence')
+STUDY_FILE = 'study.yaml'
+TYPES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
+
+
+class Settings(SimpleNamespace):
+    "The `command` that does a study, and each setting as an attribute; `None` if it follows from other settings"
+
+    def replace(self,
+        **changes, # Name -> value
+    )->'Settings':
+        "A copy with other values"
+        return Settings(**vars(self) | changes)
+
+
+class Option:
+    "A setting as users know it: a field of `Run` or `Study`, with its name and default for one command"
+
+    def __init__(self, field:Field, command:str, help:str):
+        self.setting = field.metadata['setting']
+        self.name = self.setting.option or field.name
+        self.flag = '--' + self.name.replace('_', '-')
+        self.type = next(t for t in get_args(field.type) or [field.type] if t is not NoneType)
+        self.default = None if self.setting.automatic else field.default
+        if command == 'sequence': self.default = SEQUENCE.get(self.name, self.default)
+        self.given = self.setting.command in ('', command)  # else it stays at its default
+        self.help = help
+
+    def read(self, value:object)->object:
+        "A value of the setting's type, from text or YAML; `None` is the default. Raises `InputError` for any other"
+        if value is None: return self.default
+        if isinstance(value, dict) and self.setting.from_mapping: value = self.setting.from_mapping(value)
+        if isinstance(value, list) and self.setting.separator: value = self.setting.separator.join(map(str, value))
+        result = self._convert(value)
+        wanted = self._beyond_limits(result)
+        if wanted: self._refuse(wanted, result)
+        return result
+
+    def _convert(self, value):
+        expected = TYPES[self.type]
+        if isinstance(value, (dict, list)): self._refuse(expected, value)
+        if isinstance(value, bool) != (self.type is bool): self._refuse(expected, value)
+        try: result = self.type(value)
+        except (ValueError, OverflowError): self._refuse(expected, value)
+        if self.type is int and isinstance(value, float) and result != value: self._refuse(expected, value)
+        return result
+
+    def _refuse(self, wanted, value):
+        hint = ': test is read once, at the end, and never to choose' if value == 'test' else ''
+        raise InputError(f'{self.flag} must be {wanted}, not {value!r}{hint}')
+
+    def _beyond_limits(self, value):
+        "What a value must be and is not, else ''"
+        s = self.setting
+        if s.choices and value not in (*s.choices, self.default):
+            return ' or '.join(s.choices) if len(s.choices) == 2 else f'one of {", ".join(s.choices)}'
+        if self.type not in (int, float): return ''
+        if not math.isfinite(value): return 'finite'
+        if s.minimum is not None and value < s.minimum: return f'at least {s.minimum}'
+        if s.above is not None and value <= s.above: return 'positive' if s.above == 0 else f'more than {s.above}'
+        if s.maximum is not None and value > s.maximum: return f'at most {s.maximum}'
+        if s.below is not None and value >= s.below: return f'less than {s.below}'
+        return ''
+
+
+@lru_cache
+def all_options(
+    command:str, # 'compare' or 'sequence'
+)->dict: # Name -> `Option`, also of the settings that stay at their default
+    "The settings of a command"
+    made = {}
+    for owner in (Run, Study):
+        help = docments(owner)
+        for f in fields(owner):
+            option = Option(f, command, help[f.name])
+            if option.setting.group: made[option.name] = option
+    return made
+
+
+def make_settings(
+    command:str, # 'compare' or 'sequence'
+    **given, # Name -> value, as on the command line or as in a study file
+)->Settings: # With the defaults of all others
+    "Check settings and add the others' defaults. Raises `InputError` for unknown names and impossible values"
+    options = all_options(command)
+    values = {name:o.default for name, o in options.items()}
+    for name, value in given.items():
+        if name not in options or not options[name].given:
+            known = [n for n, o in options.items() if o.given]
+            raise InputError(f'{command}.py has no setting {name!r}' + _nearest(name, known))
+        values[name] = options[name].read(value)
+    return Settings(command=command, **values)
+
+
+def _nearest(name, known):
+    "The end of an error about an unknown name"
+    near = get_close_matches(name, known, 1, .5)
+    return f'; did you mean {near[0]}?' if near else ''
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message): raise InputError(message)
+
+
+def make_parser(
+    command:str, # 'compare' or 'sequence'
+    about:str='', # What --help says first
+)->argparse.ArgumentParser: # What it returns has only what was given
+    "The command line of a study, by the schema"
+    usage = f'python experiments/{command}.py [--config FILE] [--OPTION VALUE]...'
+    parser = _Parser(f'{command}.py', usage, about, allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
+    parser.add_argument('--config', metavar='FILE', help=f'study file to start from, such as a study\'s {STUDY_FILE}')
+    for group in GROUPS:
+        section = parser.add_argument_group(group)
+        for o in all_options(command).values():
+            if o.setting.group == group and o.given: section.add_argument(o.flag, **_argument(o))
+    return parser
+
+
+def _argument(option):
+    "How argparse is told of an option; values stay text, `Option.read` reads them"
+    help = option.help.replace('%', '%%')
+    if option.type is bool: return dict(dest=option.name, help=help, action=argparse.BooleanOptionalAction)
+    if option.default not in (None, ''): help += f' (default {option.default})'
+    metavar = {int: 'N', float: 'X', str: 'TEXT'}[option.type]
+    return dict(dest=option.name, help=help, metavar='|'.join(option.setting.choices) or metavar)
+
+
+def parse_command_line(
+    command:str, # 'compare' or 'sequence'
+    argv:Sequence[str]|None=None, # By default those of this process
+    about:str='', # What --help says first
+)->Settings:
+    "Settings from a command line; options override the study file of `--config`. Raises `InputError` for bad input"
+    given, rest = make_parser(command, about).parse_known_args(argv)
+    if rest:
+        flag = rest[0].partition('=')[0]
+        if not flag.startswith('--'): raise InputError(f'unexpected {flag!r}: write --OPTION VALUE')
+        flags = [o.flag for o in all_options(command).values() if o.given]
+        raise InputError(f'{command}.py has no option {flag}' + _nearest(flag, flags))
+    values = vars(given)
+    file = values.pop('config', None)
+    return read_study_file(file, command, **values) if file else make_settings(command, **values)
+
+
+def read_study_file(
+    file:str|Path, # YAML
+    command:str='', # 'compare' or 'sequence'; '': the one that the file names
+    **given, # Name -> value, instead of the file's
+)->Settings:
+    "Settings from a study file. Raises `InputError` for what is no study file, or one of another command"
+    try: values = yaml.safe_load(Path(file).read_text(encoding='utf-8'))
+    except OSError as e: raise InputError(f'study file {file} cannot be read: {e.strerror}') from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise InputError(f'study file {file} is not YAML: {" ".join(str(e).split())}') from None
+    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
+        raise InputError(f'study file {file} must have a line "name: value" for each setting')
+    made_for = values.pop('command', command)
+    if made_for not in COMMANDS: raise InputError(f'study file {file} must name its command: {" or ".join(COMMANDS)}')
+    if command not in ('', made_for):
+        raise InputError(f'study file {file} is for {made_for}.py, not for {command}.py')
+    return make_settings(made_for, **values | given)
+
+
+def changed_settings(
+    settings:Settings,
+)->dict: # Name -> value
+    "The settings that differ from their command's defaults"
+    options = all_options(settings.command)
+    return {name:getattr(settings, name) for name, o in options.items() if getattr(settings, name) != o.default}
+
+
+def write_study_file(
+    settings:Settings,
+    folder:str|Path, # The study's
+)->Path: # Its study.yaml
+    "Write the study file that repeats a study: the command, and what differs from its defaults"
+    values = dict(command=settings.command) | changed_settings(settings)
+    file = Path(folder)/STUDY_FILE
+    store.write(file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000))
+    return file
+
+
+def command_line(
+    settings:Settings,
+)->str: # For a shell
+    "The command that repeats a study"
+    options = all_options(settings.command)
+    words = ['python', f'experiments/{settings.command}.py']
+    for name, value in changed_settings(settings).items():
+        flag, text = options[name].flag, str(value)
+        if isinstance(value, bool): words.append(flag if value else f'--no-{flag[2:]}')
+        elif text.startswith('-'): words.append(f'{flag}={text}')  # else it would be taken for an option
+        else: words += [flag, text]
+    return shlex.join(words)
+
+
+def recorded_command(
+    folder:str|Path, # Of a study
+)->str: # '' if none was recorded
+    "The command that repeats a study: from its study.yaml, else as plan.json has it"
+    folder = Path(folder)
+    with suppress(InputError): return command_line(read_study_file(folder/STUDY_FILE))
+    with suppress(FileNotFoundError, ValueError): return json.loads((folder/'plan.json').read_text()).get('command', '')
+    return ''
