@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sdfast.commands.common import make_folder, one_line_errors, pick_names, pick_strengths
-from sdfast.data.datasets import OFFICIAL, create_task
+from sdfast.data.datasets import create_task
+from sdfast.data.official import OFFICIAL
 from sdfast.errors import InputError
 from sdfast.report.paper import paper_markdown, paper_notes, table_1, table_2
 from sdfast.runtime.launch import run_all

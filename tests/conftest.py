@@ -1,10 +1,14 @@
 "Fixtures: tiny videos and the folder of shared test data."
+import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tables import write_class_csv
+from videos import BREAKS_OFF, BROKEN, TORTURE
 
 from sdfast.data import datasets as datasets_module
 from sdfast.data.digits import write_video
@@ -49,6 +53,24 @@ def clips(tmp_path_factory):
                 x[t, r:r + 8, c:c + 8] = 255
             write_video(root/kind/f'p{i//2}_{i}.mp4', x)
     return root
+
+
+@pytest.fixture(scope='session')
+def torture_folder(shared, tmp_path_factory):
+    "The shared odd and broken videos in three class folders; the sound without a picture has a video's suffix"
+    root = tmp_path_factory.mktemp('torture')
+    for i, name in enumerate(sorted([*TORTURE, *BROKEN, BREAKS_OFF])):
+        file = shared/'torture'/name
+        folder = root/'abc'[i % 3]
+        folder.mkdir(exist_ok=True)
+        shutil.copy(file, folder/(f'{file.name}.mp4' if file.suffix == '.mp3' else file.name))
+    return root
+
+
+@pytest.fixture
+def class_csv(clips, tmp_path):
+    "A function from class names to a csv file of clips in `tmp_path/set`, see `write_class_csv`"
+    return partial(write_class_csv, clips, tmp_path/'set')
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 from fastcore.script import call_parse
 from measure import SHARED, is_cuda, ratio, require_device, show, side_by_side, write
 
-from sdfast.data.datasets import VIDEO_SUFFIXES
+from sdfast.data.tables import VIDEO_SUFFIXES
 from sdfast.data.video import VideoFile
 from sdfast.runtime.memory import keep_freed_memory
 

@@ -33,8 +33,8 @@ from fastcore.script import call_parse, store_true
 from measure import require_device, show, write
 from rich.console import Console
 
-from sdfast.data import datasets as datasets_module
-from sdfast.data import task as task_module
+from sdfast.data import tables as tables_module
+from sdfast.data.task import Task
 from sdfast.metrics.columns import COLUMNS
 from sdfast.report.page import html_page, write_page
 from sdfast.report.results import load_results
@@ -154,12 +154,12 @@ def measure_videos(n, root, rounds):
     videos = root/'videos'
     rows = list_videos(n)
     write_videos(videos, rows)
-    built = {name:datasets_module.csv(videos/f'{name}.csv') for name in ('grouped', 'alone')}
-    steps = {'build': lambda: datasets_module.csv(videos/'grouped.csv').fingerprint,
-             'build alone': lambda: datasets_module.csv(videos/'alone.csv').fingerprint,
+    built = {name:Task.from_csv(videos/f'{name}.csv') for name in ('grouped', 'alone')}
+    steps = {'build': lambda: Task.from_csv(videos/'grouped.csv').fingerprint,
+             'build alone': lambda: Task.from_csv(videos/'alone.csv').fingerprint,
              'split': lambda: built['grouped'].hold_out(),
              'split alone': lambda: built['alone'].hold_out(),
-             'folder': lambda: datasets_module.folder(videos)}
+             'folder': lambda: Task.from_folder(videos)}
     taken = {k:least(f, rounds) for k, f in steps.items()}
 
     paths = [str(videos/path) for path, *_ in rows]
@@ -211,7 +211,7 @@ def main(
 ):
     "Seconds against videos and runs"
     require_device(device)
-    task_module._problem = lambda path: None
+    tables_module._problem = lambda path: None
     rows = []
     for what, sizes in dict(videos=N_VIDEOS, runs=N_RUNS).items():
         found = {}

@@ -1,45 +1,40 @@
-"""Labelled videos with an official split: UCF101, HMDB51, class folders, a csv file, or the embedded `moving_digits`.
+"""Decoded videos in memory: which are kept, and how many bytes they may take.
 
-Rows have a `split` ('train', 'valid', 'test') and a `group` (one person, scene or recording). Whatever sdfast
-splits itself, it splits by group, so that no group stands on both sides.
-"""
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+This process decodes a video once and keeps all of its frames. A `Decoded` shares them with other processes."""
+from collections.abc import Callable
+from functools import cache
 
-from fastai.data.core import TfmdDL
-from fastai.data.load import SkipItemException
-from fastai.data.transforms import ToTensor
+import numpy as np
+import torch
 
-from .clips import SampleClips
-from .decoded import Decoded
+from .video import VideoFile
 
-CACHE_BYTES = 2**31  # decoded videos of a task are kept in memory if all of them fit into this
+__all__ = ['MAX_VIDEO_BYTES', 'MAX_TASK_BYTES', 'MAX_FOLDER_BYTES']
+
+MAX_VIDEO_BYTES = 2**28  # of a decoded video: a larger one is decoded clip by clip
+MAX_TASK_BYTES = 2**31  # of all decoded videos of a task, and of a loader's batches: if they take more, none is kept
+MAX_FOLDER_BYTES = 2**33  # of the files of a `Decoded` folder: those unused for longest make room for new ones
 
 
-class CachedDL(TfmdDL):
-    """For sets that fit into memory: keeps its batches, before batch transforms, if they are the same each time.
+def small_enough(video:VideoFile, size:int|None)->bool:
+    "Whether a video may be kept decoded, its short side `size`"
+    return video.nbytes(size) <= MAX_VIDEO_BYTES
 
-    Items whose only transform is `SampleClips` are made without asking for the type of each again, which takes longer than
-    cutting a clip from a video in memory."""
-    _batches, _rows = None, None
 
-    def create_batches(self, samps:Iterable)->Iterator:
-        for f in self.after_item.fs:  # not for the one item that fastai looks at when a loader is made
-            if isinstance(getattr(f, 'cache', None), Decoded): f.cache.open()
-        if self.shuffle or self.fake_l.num_workers: return super().create_batches(samps)
-        if self._batches is None:
-            batches = super().create_batches(samps)
-            first = list(islice(batches, 1))
-            if first and first[0][0].nbytes*len(self) > CACHE_BYTES: return chain(first, batches)  # many clips of each video
-            self._batches = [*first, *batches]
-        return iter(self._batches)
+@cache
+def decode_whole(path:str, size:int|None)->torch.Tensor:
+    "Decode all frames of a video once per process: uint8 `(n, 3, H, W)`, not to be changed"
+    return VideoFile(path).read(np.arange(VideoFile(path).index.n), size)
 
-    def do_item(self, s:int)->object:
-        clips, *more = [f for f in self.after_item.fs if not isinstance(f, ToTensor)] or [None]
-        if more or type(clips) is not SampleClips or s is None: return super().do_item(s)
-        if self._rows is None: self._rows = {}
-        if s not in self._rows: self._rows[s] = self.create_item(s)
-        video, *label = self._rows[s]
-        clips.before_call(video, self.after_item.split_idx)
-        try: return clips.encodes(video), *label
-        except SkipItemException: return None
+
+def cached_frames(
+    video:VideoFile, # A video
+    size:int|None, # Short side in pixels, see `VideoFile.read`
+    cache:bool|Callable, # The `cache` of `SampleClips`
+)->torch.Tensor|None: # uint8 `(n, 3, H, W)`, not to be changed; `None` if they are not kept
+    "All frames of a video, if they are kept: from `cache` if it is a function that has them, else from this process"
+    if not cache: return None
+    if callable(cache):
+        shared = cache(str(video), size)
+        if shared is not None: return shared
+    return decode_whole(str(video), size) if small_enough(video, size) else None

@@ -1,6 +1,7 @@
 """The videos of the embedded task: real handwritten digits that move, written to small MPEG-4 files.
 
-They are scikit-learn's copy of the UCI optical digits, 8x8, enlarged to 16x16. Train, valid and test show different images."""
+The digits are scikit-learn's copy of the UCI optical digits, 8x8, enlarged to 16x16. Train, valid and test show
+different images."""
 from pathlib import Path
 
 import av
@@ -12,24 +13,31 @@ from sklearn.datasets import load_digits
 __all__ = ['TARGET', 'SOURCE', 'MOTION', 'DIGIT', 'PARTS', 'CLIPS', 'write_moving_digits']
 
 MOTIONS = ['left', 'right', 'up', 'down', 'clockwise', 'anticlockwise']
-# the 8 target classes: a group of digits and a motion; each group has two motions, each motion two groups or more,
-# so that neither a still frame nor the motion alone tells the class
-TARGET = {f'{name}_{motion}': (digits, motion) for name, digits, motions in [
+# The 8 target classes: a group of digits and a motion. Each group has two motions and each motion two groups, so that
+# neither a still frame nor the motion alone decides the class.
+TARGET_GROUPS = [
     ('024', (0, 2, 4), ('left', 'clockwise')), ('135', (1, 3, 5), ('left', 'clockwise')),
-    ('68', (6, 8), ('up', 'anticlockwise')), ('79', (7, 9), ('up', 'anticlockwise'))] for motion in motions}
+    ('68', (6, 8), ('up', 'anticlockwise')), ('79', (7, 9), ('up', 'anticlockwise'))]
+TARGET = {f'{name}_{motion}': (digits, motion) for name, digits, motions in TARGET_GROUPS for motion in motions}
 SOURCE = {f'{digit}_{motion}': ((digit,), motion) for digit in range(10) for motion in MOTIONS}
-# half of the source's question each: what one of them asks for, the other gives reason to forget
+# Half of the source's question each: what one of them asks for, the other gives a reason to forget
 MOTION = {f'any_{motion}': (range(10), motion) for motion in MOTIONS}
 DIGIT = {f'{digit}_any': ((digit,), MOTIONS) for digit in range(10)}
-PARTS = dict(source=SOURCE, target=TARGET, motion=MOTION, digit=DIGIT)  # a part's place decides its random numbers
-IMAGES = dict(train=range(1000), valid=range(1000, 1200), test=range(1200, 1797))  # handwritten images of each split
-CLIPS = dict(source=dict(train=6000, test=1200, valid=600), target=dict(train=160, valid=160, test=800),  # drawn in this order: add behind
-             motion=dict(train=162, valid=162, test=798), digit=dict(train=160, valid=160, test=800))
+# Part -> class -> its digits and motion(s). A part's place seeds its random numbers: add new ones at the end
+PARTS = dict(source=SOURCE, target=TARGET, motion=MOTION, digit=DIGIT)
+# Handwritten images of each split
+IMAGES = dict(train=range(1000), valid=range(1000, 1200), test=range(1200, 1797))
+# Clips of each split, drawn in this order: add new splits at the end
+CLIPS = dict(
+    source=dict(train=6000, test=1200, valid=600), target=dict(train=160, valid=160, test=800),
+    motion=dict(train=162, valid=162, test=798), digit=dict(train=160, valid=160, test=800))
+STEPS = dict(left=(0, -1), right=(0, 1), up=(-1, 0), down=(1, 0))  # rows and columns
 
 
 def _draw(rng, image, motion, frames=8, size=40):
     "uint8 `(frames, size, size)`: a 16x16 digit that moves over noise at a random place and speed (pixels a frame)"
-    x, speed = np.zeros((frames, size, size), np.float32), rng.uniform(1.5, 2.8)
+    x = np.zeros((frames, size, size), np.float32)
+    speed = rng.uniform(1.5, 2.8)
     turns = motion in ('clockwise', 'anticlockwise')
     centre = rng.uniform(10, size - 26, 2) if turns else rng.uniform(4, size - 20, 2)
     phase = rng.uniform(0, 2*np.pi)
@@ -37,22 +45,22 @@ def _draw(rng, image, motion, frames=8, size=40):
         if turns:
             angle = phase + (1 if motion == 'clockwise' else -1)*t*speed*.3
             at = centre + 5 + 6*np.array([np.sin(angle), np.cos(angle)])
-        else:
-            at = centre + np.array(dict(left=(0, -1), right=(0, 1), up=(-1, 0), down=(1, 0))[motion])*speed*(t - frames/2)
+        else: at = centre + np.array(STEPS[motion])*speed*(t - frames/2)
         r, c = np.clip(np.round(at).astype(int), 0, size - 16)
         x[t, r:r + 16, c:c + 16] = image
     return ((x + rng.normal(0, .1, x.shape)).clip(0, 1)*255).astype(np.uint8)
 
 
-def write_video(path, frames, fps=8):
-    "Grey `(T, H, W)` to a small MPEG-4 file"
+def write_video(path:str|Path, frames:np.ndarray, fps:int=8)->None:
+    "Write grey frames `(T, H, W)`, uint8, to a small MPEG-4 file"
     with av.open(str(path), 'w') as f:
-        s = f.add_stream('mpeg4', rate=fps)
-        s.height, s.width, s.pix_fmt = *frames.shape[1:], 'yuv420p'
-        s.options = dict(flags='+qscale', global_quality=str(4*118))  # constant quality 4, in lambda units
-        s.codec_context.thread_count = 1
-        for x in frames: f.mux(s.encode(av.VideoFrame.from_ndarray(x, format='gray')))
-        f.mux(s.encode())
+        stream = f.add_stream('mpeg4', rate=fps)
+        stream.height, stream.width = frames.shape[1:]
+        stream.pix_fmt = 'yuv420p'
+        stream.options = dict(flags='+qscale', global_quality=str(4*118))  # constant quality 4, in lambda units
+        stream.codec_context.thread_count = 1
+        for x in frames: f.mux(stream.encode(av.VideoFrame.from_ndarray(x, format='gray')))
+        f.mux(stream.encode())
 
 
 def write_moving_digits(
@@ -60,16 +68,20 @@ def write_moving_digits(
     part:str, # One of `PARTS`
 )->None:
     "Write the videos of a part and their `manifest.csv`"
-    digits, rows, classes = load_digits(), [], PARTS[part]
-    images, rng = np.stack([zoom(i, 2, order=1) for i in digits.images/16]).astype(np.float32), np.random.default_rng([2024, list(PARTS).index(part)])
+    classes = PARTS[part]
+    digits = load_digits()
+    images = np.stack([zoom(i, 2, order=1) for i in digits.images/16]).astype(np.float32)
+    rng = np.random.default_rng([2024, list(PARTS).index(part)])
+    rows = []
     for split, n in CLIPS[part].items():
         pool = np.array(IMAGES[split])
         for i in range(n):
             label = list(classes)[i % len(classes)]
-            of, motion = classes[label]
-            image = rng.choice(pool[np.isin(digits.target[pool], of)])
+            class_digits, motion = classes[label]
+            image = rng.choice(pool[np.isin(digits.target[pool], class_digits)])
             file = root/split/label/f'{i:05d}.mp4'
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_video(file, _draw(rng, images[image], motion if isinstance(motion, str) else rng.choice(motion)))
+            if not isinstance(motion, str): motion = rng.choice(motion)
+            write_video(file, _draw(rng, images[image], motion))
             rows.append((file.relative_to(root), label, split, f'image{image}'))
     pd.DataFrame(rows, columns=['path', 'label', 'split', 'group']).to_csv(root/'manifest.csv', index=False)

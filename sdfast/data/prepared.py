@@ -1,8 +1,4 @@
-"""Labelled videos with an official split: UCF101, HMDB51, class folders, a csv file, or the embedded `moving_digits`.
-
-Rows have a `split` ('train', 'valid', 'test') and a `group` (one person, scene or recording). Whatever sdfast
-splits itself, it splits by group, so that no group stands on both sides.
-"""
+"Prepared copies: small copies of a task's videos that decode fast, and that are used instead of the videos."
 import json
 import os
 import warnings
@@ -18,78 +14,124 @@ from .video import VideoFile
 
 __all__ = ['prepared_copies']
 
-
-
-def read_manifest(place):
-    "What `prepared.json` says, `None` without one"
-    try: return json.loads((place/'prepared.json').read_text())
-    except FileNotFoundError: return None
-    except ValueError as e: raise InputError(f'{place}/prepared.json cannot be read ({e}); delete it and run experiments/prepare.py again, or set SDFAST_PREPARED to nothing') from None
+MANIFEST = 'prepared.json'
+# How swscale converts RGB to YUV without shortcuts
+EXACT = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
+MAX_ERROR = 6.  # of a copy's frame, in grey levels on average
 
 
 def prepared_copies(
     paths:Iterable, # Video files
-)->tuple[dict, int|None, Path]: # Original path to that of its copy, for those that have one; short side in pixels; where copies are looked for
-    """Small copies made by `experiments/prepare.py`: in `ROOT.prepared`, beside the deepest folder ROOT that has all videos, or in `$SDFAST_PREPARED`.
+# Path of a video -> path of its copy, for those that have one; short side in pixels; folder of the copies
+)->tuple[dict, int|None, Path]:
+    """Find the copies made by `experiments/prepare.py`.
 
-    That variable set to nothing turns them off. A copy counts if both files have the sizes that `prepared.json` says."""
-    paths = list(map(str, paths))
+    They are in `ROOT.prepared`, next to the deepest folder ROOT that contains all videos, or in `$SDFAST_PREPARED`;
+    that variable set to nothing turns them off. A copy counts if video and copy have the sizes in `prepared.json`."""
+    paths = [str(p) for p in paths]
     root = os.path.commonpath([os.path.dirname(p) for p in paths])
-    place = Path(os.environ.get('SDFAST_PREPARED', f'{root}.prepared'))
-    if os.environ.get('SDFAST_PREPARED') == '' or not (made := read_manifest(place)): return {}, None, place
-    def size(p): return os.path.getsize(p) if os.path.exists(p) else -1
+    setting = os.environ.get('SDFAST_PREPARED')
+    folder = Path(f'{root}.prepared' if setting is None else setting)
+    manifest = None if setting == '' else read_manifest(folder)
+    if not manifest: return {}, None, folder
     copies = {}
-    for p in paths:
-        m = made['files'].get(os.path.relpath(p, root))
-        if m and size(p) == m['bytes'] and size(copy := place/f'{os.path.relpath(p, root)}.mp4') == m['copy_bytes']: copies[p] = str(copy)
-    return copies, made['size'] if copies else None, place
+    for path in paths:
+        name = os.path.relpath(path, root)
+        made = manifest['files'].get(name)
+        if made is None: continue
+        copy = copy_path(folder, name)
+        if _size(path) == made['bytes'] and _size(copy) == made['copy_bytes']: copies[path] = str(copy)
+    return copies, manifest['size'] if copies else None, folder
 
 
-EXACT = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
-MAX_ERROR = 6.  # mean grey levels of a frame
+def copy_path(folder:Path, name:str)->Path:
+    "Where the copy of a video is, by the video's path below its root"
+    return folder/f'{name}.mp4'
 
 
-def encode_copy(path, frames, gop, quality):
-    "Write RGB `(n, 3, H, W)`, frame i at time i"
+def _size(path): return os.path.getsize(path) if os.path.exists(path) else -1
+
+
+def read_manifest(folder:Path)->dict|None:
+    "Settings of the copies in a folder and `files`, what is known of each; `None` if there are none"
+    try: return json.loads((folder/MANIFEST).read_text())
+    except FileNotFoundError: return None
+    except ValueError as e:
+        raise InputError(f'{folder}/{MANIFEST} cannot be read ({e}); delete it and run experiments/prepare.py again, '
+                         'or set SDFAST_PREPARED to nothing') from None
+
+
+def write_manifest(folder:Path, manifest:dict)->None:
+    "Replace the manifest in one step"
+    tmp = folder/f'{MANIFEST}.tmp'
+    tmp.write_text(json.dumps(manifest, indent=1))
+    os.replace(tmp, folder/MANIFEST)
+
+
+def encode_copy(path:Path, frames:np.ndarray, gop:int, quality:int)->None:
+    "Write RGB `(n, 3, H, W)` as H.264, frame i at time i, a key frame at least every `gop` frames"
+    options = dict(crf=str(quality), preset='veryfast', tune='fastdecode', bf='0', g=str(gop), sc_threshold='0')
     with av.open(str(path), 'w', format='mp4') as f:
-        s = f.add_stream('libx264', rate=25, options=dict(crf=str(quality), preset='veryfast', tune='fastdecode', bf='0', g=str(gop), sc_threshold='0'))
-        s.height, s.width, s.pix_fmt, s.codec_context.thread_count = *frames.shape[2:], 'yuv420p', 1
+        stream = f.add_stream('libx264', rate=25, options=options)
+        stream.height, stream.width = frames.shape[2:]
+        stream.pix_fmt = 'yuv420p'
+        stream.codec_context.thread_count = 1
         for i, x in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(x.transpose(1, 2, 0)), format='rgb24').reformat(format='yuv420p', interpolation=EXACT, threads=1)
+            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(x.transpose(1, 2, 0)), format='rgb24')
+            frame = rgb.reformat(format='yuv420p', interpolation=EXACT, threads=1)
             frame.pts = i
-            f.mux(s.encode(frame))
-        f.mux(s.encode())
+            f.mux(stream.encode(frame))
+        f.mux(stream.encode())
 
 
-def make_copy(path, to, size, gop, quality)->dict:
-    "Make and check one copy; raises `InputError`"
-    v = VideoFile(path)
-    n, w, h = v.index.n, v.index.width, v.index.height
-    w, h = (max(2, 2*round(x*min(1, size/min(w, h))/2)) for x in (w, h))  # H.264 with its usual colours has even sides
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        x = v.read(np.arange(n), (w, h)).numpy()
-    if caught: raise InputError(str(caught[0].message).removeprefix(f'{path}: '))
+def make_copy(path:str, to:Path, size:int, gop:int, quality:int)->dict:
+    "Make a copy and compare it with the video, frame by frame. Raises `InputError`"
+    frames = _all_frames(path, _even_size(VideoFile(path), size))
     to.parent.mkdir(parents=True, exist_ok=True)
     tmp = to.with_name(f'{to.name}.tmp')
     try:
-        encode_copy(tmp, x, gop, quality)
-        made = VideoFile(tmp)
-        if made.index.n != n: raise InputError(f'the copy has {made.index.n} frames instead of {n}')
-        if made.index.counted or np.diff([*np.searchsorted(made.index.pts, made.index.keys), n]).max() > gop: raise InputError(f'the copy has no key frame every {gop} frames')
-        error = np.array([abs(a.astype(np.int16) - b).mean() for a, b in zip(made.read(np.arange(n)).numpy(), x)])
-        if error.max() > MAX_ERROR: raise InputError(f'frame {error.argmax()} of the copy is off by {error.max():.1f} grey levels on average, more than {MAX_ERROR:g}; a lower --quality is better')
+        encode_copy(tmp, frames, gop, quality)
+        error = _errors(VideoFile(tmp), frames, gop)
         os.replace(tmp, to)
     finally: tmp.unlink(missing_ok=True)
-    return dict(bytes=os.path.getsize(path), copy_bytes=to.stat().st_size, frames=n, error=round(float(error.mean()), 3), worst=round(float(error.max()), 3))
+    return dict(bytes=os.path.getsize(path), copy_bytes=to.stat().st_size, frames=len(frames),
+                error=round(float(error.mean()), 3), worst=round(float(error.max()), 3))
 
 
-def try_copy(path, *args):
+def _even_size(video, size):
+    "Width and height of a copy: H.264 with its usual colours has even sides"
+    w, h = video.index.width, video.index.height
+    scale = min(1, size/min(w, h))
+    return max(2, 2*round(w*scale/2)), max(2, 2*round(h*scale/2))
+
+
+def _all_frames(path, size):
+    "All frames of a video, none replaced by another"
+    video = VideoFile(path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        frames = video.read(np.arange(video.index.n), size).numpy()
+    if caught: raise InputError(str(caught[0].message).removeprefix(f'{path}: '))
+    return frames
+
+
+def _errors(copy, frames, gop):
+    "Mean absolute error of each frame of a copy. Raises `InputError` if the copy is not good enough"
+    n = len(frames)
+    index = copy.index
+    if index.n != n: raise InputError(f'the copy has {index.n} frames instead of {n}')
+    key_frames = np.searchsorted(index.pts, index.keys)
+    if index.counted or np.diff([*key_frames, n]).max() > gop:
+        raise InputError(f'the copy has no key frame every {gop} frames')
+    copied = copy.read(np.arange(n)).numpy()
+    error = np.array([abs(a.astype(np.int16) - b).mean() for a, b in zip(copied, frames)])
+    if error.max() > MAX_ERROR:
+        raise InputError(f'frame {error.argmax()} of the copy is off by {error.max():.1f} grey levels on average, '
+                         f'more than {MAX_ERROR:g}; a lower --quality is better')
+    return error
+
+
+def try_copy(path:str, *args)->tuple[dict|None, str|None]:
+    "`make_copy`: what it returns, or why there is no copy"
     try: return make_copy(path, *args), None
     except (InputError, av.FFmpegError, OSError) as e: return None, str(e).removeprefix(f'{path}: ')
-
-
-def write_manifest(place, made):
-    tmp = place/'prepared.json.tmp'
-    tmp.write_text(json.dumps(made, indent=1))
-    os.replace(tmp, place/'prepared.json')

@@ -1,14 +1,11 @@
-"""Labelled videos with an official split: UCF101, HMDB51, class folders, a csv file, or the embedded `moving_digits`.
+"""A `Task`: labelled videos with a split, and the `DataLoaders` made of them.
 
-Rows have a `split` ('train', 'valid', 'test') and a `group` (one person, scene or recording). Whatever sdfast
-splits itself, it splits by group, so that no group stands on both sides.
-"""
+Each video has a split ('train', 'valid' or 'test') and a group (one person, scene or recording). Whatever sdfast splits
+itself, it splits by group, so that no group is on both sides."""
 import hashlib
 import math
 import os
-import warnings
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,18 +16,30 @@ from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import IndexSplitter, ItemGetter
 from fastai.vision.core import imagenet_stats
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from ..errors import InputError
-from .cache import CACHE_BYTES, CachedDL
-from .clips import VideoBlock, normalize_video
+from .block import VideoBlock, normalize_video
+from .cache import MAX_TASK_BYTES
 from .decoded import Decoded
-from .prepared import prepared_copies
-from .text import CONTROL, FORMULA, as_markdown, check_class_name
+from .loader import CachedDL
+from .splits import split_groups
+from .tables import (
+    check_classes,
+    check_names,
+    drop_undecodable,
+    missing_classes,
+    parse_flag,
+    read_csv,
+    read_folder,
+    shared_groups,
+    use_prepared_copies,
+)
+from .text import list_names
 from .video import PIXELS, VideoFile
 
-__all__ = ['Task', 'unlabelled']
+__all__ = ['Task', 'make_task', 'check_split', 'unlabelled']
 
+SPLITS = 'train', 'valid', 'test'
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,18 +50,62 @@ class Task:
     skipped: dict = field(default_factory=dict)  # files that cannot be decoded: path -> reason
     notes: tuple = ()  # what a reader of the results should know, as Markdown
     classes: tuple = ()  # the official order of class names, where there is one
-    prepared: int|None = None  # short side of the prepared copies that stand for the videos, see `prepared_copies`
+    prepared: int|None = None  # short side of the prepared copies used instead of the videos, see `prepared_copies`
+
+    @classmethod
+    def from_folder(cls,
+        path:str|Path, # Has one folder for each class, or folders train, test and perhaps valid that do
+        # Regular expression on the path below `path`; its parentheses name the group, e.g. `_g(\\d+)_`
+        group:str|None=None,
+        test_frac:float=.25, # Part of the clips to test on where there is no test folder
+        seed:int=0, # Which part
+    )->'Task': # Split into train, test and, with such a folder, valid
+        "Videos in class folders. Without a group rule each file is a group of its own"
+        path = Path(path)
+        if not path.is_dir(): raise InputError(f'folder {path} does not exist')
+        if not 0 < float(test_frac) < 1: raise InputError(f'test_frac must be between 0 and 1, not {test_frac}')
+        df, is_split = read_folder(path, group)
+        task = make_task(f'folder:{path}', df)
+        if is_split:
+            shared = shared_groups(task.df)
+            if shared: raise InputError(f'{task.name}: group {shared[0]!r} is in both train and test')
+            return check_split(task)
+        test = split_groups(task.df, float(test_frac), int(seed), f'{task.name}: cannot split into train and test')
+        by_group = f'test is {len(test)} clips split off by group, seed {seed}'
+        by_file = (f'test is {len(test)} files split off at random, seed {seed}: recordings of one person or scene '
+                   'can be on both sides; name them with group=REGEX')
+        return check_split(task._move(test, 'test', by_group if group else by_file))
+
+    @classmethod
+    def from_csv(cls,
+        path:str|Path, # Columns path (absolute, or from the csv's own folder), label, split and, if there is one, group
+        train:str='train', # Split names to train on, joined by `+`
+        test:str|None=None, # Those to test on, joined by `+`; by default 'test', else all that begin with it
+        # Those to choose strengths on; by default 'valid' or 'val', else part of train is held out later
+        valid:str|None=None,
+        name:str|None=None, # Name of the task
+        outside:bool=False, # Allow relative paths that lead out of the csv's folder, such as `../videos/a.mp4`
+    )->'Task': # With the splits that were asked for
+        "Videos listed in a csv file. Rows of other splits are left out"
+        path = Path(path)
+        if not path.is_file(): raise InputError(f'csv file {path} does not exist')
+        df, notes = read_csv(path, train, test, valid, parse_flag(outside))
+        task = make_task(name or f'csv:{path}', df, notes)
+        shared = shared_groups(task.df)
+        if shared: task = task._noted(f'{len(shared)} groups are in both train and test, as the file says')
+        return check_split(task)
 
     @cached_property
     def vocab(self)->list[str]:
         "Class names that occur, in the official order or else alphabetically"
-        have = set(self.df.label)
-        return [c for c in self.classes if c in have] or sorted(have)
+        present = set(self.df.label)
+        return [c for c in self.classes if c in present] or sorted(present)
 
     @cached_property
     def fingerprint(self)->str:
         "Changes when a file's name, size, label, split or group does, or how sdfast decodes it"
-        rows = sorted((Path(p).name, os.path.getsize(p), l, s, g) for p, l, s, g in self.df[['path', 'label', 'split', 'group']].values)
+        table = self.df[['path', 'label', 'split', 'group']].values
+        rows = sorted((Path(path).name, os.path.getsize(path), *rest) for path, *rest in table)
         return hashlib.sha256(repr((PIXELS, rows)).encode()).hexdigest()[:16]
 
     def items(self, *splits)->list[tuple[str, str]]:
@@ -62,30 +115,39 @@ class Task:
     def count(self, split:str)->int: return int((self.df.split == split).sum())
 
     def describe(self)->str:
-        "One line: how many clips and classes, and what was left out"
-        parts = ', '.join(f'{n} {s}' for s in ('train', 'valid', 'test') if (n := self.count(s)))
-        return f'{self.name}: {len(self.vocab)} classes, {parts}' + (f', {len(self.skipped)} skipped' if self.skipped else '')
+        "One line: how many clips and classes, and how many files were left out"
+        counts = {split:self.count(split) for split in SPLITS}
+        parts = ', '.join(f'{n} {split}' for split, n in counts.items() if n)
+        skipped = f', {len(self.skipped)} skipped' if self.skipped else ''
+        return f'{self.name}: {len(self.vocab)} classes, {parts}{skipped}'
 
     def hold_out(self,
         frac:float=.2, # Part of the train clips to hold out
         seed:int=0, # Which part
     )->'Task':
-        "Make some groups of train the 'valid' part, classes balanced; a task that has a valid part is returned as it is"
+        "Make some groups of train the 'valid' part, classes balanced. A task with a valid part is returned unchanged"
         if self.count('valid'): return self
         train = self.df.index[self.df.split == 'train']
         chosen = split_groups(self.df.loc[train], frac, seed, f'{self.name}: cannot hold out a valid part of train')
+        return self._move(train[chosen], 'valid')
+
+    def _move(self, rows, split, *notes):
+        "With some rows in another split"
         df = self.df.copy()
-        df.loc[train[chosen], 'split'] = 'valid'
-        return replace(self, df=df)
+        df.loc[rows, 'split'] = split
+        return replace(self, df=df)._noted(*notes)
+
+    def _noted(self, *notes): return replace(self, notes=(*self.notes, *notes))
 
     def subset(self,
         seed:int=0, # Which clips
-        **n:int, # Clips of each class to keep in each split, e.g. `train=20, test=10`; splits not named are kept whole
+        **n:int, # Clips of each class to keep in each split, e.g. `train=20, test=10`; other splits are kept whole
     )->'Task':
-        "At most so many clips of each class"
+        "Keep at most so many clips of each class"
         mixed = self.df.sample(frac=1, random_state=seed)
         rank = mixed.groupby(['split', 'label']).cumcount()
-        return replace(self, df=self.df.loc[rank.index[rank < mixed.split.map(n).fillna(np.inf)].sort_values()])
+        kept = rank.index[rank < mixed.split.map(n).fillna(np.inf)]
+        return replace(self, df=self.df.loc[kept.sort_values()])
 
     def dls(self,
         frames:int=8, # Frames in a clip
@@ -93,112 +155,97 @@ class Task:
         size:int=112, # Side of the square crop in pixels
         bs:int=32, # Batch size
         k:int=1, # Clips of each video outside training; more than 1 needs the `MultiClip` callback
-        workers:int=0, # Loading processes; 0 also keeps decoded videos in memory where all of them fit into 2 GiB
+        workers:int=0, # Loading processes; 0 also keeps decoded videos in memory if all of them fit into 2 GiB
         tfms:Sequence=(), # More batch transforms, such as `ClipTransform([Flip()])`
         stats:tuple|None=None, # Mean and standard deviation of each channel, ImageNet's by default
         area:tuple|None=None, # Part of the frame that a training crop covers, see `SampleClips`
         flip:bool=False, # Mirror half of the training clips
         wrap:bool=False, # A short video begins again instead of repeating its last frame
-        decoded:str|Path|None=None, # Folder in which videos that are kept in memory are shared with other processes, see `Decoded`
+        # Folder in which videos that are kept in memory are shared with other processes, see `Decoded`
+        decoded:str|Path|None=None,
         **kwargs, # Passed to `DataBlock.dataloaders`
     )->DataLoaders:
         "`DataLoaders` of the train and valid parts; for test see `dl`"
         train, valid = self.items('train'), self.items('valid')
         if not train: raise InputError(f'{self.name}: there are no train clips')
-        need = math.ceil(size/math.sqrt(area[0] if area else 1))
-        if self.prepared and self.prepared < need:
-            raise InputError(f'{self.name}: its prepared copies have a short side of {self.prepared} pixels, too few for size {size}' + (f' and crops of {area[0]:g} of the frame' if area else '') +
-                             f'; prepare with --size {need} or more, or set the environment variable SDFAST_PREPARED to nothing to use the originals')
+        self._check_prepared_size(size, area)
         side = None if area else size
-        cache = workers == 0 and self._decoded_bytes(side) < CACHE_BYTES
+        cache = workers == 0 and self._decoded_bytes(side) < MAX_TASK_BYTES
         if cache and decoded is not None: cache = Decoded(self.df.path, side, decoded)
         stats = stats or imagenet_stats
-        block = DataBlock(blocks=(VideoBlock(frames, stride, size, k, cache, None if tfms else stats, area=area, flip=flip, wrap=wrap), CategoryBlock(vocab=self.vocab, sort=False)),
-                          getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter(range(len(train), len(train) + len(valid))),
-                          batch_tfms=[*tfms, normalize_video(*stats)] if tfms else None, dl_type=CachedDL if cache else None)
+        # other batch transforms need floats in [0, 1]: then normalising is a step of its own, after them
+        video = VideoBlock(frames, stride, size, k, cache, None if tfms else stats, area=area, flip=flip, wrap=wrap)
+        block = DataBlock(
+            blocks=(video, CategoryBlock(vocab=self.vocab, sort=False)),
+            getters=[ItemGetter(0), ItemGetter(1)],
+            splitter=IndexSplitter(range(len(train), len(train) + len(valid))),
+            batch_tfms=[*tfms, normalize_video(*stats)] if tfms else None,
+            dl_type=CachedDL if cache else None)
         return block.dataloaders(train + valid, bs=bs, num_workers=workers, **kwargs)
 
     def dl(self, dls:DataLoaders, *splits)->TfmdDL:
         "A labelled, unshuffled loader of `splits` with the transforms that `dls` uses for validation"
         return dls.test_dl(self.items(*splits), with_labels=True)
 
+    def _check_prepared_size(self, size, area):
+        "Crops must not be larger than prepared copies"
+        needed = math.ceil(size/math.sqrt(area[0] if area else 1))
+        if not self.prepared or self.prepared >= needed: return
+        crops = f' and crops of {area[0]:g} of the frame' if area else ''
+        raise InputError(f'{self.name}: its prepared copies have a short side of {self.prepared} pixels, too few for '
+                         f'size {size}{crops}; prepare with --size {needed} or more, or set the environment variable '
+                         'SDFAST_PREPARED to nothing to use the originals')
+
     def _decoded_bytes(self, size):
-        some = [VideoFile(p) for p in self.df.path.sample(min(16, len(self.df)), random_state=0)]
-        return len(self.df)*np.mean([3*v.index.n*np.prod(v.scaled(size)) for v in some])
+        "Bytes that all decoded videos take, estimated from 16 of them"
+        sample = self.df.path.sample(min(16, len(self.df)), random_state=0)
+        return len(self.df)*np.mean([VideoFile(p).nbytes(size) for p in sample])
+
+
+def make_task(
+    name:str, # Of the task, for tables and the key of a run
+    df:pd.DataFrame, # Columns path (absolute), label, split and group, a row a video
+    notes:Sequence[str]=(), # What a reader of the results should know, as Markdown
+    check:bool=True, # Use prepared copies, open every file, and leave out those that cannot be decoded
+    classes:Sequence[str]=(), # The official order of class names, where there is one
+)->Task: # `check_split` is for after the split is made
+    """Make a `Task` of a table of videos.
+
+    Raises `InputError` for class names that are not safe in files, and unless there are two classes or more with two
+    clips or more each."""
+    check_names(name, df.label)
+    skipped, prepared = {}, None
+    if check:
+        df, prepared, more_notes = use_prepared_copies(df)
+        notes = [*notes, *more_notes]
+        df, skipped = drop_undecodable(df)
+    df = df.reset_index(drop=True)
+    if not len(df):
+        path, why = next(iter(skipped.items()))
+        raise InputError(f'{name}: none of its {len(skipped)} videos can be decoded, the first: {path} ({why})')
+    check_classes(name, df.label)
+    return Task(name, df, skipped, tuple(notes), tuple(classes), prepared)
+
+
+def check_split(
+    task:Task, # Whose split is made
+)->Task: # With notes on classes that the valid or test part lacks
+    "Check a task's split. Raises `InputError` for a class without a train clip, and without test clips"
+    missing = missing_classes(task.df, task.vocab, 'train')
+    if missing: raise InputError(f'{task.name}: no train clip of class {missing[0]!r}')
+    if not task.count('test'): raise InputError(f'{task.name}: there are no test clips')
+    notes = []
+    for split in ('valid', 'test'):
+        missing = missing_classes(task.df, task.vocab, split)
+        if missing and task.count(split): notes.append(f'{split} has no clip of {list_names(missing)}')
+    return task._noted(*notes)
 
 
 def unlabelled(
     dls:DataLoaders, # From `Task.dls`
     paths:Iterable, # Video files
 )->TfmdDL: # Yields `(x,)`
-    "An unshuffled loader of videos without labels, with the transforms that `dls` uses for validation: for what `Retention` measures on `clips`"
+    """An unshuffled loader of videos without labels, with the transforms that `dls` uses for validation.
+
+    It serves as the `clips` of `Retention`."""
     return dls.test_dl([(str(p), None) for p in paths])
-
-
-def split_groups(df, frac, seed, what):
-    "Positions of about `frac` of the rows: whole groups, classes balanced, every class left in the rest"
-    k, y, best = max(2, round(1/frac)), df.label.values, None
-    per_class = df.groupby('label').group.nunique()
-    if (few := per_class[per_class < 2]).size:
-        raise InputError(f'{what}: all {(df.label == few.index[0]).sum()} clips of class {few.index[0]!r} are of one group '
-                         f'({df.group[df.label == few.index[0]].iloc[0]!r}); each class needs at least two groups')
-    k = min(k, df.group.nunique(), df.label.value_counts().max())
-    # the first weighs each group against each fold: minutes for as many groups as rows, where there is nothing to weigh
-    folds = (StratifiedGroupKFold if df.group.nunique() < len(df) else StratifiedKFold)(k, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)  # small classes cannot be in every fold
-        for rest, chosen in folds.split(np.zeros(len(df)), y, df.group.values):
-            if len(chosen) and set(y[rest]) == set(y):
-                score = len(set(y[chosen])), -abs(len(chosen) - frac*len(df))
-                if best is None or score > best[0]: best = score, chosen
-    if best is not None: return best[1]
-    # each fold, made for balance, has all groups of some class: take the smallest groups that can be spared. The first always can
-    taken, codes, at = [], pd.factorize(y)[0], df.groupby('group').indices
-    left = np.bincount(codes)
-    for group in df.group.sample(frac=1, random_state=seed).value_counts(sort=False).sort_values(kind='stable').index:
-        rows = at[group]
-        lost, n = np.unique(codes[rows], return_counts=True)
-        if (taken and len(taken) + len(rows) > frac*len(df)) or (left[lost] == n).any(): continue
-        left[lost] -= n
-        taken += rows.tolist()
-    return np.sort(np.array(taken, int))
-
-
-def _problem(path):
-    "Why a video cannot be used, or `None`"
-    if CONTROL.search(path): return 'its path holds a character that is no text; rename it'
-    if FORMULA.search(path): return 'its path goes on as a formula does after a semicolon, and a spreadsheet that opens scores.csv would run it; rename it'
-    return VideoFile(path).problem()
-
-
-def make_task(name, df, notes=(), check=True, classes=()):
-    "A `Task` without the files that cannot be decoded; errors for what no study can use"
-    for label in df.label.unique(): check_class_name(name, label)
-    skipped, prepared = {}, None
-    if check:
-        copies, prepared, place = prepared_copies(df.path) if len(df) else ({}, None, None)
-        if copies:
-            notes = [*notes, f'{len(copies)} of {len(df)} videos are seen as their prepared copies in {as_markdown(str(place))}, short side {prepared} pixels']
-            df = df.assign(path=df.path.map(lambda p: copies.get(p, p)))
-        with ThreadPoolExecutor() as pool: problems = list(pool.map(_problem, df.path))
-        skipped = {repr(p)[1:-1] if CONTROL.search(p) else p:w for p, w in zip(df.path, problems) if w}
-        df = df[[w is None for w in problems]]
-    df = df.reset_index(drop=True)
-    if not len(df): raise InputError(f'{name}: none of its {len(skipped)} videos can be decoded, the first: {next(iter(skipped))} ({next(iter(skipped.values()))})')
-    counts = df.label.value_counts()
-    if (single := counts[counts < 2]).size:
-        raise InputError(f'{name}: class {single.index[0]!r} has one clip that can be decoded; each class needs at least two, one to learn and one to test')
-    if len(counts) < 2: raise InputError(f'{name}: there is only one class, {counts.index[0]!r}; at least two are needed')
-    return Task(name, df, skipped, tuple(notes), tuple(classes), prepared)
-
-
-def check_split(task):
-    "Checks that need the split"
-    df, notes = task.df, list(task.notes)
-    have = set(df.label[df.split == 'train'])
-    if missing := [c for c in task.vocab if c not in have]: raise InputError(f'{task.name}: no train clip of class {missing[0]!r}')
-    for split in ('valid', 'test'):
-        have = set(df.label[df.split == split])
-        if have and (missing := [c for c in task.vocab if c not in have]): notes.append(f'{split} has no clip of {", ".join(map(as_markdown, missing))}')
-    if not task.count('test'): raise InputError(f'{task.name}: there are no test clips')
-    return replace(task, notes=tuple(notes))

@@ -1,36 +1,66 @@
-"""Labelled videos with an official split: UCF101, HMDB51, class folders, a csv file, or the embedded `moving_digits`.
-
-Rows have a `split` ('train', 'valid', 'test') and a `group` (one person, scene or recording). Whatever sdfast
-splits itself, it splits by group, so that no group stands on both sides.
-"""
+"Names from the user's files: escaped for Markdown, and refused if they are not safe in a csv file or a title."
 import re
+from collections.abc import Iterable
 
 from ..errors import InputError
 
-CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')  # and what of a file's name is not text
-UNSEEN = re.compile('[\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]')  # among them what turns the direction of writing
-# spreadsheets run a cell that begins so, with full width signs too, and some begin a cell at a semicolon; hmdb51 has a smiley there, ;-)
+__all__ = ['as_markdown', 'from_markdown']
+
+# Control characters of ASCII and Latin-1, the line and paragraph separators of Unicode, and lone surrogates, which
+# stand for bytes of a file name that are not text.
+CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
+# Characters without a shape of their own: the soft hyphen, zero-width space, word joiner and byte order mark, and the
+# marks that change the direction of writing (U+061C, U+200E, U+200F, U+202A to U+202E, U+2066 to U+2069).
+INVISIBLE = re.compile('[\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]')
+# What a spreadsheet runs as a formula: = + - @, or one of their full-width forms, at the start of a cell. Some
+# spreadsheets start a new cell at a semicolon, so it counts there too, except in the smiley ;-) of HMDB51's file names.
 FORMULA = re.compile(r'(?:^|;)\s*[=+\-@\uff1d\uff0b\uff0d\uff20](?!\))')
+NUMBER = re.compile(r'[+-]?\d+(\.\d+)?')  # starts like a formula, but a spreadsheet shows it as it is
+# Characters that Markdown or TeX interprets anywhere, and an underscore without a letter or digit on both sides: at the
+# edge of a word it starts or ends emphasis, within one, as in brush_hair, it does not.
+SPECIAL = re.compile(r'[\\`*<>\[\]|&$~]|(?<![^\W_])_|_(?![^\W_])')
+ESCAPED = re.compile(r'\\([\\`*<>\[\]|&$~_])')  # what `as_markdown` makes of them
 
 
-def as_markdown(text:str)->str:
-    "A name from a file as Markdown that shows it and does nothing else"
-    text = ''.join(repr(c)[1:-1] if CONTROL.match(c) or UNSEEN.match(c) else c for c in text)
-    return re.sub(r'[\\`*<>\[\]|&$~]|(?<![^\W_])_|_(?![^\W_])', r'\\\g<0>', text)
+def as_markdown(
+    text:str, # Such as a class or a path
+)->str: # On one line
+    "Escape a name for Markdown, so that it is shown and does nothing else"
+    printable = ''.join(_visible(c) for c in text)
+    return SPECIAL.sub(r'\\\g<0>', printable)
 
 
-def from_markdown(text:str)->str:
-    "What `as_markdown`'s text shows"
-    return re.sub(r'\\([\\`*<>\[\]|&$~_])', r'\1', text)
+def _visible(character):
+    "The character, or its escape sequence if it cannot be seen"
+    hidden = CONTROL.match(character) or INVISIBLE.match(character)
+    return repr(character)[1:-1] if hidden else character
 
 
-def check_class_name(name, label):
-    "Class names become cells and columns of csv files, notes and titles: `InputError` for one that would do more there than name a class"
-    if not label.strip(): why = 'is empty'
-    elif label in ('path', 'label'): why = 'is the name of another column of scores.csv'
-    elif CONTROL.search(label): why = 'holds a character that is no text'
-    elif UNSEEN.search(label): why = 'holds a mark that cannot be seen, or turns the direction of writing'
-    elif FORMULA.search(label) and not re.fullmatch(r'[+-]?\d+(\.\d+)?', label):
-        why = 'begins as a formula does, with one of = + - @, or goes on so after a semicolon: a spreadsheet that opens scores.csv would run it'
-    else: return
-    raise InputError(f'{name}: class {label!r} {why}; rename it')
+def list_names(names:Iterable[str])->str:
+    "Names for a note or a message, with commas, each by `as_markdown`"
+    return ', '.join(map(as_markdown, names))
+
+
+def from_markdown(
+    text:str, # From `as_markdown`
+)->str: # For plain text and LaTeX
+    "Remove the escapes that `as_markdown` added"
+    return ESCAPED.sub(r'\1', text)
+
+
+def check_class_name(task:str, label:str)->None:
+    "Raise `InputError` for a class name that is not safe as a cell or column of a csv file, in a note or in a title"
+    why = _why_not(label)
+    if why is not None: raise InputError(f'{task}: class {label!r} {why}; rename it')
+
+
+def _why_not(label):
+    "What is wrong with a class name, or `None`"
+    if not label.strip(): return 'is empty'
+    if label in ('path', 'label'): return 'is the name of another column of scores.csv'
+    if CONTROL.search(label): return 'contains a control character'
+    if INVISIBLE.search(label): return 'contains a character that is invisible or changes the direction of writing'
+    if FORMULA.search(label) and not NUMBER.fullmatch(label):
+        return ('starts like a formula, with one of = + - @, or has one of them after a semicolon: '
+                'a spreadsheet that opens scores.csv would run it')
+    return None

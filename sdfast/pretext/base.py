@@ -30,7 +30,9 @@ from numpy.typing import ArrayLike
 from safetensors.torch import save
 from torch import nn
 
-from ..data.clips import MultiClip, NormalizeClips, SampleClips, TensorVideo, VideoBlock, decode_whole
+from ..data.block import MultiClip, NormalizeClips, VideoBlock
+from ..data.cache import cached_frames
+from ..data.clips import SampleClips, TensorVideo
 from ..data.video import VideoError, VideoFile
 from ..errors import InputError
 from ..models.features import eval_mode
@@ -69,7 +71,8 @@ class PretextClips(Transform):
 
     def whole(self, video:VideoFile, idx:ArrayLike)->torch.Tensor:
         "Frames `idx` before any crop, `(len(idx), C, H, W)`, their short side `zoom` times the size"
-        return decode_whole(str(video), self.side)[np.asarray(idx)] if self.cache else video.read(idx, self.side)
+        whole = cached_frames(video, self.side, self.cache)
+        return video.read(idx, self.side) if whole is None else whole[np.asarray(idx)]
 
     def read(self,
         video:VideoFile,
@@ -78,7 +81,7 @@ class PretextClips(Transform):
         "Decode clips; in training each is cropped, and mirrored if the method wants it, on its own"
         idx = np.asarray(idx)
         clips = self.whole(video, idx.ravel()).unflatten(0, idx.shape)
-        if self.crop.size is not None: clips = torch.stack([self.crop._crop(c) for c in clips])
+        if self.crop.size is not None: clips = torch.stack([self.crop.crop_frames(c) for c in clips])
         if self.crop.train and self.crop.flip: clips = torch.stack([c.flip(-1) if random.random() < .5 else c for c in clips])
         return TensorVideo(clips)
 

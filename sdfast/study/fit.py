@@ -17,7 +17,7 @@ from fastai.optimizer import SGD
 from fastai.torch_core import num_distrib, rank_distrib, set_seed
 from torch import nn
 
-from ..data.clips import MultiClip
+from ..data.block import MultiClip
 from ..errors import InputError, StoreError
 from ..models.encoders import encoder_head_split
 from ..runtime.distributed import ShardedDL

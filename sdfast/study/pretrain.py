@@ -24,7 +24,8 @@ from fastai.learner import Learner
 from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 
-from ..data.datasets import VIDEO_SUFFIXES, create_task
+from ..data.datasets import create_task
+from ..data.tables import VIDEO_SUFFIXES
 from ..errors import Damaged, InputError
 from ..models.encoders import create_encoder, model_stats
 from ..models.weights import load_encoder

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sdfast.data import decoded
-from sdfast.data.datasets import folder
 from sdfast.data.decoded import Decoded, decoded_folder
+from sdfast.data.task import Task
 from sdfast.data.video import VideoError, VideoFile
 from sdfast.study import loaders as loaders_module
 from sdfast.study.config import Run
@@ -51,14 +51,18 @@ def test_frames_are_those_of_a_reader(some, tmp_path, size, no_decoder):
     d = opened(some, tmp_path/'d', size)
     for p in some:
         want = VideoFile(p).read(np.arange(12), size)
-        assert d(p, size).dtype == torch.uint8 and torch.equal(d(p, size), want)
-    assert d(some[0], 30) is None and d('other', size) is None and len(files(tmp_path/'d')) == 1
+        assert d(p, size).dtype == torch.uint8
+        assert torch.equal(d(p, size), want)
+    assert d(some[0], 30) is None
+    assert d('other', size) is None
+    assert len(files(tmp_path/'d')) == 1
     no_decoder()
     again = opened(some[::-1], tmp_path/'d', size)  # another order is the same set
     assert all(torch.equal(again(p, size), d(p, size)) for p in some)
     if sys.platform.startswith('linux'): assert str(files(tmp_path/'d')[0]) in Path('/proc/self/maps').read_text()  # mapped, not read
     again(some[0], size).zero_()  # not to be done, but others do not see it
-    assert d(some[0], size).any() and opened(some, tmp_path/'d', size)(some[0], size).any()
+    assert d(some[0], size).any()
+    assert opened(some, tmp_path/'d', size)(some[0], size).any()
 
 
 def test_a_suffix_that_is_no_text(some, tmp_path):
@@ -70,8 +74,11 @@ def test_a_suffix_that_is_no_text(some, tmp_path):
 
 def test_before_it_is_opened_there_is_nothing(some, tmp_path):
     d = Decoded(some, 24, tmp_path/'d')
-    assert d(some[0], 24) is None and not (tmp_path/'d').exists()
-    assert copy.copy(d) is d and copy.deepcopy([d])[0] is d and pickle.loads(pickle.dumps(d)) is True
+    assert d(some[0], 24) is None
+    assert not (tmp_path/'d').exists()
+    assert copy.copy(d) is d
+    assert copy.deepcopy([d])[0] is d
+    assert pickle.loads(pickle.dumps(d)) is True
 
 
 def test_content_decides_not_the_name(some, tmp_path, no_decoder):
@@ -85,15 +92,21 @@ def test_content_decides_not_the_name(some, tmp_path, no_decoder):
         os.utime(p, ns=(t, t))
     no_decoder()  # the same contents under exchanged names
     new = opened(some, tmp_path/'d')
-    assert torch.equal(new(a, 24), old[b]) and torch.equal(new(b, 24), old[a]) and not torch.equal(old[a], old[b])
+    assert torch.equal(new(a, 24), old[b])
+    assert torch.equal(new(b, 24), old[a])
+    assert not torch.equal(old[a], old[b])
     assert torch.equal(d(a, 24), old[a])  # what is mapped stays
 
 
 def test_another_content_is_another_file(some, tmp_path, write):
     d, (a, b) = opened(some, tmp_path/'d'), some[3:5]
-    write(a, np.full((9, 48, 64), 200, np.uint8)), write(b, np.full((15, 48, 64), 100, np.uint8))
+    write(a, np.full((9, 48, 64), 200, np.uint8))
+    write(b, np.full((15, 48, 64), 100, np.uint8))
     new = opened(some, tmp_path/'d')
-    assert len(new(a, 24)) == 9 and len(new(b, 24)) == 15 and len(d(a, 24)) == len(d(b, 24)) == 12 and len(files(tmp_path/'d')) == 2
+    assert len(new(a, 24)) == 9
+    assert len(new(b, 24)) == 15
+    assert len(d(a, 24)) == len(d(b, 24)) == 12
+    assert len(files(tmp_path/'d')) == 2
 
 
 def test_the_same_bytes_under_another_suffix_are_another_video(some, tmp_path):
@@ -115,7 +128,8 @@ def test_a_damaged_file_is_made_again(some, tmp_path, what):
     file.write_bytes(dict([('a byte', bytes(data)), ('the end', bytes(data[:-100])), ('all', b'')])[what])
     file.with_name('videos-ffffffffffffffff.safetensors').write_bytes(data)  # of another set of what can be decoded, it must not be looked at for ever
     again = opened(some, tmp_path/'d')
-    assert all(torch.equal(again(p, 24), w) for p, w in zip(some, want)) and files(tmp_path/'d') == [file]
+    assert all(torch.equal(again(p, 24), w) for p, w in zip(some, want))
+    assert files(tmp_path/'d') == [file]
 
 
 def test_what_cannot_be_decoded_whole_is_left_out(some, tmp_path, shared):
@@ -136,9 +150,9 @@ def test_what_cannot_be_decoded_whole_is_left_out(some, tmp_path, shared):
 
 
 def test_videos_that_are_too_large_are_left_out(some, tmp_path, monkeypatch):
-    monkeypatch.setattr('sdfast.data.video.WHOLE_BYTES', 3*12*24*32 - 1)
+    monkeypatch.setattr('sdfast.data.cache.MAX_VIDEO_BYTES', 3*12*24*32 - 1)
     assert opened(some, tmp_path/'d')(some[0], 24) is None
-    monkeypatch.setattr('sdfast.data.video.WHOLE_BYTES', 3*12*24*32)
+    monkeypatch.setattr('sdfast.data.cache.MAX_VIDEO_BYTES', 3*12*24*32)
     assert opened(some, tmp_path/'e')(some[0], 24) is not None
 
 
@@ -148,20 +162,31 @@ def test_a_folder_is_bounded_and_forgets_what_was_not_used(some, tmp_path, monke
     first, = files(place)
     opened(some[:4], place, 25)
     second, = set(files(place)) - {first}
-    os.utime(second, (1, 1)), os.utime(first, (0, 0))
+    os.utime(second, (1, 1))
+    os.utime(first, (0, 0))
     opened(some[:4], place, 24)  # used now
     assert first.stat().st_mtime > 1
     leftover = second.parent/'videos.tmp'  # of a process that was killed
-    leftover.write_bytes(bytes(1000)), os.utime(leftover, (2, 2))
-    monkeypatch.setattr(decoded, 'KEEP_BYTES', first.stat().st_size + 3*12*4*26*35 + 1000)
+    leftover.write_bytes(bytes(1000))
+    os.utime(leftover, (2, 2))
+    monkeypatch.setattr(decoded, 'MAX_FOLDER_BYTES', first.stat().st_size + 3*12*4*26*35 + 1000)
     opened(some[:4], place, 26)
     third, = set(files(place)) - {first, second}
-    assert first.exists() and not second.exists() and leftover.exists()  # no more than is needed
+    assert first.exists()
+    assert not second.exists()
+    assert leftover.exists()  # no more than is needed
     others = place/'films'/'videos.avi', second.parent/'videos.avi', second.parent.with_name('films2')/'tmp'  # the user's own
-    for f in others: f.parent.mkdir(exist_ok=True), f.write_bytes(bytes(10**6)), os.utime(f, (0, 0))
-    monkeypatch.setattr(decoded, 'KEEP_BYTES', 3*12*4*27*36)
+    for f in others:
+        f.parent.mkdir(exist_ok=True)
+        f.write_bytes(bytes(10**6))
+        os.utime(f, (0, 0))
+    monkeypatch.setattr(decoded, 'MAX_FOLDER_BYTES', 3*12*4*27*36)
     opened(some[:4], place, 27)
-    assert not first.exists() and not third.exists() and not leftover.exists() and len(files(place)) == 1 and all(f.exists() for f in others)
+    assert not first.exists()
+    assert not third.exists()
+    assert not leftover.exists()
+    assert len(files(place)) == 1
+    assert all(f.exists() for f in others)
     with pytest.warns(UserWarning, match='more than'): opened(some[:4], place, 28)  # too large for all: nothing goes for it
     assert len(files(place)) == 1
 
@@ -169,9 +194,12 @@ def test_a_folder_is_bounded_and_forgets_what_was_not_used(some, tmp_path, monke
 def test_making_room_while_another_process_does(some, tmp_path, monkeypatch):
     opened(some[:4], tmp_path/'d')
     first, = files(tmp_path/'d')
-    (tmp_path/'d'/('0'*16)).mkdir(), (tmp_path/'d'/('0'*16)/'videos.tmp').symlink_to('gone')  # listed, and not there any more
-    monkeypatch.setattr(decoded, 'KEEP_BYTES', 3*12*4*25*33)
-    assert opened(some[:4], tmp_path/'d', 25)(some[0], 25) is not None and len(files(tmp_path/'d')) == 1 and not first.exists()
+    (tmp_path/'d'/('0'*16)).mkdir()
+    (tmp_path/'d'/('0'*16)/'videos.tmp').symlink_to('gone')  # listed, and not there any more
+    monkeypatch.setattr(decoded, 'MAX_FOLDER_BYTES', 3*12*4*25*33)
+    assert opened(some[:4], tmp_path/'d', 25)(some[0], 25) is not None
+    assert len(files(tmp_path/'d')) == 1
+    assert not first.exists()
 
 
 def test_a_video_that_is_replaced_meanwhile_is_left_out(some, tmp_path, monkeypatch):
@@ -183,7 +211,8 @@ def test_a_video_that_is_replaced_meanwhile_is_left_out(some, tmp_path, monkeypa
     monkeypatch.setattr(VideoFile, 'whole', late)
     assert opened(some[:2], tmp_path/'d')(some[0], 24) is None
     Path(some[0]).write_bytes(old)
-    assert opened(some[:2], tmp_path/'d')(some[0], 24) is None and opened(some[:2], tmp_path/'d')(some[1], 24) is not None
+    assert opened(some[:2], tmp_path/'d')(some[0], 24) is None
+    assert opened(some[:2], tmp_path/'d')(some[1], 24) is not None
 
 
 def test_who_waited_for_a_file_that_found_no_room_does_not_try_again(some, tmp_path, monkeypatch):
@@ -191,22 +220,26 @@ def test_who_waited_for_a_file_that_found_no_room_does_not_try_again(some, tmp_p
     with pytest.warns(UserWarning, match='nearly full'): first = opened(some, tmp_path/'d')
     with monkeypatch.context() as m:
         m.setattr(VideoFile, 'whole', lambda *args: 1/0)
-        assert first(some[0], 24) is not None and opened(some, tmp_path/'d')(some[0], 24) is None
+        assert first(some[0], 24) is not None
+        assert opened(some, tmp_path/'d')(some[0], 24) is None
     monkeypatch.undo()
     mark, = tmp_path.glob('d/*/refused')
     os.utime(mark, (0, 0))  # later there may be room
-    assert opened(some, tmp_path/'d')(some[0], 24) is not None and len(files(tmp_path/'d')) == 1
+    assert opened(some, tmp_path/'d')(some[0], 24) is not None
+    assert len(files(tmp_path/'d')) == 1
 
 
 def batches(task, **kwargs):
     dls = task.dls(frames=4, size=24, bs=4, **kwargs)
-    random.seed(1), torch.manual_seed(1), setattr(dls.train, 'rng', random.Random(2))
+    random.seed(1)
+    torch.manual_seed(1)
+    dls.train.rng = random.Random(2)
     return [x.as_subclass(torch.Tensor).clone() for dl in (*dls.loaders, task.dl(dls, 'test')) for x, _ in dl]
 
 
 @pytest.mark.parametrize('kwargs', [dict(), dict(flip=True, area=(.3, 1.)), dict(k=2)], ids=str)
 def test_batches_are_the_same(clips, tmp_path, kwargs, monkeypatch):
-    task = folder(clips, group=r'(p\d)_').hold_out(.3)
+    task = Task.from_folder(clips, group=r'(p\d)_').hold_out(.3)
     want = batches(task, **kwargs)
     for name in ('made', 'read'):
         got = batches(task, decoded=tmp_path/'d', **kwargs)
@@ -216,18 +249,19 @@ def test_batches_are_the_same(clips, tmp_path, kwargs, monkeypatch):
 
 
 def test_loaders_alone_decode_nothing(clips, tmp_path):
-    task = folder(clips, group=r'(p\d)_').hold_out(.3)
+    task = Task.from_folder(clips, group=r'(p\d)_').hold_out(.3)
     dls = task.dls(frames=4, size=24, bs=4, decoded=tmp_path/'d')
     task.dl(dls, 'test')
     assert not (tmp_path/'d').exists()
     dls.valid.one_batch()
-    assert len(files(tmp_path/'d')) == 1 and dls.train.after_item[0].cache is dls.valid.after_item[0].cache
+    assert len(files(tmp_path/'d')) == 1
+    assert dls.train.after_item[0].cache is dls.valid.after_item[0].cache
     assert not task.dls(frames=4, size=24, bs=4, workers=1, decoded=tmp_path/'d').train.after_item[0].cache
 
 
 @pytest.mark.parametrize('how', ['a file is there', 'no room', 'it cannot be written', 'full'])
 def test_without_a_place_batches_are_the_same(clips, tmp_path, how, monkeypatch):
-    task, place = folder(clips, group=r'(p\d)_').hold_out(.3), tmp_path/'d'
+    task, place = Task.from_folder(clips, group=r'(p\d)_').hold_out(.3), tmp_path/'d'
     want = batches(task)
     if how == 'a file is there': place.write_text('in the way')
     if how == 'no room': monkeypatch.setattr(decoded.shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(2, 1, 1))
@@ -238,13 +272,15 @@ def test_without_a_place_batches_are_the_same(clips, tmp_path, how, monkeypatch)
         monkeypatch.setattr(decoded, 'save_file', fail)
     why = {'a file is there': 'cannot be made', 'no room': 'nearly full', 'it cannot be written': 'Input/output error', 'full': 'No space left'}[how]
     with pytest.warns(UserWarning, match=f'{re.escape(str(place))}.*{why}.*each process'): got = batches(task, decoded=place)
-    assert all(torch.equal(a, b) for a, b in zip(got, want)) and not list(tmp_path.glob('d/*/*tmp*')) and not files(place)
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+    assert not list(tmp_path.glob('d/*/*tmp*'))
+    assert not files(place)
 
 
 ONE = """
 import sys, time
-from sdfast.decoded import Decoded
-from sdfast.video import VideoFile
+from sdfast.data.decoded import Decoded
+from sdfast.data.video import VideoFile
 whole, n = VideoFile.whole, [0]
 def slow(*args):
     n[0] += 1
@@ -264,7 +300,9 @@ def start(place, paths, pause, n=1):
     "Processes that begin at once"
     ps = [subprocess.Popen([sys.executable, '-c', ONE, str(place), str(pause), *paths], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(n)]
     for p in ps: assert p.stdout.readline() == 'ready\n'
-    for p in ps: p.stdin.write('go\n'), p.stdin.flush()
+    for p in ps:
+        p.stdin.write('go\n')
+        p.stdin.flush()
     return ps
 
 
@@ -277,8 +315,10 @@ def test_of_several_processes_one_decodes(some, tmp_path):
 def test_a_process_that_dies_leaves_the_work_to_the_next(some, tmp_path):
     p, = start(tmp_path/'d', some, 60)
     assert p.stdout.readline() == 'decoding\n'
-    p.kill(), p.communicate()
-    assert opened(some, tmp_path/'d')(some[0], 24) is not None and len(files(tmp_path/'d')) == 1
+    p.kill()
+    p.communicate()
+    assert opened(some, tmp_path/'d')(some[0], 24) is not None
+    assert len(files(tmp_path/'d')) == 1
 
 
 def test_ctrl_c_does_not_wait_for_all(some, tmp_path):
@@ -287,7 +327,9 @@ def test_ctrl_c_does_not_wait_for_all(some, tmp_path):
     time.sleep(.5)  # all are queued
     p.send_signal(signal.SIGINT)
     began = p.communicate()[0].count('decoding')
-    assert p.returncode and began < len(some)//2 and not files(tmp_path/'d')
+    assert p.returncode
+    assert began < len(some)//2
+    assert not files(tmp_path/'d')
 
 
 def test_where_studies_share(tmp_path, monkeypatch):
@@ -304,8 +346,12 @@ def test_studies_share(clips, tmp_path, monkeypatch):
         monkeypatch.setenv('SDFAST_DECODED', value)
         loaders_module.load_data.cache_clear()
         _, dls, test = loaders_module.target_data(run)
-        next(iter(dls.train)), next(iter(test))
+        next(iter(dls.train))
+        next(iter(test))
         cache = dls.train.after_item[0].cache
-        assert cache and isinstance(cache, Decoded) == bool(value)
-        if value: assert cache(str(next(iter(clips.glob('*/*')))), 24).shape == (12, 3, 24, 32) and len(files(value)) == 1
+        assert cache
+        assert isinstance(cache, Decoded) == bool(value)
+        if value:
+            assert cache(str(next(iter(clips.glob('*/*')))), 24).shape == (12, 3, 24, 32)
+            assert len(files(value)) == 1
     loaders_module.load_data.cache_clear()

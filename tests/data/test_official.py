@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from official import HMDB, UCF, write_hmdb, write_ucf
 
-from sdfast.data.datasets import OFFICIAL, create_task, hmdb51, ucf101
+from sdfast.data.datasets import create_task
+from sdfast.data.official import OFFICIAL, hmdb51, ucf101
 from sdfast.data.task import Task
 from sdfast.data.video import VideoFile
 from sdfast.errors import InputError
@@ -36,12 +37,19 @@ def undecoded(monkeypatch): monkeypatch.setattr(VideoFile, 'problem', lambda sel
 def test_real_ucf101_lists(real, shared, undecoded, fold):
     task = ucf101(real, fold, shared/'splits/ucf101')
     train, test = [(9537, 3783), (9586, 3734), (9624, 3696)][fold - 1]
-    assert (task.count('train'), task.count('test')) == (train, test) and not task.notes and not task.skipped
-    assert len(task.vocab) == 101 and [task.vocab.index(c) for c in ('ApplyEyeMakeup', 'Hammering', 'HammerThrow', 'HandstandPushups', 'JumpingJack', 'JumpRope', 'YoYo')] == [0, 34, 35, 36, 46, 47, 100]
+    assert (task.count('train'), task.count('test')) == (train, test)
+    assert not task.notes
+    assert not task.skipped
+    assert len(task.vocab) == 101
+    assert [task.vocab.index(c) for c in ('ApplyEyeMakeup', 'Hammering', 'HammerThrow', 'HandstandPushups', 'JumpingJack', 'JumpRope', 'YoYo')] == [0, 34, 35, 36, 46, 47, 100]
     df = task.df
-    assert df.group.nunique() == 2525 and (df.groupby('group').split.nunique() == 1).all()  # 25 groups a class; none on both sides
-    assert (df.groupby('label').group.nunique() == 25).all() and (df.path.str.split('/').str[-2] == df.label).all()
-    if fold == 1: assert set(df[df.split == 'test'].group.str[-2:]) == {f'{i:02}' for i in range(1, 8)} and (df.label == 'HandstandPushups').sum() == 128
+    assert df.group.nunique() == 2525
+    assert (df.groupby('group').split.nunique() == 1).all()  # 25 groups a class; none on both sides
+    assert (df.groupby('label').group.nunique() == 25).all()
+    assert (df.path.str.split('/').str[-2] == df.label).all()
+    if fold == 1:
+        assert set(df[df.split == 'test'].group.str[-2:]) == {f'{i:02}' for i in range(1, 8)}
+        assert (df.label == 'HandstandPushups').sum() == 128
     # an independent reading of the lists
     lines = (shared/'splits/ucf101'/f'testlist{fold:02}.txt').read_bytes().split(b'\r\n')
     assert sorted(df[df.split == 'test'].path.str.split('/').str[-2:].str.join('/').str.lower()) == sorted(l.decode().lower() for l in lines if l)
@@ -50,12 +58,15 @@ def test_real_ucf101_lists(real, shared, undecoded, fold):
 @pytest.mark.parametrize('fold', [1, 2, 3])
 def test_real_hmdb51_lists(real, shared, undecoded, fold):
     task = hmdb51(real, fold, shared/'splits/hmdb51')
-    assert (task.count('train'), task.count('test')) == (3570, 1530) and not task.notes
-    assert task.vocab == sorted(task.vocab) and len(task.vocab) == 51
+    assert (task.count('train'), task.count('test')) == (3570, 1530)
+    assert not task.notes
+    assert task.vocab == sorted(task.vocab)
+    assert len(task.vocab) == 51
     for a, b in (('climb', 'climb_stairs'), ('kick', 'kick_ball'), ('sword', 'sword_exercise')): assert task.vocab.index(b) == task.vocab.index(a) + 1
     assert set(task.df.groupby(['label', 'split']).size().unstack().itertuples(index=False, name=None)) == {(30, 70)}
     assert (task.df.groupby('group').split.nunique() == 1).all()  # the recordings of a class are on one side: the groups are the official ones
-    assert task.df.path.str.contains(r'[\[\]]').sum() == {1: 15, 2: 13, 3: 15}[fold] and (task.df.path.str.split('/').str[-1].str[0] == '#').any()
+    assert task.df.path.str.contains(r'[\[\]]').sum() == {1: 15, 2: 13, 3: 15}[fold]
+    assert (task.df.path.str.split('/').str[-1].str[0] == '#').any()
     assert not task.df.group.str.contains(r'_np\d+_').any()  # every name was understood
 
 
@@ -63,9 +74,12 @@ def test_real_hmdb51_lists(real, shared, undecoded, fold):
 def test_valid_part_is_of_whole_groups(real, shared, undecoded, make):
     held = make(real, 1, shared/'splits'/make.__name__).hold_out(.2)
     parts = [set(held.df.group[held.df.split == s]) for s in ('train', 'valid', 'test')]
-    assert not parts[0] & parts[1] and not parts[1] & parts[2] and not parts[0] & parts[2]
+    assert not parts[0] & parts[1]
+    assert not parts[1] & parts[2]
+    assert not parts[0] & parts[2]
     n = OFFICIAL[make.__name__][0][0]
-    assert .15*n < held.count('valid') < .25*n and set(held.df.label[held.df.split == 'valid']) == set(held.vocab)
+    assert .15*n < held.count('valid') < .25*n
+    assert set(held.df.label[held.df.split == 'valid']) == set(held.vocab)
 
 
 def test_official_sets_must_be_whole(real, shared, undecoded, tmp_path):
@@ -76,7 +90,8 @@ def test_official_sets_must_be_whole(real, shared, undecoded, tmp_path):
         with pytest.raises(InputError) as e: ucf101(real, 1, shared/'splits/ucf101')
         assert str(e.value) == f'ucf101 fold 1: 7 of 13320 videos are missing in {real}, the first: {first}. To go on without them: --allow-missing (allow_missing=True)'
         task = ucf101(real, 1, shared/'splits/ucf101', allow_missing=True)
-        assert task.count('test') == 3776 and task.notes == ('7 of 13320 videos are missing (0 train, 7 test)',)
+        assert task.count('test') == 3776
+        assert task.notes == ('7 of 13320 videos are missing (0 train, 7 test)',)
     finally:
         for f in moved: shutil.move(tmp_path/f.name, f)
 
@@ -86,9 +101,12 @@ def test_lists_may_lie_in_the_data_folder_or_be_given(real, shared, undecoded, t
     for make in (ucf101, hmdb51):
         with pytest.raises(InputError, match='no official split lists in .* say where they are with --splits'): make(tmp_path/'videos')
     (tmp_path/'splits').symlink_to(shared/'splits')
-    assert ucf101(tmp_path/'videos', splits=tmp_path/'splits').count('test') == 3783 and hmdb51(tmp_path/'videos', splits=tmp_path/'splits').count('test') == 1530
+    assert ucf101(tmp_path/'videos', splits=tmp_path/'splits').count('test') == 3783
+    assert hmdb51(tmp_path/'videos', splits=tmp_path/'splits').count('test') == 1530
     (real/'splits').symlink_to(shared/'splits')
-    try: assert ucf101(real).count('train') == 9537 and hmdb51(real).count('train') == 3570
+    try:
+        assert ucf101(real).count('train') == 9537
+        assert hmdb51(real).count('train') == 3570
     finally: (real/'splits').unlink()
 
 
@@ -106,10 +124,14 @@ def test_miniature_ucf(tmp_path):
     root = write_ucf(tmp_path)
     with pytest.raises(InputError, match='its lists name 18 train and 12 test videos, not the official 9537 and 3783'): ucf101(root)
     task = ucf101(root, allow_missing=True)
-    assert task.vocab == list(UCF.values()) and (task.count('train'), task.count('test')) == (18, 12) and 'not the official' in task.notes[0]
-    assert task.df.path.str.endswith('.mp4').sum() == 1 and 'Hammering_g08' in set(task.df.group)
+    assert task.vocab == list(UCF.values())
+    assert (task.count('train'), task.count('test')) == (18, 12)
+    assert 'not the official' in task.notes[0]
+    assert task.df.path.str.endswith('.mp4').sum() == 1
+    assert 'Hammering_g08' in set(task.df.group)
     second = create_task(f'ucf101:{root/"UCF-101"},fold=2,allow_missing=1')  # the class folders themselves; the lists lie beside them
-    assert (second.count('train'), second.count('test')) == (18, 12) and not set(second.df.path[second.df.split == 'test']) & set(task.df.path[task.df.split == 'test'])
+    assert (second.count('train'), second.count('test')) == (18, 12)
+    assert not set(second.df.path[second.df.split == 'test']) & set(task.df.path[task.df.split == 'test'])
     dls = task.hold_out(.3).dls(frames=4, size=16, bs=4)
     assert list(dls.vocab) == list(UCF.values())
     assert [int(y) for _, y in task.dl(dls, 'test').dataset] == [list(UCF.values()).index(l) for _, l in task.items('test')]
@@ -121,13 +143,15 @@ def test_missing_and_broken_videos(tmp_path):
     gone[0].unlink()
     gone[1].write_bytes(b'no video')
     task = ucf101(root, allow_missing=True)
-    assert task.notes[1:] == ('1 of 30 videos are missing (0 train, 1 test)', '1 of 30 videos cannot be decoded') and list(task.skipped) == [str(gone[1])]
+    assert task.notes[1:] == ('1 of 30 videos are missing (0 train, 1 test)', '1 of 30 videos cannot be decoded')
+    assert list(task.skipped) == [str(gone[1])]
 
 
 def test_miniature_hmdb(tmp_path):
     root = write_hmdb(tmp_path)
     task = hmdb51(root, allow_missing='1')
-    assert task.vocab == list(HMDB) and (task.count('train'), task.count('test')) == (12, 4)  # the unused clip is not there and not missed
+    assert task.vocab == list(HMDB)
+    assert (task.count('train'), task.count('test')) == (12, 4)  # the unused clip is not there and not missed
     assert set(task.df.groupby(['label', 'split']).group.nunique().unstack().itertuples(index=False, name=None)) == {(1, 2)}
     assert set(task.df.group) >= {'chew/#2_Gum', 'climb/(HQ)_Rock_Climbing_-_Free_Solo_Speed_Climb_-_Dan_Osman', 'fencing/Die_Another_Day_-_Fencing_Scene_Part_1_[HD]', 'climb_stairs/Fellowship_6'}
     assert VideoFile(task.df.path[task.df.path.str.contains(r'\[HD\]')].iloc[0]).read([0]).shape == (1, 3, 24, 32)
@@ -159,4 +183,5 @@ def test_bad_lists_and_folders(tmp_path):
 
 def test_order_of_classes_without_an_official_one():
     df = pd.DataFrame(dict(path=['a', 'b'], label=['b', 'a'], split='train', group=['x', 'y']))
-    assert Task('t', df).vocab == ['a', 'b'] and Task('t', df, classes=('c', 'b', 'a')).vocab == ['b', 'a']
+    assert Task('t', df).vocab == ['a', 'b']
+    assert Task('t', df, classes=('c', 'b', 'a')).vocab == ['b', 'a']

@@ -10,8 +10,7 @@ from helpers import data, model, same, state
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sdfast.data.datasets import folder
-from sdfast.data.task import unlabelled
+from sdfast.data.task import Task, unlabelled
 from sdfast.errors import InputError
 from sdfast.metrics.features import drift, knn, linear_cka, linear_probe
 from sdfast.metrics.retention import Retention
@@ -239,7 +238,7 @@ def test_without_labels(source, tuned, pretext, wrap):
 
 
 def test_unlabelled_videos(clips):
-    task = folder(clips, group=r'(p\d)_')
+    task = Task.from_folder(clips, group=r'(p\d)_')
     dls = task.dls(frames=4, size=24, bs=4)
     net, other = (create_model('tiny', 2, width=8) for _ in range(2))
     paths = [p for p, _ in task.items('test')]

@@ -17,11 +17,10 @@ from helpers import numbered, same, state
 from torch import nn
 from torchvision.transforms.v2 import functional as tvf
 
-from sdfast.data import clips as clips_module
-from sdfast.data.clips import ClipTransform, MultiClip, TensorVideo
-from sdfast.data.datasets import folder
+from sdfast.data.block import ClipTransform, MultiClip
+from sdfast.data.clips import SampleClips, TensorVideo
 from sdfast.data.digits import write_video
-from sdfast.data.task import unlabelled
+from sdfast.data.task import Task, unlabelled
 from sdfast.errors import InputError
 from sdfast.metrics.retention import Retention
 from sdfast.models.encoders import create_encoder, encoder_head_split
@@ -63,7 +62,7 @@ class Seed(Callback):
 @pytest.fixture
 def dls(clips):
     "12-frame videos, clips of 4 frames"
-    return folder(clips, test_frac=.25).hold_out(.25).dls(frames=4, size=24, bs=4)
+    return Task.from_folder(clips, test_frac=.25).hold_out(.25).dls(frames=4, size=24, bs=4)
 
 
 @pytest.fixture(scope='module')
@@ -269,18 +268,14 @@ def test_videos_too_short_for_the_fastest_pace_are_left_out(counted):
 def test_training_crops_are_drawn_for_each_clip_and_validation_crops_are_central(counted):
     class Two(Pace):
         def sample(self, n, frames, stride, rnd): return [[0, 1], [0, 1]], 0
-    from sdfast.data.clips import SampleClips
     from sdfast.data.video import VideoFile
     from sdfast.pretext import PretextClips
     clips = PretextClips(Two(), SampleClips(2, size=24))
-    clips.cache, clips.side = True, 28
     ramp = torch.arange(28)[None, None, None, :].expand(20, 3, 28, 28).to(torch.uint8)
-    old, clips_module.decode_whole = clips_module.decode_whole, lambda path, side: ramp
-    try:
-        video = VideoFile(counted[0])
-        drawn = [clips((video,), split_idx=0)[0] for _ in range(30)]
-        middle = clips((video,), split_idx=1)[0]
-    finally: clips_module.decode_whole = old
+    clips.cache, clips.side = lambda path, side: ramp, 28
+    video = VideoFile(counted[0])
+    drawn = [clips((video,), split_idx=0)[0] for _ in range(30)]
+    middle = clips((video,), split_idx=1)[0]
     assert {l for d in drawn for l in (int(d[0].min()), int(d[1].min()))} == set(range(5))
     assert any(int(d[0].min()) != int(d[1].min()) for d in drawn) and all(torch.equal(c[0], c[1]) for d in drawn for c in d)  # one crop for all frames
     assert int(middle.min()) == 2 and torch.equal(middle[0], middle[1])
@@ -300,7 +295,7 @@ def test_augmentation_sees_floats_whatever_the_loader_leaves(counted, dls, clips
         def encodes(self, x:TensorVideo):
             seen.append((x.dtype, float(x.min()), float(x.max())))
             return x
-    floats = folder(clips, test_frac=.25).hold_out(.25).dls(frames=4, size=24, bs=4, tfms=[ClipTransform([Flip()])])
+    floats = Task.from_folder(clips, test_frac=.25).hold_out(.25).dls(frames=4, size=24, bs=4, tfms=[ClipTransform([Flip()])])
     method, loaders = inside(), dict(unlabelled=video_dls(counted[:4], counted[4:], frames=4, size=24, bs=2), task=dls, floats=floats)[kind]
     assert any(isinstance(f, IntToFloatTensor) for f in loaders.train.after_batch) == (kind == 'floats')
     method.batch_tfms = Look(),

@@ -15,6 +15,7 @@ from test_pretext import counted, frames, quiet, tiny  # noqa: F401 (a fixture)
 from test_pretext_methods import Pixels, clips
 from torch import nn
 
+from sdfast.data import cache as cache_module
 from sdfast.data import clips as clips_module
 from sdfast.data.clips import SampleClips, TensorVideo
 from sdfast.data.digits import write_video
@@ -102,7 +103,7 @@ def place_video(monkeypatch, n, side, wide=0):
     "A video whose red is the frame's number, green the row, blue the column of a pixel"
     t, r, c = torch.meshgrid(torch.arange(n), torch.arange(side), torch.arange(side + wide), indexing='ij')
     v = torch.stack([t, r, c], 1).to(torch.uint8)
-    monkeypatch.setattr(clips_module, '_whole', lambda path, size: v)
+    monkeypatch.setattr(cache_module, 'decode_whole', lambda path, size: v)
     monkeypatch.setattr(VideoFile, 'scaled', lambda self, size: (side + wide, side))
     return v
 
@@ -239,7 +240,7 @@ def test_cvrl_crops_and_colours_follow_the_reference():
     old, clips_module.RandomResizedCrop.get_params = clips_module.RandomResizedCrop.get_params, lambda v, area, aspect: (seen.append((area, aspect)), (0, 0, 10, 10))[1]
     try:
         read.crop.train = True
-        read.crop._crop(torch.zeros(2, 3, 20, 20))
+        read.crop.crop_frames(torch.zeros(2, 3, 20, 20))
     finally: clips_module.RandomResizedCrop.get_params = old
     assert seen == [((.3, 1.), (.5, 2.))]
 
@@ -291,12 +292,12 @@ def test_clips_and_numbers_of_iic(counted):  # noqa: F811
 
 def test_the_clip_in_disorder_is_cropped_as_the_one_in_order(counted):  # noqa: F811
     read, crops = PretextClips(InterIntra(), SampleClips(4, size=24)), 0
-    old = read.crop._crop
+    old = read.crop.crop_frames
     def count(v):
         nonlocal crops
         crops += 1
         return old(v)
-    read.crop._crop = count
+    read.crop.crop_frames = count
     assert read((VideoFile(counted[0]),), split_idx=0)[0].shape == (2, 4, 3, 24, 24) and crops == 1
 
 

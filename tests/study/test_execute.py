@@ -16,7 +16,8 @@ import pytest
 import torch
 from helpers import Log, small_run
 
-from sdfast.data import clips as clips_module
+from sdfast.data import block as block_module
+from sdfast.data.datasets import create_task
 from sdfast.errors import InputError, StoreError
 from sdfast.metrics import retention as retention_module
 from sdfast.report.write import write_report
@@ -67,8 +68,8 @@ def results(out):
 
 def test_the_source_stage_validates_nothing(base, tmp_path, monkeypatch):
     "Nobody reads it, and the weights are the same with it"
-    base, seen, given = replace(base, source_valid=True), [], clips_module.MultiClip.before_batch
-    monkeypatch.setattr(clips_module.MultiClip, 'before_batch', lambda self: seen.append(self.training) or given(self))
+    base, seen, given = replace(base, source_valid=True), [], block_module.MultiClip.before_batch
+    monkeypatch.setattr(block_module.MultiClip, 'before_batch', lambda self: seen.append(self.training) or given(self))
     source = load_source(base, tmp_path/'without')
     assert seen and all(seen)
     source_module._sources.clear(), seen.clear()
@@ -497,3 +498,12 @@ def test_torchrun_trains_as_one_process_does(write, tmp_path):
     np.testing.assert_allclose(one.weight_distance, two.weight_distance, rtol=1e-4)
     assert len(logs1) == len(logs2) == 2
     for a, b in zip(logs1, logs2): np.testing.assert_allclose(a.valid_loss, b.valid_loss, rtol=1e-5)
+
+
+def test_a_run_over_all_files_ends(torture_folder, tmp_path):
+    row = execute(Run(task=f'folder:{torture_folder}', source='', size=32, frames=4, bs=4, epochs=1, final=True), tmp_path)
+    assert row['status'] == 'ok', row['error']
+    scores = pd.read_csv(tmp_path/'runs'/row['key']/'scores.csv', dtype=dict(label=str))
+    task = create_task(f'folder:{torture_folder}')
+    assert list(zip(scores.path, scores.label)) == task.items('test')
+    np.testing.assert_allclose(scores[['a', 'b', 'c']].sum(1), 1, atol=1e-4)

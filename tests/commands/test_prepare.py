@@ -1,4 +1,4 @@
-"Prepared copies show the same frames, are checked, resumed, used where they are, and change the key of a run."
+"Prepared copies show the same frames, are resumed, are used where they are, and change the key of a run."
 import json
 import os
 import shutil
@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from sdfast.commands import prepare as script
-from sdfast.data import prepared as prepared_module
-from sdfast.data.datasets import folder
 from sdfast.data.prepared import prepared_copies
+from sdfast.data.task import Task
 from sdfast.data.video import VideoFile, index_video
 from sdfast.errors import InputError
 
@@ -47,19 +46,24 @@ def task(done, monkeypatch):
     def make(prepared=True):
         if prepared: monkeypatch.delenv('SDFAST_PREPARED', raising=False)
         else: monkeypatch.setenv('SDFAST_PREPARED', '')
-        return folder(done)
+        return Task.from_folder(done)
     return make
 
 
 def test_copies_are_used_and_show_the_same_frames(task, done):
     was, now = task(False), task()
-    assert was.prepared is None and now.prepared == 32 and now.fingerprint != was.fingerprint
-    assert now.notes[0].startswith('16 of 16 videos are seen as their prepared copies') and not any('prepared' in n for n in was.notes)
+    assert was.prepared is None
+    assert now.prepared == 32
+    assert now.fingerprint != was.fingerprint
+    assert now.notes[0].startswith('16 of 16 videos are seen as their prepared copies')
+    assert not any('prepared' in n for n in was.notes)
     assert [f'{p}.mp4'.replace(f'{done}/', f'{done}.prepared/') for p in was.df.path] == list(now.df.path)
     assert (was.df[['label', 'split', 'group']] == now.df[['label', 'split', 'group']]).all(None)
     for a, b in zip(was.df.path[::5], now.df.path[::5]):
         a, b = VideoFile(a), VideoFile(b)
-        assert b.index.n == a.index.n == 12 and b.scaled(None) == (42, 32) and list(np.searchsorted(b.index.pts, b.index.keys)) == [0, 4, 8]
+        assert b.index.n == a.index.n == 12
+        assert b.scaled(None) == (42, 32)
+        assert list(np.searchsorted(b.index.pts, b.index.keys)) == [0, 4, 8]
         x, y = (v.read(range(12), (42, 32)).float() for v in (a, b))
         assert abs(x - y).mean() < 4
         nearest = (x[:, None] - y[None]).abs().mean((2, 3, 4)).argmin(1)
@@ -82,11 +86,14 @@ def test_going_on_makes_what_is_missing_or_has_changed(root, write):
     copies[0].unlink()
     write(new, np.full((9, 48, 64), 90, np.uint8))  # another video by this name
     copies[2].write_bytes(copies[2].read_bytes()[:-1])
-    used = folder(root)
-    assert used.notes[0].startswith('13 of 16') and {str(gone), str(new), str(cut)} < set(used.df.path)
+    used = Task.from_folder(root)
+    assert used.notes[0].startswith('13 of 16')
+    assert {str(gone), str(new), str(cut)} < set(used.df.path)
     assert len(prepare(root)[0]) == 16
-    assert {p for p in made if p.stat().st_mtime_ns != made[p]} == set(copies) and not list(place.rglob('*.tmp'))
-    assert VideoFile(copies[1]).index.n == 9 and folder(root).notes[0].startswith('16 of 16')
+    assert {p for p in made if p.stat().st_mtime_ns != made[p]} == set(copies)
+    assert not list(place.rglob('*.tmp'))
+    assert VideoFile(copies[1]).index.n == 9
+    assert Task.from_folder(root).notes[0].startswith('16 of 16')
 
 
 def test_bad_files_are_named_and_used_as_they_are(root, shared):
@@ -94,27 +101,22 @@ def test_bad_files_are_named_and_used_as_they_are(root, shared):
     broken.write_bytes(b'')
     shutil.copy(shared/'torture/real/corrupted.mp4', breaks_off)
     made, bad = prepare(root)
-    assert len(made) == 16 and set(bad) == {'down/empty.mp4', 'down/breaks_off.mp4'}
-    assert bad['down/empty.mp4'].startswith('cannot be opened') and bad['down/breaks_off.mp4'].startswith('frames 28 to 49 cannot be decoded')
-    task = folder(root)
-    assert str(breaks_off) in set(task.df.path) and task.notes[0].startswith('16 of 18') and str(broken) in task.skipped
-
-
-def test_a_copy_that_is_not_like_its_original_gets_no_name(root, tmp_path, monkeypatch):
-    path, encode = sorted(root.rglob('*.mp4'))[0], prepared_module.encode_copy
-    for spoil, why in [(lambda x: x[:-1], '11 frames instead of 12'), (lambda x: x[::-1], 'off by')]:
-        to = tmp_path/f'{why}.mp4'
-        monkeypatch.setattr(prepared_module, 'encode_copy', lambda p, x, *args, spoil=spoil: encode(p, spoil(x), *args))
-        with pytest.raises(InputError, match=why): prepared_module.make_copy(str(path), to, 32, 4, 18)
-        assert not to.exists() and not list(tmp_path.glob('*.tmp'))
-    monkeypatch.setattr(prepared_module, 'encode_copy', lambda p, x, gop, quality: encode(p, x, 12, quality))
-    with pytest.raises(InputError, match='no key frame every 4 frames'): prepared_module.make_copy(str(path), tmp_path/'keys.mp4', 32, 4, 18)
+    assert len(made) == 16
+    assert set(bad) == {'down/empty.mp4', 'down/breaks_off.mp4'}
+    assert bad['down/empty.mp4'].startswith('cannot be opened')
+    assert bad['down/breaks_off.mp4'].startswith('frames 28 to 49 cannot be decoded')
+    task = Task.from_folder(root)
+    assert str(breaks_off) in set(task.df.path)
+    assert task.notes[0].startswith('16 of 18')
+    assert str(broken) in task.skipped
 
 
 def test_mistakes_are_told(root, tmp_path):
     def told(*args): return subprocess.run([sys.executable, SCRIPT, f'folder:{root}', *args], capture_output=True, text=True)
     ran = told('--size', '33')
-    assert ran.returncode == 1 and 'must be even' in ran.stderr and 'Traceback' not in ran.stderr
+    assert ran.returncode == 1
+    assert 'must be even' in ran.stderr
+    assert 'Traceback' not in ran.stderr
     with pytest.raises(InputError, match='is where the originals are'): prepare(root, root)
     place = Path(f'{root}.prepared')
     place.mkdir()
@@ -127,6 +129,6 @@ def test_mistakes_are_told(root, tmp_path):
 
 def test_elsewhere_by_the_environment(root, tmp_path, monkeypatch):
     assert len(prepare(root, tmp_path/'small')[0]) == 16
-    assert folder(root).prepared is None
+    assert Task.from_folder(root).prepared is None
     monkeypatch.setenv('SDFAST_PREPARED', str(tmp_path/'small'))
-    assert folder(root).prepared == 32
+    assert Task.from_folder(root).prepared == 32

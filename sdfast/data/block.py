@@ -1,0 +1,118 @@
+"Clips in fastai: the block for a `DataBlock`, batch transforms, several clips of each video, film strips."
+from collections.abc import Callable, Sequence
+
+import torch
+from fastai.callback.core import Callback
+from fastai.data.block import TransformBlock
+from fastai.data.core import get_show_batch_func
+from fastai.data.transforms import IntToFloatTensor, Normalize
+from fastai.torch_core import TensorCategory, TensorImage
+from fastai.vision.core import imagenet_stats
+from fastai.vision.data import get_grid
+from fasttransform import Pipeline, Transform
+from plum import dispatch
+
+from ..errors import InputError
+from .clips import SampleClips, TensorVideo
+from .video import VideoFile
+
+__all__ = [
+    'ClipTransform', 'MultiClip', 'NormalizeClips', 'normalize_video', 'VideoBlock', 'show_batch', 'show_results']
+
+
+class ClipTransform(Transform):
+    """Apply fastai's image batch transforms to clips: one draw for each clip, shared by all its frames.
+
+    A clip is passed on as one image of `T*C` channels; transforms that need three channels (hue, saturation) do not
+    apply."""
+    order, split_idx = 30, None
+
+    def __init__(self,
+        tfms:Sequence, # fastai's, for batches of images, such as `aug_transforms()`
+    ):
+        self.tfms = Pipeline(tfms)
+
+    def __call__(self, b:object, split_idx:int|None=None, **kwargs)->object:
+        self.tfms.split_idx = split_idx
+        return super().__call__(b, split_idx=split_idx, **kwargs)
+
+    def encodes(self, x:TensorVideo)->TensorVideo:
+        y = self.tfms(TensorImage(x.flatten(1, -3)))
+        return TensorVideo(y.view(*x.shape[:-2], *y.shape[-2:]))
+
+
+class MultiClip(Callback):
+    "Predict each clip of a batch `(B, K, T, C, H, W)` separately and average the logits of each video"
+    order = 8  # before `CastToTensor` (9) and `MixedPrecision` (10)
+
+    def before_batch(self):
+        self.k = self.x.shape[1] if self.x.ndim == 6 else 1
+        if self.k > 1: self.learn.xb = (self.x.flatten(0, 1), *self.xb[1:])
+
+    def after_pred(self):
+        # the average of half-precision logits is rounded: average in float32
+        if self.k > 1: self.learn.pred = self.pred.float().unflatten(0, (-1, self.k)).mean(1)
+
+
+class NormalizeClips(Normalize):
+    """fastai's `IntToFloatTensor` and `Normalize` in one pass over a batch on its device.
+
+    From uint8 `(..., T, C, H, W)` to float32, `(x/255 - mean)/std`. It decodes as the two do."""
+
+    @property
+    def parts(self)->list[Transform]:
+        "The two transforms, for code that needs floats in [0, 1] in between"
+        return [IntToFloatTensor(), Normalize(self.mean, self.std)]
+
+    def encodes(self, x:TensorVideo)->TensorVideo:
+        if x.is_floating_point():
+            raise InputError(f'NormalizeClips takes bytes, not {x.dtype}: floats in [0, 1] are for normalize_video()')
+        return TensorVideo(torch.addcmul(-self.mean/self.std, x.as_subclass(torch.Tensor), 1/(255*self.std)))
+
+    def decodes(self, x:TensorVideo)->TensorVideo: return Pipeline(self.parts).decode(x)
+
+
+def normalize_video(
+    mean:Sequence[float]=imagenet_stats[0], # Of each channel, of pixels in [0, 1]
+    std:Sequence[float]=imagenet_stats[1], # Of each channel
+)->Normalize: # A batch transform
+    "`Normalize` for the channel axis of batches of clips, 5-D or 6-D"
+    return Normalize.from_stats(mean, std, dim=2, ndim=5)
+
+
+def VideoBlock(
+    frames:int=8, # Frames in a clip
+    stride:int=1, # Frames between two of the clip
+    size:int|None=64, # Side of the square crop in pixels
+    k:int=1, # Clips of each video outside training
+    cache:bool|Callable=False, # Keep whole decoded videos in memory, see `SampleClips`
+    # Mean and standard deviation of each channel, for `NormalizeClips`; `None`: batches are floats in [0, 1]
+    stats:tuple|None=None,
+    **kwargs, # More for `SampleClips`: area, flip, wrap
+)->TransformBlock: # For `DataBlock(blocks=...)`
+    "A `TransformBlock` for paths of video files"
+    clips = SampleClips(frames, stride, size, k, cache, **kwargs)
+    to_float = IntToFloatTensor if stats is None else NormalizeClips.from_stats(*stats, dim=2, ndim=5)
+    return TransformBlock(type_tfms=VideoFile.create, item_tfms=clips, batch_tfms=to_float)
+
+
+def _strips(n, figsize): return get_grid(n, ncols=1, nrows=n, figsize=figsize or (10, 1.6*n))
+
+
+@dispatch
+def show_batch(x:TensorVideo, y, samples, ctxs=None, max_n=6, figsize=None, **kwargs):
+    if ctxs is None: ctxs = _strips(min(len(samples), max_n), figsize)
+    ctxs = get_show_batch_func(object)(x, y, samples, ctxs=ctxs, max_n=max_n, **kwargs)
+    for ctx in ctxs: ctx.title.set_parse_math(False)  # a class name may contain dollar signs
+    return ctxs
+
+
+@dispatch
+def show_results(x:TensorVideo, y:TensorCategory, samples, outs, ctxs=None, max_n=6, figsize=None, **kwargs):
+    n = min(len(samples), max_n)
+    if ctxs is None: ctxs = _strips(n, figsize)
+    for (clip, truth, *_), (pred, *_), ctx in zip(samples[:n], outs[:n], ctxs):
+        right = str(truth) == str(pred)
+        clip.show(ctx=ctx, title=f'{truth}' if right else f'{truth}, predicted {pred}')
+        ctx.title.set(color='green' if right else 'firebrick', parse_math=False)
+    return ctxs

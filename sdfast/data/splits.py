@@ -1,0 +1,91 @@
+"Splits by group: a person, a scene or a recording is on one side only."
+import re
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from ..errors import InputError
+
+__all__ = ['group_names', 'split_groups']
+
+
+def group_names(
+    paths:Sequence[str], # Of videos
+    rule:str|None, # Regular expression; its parentheses match what names the group. `None`: each path is a group
+)->list[str]: # Group of each path
+    "Name the group of each path"
+    if rule is None: return list(paths)
+    try: pattern = re.compile(rule)
+    except re.error as e: raise InputError(f'group rule {rule!r} is not a regular expression: {e}') from None
+    if pattern.groups < 1:
+        raise InputError(f'group rule {rule!r} needs a parenthesis around the part that names the group')
+    matches = [pattern.search(p) for p in paths]
+    unmatched = [p for p, m in zip(paths, matches) if m is None]
+    if unmatched:
+        counts = f'{len(unmatched)} of {len(paths)} paths'
+        raise InputError(f'group rule {rule!r} does not match {counts}, such as {unmatched[0]!r}')
+    return ['/'.join(part for part in m.groups() if part is not None) for m in matches]
+
+
+def split_groups(
+    df:pd.DataFrame, # Columns label and group
+    frac:float, # Part of the rows to choose
+    seed:int, # Which part
+    failure:str, # What could not be done, to begin an error with
+)->np.ndarray: # Positions of the rows
+    """Choose about `frac` of the rows: whole groups, classes balanced, every class left in the rest.
+
+    Raises `InputError` for a class that has one group only."""
+    _check_two_groups(df, failure)
+    fold = _best_fold(df, frac, seed)
+    return _smallest_groups(df, frac, seed) if fold is None else fold
+
+
+def _check_two_groups(df, failure):
+    groups = df.groupby('label').group.nunique()
+    single = groups[groups < 2]
+    if not len(single): return
+    label = single.index[0]
+    rows = df[df.label == label]
+    raise InputError(f'{failure}: all {len(rows)} clips of class {label!r} are of one group ({rows.group.iloc[0]!r}); '
+                     'each class needs at least two groups')
+
+
+def _best_fold(df, frac, seed):
+    """The stratified fold with the most classes and, among those, of the size closest to `frac`.
+
+    `None` if each fold takes a class away from the rest."""
+    y = df.label.values
+    n_groups = df.group.nunique()
+    k = min(max(2, round(1/frac)), n_groups, df.label.value_counts().max())
+    # the first weighs each group against each fold, which takes minutes and changes nothing if each row is a group
+    kind = StratifiedGroupKFold if n_groups < len(df) else StratifiedKFold
+    folds = kind(k, shuffle=True, random_state=seed)
+    best, best_score = None, None
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # small classes cannot be in every fold
+        for rest, chosen in folds.split(np.zeros(len(df)), y, df.group.values):
+            if not len(chosen) or set(y[rest]) != set(y): continue
+            score = len(set(y[chosen])), -abs(len(chosen) - frac*len(df))
+            if best is None or score > best_score: best, best_score = chosen, score
+    return best
+
+
+def _smallest_groups(df, frac, seed):
+    "The smallest groups that take no class away from the rest, up to `frac` of the rows but at least one group"
+    class_of = pd.factorize(df.label.values)[0]
+    rows_of = df.groupby('group').indices
+    left = np.bincount(class_of)  # rows of each class in the rest
+    chosen = []
+    by_size = df.group.sample(frac=1, random_state=seed).value_counts(sort=False).sort_values(kind='stable').index
+    for group in by_size:
+        rows = rows_of[group]
+        classes, n = np.unique(class_of[rows], return_counts=True)
+        too_many = chosen and len(chosen) + len(rows) > frac*len(df)
+        if too_many or (left[classes] == n).any(): continue
+        left[classes] -= n
+        chosen += rows.tolist()
+    return np.sort(np.array(chosen, int))
