@@ -15,7 +15,8 @@ from sdfast.data.digits import write_video
 from sdfast.study import loaders as loaders_module
 from sdfast.study import source as source_module
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)  # as in the background: processes that tests start would inherit it
+# Ctrl-C is ignored where tests run in the background, and processes that tests start would inherit that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the nets are tiny: threads cost more than they give
 SHARED = Path(__file__).parents[2]/'shared'/'data'
 

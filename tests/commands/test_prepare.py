@@ -36,7 +36,8 @@ def prepare(root, to=None, size=32):
 def done(clips, tmp_path_factory):
     "A prepared task, for tests that do not change it"
     root = Path(shutil.copytree(clips, tmp_path_factory.mktemp('done')/'videos'))
-    ran = subprocess.run([sys.executable, SCRIPT, f'folder:{root}', '--jobs', '2', '--size', '32', '--gop', '4'], capture_output=True, text=True, env=os.environ | {'SDFAST_PREPARED': 'nowhere'})
+    command = [sys.executable, SCRIPT, f'folder:{root}', '--jobs', '2', '--size', '32', '--gop', '4']
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {'SDFAST_PREPARED': 'nowhere'})
     assert ran.returncode == 0 and '16 copies' in ran.stdout, ran.stdout + ran.stderr
     return root
 
@@ -72,12 +73,14 @@ def test_copies_are_used_and_show_the_same_frames(task, done):
 
 def test_a_size_that_copies_do_not_have_is_refused(task):
     assert task().dls(4, 2, 32, bs=4).one_batch()[0].shape[-1] == 32
-    with pytest.raises(InputError, match='short side of 32 pixels, too few for size 40; prepare with --size 40'): task().dls(4, 2, 40)
-    with pytest.raises(InputError, match='crops of 0.25 of the frame; prepare with --size 48'): task().dls(4, 2, 24, area=(.25, 1))
+    with pytest.raises(InputError, match='short side of 32 pixels, too few for size 40; prepare with --size 40'):
+        task().dls(4, 2, 40)
+    with pytest.raises(InputError, match='crops of 0.25 of the frame; prepare with --size 48'):
+        task().dls(4, 2, 24, area=(.25, 1))
     assert task(False).dls(4, 2, 40, bs=4).one_batch()[0].shape[-1] == 40
 
 
-def test_going_on_makes_what_is_missing_or_has_changed(root, write):
+def test_resuming_makes_what_is_missing_or_has_changed(root, write):
     assert len(prepare(root)[0]) == 16
     place = Path(f'{root}.prepared')
     made = {p:p.stat().st_mtime_ns for p in place.rglob('*.mp4')}
@@ -111,9 +114,9 @@ def test_bad_files_are_named_and_used_as_they_are(root, shared):
     assert str(broken) in task.skipped
 
 
-def test_mistakes_are_told(root, tmp_path):
-    def told(*args): return subprocess.run([sys.executable, SCRIPT, f'folder:{root}', *args], capture_output=True, text=True)
-    ran = told('--size', '33')
+def test_mistakes_are_one_clear_line(root, tmp_path):
+    command = [sys.executable, SCRIPT, f'folder:{root}', '--size', '33']
+    ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 1
     assert 'must be even' in ran.stderr
     assert 'Traceback' not in ran.stderr

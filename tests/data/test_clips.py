@@ -15,6 +15,8 @@ from sdfast.data.clips import SampleClips, clip_indices
 from sdfast.data.video import VideoFile
 from sdfast.errors import InputError
 
+VIDEO_AND_CLIP = dict(n=st.integers(1, 200), frames=st.integers(1, 32), stride=st.integers(1, 8))
+
 
 def test_ten_even_clips_of_the_reference_protocol():
     # numeric fixture of RSPNet: 29 frames, clips of 16
@@ -36,9 +38,11 @@ def test_clip_indices_stay_inside_and_keep_their_stride(n, frames, stride, at):
     if at == 1 and n > (frames - 1)*stride: assert i[-1] == n - 1
 
 
-@given(n=st.integers(1, 200), frames=st.integers(1, 32), stride=st.integers(1, 8), at=st.floats(0, 1), wrap=st.booleans())
+@given(**VIDEO_AND_CLIP, at=st.floats(0, 1), wrap=st.booleans())
 def test_clip_indices_equal_a_plain_reference(n, frames, stride, at, wrap):
-    "Frame by frame and in fractions: the start is `at` of the room, rounded to the nearest frame, halves to even but the middle down"
+    """Frame by frame and in fractions: the start is `at` of the room, rounded to the nearest frame.
+
+    Halves are rounded to even, but that of the middle down."""
     span = 1 + stride*(frames - 1)
     if n >= span or not wrap:
         start = math.floor(Fraction(max(0, n - span))/2) if at == .5 else round(Fraction(at*max(0, n - span)))
@@ -55,7 +59,7 @@ def test_clip_indices_equal_a_plain_reference(n, frames, stride, at, wrap):
     if n >= frames or not wrap: assert (np.diff(got) >= 0).all()
 
 
-@given(n=st.integers(1, 200), frames=st.integers(1, 32), stride=st.integers(1, 8), k=st.integers(1, 12), wrap=st.booleans())
+@given(**VIDEO_AND_CLIP, k=st.integers(1, 12), wrap=st.booleans())
 def test_places_of_several_clips_reach_from_end_to_end(n, frames, stride, k, wrap):
     places = _places(SampleClips(frames, stride, 8, k=k, wrap=wrap), n, train=False)
     starts = [int(clip_indices(n, frames, stride, at, wrap)[0]) for at in places]
@@ -73,7 +77,9 @@ def _places(clip, n, train):
 
 @given(n=st.integers(1, 120), frames=st.integers(1, 32), stride=st.integers(1, 8), fine=st.integers(1, 5))
 def test_every_training_start_is_as_likely_as_any_other(n, frames, stride, fine):
-    "Draws of `random.random` on an even grid fall on each start equally often, the largest and smallest draws on the last and first"
+    """Draws of `random.random` on an even grid fall on each start equally often.
+
+    The smallest and the largest draw fall on the first and the last start."""
     room, clip = max(0, n - 1 - stride*(frames - 1)), SampleClips(frames, stride, 8)
     def start(draw):
         with pytest.MonkeyPatch.context() as m:
@@ -122,7 +128,8 @@ def test_short_side_is_scaled_then_cropped(write, tmp_path, cache):
     assert columns[:13].max() < 20
     assert columns[17:].min() > 180  # the centre, neither squeezed nor shifted
     random.seed(0)
-    means = {round(sample(tmp_path/'x.mp4', 0, frames=2, size=30, cache=cache).float().mean().item()/40) for _ in range(40)}
+    drawn = [sample(tmp_path/'x.mp4', 0, frames=2, size=30, cache=cache) for _ in range(40)]
+    means = {round(clip.float().mean().item()/40) for clip in drawn}
     assert means >= {0, 5}  # training crops reach both ends
 
 

@@ -8,6 +8,7 @@ from tables import FEW_DIGITS, groups_of
 from sdfast.data import digits
 from sdfast.data.datasets import create_task, moving_digits
 from sdfast.data.video import VideoFile
+from sdfast.errors import InputError
 
 
 @pytest.fixture
@@ -39,6 +40,17 @@ def test_specs_name_the_parts(tmp_path, few, monkeypatch):
         assert task.name == f'moving_digits:{part}'
         assert set(task.vocab) == set(classes)
     create_task.cache_clear()
+
+
+def test_errors_are_one_clear_line(clips, tmp_path):
+    errors = {
+        'known are moving_digits': lambda: create_task('ucf'),
+        'needs a path': lambda: create_task('folder'),
+        "unknown option 'sed'": lambda: create_task(f'folder:{clips},sed=1'),
+        "parts source, target, motion, digit, not 'x'": lambda: moving_digits(tmp_path, 'x')}
+    for word, call in errors.items():
+        with pytest.raises(InputError, match=word) as e: call()
+        assert '\n' not in str(e.value)
 
 
 MAKE = """

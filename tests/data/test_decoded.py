@@ -1,4 +1,6 @@
-"Decoded videos are decoded once, are what a reader gets, follow the content of the files, and nothing that happens to their folder changes a batch."
+"""Shared videos are decoded once, equal what a reader gets and follow the content of the files.
+
+Nothing that happens to their folder changes a batch."""
 import copy
 import os
 import pickle
@@ -59,7 +61,8 @@ def test_frames_are_those_of_a_reader(some, tmp_path, size, no_decoder):
     no_decoder()
     again = opened(some[::-1], tmp_path/'d', size)  # another order is the same set
     assert all(torch.equal(again(p, size), d(p, size)) for p in some)
-    if sys.platform.startswith('linux'): assert str(files(tmp_path/'d')[0]) in Path('/proc/self/maps').read_text()  # mapped, not read
+    if sys.platform.startswith('linux'):  # mapped, not read
+        assert str(files(tmp_path/'d')[0]) in Path('/proc/self/maps').read_text()
     again(some[0], size).zero_()  # not to be done, but others do not see it
     assert d(some[0], size).any()
     assert opened(some, tmp_path/'d', size)(some[0], size).any()
@@ -114,7 +117,8 @@ def test_the_same_bytes_under_another_suffix_are_another_video(some, tmp_path):
     twin, other = tmp_path/'twin.mp4', tmp_path/'other.mkv'
     for p in (twin, other): shutil.copy(some[0], p)
     d = opened([some[0], str(twin), str(other)], tmp_path/'d')
-    with safe_open(files(tmp_path/'d')[0], 'pt') as f: assert sorted(Path(k).suffix for k in f.keys()) == ['.mkv', '.mp4']
+    with safe_open(files(tmp_path/'d')[0], 'pt') as f: suffixes = sorted(Path(k).suffix for k in f.keys())
+    assert suffixes == ['.mkv', '.mp4']
     assert d(str(twin), 24) is d(some[0], 24)
 
 
@@ -126,7 +130,8 @@ def test_a_damaged_file_is_made_again(some, tmp_path, what):
     data[-7] ^= 1
     file.unlink()  # the tests' tensors map the old one
     file.write_bytes(dict([('a byte', bytes(data)), ('the end', bytes(data[:-100])), ('all', b'')])[what])
-    file.with_name('videos-ffffffffffffffff.safetensors').write_bytes(data)  # of another set of what can be decoded, it must not be looked at for ever
+    # one of another name, which must not be tried again and again
+    file.with_name('videos-ffffffffffffffff.safetensors').write_bytes(data)
     again = opened(some, tmp_path/'d')
     assert all(torch.equal(again(p, 24), w) for p, w in zip(some, want))
     assert files(tmp_path/'d') == [file]
@@ -137,7 +142,8 @@ def test_what_cannot_be_decoded_whole_is_left_out(some, tmp_path, shared):
     bad, left = tmp_path/'bad.mp4', 0
     bad.write_bytes(Path(some[0]).read_bytes()[:300])
     os.mkfifo(tmp_path/'pipe.mp4')
-    paths = [*some, str(bad), str(tmp_path/'gone.mp4'), str(tmp_path/'pipe.mp4'), *map(str, sorted(p for p in (shared/'torture').rglob('*') if p.is_file() and p.stat().st_size < 2**21))]
+    small = [p for p in sorted((shared/'torture').rglob('*')) if p.is_file() and p.stat().st_size < 2**21]
+    paths = [*some, *map(str, (bad, tmp_path/'gone.mp4', tmp_path/'pipe.mp4', *small))]
     d = opened(paths, tmp_path/'d')
     for p in paths:
         with warnings.catch_warnings():
@@ -175,7 +181,8 @@ def test_a_folder_is_bounded_and_forgets_what_was_not_used(some, tmp_path, monke
     assert first.exists()
     assert not second.exists()
     assert leftover.exists()  # no more than is needed
-    others = place/'films'/'videos.avi', second.parent/'videos.avi', second.parent.with_name('films2')/'tmp'  # the user's own
+    # the user's own
+    others = place/'films'/'videos.avi', second.parent/'videos.avi', second.parent.with_name('films2')/'tmp'
     for f in others:
         f.parent.mkdir(exist_ok=True)
         f.write_bytes(bytes(10**6))
@@ -187,7 +194,8 @@ def test_a_folder_is_bounded_and_forgets_what_was_not_used(some, tmp_path, monke
     assert not leftover.exists()
     assert len(files(place)) == 1
     assert all(f.exists() for f in others)
-    with pytest.warns(UserWarning, match='more than'): opened(some[:4], place, 28)  # too large for all: nothing goes for it
+    with pytest.warns(UserWarning, match='more than'):  # too large even if all others are removed: none is
+        opened(some[:4], place, 28)
     assert len(files(place)) == 1
 
 
@@ -244,7 +252,8 @@ def test_batches_are_the_same(clips, tmp_path, kwargs, monkeypatch):
     for name in ('made', 'read'):
         got = batches(task, decoded=tmp_path/'d', **kwargs)
         assert len(got) == len(want) == 4 and all(torch.equal(a, b) for a, b in zip(got, want)), name
-        monkeypatch.setattr(VideoFile, 'read', lambda *args: 1/0)  # but for the item that fastai looks at, which is kept by now
+        # the item that fastai looks at when a loader is made is kept by now
+        monkeypatch.setattr(VideoFile, 'read', lambda *args: 1/0)
     assert len(files(tmp_path/'d')) == 1
 
 
@@ -259,7 +268,12 @@ def test_loaders_alone_decode_nothing(clips, tmp_path):
     assert not task.dls(frames=4, size=24, bs=4, workers=1, decoded=tmp_path/'d').train.after_item[0].cache
 
 
-@pytest.mark.parametrize('how', ['a file is there', 'no room', 'it cannot be written', 'full'])
+# what is wrong with the folder -> what the warning says
+NO_PLACE = {'a file is there': 'cannot be made', 'no room': 'nearly full', 'it cannot be written': 'Input/output error',
+            'full': 'No space left'}
+
+
+@pytest.mark.parametrize('how', NO_PLACE)
 def test_without_a_place_batches_are_the_same(clips, tmp_path, how, monkeypatch):
     task, place = Task.from_folder(clips, group=r'(p\d)_').hold_out(.3), tmp_path/'d'
     want = batches(task)
@@ -268,10 +282,11 @@ def test_without_a_place_batches_are_the_same(clips, tmp_path, how, monkeypatch)
     if how in ('it cannot be written', 'full'):
         def fail(videos, file):
             Path(file).write_bytes(b'a part')
-            raise OSError(5, 'Input/output error') if how != 'full' else SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')
+            if how != 'full': raise OSError(5, 'Input/output error')
+            raise SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')
         monkeypatch.setattr(decoded, 'save_file', fail)
-    why = {'a file is there': 'cannot be made', 'no room': 'nearly full', 'it cannot be written': 'Input/output error', 'full': 'No space left'}[how]
-    with pytest.warns(UserWarning, match=f'{re.escape(str(place))}.*{why}.*each process'): got = batches(task, decoded=place)
+    with pytest.warns(UserWarning, match=f'{re.escape(str(place))}.*{NO_PLACE[how]}.*each process'):
+        got = batches(task, decoded=place)
     assert all(torch.equal(a, b) for a, b in zip(got, want))
     assert not list(tmp_path.glob('d/*/*tmp*'))
     assert not files(place)
@@ -298,7 +313,9 @@ print(n[0], sum(int(d(p, 24).long().sum()) for p in sys.argv[3:]))
 
 def start(place, paths, pause, n=1):
     "Processes that begin at once"
-    ps = [subprocess.Popen([sys.executable, '-c', ONE, str(place), str(pause), *paths], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(n)]
+    command = [sys.executable, '-c', ONE, str(place), str(pause), *paths]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    ps = [subprocess.Popen(command, text=True, **pipes) for _ in range(n)]
     for p in ps: assert p.stdout.readline() == 'ready\n'
     for p in ps:
         p.stdin.write('go\n')

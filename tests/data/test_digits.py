@@ -21,9 +21,13 @@ def test_what_a_part_does_not_ask_for_varies(tmp_path, few, monkeypatch):
     "Digits of `motion` and motions of `digit`; all images of a class of `digit` are of that digit"
     from sklearn.datasets import load_digits
     drawn, draw, truth = [], digits._draw, load_digits().target
-    monkeypatch.setattr(digits, '_draw', lambda rng, image, motion: drawn.append(str(motion)) or draw(rng, image, motion))
+    def noted(rng, image, motion):
+        drawn.append(str(motion))
+        return draw(rng, image, motion)
+    monkeypatch.setattr(digits, '_draw', noted)
     for part in digits.PARTS: digits.write_moving_digits(tmp_path/part, part)
-    table = pd.concat([pd.read_csv(tmp_path/part/'manifest.csv').assign(part=part) for part in digits.PARTS], ignore_index=True)
+    tables = [pd.read_csv(tmp_path/part/'manifest.csv').assign(part=part) for part in digits.PARTS]
+    table = pd.concat(tables, ignore_index=True)
     table['motion'], table['digit'] = drawn, truth[table.group.str.removeprefix('image').astype(int)]
     motion, digit = table[table.part == 'motion'], table[table.part == 'digit']
     assert (motion.label == 'any_' + motion.motion).all()
@@ -35,7 +39,8 @@ def test_what_a_part_does_not_ask_for_varies(tmp_path, few, monkeypatch):
 def test_new_parts_and_splits_left_the_old_clips_as_they_were(tmp_path, few, monkeypatch):
     for part in ('source', 'target'): digits.write_moving_digits(tmp_path/'all'/part, part)
     monkeypatch.setattr(digits, 'PARTS', dict(source=digits.SOURCE, target=digits.TARGET))
-    monkeypatch.setattr(digits, 'CLIPS', {p:{s:n for s, n in FEW_DIGITS[p].items() if (p, s) != ('source', 'valid')} for p in ('source', 'target')})
+    without_valid = dict(train=FEW_DIGITS['source']['train'], test=FEW_DIGITS['source']['test'])
+    monkeypatch.setattr(digits, 'CLIPS', dict(source=without_valid, target=FEW_DIGITS['target']))
     for part in ('source', 'target'): digits.write_moving_digits(tmp_path/'old'/part, part)
     old = [p.relative_to(tmp_path/'old') for p in (tmp_path/'old').rglob('*.mp4')]
     assert len(old) == 220

@@ -29,7 +29,10 @@ def test_loaders_keep_only_what_does_not_change(clips):
     assert not task.dls(frames=4, size=24, bs=4, workers=1).train.after_item[0].cache
 
 
-@pytest.mark.parametrize('kwargs', [dict(), dict(flip=True, area=(.3, 1.)), dict(k=2), dict(tfms=[ClipTransform([Flip()])])], ids=str)
+LOADERS = [dict(), dict(flip=True, area=(.3, 1.)), dict(k=2), dict(tfms=[ClipTransform([Flip()])])]
+
+
+@pytest.mark.parametrize('kwargs', LOADERS, ids=str)
 def test_videos_in_memory_are_the_batches_of_any_loader(clips, kwargs, monkeypatch):
     "`CachedDL` makes items by itself; fastai's own way makes the same, draw by draw"
     task = Task.from_folder(clips, group=r'(p\d)_').hold_out(.3)

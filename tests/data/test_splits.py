@@ -28,7 +28,8 @@ def test_the_last_resort_takes_the_smallest_groups_that_can_be_spared(seed, monk
 
 
 def test_rows_that_are_all_groups_of_their_own_are_stratified_exactly():
-    df = pd.DataFrame(dict(label=[f'c{i%3 if i < 900 else 0}' for i in range(1000)], group=[f'g{i}' for i in range(1000)]))
+    labels = [f'c{i%3 if i < 900 else 0}' for i in range(1000)]
+    df = pd.DataFrame(dict(label=labels, group=[f'g{i}' for i in range(1000)]))
     chosen = df.iloc[split_groups(df, .2, 0, 'x')]
     assert chosen.label.value_counts().to_dict() == dict(c0=80, c1=60, c2=60)
 
@@ -50,8 +51,9 @@ def test_groups_never_straddle(rows, frac, seed):
 
 
 def test_where_every_balanced_fold_has_all_groups_of_a_class():
-    counts = {('a', 0): 1, ('a', 3): 10, ('a', 4): 1, ('b', 0): 2, ('b', 2): 1, ('b', 3): 1, ('c', 2): 1, ('c', 3): 10, ('d', 0): 1, ('d', 1): 2}
-    df, _ = frame([(*at, n) for at, n in counts.items()])
+    rows = [('a', 0, 1), ('a', 3, 10), ('a', 4, 1), ('b', 0, 2), ('b', 2, 1), ('b', 3, 1), ('c', 2, 1), ('c', 3, 10),
+            ('d', 0, 1), ('d', 1, 2)]
+    df, _ = frame(rows)
     for seed in range(8):
         chosen = split_groups(df, .5, seed, 'x')
         rest = df.drop(index=chosen)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tables import ODD_CLASSES, ROWS, frame, groups_of
 from videos import BROKEN
 
-from sdfast.data.datasets import create_task, moving_digits
+from sdfast.data.datasets import create_task
 from sdfast.data.task import Task
 from sdfast.data.video import VideoFile
 from sdfast.errors import InputError
@@ -51,8 +51,12 @@ def test_folder_with_train_and_test(clips, tmp_path):
     with pytest.raises(InputError, match="'p0' is in both"): Task.from_folder(tmp_path, group=r'(p\d)_')
 
 
-@given(st.dictionaries(st.sampled_from('abcd'), st.dictionaries(st.integers(0, 7), st.sampled_from([1, 1, 2, 9]), min_size=2, max_size=5), min_size=1),
-       st.lists(st.tuples(st.sampled_from('abcd'), st.integers(8, 11), st.integers(1, 3)), max_size=6), st.floats(.05, .5), st.integers(0, 5))
+GROUPS = st.dictionaries(st.integers(0, 7), st.sampled_from([1, 1, 2, 9]), min_size=2, max_size=5)  # group -> clips
+CLASSES = st.dictionaries(st.sampled_from('abcd'), GROUPS, min_size=1)
+TEST_ROWS = st.lists(st.tuples(st.sampled_from('abcd'), st.integers(8, 11), st.integers(1, 3)), max_size=6)
+
+
+@given(CLASSES, TEST_ROWS, st.floats(.05, .5), st.integers(0, 5))
 @settings(max_examples=80, deadline=None)
 def test_hold_out_moves_whole_groups_of_train_and_nothing_else(classes, test_rows, frac, seed):
     df, _ = frame([(label, g, n) for label, groups in classes.items() for g, n in groups.items()] + test_rows)
@@ -77,7 +81,10 @@ def test_hold_out_moves_whole_groups_of_train_and_nothing_else(classes, test_row
     assert not task.count('valid')
 
 
-@given(ROWS, st.integers(0, 5), st.dictionaries(st.sampled_from(['train', 'valid', 'test']), st.integers(0, 6)), st.randoms())
+NUMBERS = st.dictionaries(st.sampled_from(['train', 'valid', 'test']), st.integers(0, 6))  # of clips to keep
+
+
+@given(ROWS, st.integers(0, 5), NUMBERS, st.randoms())
 @settings(max_examples=80, deadline=None)
 def test_subset_keeps_so_many_of_each_class(rows, seed, n, rng):
     df, _ = frame(rows)
@@ -86,7 +93,8 @@ def test_subset_keeps_so_many_of_each_class(rows, seed, n, rng):
     assert small.equals(df.loc[small.index])
     assert list(small.index) == sorted(small.index)  # rows as they were, in their order
     want = {at:min(k, n.get(at[0], k)) for at, k in collections.Counter(zip(df.split, df.label)).items()}
-    assert collections.Counter(zip(small.split, small.label)) == collections.Counter({at:k for at, k in want.items() if k})
+    want = {at:k for at, k in want.items() if k}
+    assert collections.Counter(zip(small.split, small.label)) == want
     assert small.equals(Task('x', df).subset(seed, **n).df)
     more = Task('x', df).subset(seed, **{s:k + 1 for s, k in n.items()}).df
     assert set(small.index) <= set(more.index)  # growing it changes none of it
@@ -98,7 +106,10 @@ def test_another_seed_is_another_subset():
     assert len({tuple(Task('x', df).subset(seed, train=3).df.index) for seed in range(6)}) > 3
 
 
-@given(st.lists(st.tuples(st.sampled_from('abc'), st.integers(0, 6), st.integers(0, 9)), min_size=1, max_size=40, unique=True), st.booleans(), st.floats(.1, .5), st.integers(0, 3))
+FILE = st.tuples(st.sampled_from('abc'), st.integers(0, 6), st.integers(0, 9))  # class, group and number
+
+
+@given(st.lists(FILE, min_size=1, max_size=40, unique=True), st.booleans(), st.floats(.1, .5), st.integers(0, 3))
 @settings(max_examples=50, deadline=None)
 def test_folders_split_by_the_group_in_the_name(files, by_group, frac, seed):
     with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as m:
@@ -127,11 +138,13 @@ def test_folders_split_by_the_group_in_the_name(files, by_group, frac, seed):
 
 @pytest.fixture
 def table(clips, tmp_path):
-    "A csv of the clips with splits a and b and `test_x`, and a function that writes a changed one"
-    rows = [(f'{p.parent.name}/{p.name}', p.parent.name, ('train', 'extra', 'test_x')[int(p.stem[1]) % 3], p.stem[:2]) for p in sorted(clips.rglob('*.mp4'))]
+    "A function that writes a csv of the clips with splits train, extra and test_x, with some columns changed"
+    rows = []
+    for p in sorted(clips.rglob('*.mp4')):
+        split = ('train', 'extra', 'test_x')[int(p.stem[1]) % 3]
+        rows.append((str(p), p.parent.name, split, p.stem[:2]))
     def write(**changes):
         df = pd.DataFrame(rows, columns=['path', 'label', 'split', 'group'])
-        df['path'] = [str(clips/p) for p in df.path]
         for k, v in changes.items():
             if v is None: df = df.drop(columns=k)
             else: df[k] = v(df)
@@ -149,13 +162,18 @@ def test_csv_splits(table):
     assert (task.count('train'), task.count('test')) == (12, 4)
     assert create_task(f'csv:{table()},train=train+extra,test=test_x').df.equals(task.df)
     assert Task.from_csv(table(), valid='extra').count('valid') == 4
-    assert groups_of(Task.from_csv(table(group=None)), 'test') != groups_of(task, 'test')  # without the column each file is a group
+    # without the column each file is a group
+    assert groups_of(Task.from_csv(table(group=None)), 'test') != groups_of(task, 'test')
 
 
 @pytest.mark.parametrize('changes,kwargs,word', [
-    ({}, dict(test='nope'), "no split 'nope'"), ({}, dict(train='test_x'), 'named both'), (dict(label=None), {}, "no column 'label'"),
-    (dict(split=lambda d: 'train'), {}, 'begins with test'), (dict(label=lambda d: 'one'), {}, 'only one class'),
-    (dict(label=lambda d: ['lonely', *d.label[1:]]), {}, "'lonely' has one clip"), (dict(path=lambda d: d.path + 'x'), {}, 'none of its 12 videos'),
+    ({}, dict(test='nope'), "no split 'nope'"),
+    ({}, dict(train='test_x'), 'named both'),
+    (dict(label=None), {}, "no column 'label'"),
+    (dict(split=lambda d: 'train'), {}, 'begins with test'),
+    (dict(label=lambda d: 'one'), {}, 'only one class'),
+    (dict(label=lambda d: ['lonely', *d.label[1:]]), {}, "'lonely' has one clip"),
+    (dict(path=lambda d: d.path + 'x'), {}, 'none of its 12 videos'),
     (dict(label=lambda d: [f'{l}{s}' for l, s in zip(d.label, d.split)]), {}, 'no train clip')])
 def test_csv_errors_are_one_clear_line(table, changes, kwargs, word):
     with pytest.raises(InputError, match=word) as e: Task.from_csv(table(**changes), **kwargs)
@@ -165,12 +183,16 @@ def test_csv_errors_are_one_clear_line(table, changes, kwargs, word):
 def test_folder_errors_are_one_clear_line(clips, tmp_path):
     (tmp_path/'empty/a').mkdir(parents=True)
     (tmp_path/'empty/a/readme.txt').write_text('x')
-    for call, word in [(lambda: Task.from_folder(tmp_path/'nope'), 'does not exist'), (lambda: Task.from_folder(tmp_path/'empty'), 'no videos'),
-                       (lambda: Task.from_folder(clips, group='p('), 'not a regular expression'), (lambda: Task.from_folder(clips, group='p'), 'needs a parenthesis'),
-                       (lambda: Task.from_folder(clips, group='(zzz)'), 'does not match 16 of 16'), (lambda: Task.from_folder(clips, test_frac=2), 'between 0 and 1'),
-                       (lambda: Task.from_folder(clips, group='(down|right)'), 'at least two groups'), (lambda: Task.from_csv(tmp_path/'no.csv'), 'does not exist'),
-                       (lambda: create_task('ucf'), 'known are moving_digits'), (lambda: create_task('folder'), 'needs a path'),
-                       (lambda: create_task(f'folder:{clips},sed=1'), "unknown option 'sed'"), (lambda: moving_digits(tmp_path, 'x'), "parts source, target, motion, digit, not 'x'")]:
+    errors = {
+        'does not exist': lambda: Task.from_folder(tmp_path/'nope'),
+        'no videos': lambda: Task.from_folder(tmp_path/'empty'),
+        'not a regular expression': lambda: Task.from_folder(clips, group='p('),
+        'needs a parenthesis': lambda: Task.from_folder(clips, group='p'),
+        'does not match 16 of 16': lambda: Task.from_folder(clips, group='(zzz)'),
+        'between 0 and 1': lambda: Task.from_folder(clips, test_frac=2),
+        'at least two groups': lambda: Task.from_folder(clips, group='(down|right)'),
+        'csv file .* does not exist': lambda: Task.from_csv(tmp_path/'no.csv')}
+    for word, call in errors.items():
         with pytest.raises(InputError, match=word) as e: call()
         assert '\n' not in str(e.value)
 
@@ -212,13 +234,16 @@ def test_fingerprint_follows_contents(table):
 
 def test_subset(clips):
     task = Task.from_folder(clips).subset(train=2, test=1)
-    assert task.df.groupby(['split', 'label']).size().to_dict() == {('test', 'down'): 1, ('test', 'right'): 1, ('train', 'down'): 2, ('train', 'right'): 2}
+    counts = task.df.groupby(['split', 'label']).size().to_dict()
+    assert counts == {('test', 'down'): 1, ('test', 'right'): 1, ('train', 'down'): 2, ('train', 'right'): 2}
 
 
 def test_all_files_in_one_data_set(shared, torture_folder):
-    assert len(list(torture_folder.rglob('*.*'))) == len([f for d in ('real', 'made') for f in (shared/'torture'/d).iterdir()]) == 42
+    files = [f for folder in ('real', 'made') for f in (shared/'torture'/folder).iterdir()]
+    assert len(list(torture_folder.rglob('*.*'))) == len(files) == 42
     task = Task.from_folder(torture_folder)
-    assert sorted(Path(p).name.removesuffix('.mp3.mp4') for p in task.skipped) == sorted(Path(n).name.removesuffix('.mp3') for n in BROKEN)
+    skipped = sorted(Path(p).name.removesuffix('.mp3.mp4') for p in task.skipped)
+    assert skipped == sorted(Path(n).name.removesuffix('.mp3') for n in BROKEN)
     assert all(task.skipped.values())
     assert '4 skipped' in task.describe()
     assert len(task.df) == 38
@@ -228,8 +253,9 @@ def test_all_files_in_one_data_set(shared, torture_folder):
         seen = torch.cat([y for _, y in task.dl(dls, 'train', 'test')])
         assert sum(len(x) for x, _ in dls.train) == task.count('train')//4*4
     assert [dls.vocab[i] for i in seen] == [label for _, label in task.items('train', 'test')]
-    told = {str(w.message).split(': ')[0] for w in caught if 'cannot be decoded' in str(w.message) or 'skipped' in str(w.message)}
-    assert [Path(p).name for p in told] == ['corrupted.mp4']  # 28 of its 50 frames
+    messages = [str(w.message) for w in caught]
+    named = {m.split(': ')[0] for m in messages if 'cannot be decoded' in m or 'skipped' in m}
+    assert [Path(p).name for p in named] == ['corrupted.mp4']  # 28 of its 50 frames
 
 
 def test_paths_that_leave_the_folder_of_the_csv(class_csv, clips):
@@ -243,7 +269,8 @@ def test_paths_that_leave_the_folder_of_the_csv(class_csv, clips):
     assert create_task(f'csv:{file},outside=1').df.equals(task.df)
     assert not any('..' in p for p in task.df.path)
     with pytest.raises(InputError, match='outside its own folder'): create_task(f'csv:{file},outside=0')
-    for fine in ('{}', './{}', 'down/../{}', str(clips)+'/{}', f'{clips}/../{clips.name}/{{}}'): assert len(Task.from_csv(class_csv(['a', 'b'], fine.format)).df) == 4
+    for inside in ('{}', './{}', 'down/../{}', str(clips)+'/{}', f'{clips}/../{clips.name}/{{}}'):
+        assert len(Task.from_csv(class_csv(['a', 'b'], inside.format)).df) == 4
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='names files by bytes')
@@ -251,9 +278,11 @@ def test_folders_and_files_whose_names_are_no_text_or_formulas(clips, tmp_path):
     root = tmp_path/'c'
     shutil.copytree(clips, root)
     files = sorted((root/'down').iterdir())
-    for f, name in zip(files, (b'a\xff.mp4', b'b\n.mp4', b'c;=1+1.mp4', b'd;-)_.mp4', b'e;@x.mp4', b'=f.mp4')): os.rename(f, os.path.join(os.fsencode(f.parent), name))
+    names = b'a\xff.mp4', b'b\n.mp4', b'c;=1+1.mp4', b'd;-)_.mp4', b'e;@x.mp4', b'=f.mp4'  # hmdb51 has such smileys
+    for f, name in zip(files, names): os.rename(f, os.path.join(os.fsencode(f.parent), name))
     task = Task.from_folder(root)
-    assert sorted(p.rsplit('/', 1)[1] for p in task.skipped) == ['a\\udcff.mp4', 'b\\n.mp4', 'c;=1+1.mp4', 'e;@x.mp4']  # hmdb51 has files with such a smiley
+    skipped = sorted(p.rsplit('/', 1)[1] for p in task.skipped)
+    assert skipped == ['a\\udcff.mp4', 'b\\n.mp4', 'c;=1+1.mp4', 'e;@x.mp4']
     assert all('rename it' in w for w in task.skipped.values())
     assert ''.join(task.skipped).isprintable()
     os.rename(root/'down', os.fsencode(root) + b'/d\xff')
@@ -267,3 +296,10 @@ def test_notes_escape_names(class_csv):
     df.to_csv(file, index=False)
     task = Task.from_csv(file, test='<b>test</b>')
     assert task.notes == (r'test is \<b\>test\</b\>', r'test has no clip of \<script\>alert(1)\</script\>')
+
+
+
+def test_order_of_classes_without_an_official_one():
+    df = pd.DataFrame(dict(path=['a', 'b'], label=['b', 'a'], split='train', group=['x', 'y']))
+    assert Task('t', df).vocab == ['a', 'b']
+    assert Task('t', df, classes=('c', 'b', 'a')).vocab == ['b', 'a']

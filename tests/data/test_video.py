@@ -50,22 +50,33 @@ def test_frames_equal_a_full_decode(shared, name):
 
 @pytest.mark.parametrize('name', TORTURE)
 def test_pixels_are_those_of_the_straightforward_path(shared, name):
-    "Packed RGB, frame by frame: with all that makes swscale exact, which its default is not, or unscaled its default to the bit"
+    """Packed RGB, frame by frame: scaled with all flags that make swscale exact, which it is not by default.
+
+    Unscaled frames equal the default bit for bit."""
     v = VideoFile(shared/'torture'/name)
     with av.open(str(v)) as f: frames = list(islice(f.decode(video=0), 3))
-    exact = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
+    exact = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT
+    exact |= Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
     for size in (33, 64, 128, None):  # widths even and odd
         got = v.read(range(len(frames)), size).permute(0, 2, 3, 1).numpy().astype(int)
-        off = abs(got - np.stack([upright(x, v, size, 'rgb24', interpolation=exact if size and got.shape[1:3] != (x.height, x.width) else None) for x in frames]))
+        want = []
+        for x in frames:
+            scaled = size and got.shape[1:3] != (x.height, x.width)
+            want.append(upright(x, v, size, 'rgb24', interpolation=exact if scaled else None))
+        off = abs(got - np.stack(want))
         assert off.max() <= bool(size)
         assert off.mean() < .02
 
 
 def test_colours_follow_the_formula(shared):
-    "Against ITU-R BT.601 in float, the chroma planes scaled as the luma is; swscale's default conversion of even widths is 2 levels too dark"
+    """ITU-R BT.601 in float, the chroma planes scaled like the luma.
+
+    swscale's default conversion of even widths is 2 levels too dark."""
     path = shared/'torture/real/v_Punch_g03_c01.avi'
     with av.open(str(path)) as f:
-        y, u, v = (torch.from_numpy(np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, :p.width].astype(np.float32))[None, None] for p in next(f.decode(video=0)).planes)
+        planes = next(f.decode(video=0)).planes
+        y, u, v = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, :p.width] for p in planes)
+    y, u, v = (torch.from_numpy(x.astype(np.float32))[None, None] for x in (y, u, v))
     for size in (120, 119):
         w, h = VideoFile(path).scaled(size)
         a, b, c = (interpolate(x, (h, w), mode='bilinear', antialias=True)[0, 0] for x in (y, u, v))
@@ -96,14 +107,19 @@ def test_skipping_frames_that_no_other_is_made_from(shared, monkeypatch):
 
 
 def test_an_mp4_is_opened_without_a_look_at_its_frames(shared, monkeypatch):
-    "And once more with one where frames are missing, as from a file that does not tell how far they are out of order"
-    v, probed, loses, want = VideoFile(shared/'torture/made/mp4_named_as.avi'), [], False, [5, 9, 20]
-    frames, opened, full = video_module.decode_frames, video_module.open_video, decode_all(shared/'torture/made/mp4_named_as.avi', v, 24)
+    "It is opened again, with a look, if frames are missing: a file may not say how far they are out of order"
+    v = VideoFile(shared/'torture/made/mp4_named_as.avi')
+    full, want = decode_all(v, v, 24), [5, 9, 20]
+    decode_frames, open_video = video_module.decode_frames, video_module.open_video
+    probed, loses = [], False
     def noted(path, format=None, probe=True):
         probed.append(probe)
-        return opened(path, format, probe)
+        return open_video(path, format, probe)
+    def lossy(*args):
+        for i, x in enumerate(decode_frames(*args)):
+            if not (loses and i > 1 and not probed[-1]): yield x
     monkeypatch.setattr(video_module, 'open_video', noted)
-    monkeypatch.setattr(video_module, 'decode_frames', lambda *args: (x for i, x in enumerate(frames(*args)) if not (loses and i > 1 and not probed[-1])))
+    monkeypatch.setattr(video_module, 'decode_frames', lossy)
     for loses, how in ((False, [False]), (True, [False, True])):
         probed.clear()
         np.testing.assert_array_equal(v.read(want, 24).permute(0, 2, 3, 1).numpy(), full[want])
@@ -113,15 +129,20 @@ def test_an_mp4_is_opened_without_a_look_at_its_frames(shared, monkeypatch):
 def by_definition(frame):
     "RGB of a planar YUV frame by ITU-R BT.601 or 709, in floats; chroma is repeated, not interpolated"
     ten = '10' in frame.format.name
-    y, u, v = (np.frombuffer(p, np.uint16 if ten else np.uint8).reshape(p.height, -1)[:, :p.width]/(4. if ten else 1.) for p in frame.planes)
-    full, (kr, kb) = frame.color_range == 2, (.2126, .0722) if frame.colorspace == 1 else (.299, .114)
-    u, v = ((np.kron(c, np.ones((2, 2) if c.shape != y.shape else (1, 1))) - 128)/(255 if full else 224) for c in (u, v))
+    kind, scale = (np.uint16, 4.) if ten else (np.uint8, 1.)
+    y, u, v = (np.frombuffer(p, kind).reshape(p.height, -1)[:, :p.width]/scale for p in frame.planes)
+    full = frame.color_range == 2
+    kr, kb = (.2126, .0722) if frame.colorspace == 1 else (.299, .114)
+    repeat = np.ones((1, 1) if u.shape == y.shape else (2, 2))
+    u, v = ((np.kron(c, repeat) - 128)/(255 if full else 224) for c in (u, v))
     y = y/255 if full else (y - 16)/219
     r, b = y + 2*(1 - kr)*v, y + 2*(1 - kb)*u
     return 255*np.stack([r, (y - kr*r - kb*b)/(1 - kr - kb), b]).clip(0, 1)
 
 
-@pytest.mark.parametrize('name', ['real/h264_10bits.mp4', 'real/h265_10bits.mp4', 'real/bt709_full_range.mp4', 'real/var_fps_video.mp4', 'made/odd_161x121.mkv'])
+@pytest.mark.parametrize('name', [
+    'real/h264_10bits.mp4', 'real/h265_10bits.mp4', 'real/bt709_full_range.mp4', 'real/var_fps_video.mp4',
+    'made/odd_161x121.mkv'])
 def test_colours_are_those_of_the_standard(shared, name):
     "10 bits, full range, odd sizes: most pixels within two levels; at edges chroma is interpolated"
     with av.open(str(shared/'torture'/name)) as f: want = by_definition(next(f.decode(video=0)))
@@ -160,7 +181,8 @@ def test_rotated_phone_video_stands_upright_and_keeps_its_aspect(shared):
     assert VideoFile(shared/'torture/made/anamorphic_sar_64_45.mkv').scaled(None) == (455, 240)
 
 
-@pytest.mark.parametrize('codec,quality', [('mpeg4', dict(flags='+qscale', global_quality='118')), ('libx264', dict(crf='4', bf='3'))])
+@pytest.mark.parametrize('codec,quality', [
+    ('mpeg4', dict(flags='+qscale', global_quality='118')), ('libx264', dict(crf='4', bf='3'))])
 def test_written_numbers_are_read_back(tmp_path, codec, quality):
     path = tmp_path/'x.mp4'
     with av.open(str(path), 'w') as f:
@@ -226,8 +248,10 @@ def test_all_frames_are_in_order_whatever_the_container_does(tmp_path):
     assert torch.equal(v.whole(), v.read(np.arange(8)))
 
 
-def test_behind_a_broken_part_reading_begins_at_the_key_frame_before_the_clip(tmp_path):
-    "Not at the file's first: what is broken far before does not matter, and the frame that stands in is of the same group of pictures"
+def test_after_a_broken_part_reading_begins_at_the_key_frame_before_the_clip(tmp_path):
+    """Not at the file's first key frame: what is broken long before the clip does not matter.
+
+    The frame that replaces a broken one is of the same group of pictures."""
     path, noise = tmp_path/'x.mp4', np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     with av.open(str(path), 'w') as f:
         s = f.add_stream('libx264', rate=25, options={'x264-params': 'keyint=12:scenecut=0', 'bf': '0'})

@@ -34,7 +34,8 @@ def test_odd_class_names_stay_names(class_csv, tmp_path, monkeypatch):
     row = execute(run, tmp_path/'out')
     assert row['status'] == 'ok', row['error']
     assert [p for p in sorted(tmp_path.rglob('*')) if not p.is_relative_to(tmp_path/'out')] == before
-    assert {p.name for p in (tmp_path/'out').rglob('*') if p.is_file()} - {'.lock'} == {'run.json', 'epochs.csv', 'scores.csv', 'log.txt', 'result.json'}
+    written = {p.name for p in (tmp_path/'out').rglob('*') if p.is_file()} - {'.lock'}
+    assert written == {'run.json', 'epochs.csv', 'scores.csv', 'log.txt', 'result.json'}
     pd.DataFrame([row]).to_csv(tmp_path/'out/runs.csv', index=False)
     for _, cell in cells(tmp_path/'out'): assert not FORMULA.search(cell) or cell in ('-1', '+1.5')
     scores = pd.read_csv(tmp_path/'out/runs'/row['key']/'scores.csv', dtype=dict(label=str))

@@ -36,5 +36,6 @@ def write_class_csv(clips, folder, labels, path=lambda p: p, split='test'):
     for i, label in enumerate(labels):
         rows.append((path(str(files[2*i])), label, 'train'))
         rows.append((path(str(files[2*i + 1])), label, split))
-    with open(folder/'t.csv', 'w', newline='', encoding='utf-8') as f: csv.writer(f, quoting=csv.QUOTE_ALL).writerows(rows)
-    return folder/'t.csv'
+    file = folder/'t.csv'
+    with open(file, 'w', newline='', encoding='utf-8') as f: csv.writer(f, quoting=csv.QUOTE_ALL).writerows(rows)
+    return file
