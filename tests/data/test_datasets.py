@@ -65,7 +65,7 @@ print(moving_digits(sys.argv[1]).fingerprint)
 def test_two_processes_at_once(tmp_path):
     command = [sys.executable, '-c', MAKE, str(tmp_path), repr(FEW_DIGITS)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    prints = {p.communicate(timeout=120)[0] for p in both}
+    prints = {p.communicate(timeout=400)[0] for p in both}
     assert [p.returncode for p in both] == [0, 0]
     assert len(prints) == 1
     assert [p.name for p in tmp_path.iterdir()] == ['moving_digits-2']

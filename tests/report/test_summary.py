@@ -1,18 +1,16 @@
 "What a study of classes with odd names writes, and what is read back."
 import csv
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from tables import ODD_CLASSES
 
 from sdfast.data.text import FORMULA
+from sdfast.report.paper import right_answers
 from sdfast.report.summary import answered_right, mcnemar_of_runs
 from sdfast.study.config import Run
 from sdfast.study.execute import execute
-
-EXPERIMENTS = Path(__file__).parents[2]/'experiments'
 
 
 def cells(folder):
@@ -41,8 +39,6 @@ def test_odd_class_names_stay_names(class_csv, tmp_path, monkeypatch):
     scores = pd.read_csv(tmp_path/'out/runs'/row['key']/'scores.csv', dtype=dict(label=str))
     assert list(scores.columns[2:]) == sorted(ODD_CLASSES)
     assert list(scores.label) == ODD_CLASSES
-    monkeypatch.syspath_prepend(EXPERIMENTS)
-    from paper_tables import right
-    assert right(tmp_path/'out', row, False).mean() == pytest.approx(row['acc1'])
+    assert right_answers(tmp_path/'out', row, 'last').mean() == pytest.approx(row['acc1'])
     runs = pd.DataFrame([row])
     assert mcnemar_of_runs(partial(answered_right, tmp_path/'out'), runs, runs.set_index('seed')) == 1
