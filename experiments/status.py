@@ -1,4 +1,4 @@
-"""How far is a study? For another terminal.
+"""How far is a study, what runs, and what failed? For another terminal.
 
     python experiments/status.py runs/compare              # once
     python experiments/status.py runs/compare --every 5    # again every 5 seconds, until Ctrl-C"""
