@@ -2,7 +2,7 @@
 
     python experiments/pretrain.py --method rspnet               # on the source videos of the embedded task
     python experiments/pretrain.py --method pace --task videos:FOLDER --model r2plus1d
-    python experiments/compare.py --init runs/pretrain/KEY/weights.safetensors --source-epochs 0      # fine-tune the result
+    python experiments/compare.py --init runs/pretrain/KEY/weights.safetensors --source-epochs 0
 
 Hyper-parameters are those of each method's reference code, or for `moving_digits` (8 frames of 40x40) what fits it;
 options replace them. Labels of a task are not used. Writes a folder for each setting to --out: weights.safetensors
