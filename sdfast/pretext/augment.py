@@ -1,4 +1,4 @@
-"Augmentation of clips: torchvision's `ColorJitter`, drawn for each clip or each frame of a batch at once; blur and solarisation."
+"Augmentation of clips: torchvision's `ColorJitter` drawn for each clip or frame of a batch, blur and solarisation."
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +12,6 @@ from ..errors import InputError
 __all__ = ['to_grey', 'jitter_colours', 'ColourJitter', 'Blur', 'Solarise']
 
 
-
 def to_grey(
     x:torch.Tensor, # RGB
 )->torch.Tensor: # In the range of `x`
@@ -21,32 +20,39 @@ def to_grey(
     return (.2989*r + .587*g + .114*b).unsqueeze(-3)
 
 
+def _mix(x, other, factor): return (factor*x + (1 - factor)*other).clamp(0, 1)
+
+
+def _turn_hue(x, turn):
+    "Add `turn`, a part of a full turn, to the hue"
+    hsv = rgb2hsv(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
+    hue = (hsv.select(-3, 0).unsqueeze(-3) + turn) % 1
+    return hsv2rgb(torch.cat([hue, hsv.narrow(-3, 1, 2)], -3).flatten(0, -4)).unflatten(0, x.shape[:-3])
+
+
 def jitter_colours(
     x:torch.Tensor, # `(..., 3, H, W)` in [0, 1]
     brightness:torch.Tensor|float|None, # Factors that broadcast to `x`, 1 changes nothing; `None` to leave out
     contrast:torch.Tensor|float|None, # The same
     saturation:torch.Tensor|float|None, # The same
-    hue:torch.Tensor|float|None, # What to turn the hue by, of a full turn
-    order:Sequence[int]=(0, 1, 2, 3), # In which they are applied
+    hue:torch.Tensor|float|None, # Turns of the hue, in full turns; `None` to leave out
+    order:Sequence[int]=(0, 1, 2, 3), # In which the four are applied
 )->torch.Tensor: # The shape of `x`
-    "torchvision's adjustments, with factors of their own for each clip or frame"
-    def mix(x, other, f): return (f*x + (1 - f)*other).clamp(0, 1)
-    def turn(x):
-        hsv = rgb2hsv(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
-        h = (hsv.select(-3, 0).unsqueeze(-3) + hue) % 1
-        return hsv2rgb(torch.cat([h, hsv.narrow(-3, 1, 2)], -3).flatten(0, -4)).unflatten(0, x.shape[:-3])
-    steps = [lambda x: x if brightness is None else mix(x, 0., brightness),
-             lambda x: x if contrast is None else mix(x, to_grey(x).mean((-3, -2, -1), keepdim=True), contrast),
-             lambda x: x if saturation is None else mix(x, to_grey(x), saturation),
-             lambda x: x if hue is None else turn(x)]
-    for i in order: x = steps[i](x)
+    "torchvision's adjustments of colour, with separate factors for each clip or frame"
+    for step in order:
+        if step == 0 and brightness is not None: x = _mix(x, 0., brightness)
+        if step == 1 and contrast is not None: x = _mix(x, to_grey(x).mean((-3, -2, -1), keepdim=True), contrast)
+        if step == 2 and saturation is not None: x = _mix(x, to_grey(x), saturation)
+        if step == 3 and hue is not None: x = _turn_hue(x, hue)
     return x
 
 
 class ColourJitter(Transform):
-    """Colours of training clips `(B, K, T, C, H, W)`: jitter with probability `p`, then grey with probability `grey`.
+    """Jitter the colours of training clips `(B, K, T, C, H, W)` with probability `p`, then turn them grey with
+    probability `grey`.
 
-    One draw for each clip, or with `each_frame` for each frame. The order of the four is drawn for each batch."""
+    Drawn for each clip, or with `each_frame` for each frame. The order of the four adjustments is drawn for each
+    batch."""
     order, split_idx = 50, 0  # of floats in [0, 1], before `Normalize` (99)
 
     def __init__(self,
@@ -54,52 +60,61 @@ class ColourJitter(Transform):
         contrast:float=0., # The same
         saturation:float=0., # The same
         hue:float=0., # Turns are from -hue to hue
-        p:float=1., # Of the jitter
+        p:float=1., # Probability of the jitter
         grey:float=0., # Probability of grey
         each_frame:bool=False, # Draw for each frame, not each clip
     ):
-        if min(brightness, contrast, saturation, hue, p, grey) < 0 or hue > .5 or max(p, grey) > 1:
-            raise InputError(f'jitter must be at least 0, hue at most .5, p and grey between 0 and 1, not {brightness}, {contrast}, {saturation}, {hue}, {p} and {grey}')
-        self.factors, self.hue, self.p, self.grey, self.each_frame = (brightness, contrast, saturation), hue, p, grey, each_frame
+        given = brightness, contrast, saturation, hue, p, grey
+        if min(given) < 0 or hue > .5 or max(p, grey) > 1:
+            raise InputError('jitter must be at least 0, hue at most .5, p and grey between 0 and 1, not '
+                             f'{", ".join(map(str, given))}')
+        self.factors, self.hue = (brightness, contrast, saturation), hue
+        self.p, self.grey, self.each_frame = p, grey, each_frame
 
     def encodes(self, x:TensorVideo)->TensorVideo:
         v = x.as_subclass(torch.Tensor)
-        shape = (*v.shape[:3 if self.each_frame else 2], *(1,)*(3 if self.each_frame else 4))
+        drawn = 3 if self.each_frame else 2  # axes with values of their own
+        shape = (*v.shape[:drawn], *(1,)*(6 - drawn))
         def draw(low, high): return torch.empty(shape, device=v.device).uniform_(low, high)
-        some = draw(0, 1) < self.p
-        factors = [torch.where(some, draw(max(0, 1 - f), 1 + f), 1.) if f else None for f in self.factors]
-        hue = torch.where(some, draw(-self.hue, self.hue), 0.) if self.hue else None
-        if any(f is not None for f in [*factors, hue]): v = jitter_colours(v, *factors, hue, torch.randperm(4).tolist())
+        jittered = draw(0, 1) < self.p
+        factors = [torch.where(jittered, draw(max(0, 1 - f), 1 + f), 1.) if f else None for f in self.factors]
+        hue = torch.where(jittered, draw(-self.hue, self.hue), 0.) if self.hue else None
+        if any(f is not None for f in [*factors, hue]):
+            v = jitter_colours(v, *factors, hue, torch.randperm(4).tolist())
         if self.grey: v = torch.where(draw(0, 1) < self.grey, to_grey(v).expand_as(v), v)
         return TensorVideo(v)
 
 
-class _Some(Transform):
-    "What happens to a training clip with a probability that depends on its place among the clips of its video"
+class _ForSomeClips(Transform):
+    "Changes a training clip with a probability that depends on its place among the clips of its video"
     split_idx = 0
     def __init__(self, p): self.p = p
 
     def draw(self, v):
+        "Which clips of `(B, K, T, C, H, W)` to change, `(B, K, 1, 1, 1, 1)`"
         p = torch.tensor(self.p, device=v.device).expand(v.shape[:2])
         return (torch.rand(v.shape[:2], device=v.device) < p).view(*v.shape[:2], 1, 1, 1, 1)
 
 
-class Blur(_Some):
-    "Gaussian blur of clips `(B, K, T, C, H, W)`, of a width from .1 to 2 pixels that is drawn for each, over a tenth of the height, black beyond the edge"
-    order = 51  # behind `ColourJitter`
+class Blur(_ForSomeClips):
+    """Gaussian blur of clips `(B, K, T, C, H, W)`, with a standard deviation drawn for each from .1 to 2 pixels.
+
+    The kernel spans a tenth of the height; beyond the edge is black."""
+    order = 51  # after `ColourJitter`
 
     def encodes(self, x:TensorVideo)->TensorVideo:
         v = x.as_subclass(torch.Tensor)
-        some = self.draw(v)
-        if not some.any(): return x
+        blurred = self.draw(v)
+        if not blurred.any(): return x
         sigma = torch.empty(v.shape[:2], device=v.device).uniform_(.1, 2)
-        return TensorVideo(torch.where(some, blur(v, sigma, v.shape[-2]//10//2), v).clamp(0, 1))
+        radius = v.shape[-2]//10//2
+        return TensorVideo(torch.where(blurred, blur(v, sigma, radius), v).clamp(0, 1))
 
 
 def blur(
     x:torch.Tensor, # Clips `(..., T, C, H, W)`
-    sigma:torch.Tensor, # Standard deviation of each, in pixels `(...)`
-    radius:int, # Pixels on each side that are looked at
+    sigma:torch.Tensor, # Standard deviation for each, in pixels `(...)`
+    radius:int, # Pixels on each side under the kernel
 )->torch.Tensor:
     "Gaussian blur with zeros beyond the edge"
     at = torch.arange(-radius, radius + 1, device=x.device)
@@ -112,9 +127,9 @@ def blur(
     return conv2d(flat, w[:, None, None, :], padding=(0, radius), groups=n*c).view(x.shape)
 
 
-class Solarise(_Some):
-    "Of clips in [0, 1], turns what is at least .5 to 1 minus itself"
-    order = 52  # behind `Blur`
+class Solarise(_ForSomeClips):
+    "Invert pixels of at least .5 in clips in [0, 1]"
+    order = 52  # after `Blur`
 
     def encodes(self, x:TensorVideo)->TensorVideo:
         v = x.as_subclass(torch.Tensor)

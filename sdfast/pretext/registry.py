@@ -19,21 +19,24 @@ from .statistics import MotionStatistics
 
 __all__ = ['METHODS', 'read_checkpoint']
 
-METHODS = dict(rspnet=RSPNet, pace=Pace, order=ClipOrder, puzzle=CubicPuzzle, cvrl=CVRL, iic=InterIntra, mas=MotionStatistics)
+METHODS = dict(rspnet=RSPNet, pace=Pace, order=ClipOrder, puzzle=CubicPuzzle, cvrl=CVRL, iic=InterIntra,
+               mas=MotionStatistics)
 
 
 def read_checkpoint(
     path:str|Path, # Written by `Pretext.save`
     encoder:nn.Module, # Receives the weights
 )->Pretext: # With its heads, for more training or `held_out`
-    "A method as it was saved, and its encoder's weights into `encoder`; raises `InputError` for another file or encoder"
+    "Read a method as it was saved, and its encoder's weights; raises `InputError` for another file or encoder"
     try:
         with safe_open(str(path), 'pt') as f: meta = f.metadata() or {}
     except Exception as e: raise InputError(f'{path} cannot be read as a checkpoint of pre-training: {e}') from None
     known = {cls.__name__:cls for cls in METHODS.values()}
-    if meta.get('method') not in known: raise InputError(f'{path} is not a checkpoint of pre-training: it names no method of {", ".join(known)}')
+    if meta.get('method') not in known:
+        raise InputError(f'{path} is not a checkpoint of pre-training: it names none of the methods {", ".join(known)}')
     method = known[meta['method']](**json.loads(meta['config']))
     with torch.random.fork_rng(): net = method.build(encoder)
     try: net.load_state_dict(load_file(str(path), device='cpu'))
-    except RuntimeError as e: raise InputError(f'{path} is not of this encoder: {str(e).splitlines()[-1].strip()}') from None
+    except RuntimeError as e:
+        raise InputError(f'{path} is not of this encoder: {str(e).splitlines()[-1].strip()}') from None
     return method

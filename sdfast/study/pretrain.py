@@ -29,9 +29,9 @@ from ..data.tables import VIDEO_SUFFIXES
 from ..errors import Damaged, InputError
 from ..models.encoders import create_encoder, model_stats
 from ..models.weights import load_encoder
-from ..pretext.base import video_dls
+from ..pretext.loaders import video_dls
 from ..pretext.registry import METHODS
-from ..pretext.rspnet import save_rspnet
+from ..pretext.rspnet_checkpoint import save_rspnet
 from ..runtime import store
 from ..runtime.progress import Progress
 from ..runtime.resume import Resume, epochs_done

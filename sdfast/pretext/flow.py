@@ -1,0 +1,68 @@
+"Optical flow of whole videos, computed once for a file."
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from ..data.video import VideoError, VideoFile
+from ..errors import InputError
+from ..runtime import store
+
+__all__ = ['optical_flow']
+
+RANGE = 20  # largest pixels a frame that the 8-bit flow holds, in each direction
+
+
+def as_pixels(
+    flow:np.ndarray, # uint8, from `optical_flow`
+)->np.ndarray: # Pixels
+    "Flow in pixels from its 8 bits"
+    return flow*(2*RANGE/255) - RANGE
+
+
+def _opencv():
+    try:
+        import cv2
+    except ImportError:
+        raise InputError("MotionStatistics computes optical flow with OpenCV: pip install 'sdfast[pretext]'") from None
+    cv2.setNumThreads(0)  # its threads do not survive the fork of a loading process
+    return cv2
+
+
+def _flow_file(video, side, stride, folder):
+    "Where the flow of a file is kept; another name, content or setting is another file"
+    path = Path(video).resolve()
+    if not path.is_file(): raise VideoError(f'{video}: cannot be opened (no such file)')
+    stat = path.stat()
+    what = repr((str(path), stat.st_size, stat.st_mtime_ns, side, stride, 'dis medium'))
+    key = hashlib.sha256(what.encode()).hexdigest()[:24]
+    return Path(folder or store.home()/'flow')/key[:2]/f'{key}.npz'
+
+
+def optical_flow(
+    video:VideoFile, # A file
+    side:int, # Short side in pixels that the video is scaled to
+    stride:int=1, # Frames from the first to the second of each flow
+    folder:str|Path|None=None, # Where flows are kept, by default `flow` in `$SDFAST_HOME` or ~/.cache/sdfast
+)->np.ndarray: # uint8 `(n - stride, 2, H, W)`: -20 to 20 pixels is 0 to 255, as in the reference
+    """Flow from each frame to the one `stride` later, by OpenCV's DIS, computed once for a file.
+
+    Raises `InputError` without OpenCV, `VideoError` for a broken file."""
+    file = _flow_file(video, side, stride, folder)
+    try: return np.load(file)['flow']
+    except FileNotFoundError: pass
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): pass  # cut off: computed again
+    cv2 = _opencv()
+    frames = VideoFile(video).read(np.arange(video.index.n), side).permute(0, 2, 3, 1).numpy()
+    grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames]
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    def in_bytes(pixels): return ((pixels + RANGE)*255/(2*RANGE)).round().clip(0, 255).astype(np.uint8)
+    flows = [in_bytes(dis.calc(a, b, None).transpose(2, 0, 1)) for a, b in zip(grey, grey[stride:])]
+    flow = np.stack(flows) if flows else np.zeros((0, 2, *grey[0].shape), np.uint8)
+    data = io.BytesIO()
+    np.savez_compressed(data, flow=flow)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    store.write(file, data.getvalue())
+    return flow
