@@ -1,7 +1,13 @@
-"""Every page of nbs/ as nbdev prepares it for Quarto, then as HTML: `python .ci/render.py [FOLDER]` fails where one does not get through.
+"""Prepare every page of nbs/ as nbdev does for Quarto, then convert it to HTML; fails if a page cannot be converted.
 
-Stands in for `nbdev-docs` where Quarto is not installed."""
-import os, re, shutil, sys, tempfile
+    python .ci/render.py [FOLDER]
+
+Stands in for `nbdev-docs` where Quarto is not installed. Without a folder nothing is kept."""
+import os
+import re
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -10,37 +16,62 @@ from nbconvert import HTMLExporter
 from nbdev.serve import proc_nbs
 from traitlets.config import Config
 
-root = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]
+HIDE_TAGGED = Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags=['hidden']),
+                     HTMLExporter=dict(preprocessors=['nbconvert.preprocessors.TagRemovePreprocessor']))
 
 
-def page(file, html):
-    "A prepared notebook as HTML; `html` has what Quarto makes of front matter, and hides what it hides"
+def read_front_matter(cell):
+    "Fields of a prepared notebook's first cell, `{}` if it has none"
+    if cell.cell_type != 'raw': return {}
+    return yaml.safe_load(cell.source.strip().strip('-'))
+
+
+def prepare_code(cell):
+    "Hide the source of cells that Quarto does not echo, and remove directives"
+    hidden = re.search(r'^#\| echo: false$', cell.source, re.M)
+    cell.metadata = {'tags': ['hidden']} if hidden else {}  # execution times, which nbdev leaves, are invalid there
+    cell.source = re.sub(r'^#\| .*\n', '', cell.source, flags=re.M)
+
+
+def prepare_text(cell):
+    "Let links lead to the pages' HTML"
+    cell.metadata = {}
+    cell.source = re.sub(r'\.ipynb(?=[)#])', '.html', cell.source)
+
+
+def render_page(file, html):
+    "Convert a prepared notebook to HTML, with the title and description of its front matter"
     nb = nbformat.read(file, 4)
     front, *nb.cells = nb.cells
-    fields = yaml.safe_load(front.source.strip().strip('-')) if front.cell_type == 'raw' else {}
-    if not (title := fields.get('title')): raise SystemExit(f'{file} does not begin with a title')
-    nb.cells.insert(0, nbformat.v4.new_markdown_cell(f'# {title}\n\n*{fields.get("description", "")}*'))
-    for c in nb.cells:
-        c.metadata = {'tags':['hidden']} if c.cell_type == 'code' and re.search(r'^#\| echo: false$', c.source, re.M) else {}  # times of execution are no valid metadata
-        c.source = re.sub(r'^#\| .*\n', '', c.source, flags=re.M) if c.cell_type == 'code' else re.sub(r'\.ipynb(?=[)#])', '.html', c.source)
+    fields = read_front_matter(front)
+    title = fields.get('title')
+    if not title: raise SystemExit(f'{file} does not begin with a title')
+    heading = f'# {title}\n\n*{fields.get("description", "")}*'
+    nb.cells.insert(0, nbformat.v4.new_markdown_cell(heading))
+    for cell in nb.cells:
+        if cell.cell_type == 'code': prepare_code(cell)
+        else: prepare_text(cell)
     html.parent.mkdir(parents=True, exist_ok=True)
-    config = Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags=['hidden']), HTMLExporter=dict(preprocessors=['nbconvert.preprocessors.TagRemovePreprocessor']))
-    html.write_text(HTMLExporter(config=config).from_notebook_node(nb, dict(metadata=dict(name=title)))[0], encoding='utf-8')
+    text, _ = HTMLExporter(config=HIDE_TAGGED).from_notebook_node(nb, dict(metadata=dict(name=title)))
+    html.write_text(text, encoding='utf-8')
 
 
 def main(out):
-    shutil.copy(root/'pyproject.toml', out)
-    shutil.copytree(root/'nbs', out/'nbs', ignore=shutil.ignore_patterns('.*'))
+    "Render all pages to `out/html`"
+    shutil.copy(ROOT/'pyproject.toml', out)
+    shutil.copytree(ROOT/'nbs', out/'nbs', ignore=shutil.ignore_patterns('.*'))
     os.chdir(out)
-    cache = proc_nbs(out/'nbs', n_workers=2, force=True)
-    sources = sorted(f.relative_to(out/'nbs') for f in (out/'nbs').rglob('*.ipynb'))
-    for f in sources: page(cache/f, (out/'html'/f).with_suffix('.html'))
-    print(f'{len(sources)} pages rendered')
+    prepared = proc_nbs(out/'nbs', n_workers=2, force=True)
+    pages = sorted(f.relative_to(out/'nbs') for f in (out/'nbs').rglob('*.ipynb'))
+    for page in pages: render_page(prepared/page, (out/'html'/page).with_suffix('.html'))
+    print(f'{len(pages)} pages rendered')
 
 
 if __name__ == '__main__':
     if len(sys.argv) > 1:
-        (out := Path(sys.argv[1]).resolve()).mkdir(parents=True)
-        main(out)
+        folder = Path(sys.argv[1]).resolve()
+        folder.mkdir(parents=True)
+        main(folder)
     else:
-        with tempfile.TemporaryDirectory() as d: main(Path(d))
+        with tempfile.TemporaryDirectory() as folder: main(Path(folder))

@@ -1,0 +1,56 @@
+"The tests of strategies as a table: which outcomes belong to which cell."
+import re
+
+import pytest
+from scripts import ROOT, load_script
+
+OUTCOMES = {
+    'tests/strategies/test_anchor.py::test_ewc_equals_a_loop': 'passed',
+    'tests/strategies/test_anchor.py::test_exact_fisher[4]': 'failed',
+    'tests/strategies/test_anchor.py::test_l2sp': 'passed',
+    'tests/strategies/test_strategies.py::test_accumulation_equals_one_big_batch[ewc-2]': 'passed',
+    'tests/strategies/test_strategies.py::test_accumulation_equals_one_big_batch[l2sp-2]': 'skipped',
+    'tests/strategies/test_strategies.py::test_freezing_keeps_the_meaning[self_distill]': 'passed'}
+
+
+@pytest.fixture(scope='module')
+def script(): return load_script('correctness')
+
+
+@pytest.fixture
+def table(script):
+    "Strategy -> check -> mark"
+    made = script.make_table(OUTCOMES)
+    titles = [c.title for c in made.columns]
+    return {row[0]:dict(zip(titles, row)) for row in made.rows}
+
+
+def test_a_failed_test_fails_its_cell(table): assert table['ewc']['formula'] == '✗'
+
+
+def test_tests_count_for_the_strategy_among_their_parameters(table):
+    assert table['ewc']['accumulation'] == '✓'
+    assert table['l2sp']['accumulation'] == 'skipped'
+    assert table['self_distill']['freezing'] == '✓'
+
+
+def test_a_dash_where_there_is_no_test(table):
+    assert table['self_distill']['formula'] == '–'
+    assert table['ewc']['freezing'] == '–'
+
+
+def test_tests_of_the_formula_have_the_strategys_name(table):
+    assert table['l2sp']['formula'] == '✓'
+    assert table['mas']['formula'] == '–'
+
+
+def test_every_check_has_tests(script):
+    "Names in the script are names of tests"
+    found = []
+    for place in script.TESTS:
+        path = ROOT/place
+        files = [path] if path.is_file() else path.rglob('test_*.py')
+        for file in files: found += re.findall(r'def (test_\w+)', file.read_text())
+    prefixes = [p for group in (script.CHECKS, script.FORMULA) for names in group.values() for p in names]
+    missing = [p for p in prefixes if not any(name.startswith(p) for name in found)]
+    assert not missing
