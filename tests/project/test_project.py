@@ -1,4 +1,4 @@
-"What the papers beside the code say: their code runs, their links lead somewhere, their figures are the results'."
+"The texts of the project: the code of CONTRIBUTING runs, links lead somewhere, citation and style are in order."
 import configparser
 import re
 import subprocess
@@ -24,8 +24,9 @@ SETTINGS = SETTINGS['DEFAULT']
 
 @pytest.fixture
 def contributed(fresh, monkeypatch):
-    "The registries with what CONTRIBUTING.md adds to them, each piece of code by itself"
-    for module, name in ((datasets_module, 'TASKS'), (encoders_module, 'ENCODERS')): monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    "The registries with what CONTRIBUTING.md adds to them; each of its pieces of code runs on its own"
+    monkeypatch.setattr(datasets_module, 'TASKS', dict(datasets_module.TASKS))
+    monkeypatch.setattr(encoders_module, 'ENCODERS', dict(encoders_module.ENCODERS))
     before = dict(STRATEGIES)
     blocks = re.findall(r'```python\n(.*?)```', (ROOT/'CONTRIBUTING.md').read_text(), re.S)
     assert len(blocks) == 3
@@ -37,47 +38,97 @@ def contributed(fresh, monkeypatch):
         STRATEGIES.update(before)
 
 
-def test_the_code_of_contributing_runs(contributed, clips, tmp_path):
+def test_the_task_of_contributing(contributed, clips):
     task = create_task(f'by_person:{clips},test=p0')
-    assert set(task.df.group[task.df.split == 'test']) == {'p0'} and task.count('test') == 4 and task.count('train') == 12 and task.vocab == ['down', 'right']
-    with pytest.raises(ValueError, match="unknown option 'tset'; by_person has test"): create_task(f'by_person:{clips},tset=p0')
-    run = small_run(clips, task=f'by_person:{clips},test=p0', model='mean_frame', model_args='', epochs=1, source_epochs=1)
-    rows = compare(run, {s:strength_grid(s, .05)[:1] for s in ('finetune', 'small_features')}, tmp_path, seeds=1)
-    assert set(rows.status) == {'ok'} and set(rows.model) == {'mean_frame'} and set(rows.strategy) == {'finetune', 'small_features', 'untouched'}
+    assert set(task.df.group[task.df.split == 'test']) == {'p0'}
+    assert task.count('test') == 4
+    assert task.count('train') == 12
+    assert task.vocab == ['down', 'right']
+    with pytest.raises(ValueError, match="unknown option 'tset'; by_person has test"):
+        create_task(f'by_person:{clips},tset=p0')
 
 
-def test_its_strategy_is_one(contributed):
-    "The term by hand, and lam 0"
-    seen = []
-    learn = learner(cbs := make('small_features', .7, net := model()), net=net)
-    net[0].register_forward_hook(lambda m, a, out: seen.append(out.detach().square().mean().item()) if m.training else None)
+def test_task_encoder_and_strategy_of_contributing_in_a_study(contributed, clips, tmp_path):
+    run = small_run(clips, task=f'by_person:{clips},test=p0', model='mean_frame', model_args='', epochs=1,
+                    source_epochs=1)
+    grids = {s:strength_grid(s, .05)[:1] for s in ('finetune', 'small_features')}
+    rows = compare(run, grids, tmp_path, seeds=1)
+    assert set(rows.status) == {'ok'}
+    assert set(rows.model) == {'mean_frame'}
+    assert set(rows.strategy) == {'finetune', 'small_features', 'untouched'}
+
+
+def test_the_term_of_contributing_by_hand(contributed):
+    net = model()
+    cbs = make('small_features', .7, net)
+    learn = learner(cbs, net=net)
+    terms = []
+    def record(m, args, out):
+        if m.training: terms.append(out.detach().square().mean().item())
+    net[0].register_forward_hook(record)
     learn.fit(1)
-    assert cbs[0].mean_term() == pytest.approx(sum(seen)/len(seen), rel=1e-5)
-    plain, none = learner(net=model()), learner(make('small_features', 0., net := model()), net=net)
-    plain.fit(2), none.fit(2)
-    assert same(state(plain.model), state(none.model)) and not same(state(plain.model), state(learn.model))
+    assert cbs[0].mean_term() == pytest.approx(sum(terms)/len(terms), rel=1e-5)
 
 
-def test_citation():
-    c = yaml.safe_load((ROOT/'CITATION.cff').read_text())
-    assert c['cff-version'] == '1.2.0' and c['title'] == SETTINGS['lib_name'] and str(c['version']) == SETTINGS['version'] and c['abstract'].startswith(SETTINGS['description']) and c['license'] == 'Apache-2.0'
-    assert c['authors'] == [{'name': SETTINGS['author']}] and c['type'] == 'software' and c['message']
-    paper = c['preferred-citation']
-    assert [a['family-names'] for a in paper['authors']] == ['Zhou', 'He', 'Lu', 'Wang', 'Wang'] and all(a['given-names'] for a in paper['authors']) and (paper['type'], paper['year']) == ('article', 2022)
-    assert paper['url'].endswith(paper['identifiers'][0]['value'].removeprefix('arXiv:')) and paper['title'].lower() in (ROOT/'README.md').read_text().lower()
-    assert not set(c) - {'cff-version', 'message', 'title', 'abstract', 'type', 'authors', 'version', 'license', 'keywords', 'preferred-citation'}
+def test_the_strategy_of_contributing_at_lam_0(contributed):
+    def fit(lam):
+        net = model()
+        learn = learner([] if lam is None else make('small_features', lam, net), net=net)
+        learn.fit(2)
+        return state(learn.model)
+    plain = fit(None)
+    assert same(plain, fit(0.))
+    assert not same(plain, fit(.7))
 
 
-def test_changelog_and_licence():
+# --- citation, changelog, licence -------------------------------------------------------------------------------------
+
+@pytest.fixture
+def citation(): return yaml.safe_load((ROOT/'CITATION.cff').read_text())
+
+
+def test_citation_of_the_software(citation):
+    assert citation['cff-version'] == '1.2.0'
+    assert citation['title'] == SETTINGS['lib_name']
+    assert str(citation['version']) == SETTINGS['version']
+    assert citation['abstract'].startswith(SETTINGS['description'])
+    assert citation['license'] == 'Apache-2.0'
+    assert citation['authors'] == [{'name': SETTINGS['author']}]
+    assert citation['type'] == 'software'
+    assert citation['message']
+    assert not set(citation) - {'cff-version', 'message', 'title', 'abstract', 'type', 'authors', 'version', 'license',
+                                'keywords', 'preferred-citation'}
+
+
+def test_citation_of_the_paper(citation):
+    paper = citation['preferred-citation']
+    assert [a['family-names'] for a in paper['authors']] == ['Zhou', 'He', 'Lu', 'Wang', 'Wang']
+    assert all(a['given-names'] for a in paper['authors'])
+    assert (paper['type'], paper['year']) == ('article', 2022)
+    assert paper['url'].endswith(paper['identifiers'][0]['value'].removeprefix('arXiv:'))
+    assert paper['title'].lower() in (ROOT/'README.md').read_text().lower()
+
+
+def test_changelog():
     text = (ROOT/'CHANGELOG.md').read_text()
-    assert f'## [Unreleased] {SETTINGS["version"]}' in text and re.findall('^### (.*)', text, re.M) == ['Added', 'Fixed', 'Not done']
-    assert 'Apache License' in (ROOT/'LICENSE').read_text() and 'Version 2.0' in (ROOT/'LICENSE').read_text()
-    assert len(STRATEGIES) == 26 and 'Twenty-six ways' in text
+    assert f'## [Unreleased] {SETTINGS["version"]}' in text
+    assert re.findall('^### (.*)', text, re.M) == ['Added', 'Fixed', 'Not done']
+    assert len(STRATEGIES) == 26
+    assert 'Twenty-six ways' in text
 
+
+def test_licence():
+    text = (ROOT/'LICENSE').read_text()
+    assert 'Apache License' in text
+    assert 'Version 2.0' in text
+
+
+# --- links and the table of scripts -----------------------------------------------------------------------------------
 
 def anchors(text):
-    "Of the headings, as GitHub makes them"
-    return {re.sub(r'[^\w\- ]', '', h.lower()).replace(' ', '-') for h in re.findall(r'^#+ (.*)', text, re.M)}
+    "Anchors of the headings, as GitHub makes them"
+    headings = re.findall(r'^#+ (.*)', text, re.M)
+    return {re.sub(r'[^\w\- ]', '', h.lower()).replace(' ', '-') for h in headings}
 
 
 @pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'experiments/README.md'])
@@ -86,32 +137,55 @@ def test_links_lead_somewhere(page):
     links = [l for l in re.findall(r'\]\(([^)\s]+)\)', text) if not l.startswith('http')]
     assert links or page == 'CHANGELOG.md'
     for link in links:
-        path, _, at = link.partition('#')
+        path, _, anchor = link.partition('#')
         if path.startswith('nbs/') and not (ROOT/'nbs').exists(): continue  # a copy without the notebooks
-        target = ((ROOT/page).parent/path) if path else ROOT/page
+        target = (ROOT/page).parent/path if path else ROOT/page
         assert target.exists(), link
-        if at: assert at in anchors(target.read_text()), link
+        if anchor: assert anchor in anchors(target.read_text()), link
 
 
-def test_each_script_says_question_command_time_and_output():
-    "A row of experiments/README.md for each script, with a command that names it"
+def table_of_scripts():
+    "Cells of the rows of the first table in experiments/README.md, after its head"
     text = (ROOT/'experiments/README.md').read_text()
-    head, _, *rows = re.search(r'^\| script .*?\n\n', text, re.S | re.M)[0].strip().split('\n')
-    assert [c.strip() for c in head.strip('|').split('|')] == ['script', 'question', 'command', 'time', 'writes']
-    cells = [[c.strip() for c in re.split(r'(?<!\\)\|', r.strip().strip('|'))] for r in rows]
-    named = {re.search(r'\]\((.*?)\)', c[0])[1] for c in cells}
-    assert named == {n for f in (ROOT/'experiments').rglob('*.py') if f'python experiments/{(n := str(f.relative_to(ROOT/"experiments")))}' in f.read_text()}
-    for script, question, command, time, writes in cells:
-        name = re.search(r'\]\((.*?)\)', script)[1]
-        assert question and writes and re.fullmatch(rf'`python experiments/{re.escape(name)}( [^`]*)?`', command) and re.search(r'[\d½]', time), name
+    table = re.search(r'^\| script .*?\n\n', text, re.S | re.M)[0]
+    def split(row): return [cell.strip() for cell in re.split(r'(?<!\\)\|', row.strip().strip('|'))]
+    head, _, *rows = map(split, table.strip().split('\n'))
+    assert head == ['script', 'question', 'command', 'time', 'writes']
+    return rows
 
+
+def linked_script(cell): return re.search(r'\]\((.*?)\)', cell)[1]
+
+
+def test_the_table_has_every_script():
+    folder = ROOT/'experiments'
+    names = [str(f.relative_to(folder)) for f in folder.rglob('*.py')]
+    scripts = {n for n in names if f'python experiments/{n}' in (folder/n).read_text()}
+    assert {linked_script(row[0]) for row in table_of_scripts()} == scripts
+
+
+@pytest.mark.parametrize('row', table_of_scripts(), ids=lambda row: linked_script(row[0]))
+def test_each_script_says_question_command_time_and_output(row):
+    script, question, command, time, writes = row
+    name = re.escape(linked_script(script))
+    assert question
+    assert writes
+    assert re.fullmatch(rf'`python experiments/{name}( [^`]*)?`', command)
+    assert re.search(r'[\d½]', time)
+
+
+# --- style ------------------------------------------------------------------------------------------------------------
 
 def test_ruff():
-    p = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', str(ROOT)], capture_output=True, text=True)
+    command = [sys.executable, '-m', 'ruff', 'check', '--no-cache', str(ROOT)]
+    p = subprocess.run(command, capture_output=True, text=True)
     assert p.returncode == 0, p.stdout
 
 
-def test_the_hooks_are_of_tools_that_dev_brings():
-    hooks = [h for r in yaml.safe_load((ROOT/'.pre-commit-config.yaml').read_text())['repos'] for h in r['hooks']]
-    assert {'ruff', 'nbdev-clean'} <= {h['id'] for h in hooks} and all(h['language'] == 'system' for h in hooks)
-    assert {'ruff', 'pre-commit', 'pre-commit-hooks', 'nbdev'} <= {re.split('[>=]', r)[0] for r in SETTINGS['dev_requirements'].split()}
+def test_the_hooks_are_of_tools_that_dev_installs():
+    repos = yaml.safe_load((ROOT/'.pre-commit-config.yaml').read_text())['repos']
+    hooks = [hook for repo in repos for hook in repo['hooks']]
+    assert {'ruff', 'nbdev-clean'} <= {h['id'] for h in hooks}
+    assert all(h['language'] == 'system' for h in hooks)
+    required = {re.split('[>=]', r)[0] for r in SETTINGS['dev_requirements'].split()}
+    assert {'ruff', 'pre-commit', 'pre-commit-hooks', 'nbdev'} <= required
