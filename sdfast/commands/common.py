@@ -24,7 +24,7 @@ def one_line_errors(
         message = str(e).split(':\n\t')[-1]  # without the event, which fastai puts in front
         status = 2
     except KeyboardInterrupt:
-        message = f'stopped; finished runs are in {out}, the same command resumes'
+        message = f'stopped; finished runs are in {out}, the same command resumes' if out else 'stopped'
         status = 130
     print(f'{script}: {message}', file=sys.stderr)
     sys.exit(status)
