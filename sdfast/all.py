@@ -10,7 +10,9 @@ from .pretext import *
 from .report.chains import *
 from .report.page import *
 from .report.panels import *
+from .report.paper import *
 from .report.plots import *
+from .report.pretext import *
 from .report.results import *
 from .report.summary import *
 from .report.tables import *
@@ -30,10 +32,13 @@ from .study.choose import *
 from .study.compare import *
 from .study.compare_chains import *
 from .study.config import *
+from .study.estimate import *
 from .study.execute import *
 from .study.fit import *
 from .study.folder import *
 from .study.loaders import *
+from .study.paired import *
+from .study.paper import *
 from .study.plan import *
 from .study.progress import *
 from .study.record import *

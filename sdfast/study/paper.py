@@ -58,12 +58,12 @@ class PaperStudy:
     data: str|None = None  # folder with UCF-101 and hmdb51
     weights: str|None = None  # folder of RSPNet's checkpoints, or c3d=FILE,r2plus1d=FILE
     splits: str|None = None  # folder of the official lists, by default in and next to the data
-    encoders: Sequence[str] = tuple(RECIPES)
-    datasets: Sequence[str] = DATA_SETS
+    encoders: Sequence[str] = tuple(RECIPES)  # of `RECIPES`
+    datasets: Sequence[str] = DATA_SETS  # of `DATA_SETS`
     lams: Sequence[float] = LAMS  # strengths; the baseline is always included
     seeds: int = 1  # runs of each cell and selection
     fold: int = 1  # official split
-    selections: Sequence[str] = tuple(SELECTIONS)
+    selections: Sequence[str] = tuple(SELECTIONS)  # which epochs are tested, of `SELECTIONS`
     valid_frac: float = .2  # part of train held out for the selection 'valid'
     reduction: str = 'mean'  # of the squared distance; the paper does not say
     teacher_bn: str = 'batch'  # statistics in the teacher's batch norm; the paper does not say

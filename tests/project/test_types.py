@@ -1,4 +1,4 @@
-"Public signatures are annotated, and a wheel says so."
+"The signatures of the API are annotated, and a wheel says so."
 import inspect
 import pkgutil
 import subprocess
@@ -14,7 +14,9 @@ from fastai.callback.core import event
 import sdfast
 
 ROOT = Path(__file__).parents[2]
-MODULES = sorted(m.name for m in pkgutil.walk_packages(sdfast.__path__, 'sdfast.'))
+# commands are used on a command line; a module's API is its `__all__`, other functions in it are internal
+NAMES = [m.name for m in pkgutil.walk_packages(sdfast.__path__, 'sdfast.')]
+MODULES = sorted(n for n in NAMES if not n.startswith('sdfast.commands'))
 EVENTS = {e for e in vars(event) if not e.startswith('_')}
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 KNOWN = {'Retention.__init__', 'SelfDistill.begin', 'Task.dls', 'Task.vocab', 'create_task', 'linear_cka',
@@ -44,9 +46,11 @@ def methods(cls):
 
 
 def functions(module):
-    "`(name, function, whether it is an event of a callback)` of a module's public functions and methods"
-    for name, obj in vars(module).items():
-        if name.startswith('_') or getattr(obj, '__module__', None) != module.__name__: continue
+    "`(name, function, whether it is an event of a callback)` of the functions and methods that a module offers"
+    offered = getattr(module, '__all__', None) or [name for name in vars(module) if not name.startswith('_')]
+    for name in offered:
+        obj = getattr(module, name)
+        if getattr(obj, '__module__', None) != module.__name__: continue
         f = inspect.unwrap(obj) if callable(obj) else obj
         if isinstance(f, FunctionType): yield name, f, False
         if isinstance(obj, type):
