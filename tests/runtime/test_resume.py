@@ -1,4 +1,4 @@
-"A fit that died and went on is, to the bit, the fit that did not."
+"A fit that died and was resumed is, bit for bit, the fit that did not die."
 import io
 import pickle
 import random
@@ -8,8 +8,10 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedCos
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
+from fasttransform import Transform
 from helpers import data, learner, make, model, same, state
 
 from sdfast.errors import InputError
@@ -20,7 +22,7 @@ from sdfast.study.fit import KeepBest
 
 
 class Die(Callback):
-    "An exception in the middle of an epoch, or at its end, before or after `Resume` wrote it down"
+    "Raises an exception in the middle of an epoch ('batch'), or at its end 'before' or 'after' `Resume` saves it"
     run_valid = False
     def __init__(self, epoch, where): self.at, self.where = epoch, where
     @property
@@ -33,28 +35,40 @@ class Die(Callback):
 
 
 def fit(cbs, folder=None, die=(), epochs=4, dropout=.2, say=None, **kwargs):
-    "Train, with dropout and shuffled batches, and die where told: `(weights, values, smoothed losses)`, or `None` if dead"
+    """Train with dropout and shuffled batches, and die at `die`, the arguments of `Die`.
+
+    Returns weights, values of the epochs, smoothed losses and the learner, or `None` if the fit died."""
     net = model(dropout=dropout)
-    own = cbs(net)
-    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    cbs = [*cbs(net), ParamScheduler(dict(lr=SchedCos(.1, 0.)))]
+    if folder: cbs.append(Resume(folder, say))
+    if die: cbs.append(Die(*die))
+    seed_all(1)
     dls = data()
     dls.train.shuffle = True
-    learn = learner([*own, ParamScheduler(dict(lr=SchedCos(.1, 0.))), *([Resume(folder, say)] if folder else []), *([Die(*die)] if die else [])], dls=dls, net=net, **kwargs)
+    learn = learner(cbs, dls=dls, net=net, **kwargs)
     dls.train.rng = random.Random(3)
     if die:
         with pytest.raises(RuntimeError, match='dead'): learn.fit(epochs)
         return None
     learn.fit(epochs)
-    return state(learn.model), [list(v) for v in learn.recorder.values], [float(l) for l in learn.recorder.losses], learn
+    values, losses = [list(v) for v in learn.recorder.values], [float(l) for l in learn.recorder.losses]
+    return state(learn.model), values, losses, learn
+
+
+def seed_all(seed):
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
 
 
 def assert_same(a, b):
-    assert same(a[0], b[0]) and a[2] == b[2] and len(a[1]) == len(b[1])
-    for x, y in zip(a[1], b[1]): np.testing.assert_array_equal(np.array(x, float), np.array(y, float))
+    assert same(a[0], b[0])
+    assert a[2] == b[2]
+    np.testing.assert_array_equal(np.array(a[1], float), np.array(b[1], float))
 
 
 @pytest.mark.parametrize('name', STRATEGIES)
-def test_every_strategy_goes_on_to_the_bit(name, tmp_path):
+def test_every_strategy_resumes_bit_for_bit(name, tmp_path):
     def cbs(net): return [*make(name, .3, net), Telemetry(every=3)]
     whole = fit(cbs)
     for die in ((0, 'batch'), (0, 'after'), (1, 'batch'), (3, 'before'), (3, 'after')): fit(cbs, tmp_path, die)
@@ -63,7 +77,7 @@ def test_every_strategy_goes_on_to_the_bit(name, tmp_path):
 
 
 @pytest.mark.parametrize('cls', [SelfDistill, FixedTeacher, EMATeacher])
-def test_a_teacher_in_half_precision_goes_on_to_the_bit(cls, tmp_path):
+def test_a_teacher_in_half_precision_resumes_bit_for_bit(cls, tmp_path):
     def cbs(net): return [cls(.3, teacher_dtype='bfloat16')]
     whole = fit(cbs)
     for die in ((1, 'batch'), (2, 'after')): fit(cbs, tmp_path, die)
@@ -71,7 +85,7 @@ def test_a_teacher_in_half_precision_goes_on_to_the_bit(cls, tmp_path):
     assert not same(whole[0], fit(lambda net: [cls(.3)])[0])
 
 
-def test_adam_and_what_is_learned_beside(tmp_path):
+def test_adam_and_callbacks_with_state(tmp_path):
     paths = []
     def cbs(net):
         paths.append(PathIntegral())
@@ -81,85 +95,100 @@ def test_adam_and_what_is_learned_beside(tmp_path):
     for die in ((1, 'batch'), (2, 'after')): fit(cbs, tmp_path, die, **kw)
     assert_same(whole, fit(cbs, tmp_path, **kw))
     a, b = paths[0].importance(), paths[-1].importance()
-    assert same(a.diag, b.diag) and a.n == b.n
+    assert same(a.diag, b.diag)
+    assert a.n == b.n
 
 
-def test_what_it_depends_on(tmp_path):
-    "Each thing that is kept counts: left out, the fit ends elsewhere"
+def test_each_saved_part_counts(tmp_path):
+    "With another value the fit ends elsewhere"
     def cbs(net): return make('ema_teacher', 3., net)
     whole = fit(cbs)
     fit(cbs, tmp_path, (1, 'after'))
     file = next(tmp_path.glob('epoch-*.pt'))
     saved = torch.load(file, weights_only=True)
-    for part in ('model', 'opt', 'random', 'loaders', 'callbacks'):
-        other = dict(saved)
-        if part == 'model': other[part] = {k:v + .01 if v.is_floating_point() else v for k, v in saved[part].items()}
-        elif part == 'opt': other[part] = dict(saved[part], state=[{k:v*0 if torch.is_tensor(v) else v for k, v in s.items()} for s in saved[part]['state']])
-        elif part == 'random': other[part] = dict(saved[part], torch_state=torch.Generator().manual_seed(5).get_state())
-        elif part == 'loaders': other[part] = [random.Random(9).getstate()]*len(saved[part])
-        else:
-            cb = dict(saved[part]['ema_teacher'])
-            cb['teacher'] = {k:v + .1 if v.is_floating_point() else v for k, v in cb['teacher'].items()}
-            other[part] = {'ema_teacher':cb}
+    for part, other in changed_parts(saved).items():
         folder, out = tmp_path/part, io.BytesIO()
         folder.mkdir()
-        torch.save(other, out)
+        torch.save(saved | {part:other}, out)
         store.put(folder, 'epoch-00002', out.getvalue(), 'pt')
         assert not same(whole[0], fit(cbs, folder)[0]), part
 
 
+def changed_parts(saved):
+    def shifted(state, by): return {k:v + by if v.is_floating_point() else v for k, v in state.items()}
+    def zeroed(state): return {k:v*0 if torch.is_tensor(v) else v for k, v in state.items()}
+    teacher = saved['callbacks']['ema_teacher']
+    return dict(
+        model=shifted(saved['model'], .01),
+        opt=saved['opt'] | dict(state=[zeroed(s) for s in saved['opt']['state']]),
+        random=saved['random'] | dict(torch_state=torch.Generator().manual_seed(5).get_state()),
+        loaders=[random.Random(9).getstate()]*len(saved['loaders']),
+        callbacks=dict(ema_teacher=teacher | dict(teacher=shifted(teacher['teacher'], .1))))
+
+
+class Noise(Transform):
+    "Draws from all random number generators"
+    def encodes(self, x): return x + torch.randn(()) + random.random() + np.random.rand()
+
+
+def noisy_dls():
+    d = data()
+    tfms = [[lambda i: d.train_ds[i][0], Noise()], [lambda i: d.train_ds[i][1]]]
+    sets = Datasets(list(range(48)), tfms=tfms, splits=[range(48), range(8)])
+    train = TfmdDL(sets.train, bs=8, num_workers=2, shuffle=True)
+    return DataLoaders(train, TfmdDL(sets.valid, bs=8, num_workers=0), device='cpu')
+
+
 def test_loading_workers_draw_the_same(tmp_path):
-    from fastai.data.core import DataLoaders, Datasets, TfmdDL
-    from fasttransform import Transform
-
-    class Noise(Transform):
-        def encodes(self, x): return x + torch.randn(()) + random.random() + np.random.rand()
-    def dls():
-        d = data()
-        sets = Datasets(list(range(48)), tfms=[[lambda i: d.train_ds[i][0], Noise()], [lambda i: d.train_ds[i][1]]], splits=[range(48), range(8)])
-        return DataLoaders(TfmdDL(sets.train, bs=8, num_workers=2, shuffle=True), TfmdDL(sets.valid, bs=8, num_workers=0), device='cpu')
-    def go(folder=None, die=()):
-        torch.manual_seed(4), random.seed(4), np.random.seed(4)
-        d, net = dls(), model()
+    def weights(cbs=(), dies=False):
+        seed_all(4)
+        d, net = noisy_dls(), model()
         d.train.rng = random.Random(3)
-        learn = learner([*([Resume(folder)] if folder else []), *([Die(*die)] if die else [])], dls=d, net=net)
-        if die:
+        learn = learner(cbs, dls=d, net=net)
+        if dies:
             with pytest.raises(RuntimeError, match='dead'): learn.fit(3)
-            return
-        learn.fit(3)
+        else: learn.fit(3)
         return state(learn.model)
-    whole = go()
-    go(tmp_path, (1, 'batch'))
-    assert epochs_done(tmp_path) == 1 and same(whole, go(tmp_path))
+    whole = weights()
+    weights([Resume(tmp_path), Die(1, 'batch')], dies=True)
+    assert epochs_done(tmp_path) == 1
+    assert same(whole, weights([Resume(tmp_path)]))
 
 
-def test_a_damaged_file_is_named_and_the_fit_begins_anew(tmp_path):
+DAMAGE = dict(cut=lambda data: data[:-100], empty=lambda data: b'', flipped=lambda data: data[:500] + b'x' + data[501:])
+
+
+@pytest.mark.parametrize('how', DAMAGE)
+def test_a_damaged_file_is_named_and_the_fit_starts_again(tmp_path, how):
     def cbs(net): return [SelfDistill(1.)]
-    whole, told = fit(cbs), []
-    for damage in (lambda f: f.write_bytes(f.read_bytes()[:-100]), lambda f: f.write_bytes(b''), lambda f: f.write_bytes(f.read_bytes()[:500] + b'x' + f.read_bytes()[501:])):
-        fit(cbs, tmp_path, (2, 'batch'))
-        file = next(tmp_path.glob('epoch-*.pt'))
-        damage(file)
-        assert_same(whole, fit(cbs, tmp_path, say=told.append))
-        assert file.name in told[-1] and 'damaged' in told[-1] and 'starts from its first epoch' in told[-1]
-        Resume(tmp_path).remove()
-    assert len(told) == 3
+    whole, lines = fit(cbs), []
+    fit(cbs, tmp_path, (2, 'batch'))
+    file = next(tmp_path.glob('epoch-*.pt'))
+    file.write_bytes(DAMAGE[how](file.read_bytes()))
+    assert_same(whole, fit(cbs, tmp_path, say=lines.append))
+    line, = lines
+    assert file.name in line
+    assert 'damaged' in line
+    assert 'starts from its first epoch' in line
 
 
 def test_a_pickle_in_its_place_runs_nothing(tmp_path):
     class Evil:
         def __reduce__(self): return (open, (str(tmp_path/'ran'), 'w'))
     store.put(tmp_path, 'epoch-00001', pickle.dumps(Evil()), 'pt')
-    told = []
-    assert_same(fit(lambda net: [], tmp_path, say=told.append), fit(lambda net: []))
-    assert not (tmp_path/'ran').exists() and 'not what Resume writes' in told[0] and 'starts from its first epoch' in told[0]
+    lines = []
+    assert_same(fit(lambda net: [], tmp_path, say=lines.append), fit(lambda net: []))
+    assert not (tmp_path/'ran').exists()
+    assert 'not what Resume writes' in lines[0]
+    assert 'starts from its first epoch' in lines[0]
 
 
 def test_another_fit_is_refused(tmp_path):
-    fit(lambda net: [SelfDistill(1.)], tmp_path, (1, 'after'))
+    def cbs(net): return [SelfDistill(1.)]
+    fit(cbs, tmp_path, (1, 'after'))
     with pytest.raises(InputError, match='other callbacks'): fit(lambda net: make('ema_teacher', 1., net), tmp_path)
-    with pytest.raises(InputError, match='other epochs'): fit(lambda net: [SelfDistill(1.)], tmp_path, epochs=5)
-    learn = fit(lambda net: [SelfDistill(1.)], tmp_path)[3]
+    with pytest.raises(InputError, match='other epochs'): fit(cbs, tmp_path, epochs=5)
+    learn = fit(cbs, tmp_path)[3]
     with pytest.raises(InputError, match='use another folder'): learn.fit(4)
     Resume(tmp_path).remove()
     assert epochs_done(tmp_path) == 0
@@ -177,8 +206,13 @@ def test_validate_and_lr_find_write_nothing(tmp_path):
     assert list((tmp_path/'r').iterdir()) == before
 
 
-def test_all_that_has_a_state_says_so():
-    "A new strategy whose attributes change in training must be `Stateful`, or be renewed when an epoch begins"
+# their attributes follow from their arguments, the epoch and the model
+WITHOUT_STATE = ('linear_probe', 'lp_ft', 'layer_decay', 'lower_lr', 'frozen_bn', 'lora', 'stoch_norm')
+
+
+def test_callbacks_with_state_are_stateful():
+    "A new strategy whose attributes change in training must be `Stateful`, or be renewed when an epoch starts"
     for name in STRATEGIES:
+        if name in WITHOUT_STATE: continue
         for cb in make(name, .5, model()):
-            if getattr(type(cb), '_stateattrs', ()) and name not in ('linear_probe', 'lp_ft', 'layer_decay', 'lower_lr', 'frozen_bn', 'lora', 'stoch_norm'): assert isinstance(cb, Stateful), name
+            if getattr(type(cb), '_stateattrs', ()): assert isinstance(cb, Stateful), name

@@ -1,12 +1,12 @@
-"A study on a real Slurm, of one node: an array of workers, one of them requeued in the middle, ends with the numbers of one process."
+"A study on a real Slurm of one node: an array of workers, one of them requeued, ends with the numbers of one process."
 import subprocess
 
 import pandas as pd
 import pytest
+from processes import ENV, compare_command, wait_for
 from slurm import one_node
-from test_execute import ENV, alone, script, spec, wait_for
 
-__all__ = ['alone', 'spec']  # fixtures
+OPTIONS = ('--launcher', 'slurm', '--jobs', '2', '--slurm', 'partition=p,time=30,cpus=1')
 
 
 @pytest.fixture(scope='module')
@@ -17,16 +17,26 @@ def cluster(tmp_path_factory):
 def test_a_study_in_jobs_that_are_requeued(cluster, alone, spec, tmp_path):
     out, env = tmp_path/'slurm', ENV | cluster
     def call(*args): return subprocess.run(args, capture_output=True, text=True, env=env).stdout.split()
-    p = subprocess.Popen(script(out, spec, '--launcher', 'slurm', '--jobs', '2', '--slurm', 'partition=p,time=30,cpus=1'), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    def requeued(): return any('Requeued' in (text := f.read_text()) or 'preempted' in text for f in logs())
+    def logs(): return out.glob('workers/*_log.out')
+    p = subprocess.Popen(compare_command(out, spec, *OPTIONS), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                         text=True, env=env)
+    def pending_or_over():
+        states = call('squeue', '-h', '-r', '-o', '%T')
+        return 'PENDING' in states or not states or p.poll() is not None
     try:
-        job = wait_for(lambda: list(out.glob('runs/*/epoch-*.pt')) and call('squeue', '-h', '-t', 'R', '-r', '-o', '%i'))[0]
-        call('scancel', '--signal=USR2', job)  # what comes before a preemption or a time limit: submitit queues the job again
-        wait_for(lambda: any('Requeued' in f.read_text() or 'preempted' in f.read_text() for f in out.glob('workers/*_log.out')), 120)
-        wait_for(lambda: 'PENDING' in (state := call('squeue', '-h', '-r', '-o', '%T')) or not state or p.poll() is not None, 60)
-        # a requeued job waits two minutes before it starts again; now is soon enough
-        for j in call('squeue', '-h', '-t', 'PD', '-r', '-o', '%A'): call('scontrol', 'update', f'JobId={j}', 'StartTime=now')
+        wait_for(lambda: list(out.glob('runs/*/epoch-*.pt')))
+        job = wait_for(lambda: call('squeue', '-h', '-t', 'R', '-r', '-o', '%i'))[0]
+        # the signal before a preemption or a time limit: submitit queues the job again
+        call('scancel', '--signal=USR2', job)
+        wait_for(requeued, 120)
+        wait_for(pending_or_over, 60)
+        # a requeued job waits two minutes before it starts again
+        for j in call('squeue', '-h', '-t', 'PD', '-r', '-o', '%A'):
+            call('scontrol', 'update', f'JobId={j}', 'StartTime=now')
         stdout, stderr = p.communicate(timeout=500)
     finally: p.kill()
     assert p.returncode == 0, stderr
     pd.testing.assert_frame_equal(pd.read_csv(out/'runs.csv').drop(columns='seconds'), alone)
-    assert list(out.glob('workers/*_submission.sh')) and '10/10' in stdout
+    assert list(out.glob('workers/*_submission.sh'))
+    assert '10/10' in stdout

@@ -1,4 +1,4 @@
-"Files are whole or not there, damage is seen, and a folder has one owner who cannot take it to the grave."
+"Files are whole or absent, damage is seen, and a folder has one owner whose claim ends with it."
 import json
 import os
 import re
@@ -12,26 +12,45 @@ from sdfast.errors import Busy, Damaged, StoreError
 from sdfast.runtime import store
 
 
-def test_json_comes_back_and_damage_is_seen(tmp_path):
+def python(code, *args): return [sys.executable, '-c', code, *map(str, args)]
+
+
+# ---- json
+
+def test_json_comes_back(tmp_path):
     file, d = tmp_path/'a.json', dict(x=1.5, nan=float('nan'), text='ä', none=None, deep=dict(l=[1, 2]))
     store.write_json(file, d)
     got = store.read_json(file)
-    assert got.pop('nan') != got and got == {k:v for k, v in d.items() if k != 'nan'}
+    assert (nan := got.pop('nan')) != nan
+    assert got == {k:v for k, v in d.items() if k != 'nan'}
+
+
+def test_json_is_json(tmp_path):
+    store.write_json(tmp_path/'a', dict(b=1))
+    assert json.loads((tmp_path/'a').read_text())['b'] == 1
+
+
+def test_damaged_json_is_seen(tmp_path):
+    file = tmp_path/'a.json'
+    store.write_json(file, dict(x=1.5, text='ä'))
     whole = file.read_bytes()
-    for bad in (whole[:-20], whole[:len(whole)//2], b'', b'[]', b'{}', whole.replace(b'1.5', b'1.6'), b'\xff'*50):
-        file.write_bytes(bad)
+    damaged = (whole[:-20], whole[:len(whole)//2], b'', b'[]', b'{}', whole.replace(b'1.5', b'1.6'), b'\xff'*50)
+    for data in damaged:
+        file.write_bytes(data)
         with pytest.raises(Damaged, match='a.json is damaged'): store.read_json(file)
     file.unlink()
     with pytest.raises(FileNotFoundError): store.read_json(file)
 
 
-def test_every_byte_of_what_is_sealed_counts(tmp_path):
-    (tmp_path/'a.csv').write_bytes(bytes(range(256))*10)
+# ---- digests
+
+def test_every_byte_of_a_sealed_folder_counts(tmp_path):
+    data = bytearray(bytes(range(256))*10)
+    (tmp_path/'a.csv').write_bytes(data)
     (tmp_path/'.hidden').write_text('')
     seal = store.seal(tmp_path)
     assert list(seal) == ['a.csv']
     store.verify(tmp_path, seal)
-    data = bytearray((tmp_path/'a.csv').read_bytes())
     data[1000] ^= 1
     (tmp_path/'a.csv').write_bytes(data)
     with pytest.raises(Damaged, match='a.csv is damaged'): store.verify(tmp_path, seal)
@@ -42,13 +61,14 @@ def test_every_byte_of_what_is_sealed_counts(tmp_path):
 def test_put_and_find(tmp_path):
     for i in (9, 10, 2): store.put(tmp_path, f'epoch-{i:05}', bytes([i]), 'pt')
     (tmp_path/'epoch-00099.pt').write_text('not ours')
-    names = [f.name[:11] for f in store.find(tmp_path, 'epoch-*', 'pt')]
-    assert names == ['epoch-00010', 'epoch-00009', 'epoch-00002']
-    newest = store.find(tmp_path, 'epoch-*', 'pt')[0]
-    newest.write_bytes(b'x')
+    files = store.find(tmp_path, 'epoch-*', 'pt')
+    assert [f.name[:11] for f in files] == ['epoch-00010', 'epoch-00009', 'epoch-00002']
+    files[0].write_bytes(b'x')
     with pytest.raises(Damaged, match='epoch-00010'): store.find(tmp_path, 'epoch-*', 'pt')
     assert len(store.find(tmp_path, 'epoch-*', 'pt', check=False)) == 3
 
+
+# ---- writing
 
 WRITER = '''
 import sys
@@ -64,7 +84,7 @@ while True:
 def test_killed_while_writing_leaves_a_whole_file(tmp_path):
     file = tmp_path/'a.json'
     for wait in (.05, .11, .17):
-        p = subprocess.Popen([sys.executable, '-c', WRITER, str(file)], stdout=subprocess.PIPE, text=True)
+        p = subprocess.Popen(python(WRITER, file), stdout=subprocess.PIPE, text=True)
         p.stdout.readline()
         time.sleep(wait)
         p.kill()
@@ -87,51 +107,64 @@ except StoreError as e: print(e)
 def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path):
     file = tmp_path/'a.json'
     store.write_json(file, dict(n=1))
-    p = subprocess.run([sys.executable, '-c', FULL, str(file)], capture_output=True, text=True)
-    assert re.fullmatch('.*a.json cannot be written: File too large.*resumes it\n', p.stdout), p.stdout + p.stderr
-    assert store.read_json(file) == dict(n=1) and [f.name for f in tmp_path.iterdir()] == ['a.json']
+    p = subprocess.run(python(FULL, file), capture_output=True, text=True)
+    message = '.*a.json cannot be written: File too large.*the same command resumes it\n'
+    assert re.fullmatch(message, p.stdout), p.stdout + p.stderr
+    assert store.read_json(file) == dict(n=1)
+    assert [f.name for f in tmp_path.iterdir()] == ['a.json']
+
+
+def test_a_file_in_place_of_a_folder(tmp_path):
     (tmp_path/'file').write_text('')
     with pytest.raises(StoreError, match='cannot be written: Not a directory'): store.write(tmp_path/'file'/'x', 'y')
     with pytest.raises(StoreError, match='cannot be made'):
         with store.claim(tmp_path/'file'/'x'): pass
 
 
+# ---- claims
+
 OWNER = '''
 import sys, time
 from sdfast.runtime import store
 with store.claim(sys.argv[1]):
     print('mine', flush=True)
-    time.sleep(60)
+    time.sleep(float(sys.argv[2]))
 '''
 
 
-def test_one_owner_who_lets_go_when_killed(tmp_path):
-    assert store.owner(tmp_path/'run') == ''
-    p = subprocess.Popen([sys.executable, '-c', OWNER, str(tmp_path/'run')], stdout=subprocess.PIPE, text=True)
+def start_owner(folder, seconds):
+    p = subprocess.Popen(python(OWNER, folder, seconds), stdout=subprocess.PIPE, text=True)
+    assert p.stdout.readline() == 'mine\n'
+    return p
+
+
+def test_a_folder_has_one_owner(tmp_path):
+    folder = tmp_path/'run'
+    assert store.owner(folder) == ''
+    with store.claim(folder, wait=False):
+        assert store.owner(folder).startswith(f'process {os.getpid()} on ')
+        with pytest.raises(Busy):
+            with store.claim(folder, wait=False): pass
+    assert store.owner(folder) == ''
+
+
+def test_a_claim_ends_with_its_process(tmp_path):
+    folder = tmp_path/'run'
+    p = start_owner(folder, 60)
     try:
-        assert p.stdout.readline() == 'mine\n'
-        assert store.owner(tmp_path/'run').startswith(f'process {p.pid} on ')
+        assert store.owner(folder).startswith(f'process {p.pid} on ')
         with pytest.raises(Busy, match=f'process {p.pid}'):
-            with store.claim(tmp_path/'run', wait=False): pass
+            with store.claim(folder, wait=False): pass
     finally:
         p.kill()
         p.wait()
-    assert store.owner(tmp_path/'run') == ''
-    with store.claim(tmp_path/'run', wait=False):
-        assert store.owner(tmp_path/'run').startswith(f'process {os.getpid()} on ')
-        with pytest.raises(Busy):
-            with store.claim(tmp_path/'run', wait=False): pass
-    assert store.owner(tmp_path/'run') == ''
+    assert store.owner(folder) == ''
+    with store.claim(folder, wait=False): pass
 
 
 def test_who_waits_is_told_once_and_gets_it(tmp_path):
-    code = OWNER.replace('60', '1.')
-    p, told = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True), []
-    p.stdout.readline()
-    with store.claim(tmp_path, say=told.append, every=.05): assert len(told) == 1 and f'waiting for process {p.pid}' in told[0]
+    p, lines = start_owner(tmp_path, 1.), []
+    with store.claim(tmp_path, say=lines.append, every=.05):
+        assert len(lines) == 1
+        assert f'waiting for process {p.pid}' in lines[0]
     p.wait()
-
-
-def test_json_is_json(tmp_path):
-    store.write_json(tmp_path/'a', dict(b=1))
-    assert json.loads((tmp_path/'a').read_text())['b'] == 1

@@ -1,4 +1,4 @@
-"What tests share: a tiny net, loaders of random images, a silent learner, small studies."
+"A tiny net, loaders of random images, a silent learner, small studies."
 import random
 from functools import partial
 
@@ -12,13 +12,16 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import SGD
 from torch import nn
 
-from sdfast.runtime import progress as progress_module
+from sdfast.runtime.progress import Progress
 from sdfast.strategies import STRATEGIES, Importance, channel_attention, empirical_fisher, mas_importance
-from sdfast.study import config as config_module
+from sdfast.study import compare_chains as chains_module
+from sdfast.study import loaders as loaders_module
+from sdfast.study import source as source_module
+from sdfast.study.config import Run
 
 
 def numbered(n, size=32):
-    "Grey frames whose level tells their number: 6*i"
+    "Grey frames whose level is six times their number"
     return np.stack([np.full((size, size), 6*i, np.uint8) for i in range(n)])
 
 
@@ -26,7 +29,8 @@ class Net(nn.Module):
     "A small encoder with batch norm (and dropout, if asked)"
     def __init__(self, dropout=0.):
         super().__init__()
-        self.conv, self.bn, self.drop, self.out = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(dropout), nn.Linear(4*36, 6)
+        self.conv, self.bn = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.drop, self.out = nn.Dropout(dropout), nn.Linear(4*36, 6)
 
     def forward(self, x): return self.out(self.drop(self.bn(self.conv(x)).relu()).flatten(1))
 
@@ -73,25 +77,44 @@ class Source:
     @property
     def mas(self): return mas_importance(self.whole, self.batches)
     @property
-    def si(self): return Importance({n:torch.full_like(p, .5).detach() for n, p in self.net[0].named_parameters()}, {n:p.detach().clone() for n, p in self.net[0].named_parameters()}, 1)
+    def si(self):
+        parameters = {n:p.detach() for n, p in self.net[0].named_parameters()}
+        return Importance({n:torch.full_like(p, .5) for n, p in parameters.items()},
+                          {n:p.clone() for n, p in parameters.items()}, 1)
     @property
     def attention(self): return channel_attention(self.whole, list(self.batches))
 
 
 def make(name, lam, net):
-    "A strategy of the registry on `net`, which must not change the random state for a fair comparison"
+    "A strategy of the registry on `net`; the random state stays as it is, for a fair comparison"
     if name == 'lora': pytest.importorskip('peft', reason="LoRA needs PEFT: pip install -e '.[peers]'")
-    with torch.random.fork_rng(): return STRATEGIES[name].callbacks(min(lam, .8) if name == 'pskd' else lam, Source(net))
+    if name == 'pskd': lam = min(lam, .8)  # a share
+    with torch.random.fork_rng(): return STRATEGIES[name].callbacks(lam, Source(net))
 
 
 def small_run(clips, **fields):
     "A `Run` on the videos of `clips`, source and target, that takes a second"
     spec = f'folder:{clips},group=(p\\d)_'
-    return config_module.Run(**dict(task=spec, source=spec, data='x', frames=4, size=24, bs=4, epochs=2, source_epochs=2, source_bs=4, model_args='width=8') | fields)
+    small = dict(task=spec, source=spec, data='x', frames=4, size=24, bs=4, epochs=2, source_epochs=2, source_bs=4,
+                 model_args='width=8')
+    return Run(**small | fields)
 
 
-class Log(progress_module.Progress):
-    "Remembers what it is told, in a file too for other processes to see"
+def timeless(row):
+    "A row without how long it took, or several"
+    if isinstance(row, list): return [timeless(r) for r in row]
+    return {k:v for k, v in row.items() if k != 'seconds'}
+
+
+def forget():
+    "Drop what this process has loaded, as if it had just started"
+    source_module._sources.clear()
+    chains_module._shared.cache_clear()
+    loaders_module.load_data.cache_clear()
+
+
+class Log(Progress):
+    "A progress listener that remembers what it hears, and writes results to a file for other processes"
     def __init__(self, file=None): self.lines, self.rows, self.planned, self.file = [], [], 0, file
     def plan(self, runs): self.planned = len(runs)
     def say(self, text): self.lines.append(text)

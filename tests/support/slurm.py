@@ -41,16 +41,21 @@ def _free_port():
         return s.getsockname()[1]
 
 
+def _command(name):
+    "Path of a program, or `None`"
+    system = Path(f'/usr/sbin/{name}')
+    return shutil.which(name) or (str(system) if system.exists() else None)
+
+
 @contextmanager
 def one_node(folder):
-    "Environment variables for a cluster of this machine alone; skips the test, and says why, where there can be none"
+    "Start a cluster of this machine alone; gives its environment variables, and skips the test where there can be none"
     if getpass.getuser() != 'root': pytest.skip('a Slurm of our own needs root')
-    if missing := [c for c in ('munged', 'slurmctld', 'slurmd', 'sbatch', 'mungekey') if not shutil.which(c) and not Path(f'/usr/sbin/{c}').exists()]:
-        pytest.skip(f'no {missing[0]}: apt-get install slurm-wlm munge')
+    for c in ('munged', 'slurmctld', 'slurmd', 'sbatch', 'mungekey'):
+        if not _command(c): pytest.skip(f'no {c}: apt-get install slurm-wlm munge')
     host, dir, running = socket.gethostname().split('.')[0], Path(folder), []
-    try: known = socket.gethostbyname(host)
-    except OSError: known = None
-    if known is None: pytest.skip(f'the name of this machine, {host}, has no address')
+    try: socket.gethostbyname(host)
+    except OSError: pytest.skip(f'the name of this machine, {host}, has no address')
     dir.mkdir(parents=True, exist_ok=True)
     os.chmod(dir, 0o755)
     for d in ('state', 'spool'): (dir/d).mkdir()
@@ -60,27 +65,34 @@ def one_node(folder):
 
     def start(name, *args):
         log = open(dir/f'{name}.out', 'wb')
-        p = subprocess.Popen([shutil.which(name) or f'/usr/sbin/{name}', *args], stdout=log, stderr=log, env=os.environ | env)
+        p = subprocess.Popen([_command(name), *args], stdout=log, stderr=log, env=os.environ | env)
         running.append(p)
         time.sleep(.5)
-        if p.poll() is not None: pytest.skip(f'{name} does not start here: {(dir/f"{name}.out").read_text()[-300:]}')
+        if p.poll() is not None:
+            text = (dir/f'{name}.out').read_text()[-300:]
+            pytest.skip(f'{name} does not start here: {text}')
+
+    def call(*args): return subprocess.run(args, capture_output=True, text=True, env=os.environ | env)
     try:
         key = dir/'munge.key'
-        subprocess.run([shutil.which('mungekey') or '/usr/sbin/mungekey', '-c', '-k', str(key)], check=True)
-        start('munged', '-F', '-f', '--key-file', str(key), '--socket', f'{dir}/munge.socket', '--pid-file', f'{dir}/munged.pid', '--seed-file', f'{dir}/munged.seed', '--log-file', f'{dir}/munged.log')
+        subprocess.run([_command('mungekey'), '-c', '-k', str(key)], check=True)
+        start('munged', '-F', '-f', '--key-file', str(key), '--socket', f'{dir}/munge.socket',
+              '--pid-file', f'{dir}/munged.pid', '--seed-file', f'{dir}/munged.seed', '--log-file', f'{dir}/munged.log')
         start('slurmctld', '-D', '-f', str(conf))
         start('slurmd', '-D', '-f', str(conf), '-N', host)
         for _ in range(60):
-            seen = subprocess.run(['sinfo', '-h', '-o', '%T'], capture_output=True, text=True, env=os.environ | env)
+            seen = call('sinfo', '-h', '-o', '%T')
             if 'idle' in seen.stdout: break
             time.sleep(.5)
-        else: pytest.skip(f'the node does not become idle: {seen.stdout or seen.stderr} {(dir/"slurmctld.log").read_text()[-300:]}')
+        else:
+            log = (dir/'slurmctld.log').read_text()[-300:]
+            pytest.skip(f'the node does not become idle: {seen.stdout or seen.stderr} {log}')
         yield env
-        # else the steps of a job outlive those who know of it
+        # without this, processes of a job outlive the cluster
         for _ in range(40):
-            subprocess.run(['scancel', '--signal=KILL', '--full', '--me'], env=os.environ | env, capture_output=True)
-            subprocess.run(['scancel', '--me'], env=os.environ | env, capture_output=True)
-            if not subprocess.run(['squeue', '-h'], env=os.environ | env, capture_output=True).stdout: break
+            call('scancel', '--signal=KILL', '--full', '--me')
+            call('scancel', '--me')
+            if not call('squeue', '-h').stdout: break
             time.sleep(.5)
     finally:
         for p in reversed(running): p.terminate()
