@@ -26,29 +26,30 @@ def spec(clips): return f'folder:{clips},group=(p\\d)_'
 def call(capsys):
     "The command in this process: exit status, output and error text"
     def call(options):
-        status = 0
-        try: sequence_module.main(**options)
+        try: status = sequence_module.main(words(options))
         except SystemExit as e: status = e.code
         return status, *capsys.readouterr()
     return call
 
 
-def command_line(options):
-    words = []
+def words(options):
+    "A command line of options and their values"
+    found = []
     for k, v in options.items():
-        words.append(f'--{k.replace("_", "-")}')
-        if v is not True: words.append(str(v))
-    return [sys.executable, str(ROOT/'experiments/sequence.py'), *words]
+        found.append(f'--{k.replace("_", "-")}')
+        if v is not True: found.append(str(v))
+    return found
 
 
 def test_end_to_end(call, spec, tmp_path, monkeypatch):
     options = dict(source=spec, tasks=f'{spec};{spec}', frames=4, size=24, bs=4, source_epochs=2,
                    strategies='l2sp,linear_probe', lams='.1,1', quick=True, out=str(tmp_path))
     env = os.environ | dict(COLUMNS='200')
-    p = subprocess.run(command_line(options), capture_output=True, text=True, timeout=300, env=env)
+    command = [sys.executable, str(ROOT/'experiments/sequence.py'), *words(options)]
+    p = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert p.returncode == 0, p.stderr
     said = ('source task: 2 epochs', '12/12', 'takes', 'average accuracy', 'linear_probe', 'FWT', 'matrix.csv')
-    for words in said: assert words in p.stdout, words
+    for text in said: assert text in p.stdout, text
     rows, table, matrix = (pd.read_csv(tmp_path/f'{n}.csv') for n in ('runs', 'table', 'matrix'))
     assert len(rows) == 12*2 + 2
     assert set(rows.status) == {'ok'}
@@ -83,15 +84,15 @@ BAD = [
     (DIVERGES, 'no chain reached its end')]
 
 
-@pytest.mark.parametrize('options, words', BAD, ids=lambda a: str(a)[:40])
-def test_bad_input_is_one_line_and_status_2(call, spec, tmp_path, options, words):
+@pytest.mark.parametrize('options, message', BAD, ids=lambda a: str(a)[:40])
+def test_bad_input_is_one_line_and_status_2(call, spec, tmp_path, options, message):
     (tmp_path/'file').write_text('')
     def fill(v): return v.replace('SPEC', spec).replace('FILE', str(tmp_path/'file')) if isinstance(v, str) else v
     given = dict(tasks=spec, source=spec, frames=4, size=24, bs=4, out=str(tmp_path/'out'))
     given |= {k:fill(v) for k, v in options.items()}
     status, _, err = call(given)
     assert status == 2
-    assert words in err
+    assert message in err
     assert err.count('\n') == 1
     assert 'Traceback' not in err
 
@@ -106,7 +107,7 @@ def test_ctrl_c_and_resuming(call, spec, tmp_path, monkeypatch):
         m.setattr(stage_module, 'train_run', stop)
         status, _, err = call(options)
     assert status == 130
-    assert 'the same command' in err
+    assert 'the same command resumes' in err
     assert len(list(tmp_path.glob('stages/*/result.json'))) == 4
     status, out, err = call(options)
     assert (status, err) == (0, '')

@@ -249,3 +249,24 @@ def test_a_new_setting_changes_no_key():
 
 
 def test_equal_runs_have_equal_keys(): assert Run(lam=1) == Run(lam=1.) and Run(lam=1).key == Run(lam=1.).key
+
+
+# fields that do not decide the model before fine-tuning
+TARGET_FIELDS = ('strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'schedule', 'wd', 'bs', 'valid_frac', 'select', 'patience',
+                 'others', 'with_barrier', 'final', 'task')
+
+
+def another(field, value):
+    "Another value of a field"
+    if field == 'select': return 'valid'
+    if isinstance(value, bool): return not value
+    return value + 1 if isinstance(value, (int, float)) else f'{value}x'
+
+
+@pytest.mark.parametrize('field', [f.name for f in fields(Run)])
+def test_a_key_is_of_all_fields(base, field):
+    other = replace(base, **{field: another(field, getattr(base, field))})
+    assert len(base.key) == 12
+    assert other.key != base.key
+    # one source model for all strategies and seeds
+    assert (other.source_key == base.source_key) == (field in TARGET_FIELDS)

@@ -5,6 +5,7 @@ import subprocess
 from dataclasses import replace
 from importlib.util import find_spec
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers import Log, forget, timeless
@@ -20,6 +21,7 @@ from sdfast.errors import InputError, StoreError
 from sdfast.strategies import STRATEGIES
 from sdfast.study.choose import strength_grid
 from sdfast.study.compare import compare
+from sdfast.study.config import Run
 from sdfast.study.execute import execute, train_run
 from sdfast.study.folder import finished
 from sdfast.study.source import load_source
@@ -88,6 +90,16 @@ def test_other_tasks_and_the_barrier_are_columns(base, tmp_path):
     assert row['barrier'] >= 0
     assert 0 <= row['source_acc_bn'] <= 1
     assert execute(replace(base, final=True), tmp_path)['barrier'] is None
+
+
+def test_a_run_over_all_files_ends(torture_folder, tmp_path):
+    "Odd and broken videos, too"
+    spec = f'folder:{torture_folder}'
+    row = execute(Run(task=spec, source='', size=32, frames=4, bs=4, epochs=1, final=True), tmp_path)
+    assert row['status'] == 'ok', row['error']
+    scores = pd.read_csv(tmp_path/'runs'/row['key']/'scores.csv', dtype=dict(label=str))
+    assert list(zip(scores.path, scores.label)) == datasets_module.create_task(spec).items('test')
+    np.testing.assert_allclose(scores[['a', 'b', 'c']].sum(1), 1, atol=1e-4)
 
 
 # ---- which epoch is measured

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import Log, forget, same, small_run
 
-from sdfast.data import clips as clips_module
+from sdfast.data import block as block_module
 from sdfast.models.encoders import create_model
 from sdfast.models.weights import save_weights
 from sdfast.runtime import store
@@ -22,11 +22,11 @@ def folder_of(run, out): return out/'source'/run.source_key
 
 def test_the_source_stage_validates_nothing(longer, tmp_path, monkeypatch):
     "Nothing reads the validation, and the weights are the same with it"
-    run, training, given = replace(longer, source_valid=True), [], clips_module.MultiClip.before_batch
+    run, training, given = replace(longer, source_valid=True), [], block_module.MultiClip.before_batch
     def before_batch(self):
         training.append(self.training)
         given(self)
-    monkeypatch.setattr(clips_module.MultiClip, 'before_batch', before_batch)
+    monkeypatch.setattr(block_module.MultiClip, 'before_batch', before_batch)
     source = load_source(run, tmp_path/'without')
     assert training
     assert all(training)
