@@ -1,14 +1,32 @@
-<<<<<<< HEAD
-"A function in a process of its own, for tests of its memory and of what hangs or dies."
+"Processes that tests start, wait for and kill."
 import json
+import multiprocessing as mp
 import os
 import signal
+import sys
+import time
 import traceback
 from pathlib import Path
 
 import pytest
 
+from sdfast.runtime.progress import Progress
+
+ROOT = Path(__file__).parents[2]
+ENV = os.environ | dict(OMP_NUM_THREADS='1')
+
 linux = pytest.mark.skipif(not Path('/proc/self/fd').is_dir(), reason='reads /proc')
+
+
+def fork(f):
+    "Call `f` in a process of its own, which has imported everything already; returns its number"
+    if (pid := os.fork()) == 0:
+        code = 1
+        try:
+            f()
+            code = 0
+        finally: os._exit(code)
+    return pid
 
 
 def alone(function, *args, limit=240):
@@ -29,30 +47,6 @@ def alone(function, *args, limit=240):
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert not code, f'{function.__name__}{args}: exit status {code}'
     return json.loads(text)
-=======
-"Processes that tests start, wait for and kill."
-import multiprocessing as mp
-import os
-import signal
-import sys
-import time
-from pathlib import Path
-
-from sdfast.runtime.progress import Progress
-
-ROOT = Path(__file__).parents[2]
-ENV = os.environ | dict(OMP_NUM_THREADS='1')
-
-
-def fork(f):
-    "Call `f` in a process of its own, which has imported everything already; returns its number"
-    if (pid := os.fork()) == 0:
-        code = 1
-        try:
-            f()
-            code = 0
-        finally: os._exit(code)
-    return pid
 
 
 def exit_codes(pids):
@@ -108,4 +102,3 @@ def worker_pids(out):
         except OSError: continue
         if f'{out}/workers' in line and 'submitit.core._submit' in line: found.append(int(p.parent.name))
     return found
->>>>>>> aa2f11f ([study] Split the tests by module)
