@@ -1,51 +1,65 @@
-"""What a bug report needs: `python -m sdfast` prints versions, devices, codecs and what sdfast knows by name.
+"""What a bug report needs: `python -m sdfast` prints versions, devices, codecs and the names that sdfast knows.
 
-It ends well whatever is missing or broken, and says what that is. Nothing is downloaded, trained or written."""
+Whatever is missing or broken has a line that says so. Nothing is downloaded, trained or written."""
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-# those of UCF101, HMDB51, Kinetics and what phones and browsers write; sdfast itself writes mpeg4 (moving_digits) and h264 (prepared copies)
-DECODERS = 'h264 hevc av1 libdav1d vp8 vp9 mpeg4 msmpeg4v3 mpeg1video mpeg2video wmv2 wmv3 mjpeg ffv1'.split()
-ENCODERS = 'mpeg4 libx264'.split()
+__all__ = ['about']
+
+# codecs of UCF101, HMDB51, Kinetics, and of videos from phones and browsers
+DECODERS = ['h264', 'hevc', 'av1', 'libdav1d', 'vp8', 'vp9', 'mpeg4', 'msmpeg4v3', 'mpeg1video', 'mpeg2video', 'wmv2',
+            'wmv3', 'mjpeg', 'ffv1']
+ENCODERS = ['mpeg4', 'libx264']  # of what sdfast writes: moving_digits and prepared copies
+OPTIONAL = ('pretext', 'peers', 'log')  # extras whose packages are listed
 
 
-def _said(f)->str:
-    "What `f()` says, or why it cannot"
-    try: return f()
-    except Exception as e: return f'not to be told: {type(e).__name__}: {(str(e).splitlines() or [""])[0]}'
+def about()->str:
+    "Versions, devices, codecs and names, a line each; what cannot be found out says why"
+    return '\n'.join(f'{name}: {_try(find)}' for name, find in LINES.items())
 
 
-def _package(text):
-    "Name, installed version and, where it is another, the version that sdfast asks for"
-    from packaging.requirements import Requirement
-    r = Requirement(text)
-    try: v = version(r.name)
-    except PackageNotFoundError: return f'{r.name} not installed'
-    return f'{r.name} {v}' + ('' if r.specifier.contains(v, prereleases=True) else f' (sdfast asks for {r.specifier})')
+def _try(find:Callable)->str:
+    "What `find()` returns, or why it fails"
+    try: return find()
+    except Exception as e:
+        first_line = next(iter(str(e).splitlines()), '')
+        return f'unknown: {type(e).__name__}: {first_line}'
+
+
+def _python():
+    executable = _short(sys.executable)
+    return f'{platform.python_version()} ({platform.python_implementation()}, {executable})'
+
+
+def _short(path): return str(path).replace(str(Path.home()), '~', 1)
+
+
+def _needed(): return _packages(())
+def _optional(): return _packages(OPTIONAL)
 
 
 def _packages(extras):
-    "Those that sdfast needs, or those of its extras"
-    asked = [r.partition(';') for r in requires('sdfast') or []]
-    return ', '.join(dict.fromkeys(_package(r) for r, _, when in asked if (any(f'"{e}"' in when for e in extras) if extras else 'extra' not in when)))
+    "The packages that sdfast needs, or those of its extras"
+    found = []
+    for text in requires('sdfast') or []:
+        requirement, _, condition = text.partition(';')
+        wanted = any(f'"{e}"' in condition for e in extras) if extras else 'extra' not in condition
+        if wanted: found.append(_package(requirement))
+    return ', '.join(dict.fromkeys(found))
 
 
-def _ffmpeg():
-    import av
-    return f'{av.ffmpeg_version_info}, ' + ', '.join(f'{n.removeprefix("lib")} {".".join(map(str, v))}' for n, v in av.library_versions.items() if n in ('libavcodec', 'libavformat', 'libswscale'))
-
-
-def _codecs(names, mode):
-    from av.codec import Codec
-    from av.codec.codec import UnknownCodecError
-    def has(n):
-        try: return bool(Codec(n, mode))
-        except UnknownCodecError: return False
-    have = [n for n in names if has(n)]
-    return ', '.join(have) + (f'; without {", ".join(n for n in names if n not in have)}' if len(have) < len(names) else '')
+def _package(text):
+    "Name and installed version; also the version that sdfast asks for, if it is another"
+    from packaging.requirements import Requirement
+    requirement = Requirement(text)
+    try: installed = version(requirement.name)
+    except PackageNotFoundError: return f'{requirement.name} not installed'
+    fits = requirement.specifier.contains(installed, prereleases=True)
+    return f'{requirement.name} {installed}' + ('' if fits else f' (sdfast asks for {requirement.specifier})')
 
 
 def _cpu():
@@ -56,8 +70,17 @@ def _cpu():
 
 def _cuda():
     import torch
-    if not torch.cuda.is_available(): return f'none (torch is built for {"CUDA " + torch.version.cuda if torch.version.cuda else "ROCm " + torch.version.hip if torch.version.hip else "CPUs"})'
-    return ', '.join(f'{i}: {(p := torch.cuda.get_device_properties(i)).name}, {p.total_memory/2**30:.0f} GiB' for i in range(torch.cuda.device_count())) + f' (CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()})'
+    if not torch.cuda.is_available(): return f'none (torch is built for {_torch_build(torch)})'
+    devices = []
+    for i in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(i)
+        devices.append(f'{i}: {device.name}, {device.total_memory/2**30:.0f} GiB')
+    return ', '.join(devices) + f' (CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()})'
+
+
+def _torch_build(torch):
+    if torch.version.cuda: return f'CUDA {torch.version.cuda}'
+    return f'ROCm {torch.version.hip}' if torch.version.hip else 'CPUs'
 
 
 def _mps():
@@ -65,11 +88,39 @@ def _mps():
     return 'yes' if torch.backends.mps.is_available() else 'none'
 
 
+def _ffmpeg():
+    import av
+    libraries = ('libavcodec', 'libavformat', 'libswscale')
+    versions = [f'{n.removeprefix("lib")} {".".join(map(str, av.library_versions[n]))}'
+                for n in libraries if n in av.library_versions]
+    return ', '.join([av.ffmpeg_version_info, *versions])
+
+
+def _decoders(): return _codecs(DECODERS, 'r')
+def _encoders_of_video(): return _codecs(ENCODERS, 'w')
+
+
+def _codecs(names, mode):
+    "Which codecs PyAV has for reading, 'r', or writing, 'w'"
+    there = [n for n in names if _has_codec(n, mode)]
+    missing = [n for n in names if n not in there]
+    return ', '.join(there) + (f'; without {", ".join(missing)}' if missing else '')
+
+
+def _has_codec(name, mode):
+    from av.codec import Codec
+    from av.codec.codec import UnknownCodecError
+    try: return bool(Codec(name, mode))
+    except UnknownCodecError: return False
+
+
 def _home():
     from ..runtime.store import home
     where = home()
-    def size(): return sum(f.stat().st_size for f in where.rglob('*') if f.is_file())/2**20
-    return f'{str(where).replace(str(Path.home()), "~", 1)} ' + (f'({", ".join(sorted(f.name for f in where.iterdir())) or "empty"}; {size():.0f} MiB)' if where.is_dir() else '(not there yet)')
+    if not where.is_dir(): return f'{_short(where)} (does not exist yet)'
+    names = ', '.join(sorted(f.name for f in where.iterdir())) or 'empty'
+    size = sum(f.stat().st_size for f in where.rglob('*') if f.is_file())
+    return f'{_short(where)} ({names}; {size/2**20:.0f} MiB)'
 
 
 def _tasks():
@@ -80,9 +131,10 @@ def _tasks():
 def _encoders():
     import timm
 
-    from ..models.encoders import ENCODERS as NETS
-    from ..models.encoders import torchvision_names
-    return f'{", ".join(NETS)}; {len(names := torchvision_names())} of torchvision ({", ".join(names)}); {len(timm.list_models())} of timm'
+    from ..models.encoders import ENCODERS, torchvision_names
+    video = torchvision_names()
+    n_timm = len(timm.list_models())
+    return f'{", ".join(ENCODERS)}; {len(video)} of torchvision ({", ".join(video)}); {n_timm} of timm'
 
 
 def _strategies():
@@ -95,10 +147,21 @@ def _methods():
     return ', '.join(METHODS)
 
 
-def about()->str:
-    "Versions, devices, codecs and names, a line each; what cannot be told says why"
-    rows = {'sdfast': lambda: version('sdfast'), 'Python': lambda: f'{platform.python_version()} ({platform.python_implementation()}, {sys.executable.replace(str(Path.home()), "~", 1)})', 'platform': platform.platform,
-            'packages': lambda: _packages(()), 'optional packages': lambda: _packages(('pretext', 'peers', 'log')), 'CPU': _cpu, 'CUDA': _cuda, 'MPS': _mps, 'FFmpeg in PyAV': _ffmpeg,
-            'decoders': lambda: _codecs(DECODERS, 'r'), 'encoders of video': lambda: _codecs(ENCODERS, 'w'), 'data and cache': _home, 'tasks': _tasks, 'encoders': _encoders, 'strategies': _strategies,
-            'pre-training': _methods}
-    return '\n'.join(f'{name}: {_said(f)}' for name, f in rows.items())
+LINES = {
+    'sdfast': lambda: version('sdfast'),
+    'Python': _python,
+    'platform': platform.platform,
+    'packages': _needed,
+    'optional packages': _optional,
+    'CPU': _cpu,
+    'CUDA': _cuda,
+    'MPS': _mps,
+    'FFmpeg in PyAV': _ffmpeg,
+    'decoders': _decoders,
+    'encoders of video': _encoders_of_video,
+    'data and cache': _home,
+    'tasks': _tasks,
+    'encoders': _encoders,
+    'strategies': _strategies,
+    'pre-training': _methods,
+}

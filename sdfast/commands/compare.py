@@ -65,18 +65,18 @@ def run_comparison(
         rows = compare(setup.runs[0], setup.grids, out, seeds=setup.seeds, trial_seeds=setup.trial_seeds,
                        progress=progress, all_strengths=settings.all_strengths, rule=settings.rule, kept=settings.kept,
                        launcher=launcher, log=log)
-    if not rank_distrib(): write_results(rows, settings, setup, progress)
+    if not rank_distrib(): write_results(rows, settings, setup)
 
 
 def write_results(
     rows:pd.DataFrame, # From `compare`
     settings:Settings,
     setup:Setup,
-    progress:LiveProgress, # To show the table
 )->None:
     "Write tables, figures and the page, and show the table"
     run, out = setup.runs[0], Path(settings.out)
     title = f'{run.source} → {run.task}, {run.model}'
+    progress = LiveProgress()
     table = write_report(rows, out, title, setup.notes, settings.adjust)
     progress.console.print(rich_table(table, title, progress.console.width, setup.notes, settings.adjust))
     page = write_page(out, method=settings.adjust, figures=False)

@@ -1,9 +1,10 @@
-"""The page of a study from its results alone: nothing is trained, nothing is measured.
+"""The page of a study from its results alone: nothing is trained or measured.
 
-    python experiments/make_report.py runs/compare                        # writes runs/compare/report.html and runs/compare/figures/
-    python experiments/make_report.py runs/a runs/b --out runs/both.html  # studies of one set-up are merged, others follow one another
+    python experiments/make_report.py runs/compare                          # runs/compare/report.html and figures/
+    python experiments/make_report.py runs/a runs/b --out runs/both.html    # several studies
 
-What a folder lacks (one of which only runs.csv was kept, or videos that are no longer there) is left out, and said."""
+Studies with the same tasks, model and weights are merged, others follow one another. What a folder lacks (such as one
+that has only runs.csv, or whose videos are gone) is left out, and the page says so."""
 import sys
 import warnings
 
@@ -13,11 +14,14 @@ from ..errors import InputError
 from ..report.page import write_page
 from ..stats import ADJUSTMENTS
 
-warnings.filterwarnings('ignore', category=FutureWarning)  # of the libraries about each other
+__all__ = ['main']
+
+# warnings of libraries about one another
+warnings.filterwarnings('ignore', category=FutureWarning)
 warnings.filterwarnings('ignore', category=DeprecationWarning)
 
 
-@call_parse  # runs at once in a script, so it comes last
+@call_parse  # it runs at once in a script, so it comes last
 def main(
     *folders:str, # Folders of studies: the --out of compare.py
     out:str=None, # File to write, by default report.html in the folder
@@ -28,9 +32,11 @@ def main(
     try:
         if not folders: raise InputError('name at least one folder of a study: the --out of compare.py')
         if len(folders) > 1 and not out: raise InputError('--out is needed for several folders: the file to write')
-        if adjust not in ADJUSTMENTS: raise InputError(f'--adjust must be one of {", ".join(ADJUSTMENTS)}, not {adjust!r}')
+        if adjust not in ADJUSTMENTS:
+            raise InputError(f'--adjust must be one of {", ".join(ADJUSTMENTS)}, not {adjust!r}')
         page = write_page(folders, out, adjust, not no_figures)
     except (InputError, OSError) as e:
         print(f'make_report.py: {e}', file=sys.stderr)
         sys.exit(2)
-    print(f'written: {page}' + ('' if no_figures else f', and each plot as PDF and PNG in {page.parent/"figures"}'))
+    figures = '' if no_figures else f', and each plot as PDF and PNG in {page.parent/"figures"}'
+    print(f'written: {page}{figures}')

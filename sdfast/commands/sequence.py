@@ -52,14 +52,13 @@ def run_chains(
         for line in setup.messages: progress.say(line)
         rows = compare_sequences(setup.runs, setup.grids, out, seeds=setup.seeds, trial_seeds=setup.trial_seeds,
                                  progress=progress, launcher=launcher)
-    if not rank_distrib(): write_results(rows, settings, setup.notes, progress)
+    if not rank_distrib(): write_results(rows, settings, setup.notes)
 
 
 def write_results(
     rows:pd.DataFrame, # From `compare_sequences`
     settings:Settings,
     notes:list, # About the tasks, as Markdown
-    progress:LiveProgress, # To show the table
 )->None:
     "Write rows and tables, and show the table. Raises `InputError` if no chain reached its end"
     out = Path(settings.out)
@@ -69,5 +68,6 @@ def write_results(
     table.to_csv(out/'table.csv', index=False, float_format='%.6g')
     (out/'table.md').write_text(chain_markdown(table, notes))
     title = ' → '.join([settings.source, *task_names(rows)[1:]]) + f', {settings.model}'
+    progress = LiveProgress()
     progress.console.print(chain_rich_table(table, title, progress.console.width, notes))
     progress.say(f'written to {out}: runs.csv, matrix.csv, table.csv, table.md')

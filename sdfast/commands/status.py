@@ -2,31 +2,41 @@
 
     python experiments/status.py runs/compare              # once
     python experiments/status.py runs/compare --every 5    # again every 5 seconds, until Ctrl-C"""
-import sys
 import time
 
 from fastcore.script import call_parse
 from rich.console import Console
 from rich.live import Live
 
-from ..errors import InputError
 from ..study.status import show_status
+from .common import one_line_errors
+
+__all__ = ['main']
+
+SHORTEST_PAUSE = .2  # seconds between two looks
 
 
-@call_parse  # runs at once in a script, so it comes last
-def main(
-    out:str, # Folder of the study, its --out
-    every:float=0., # Seconds between two looks; 0: one look
-):
-    "Show what a study has done and does"
-    console = Console()
+def watch(
+    out:str, # Folder of the study
+    every:float, # Seconds between two looks
+    console:Console,
+)->None:
+    "Show a study's status again and again, until Ctrl-C"
     try:
-        if not every: return console.print(show_status(out), highlight=False)
         with Live(show_status(out), console=console, auto_refresh=False) as live:
             while True:
-                time.sleep(max(.2, every))
+                time.sleep(max(SHORTEST_PAUSE, every))
                 live.update(show_status(out), refresh=True)
-    except InputError as e:
-        print(f'status.py: {e}', file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt: pass
+
+
+@call_parse  # it runs at once in a script, so it comes last
+def main(
+    out:str, # Folder of the study, its --out
+    every:float=0., # Seconds between two looks; 0: look once
+):
+    "Show what a study has done and what it is doing"
+    console = Console()
+    with one_line_errors('status.py'):
+        if every: watch(out, every, console)
+        else: console.print(show_status(out), highlight=False)

@@ -12,7 +12,7 @@ from ..data.text import as_markdown
 from ..errors import InputError
 from ..models.encoders import create_model, is_model
 from ..runtime.options import parse_options, split_list
-from ..strategies.registry import STRATEGIES
+from ..strategies.registry import STRATEGIES, check_options
 from .choose import strength_grid
 from .config import QUICK, Run, file_id
 from .fit import fit_batch_size
@@ -178,11 +178,10 @@ def parse_strategy_args(
     "Read the options of strategies, and check them"
     args = {}
     for part in split_list(text, ';'):
-        name, _, options = (t.strip() for t in part.partition(':'))
-        if name not in names:
-            raise InputError(f'--strategy-args: {name!r} is not among the strategies: write '
-                             'STRATEGY:name=value,...;STRATEGY:...')
-        parse_options(options, f'--strategy-args of {name}')
+        name, colon, options = (t.strip() for t in part.partition(':'))
+        if not colon: raise InputError(f'--strategy-args must be STRATEGY:name=value,...;STRATEGY:..., not {part!r}')
+        if name not in names: raise InputError(f'--strategy-args: {name!r} is not among the strategies')
+        check_options(name, parse_options(options, f'--strategy-args of {name}'))
         args[name] = options
     return args
 
