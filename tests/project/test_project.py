@@ -177,7 +177,7 @@ def test_each_script_says_question_command_time_and_output(row):
 # --- style ------------------------------------------------------------------------------------------------------------
 
 def test_ruff():
-    command = [sys.executable, '-m', 'ruff', 'check', '--no-cache', str(ROOT)]
+    command = [sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', str(ROOT)]
     p = subprocess.run(command, capture_output=True, text=True)
     assert p.returncode == 0, p.stdout
 
