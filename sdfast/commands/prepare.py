@@ -1,18 +1,20 @@
-"""Small copies of a task's videos, from which a clip is decoded several times as fast.
+"""Can a task's videos be decoded several times as fast? Makes small copies of them.
 
     python experiments/prepare.py folder:videos             # to videos.prepared
     python experiments/prepare.py ucf101:data --jobs 16
-    python experiments/compare.py --task ucf101:data ...    # uses them
+    python experiments/compare.py --task ucf101:data ...    # uses the copies
 
-H.264, upright, the short side scaled to --size, a key frame at least every --gop frames. Each copy is decoded again and compared with its original,
-frame by frame, before it gets its name. Copies that are there already stay: after a break the same command goes on. Whatever reads the task by the same
-name then uses the copies, says so, and has other keys for its runs; with `SDFAST_PREPARED=` set to nothing it uses the originals. A video that
-cannot be copied is named, and is used as it is."""
+Copies are H.264, upright, with the short side scaled to --size and a key frame at least every --gop frames. Each copy
+is decoded again and compared with its original, frame by frame, before it gets its name. Existing copies stay: after
+an interruption the same command resumes. Whatever reads the task by the same name then uses the copies, says so, and
+gives its runs other keys; with an empty `SDFAST_PREPARED=` it uses the originals. A video that cannot be copied is
+named, and its original is used."""
 import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Iterable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,61 +23,107 @@ from fastcore.script import call_parse
 from rich.progress import track
 
 from ..data.datasets import create_task
-from ..data.prepared import prepared_copies, read_manifest, try_copy, write_manifest
+from ..data.prepared import copy_path, prepared_copies, read_manifest, try_copy, write_manifest
 from ..errors import InputError
 
+__all__ = ['main']
 
-def prepare(spec, to, size, gop, quality, jobs):
-    "The manifest, bad files with the reason, and the folder"
-    if spec.partition(':')[0] == 'moving_digits': raise InputError('moving_digits is small already: there is nothing to prepare')
+SAVE_SECONDS = 5  # between two times that the manifest is written while copies are made
+SETTINGS = 'size', 'gop', 'quality'  # of all copies in a folder
+
+
+def prepare(
+    spec:str, # Of a task
+    to:str|Path|None, # Folder of the copies, by default `prepared_copies`'
+    size:int, # Short side in pixels
+    gop:int, # Frames from one key frame to the next
+    quality:int, # x264's constant rate factor
+    jobs:int, # Processes
+)->tuple[dict, dict, Path]: # The manifest, path and reason of each video without a copy, folder
+    "Make the copies that do not exist yet"
+    if spec.partition(':')[0] == 'moving_digits':
+        raise InputError('moving_digits is small already: there is nothing to prepare')
     with patch.dict(os.environ, SDFAST_PREPARED=''): task = create_task.__wrapped__(spec)  # of the originals
-    df = task.df
-    root = os.path.commonpath([os.path.dirname(p) for p in df.path])
-    place = Path(to or f'{root}.prepared')
-    if place.resolve() == Path(root).resolve(): raise InputError(f'--to {place} is where the originals are; choose another folder')
-    made = dict(size=size, gop=gop, quality=quality, files={})
-    if was := read_manifest(place):
-        if other := [k for k in ('size', 'gop', 'quality') if was[k] != made[k]]:
-            raise InputError(f'{place} has copies made with --{other[0]} {was[other[0]]}, not {made[other[0]]}; delete it or choose another folder with --to')
-        made = was
-    place.mkdir(parents=True, exist_ok=True)
-    with patch.dict(os.environ, SDFAST_PREPARED=str(place)): there = prepared_copies(df.path)[0]
-    todo = [p for p in dict.fromkeys(df.path) if p not in there]
-    bad, since = {os.path.relpath(p, root):why for p, why in task.skipped.items()}, time.monotonic()
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn')) if jobs > 1 else ThreadPoolExecutor(1) as pool:
-        waiting = {pool.submit(try_copy, p, place/f'{os.path.relpath(p, root)}.mp4', size, gop, quality):os.path.relpath(p, root) for p in todo}
-        try:
-            for job in track(as_completed(waiting), f'{len(todo)} of {len(df)} videos', len(todo), disable=not sys.stdout.isatty()):
-                found, why = job.result()
-                if why: bad[waiting[job]] = why
-                else: made['files'][waiting[job]] = found
-                if time.monotonic() - since > 5:
-                    write_manifest(place, made)
-                    since = time.monotonic()
-        finally:
-            pool.shutdown(cancel_futures=True)
-            write_manifest(place, made)
-    return made, bad, place
+    videos = list(dict.fromkeys(task.df.path))
+    root = os.path.commonpath([os.path.dirname(p) for p in videos])
+    folder = Path(to or f'{root}.prepared')
+    if folder.resolve() == Path(root).resolve():
+        raise InputError(f'--to {folder} is where the originals are; choose another folder')
+    manifest = _manifest(folder, dict(size=size, gop=gop, quality=quality, files={}))
+    folder.mkdir(parents=True, exist_ok=True)
+    with patch.dict(os.environ, SDFAST_PREPARED=str(folder)): copies = prepared_copies(videos)[0]
+    todo = [p for p in videos if p not in copies]
+    bad = {os.path.relpath(p, root):why for p, why in task.skipped.items()}
+    with _pool(jobs) as pool: bad |= _make_copies(pool, todo, root, folder, manifest)
+    return manifest, bad, folder
+
+
+def _manifest(folder, new):
+    "The folder's manifest, which must have the settings of the new one, or the new one"
+    old = read_manifest(folder)
+    if not old: return new
+    for name in SETTINGS:
+        if old[name] == new[name]: continue
+        raise InputError(f'{folder} has copies made with --{name} {old[name]}, not {new[name]}; '
+                         'delete it or choose another folder with --to')
+    return old
+
+
+def _pool(jobs)->Executor:
+    if jobs == 1: return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn'))
+
+
+def _make_copies(pool:Executor, paths:Iterable, root:str, folder:Path, manifest:dict):
+    "Make the copies, add them to the manifest, and return why others cannot be made"
+    settings = [manifest[name] for name in SETTINGS]
+    name_of = {}
+    for path in paths:
+        name = os.path.relpath(path, root)
+        job = pool.submit(try_copy, path, copy_path(folder, name), *settings)
+        name_of[job] = name
+    bad = {}
+    saved = time.monotonic()
+    show = track(as_completed(name_of), f'{len(name_of)} videos', len(name_of), disable=not sys.stdout.isatty())
+    try:
+        for job in show:
+            made, why = job.result()
+            if why: bad[name_of[job]] = why
+            else: manifest['files'][name_of[job]] = made
+            if time.monotonic() - saved > SAVE_SECONDS:
+                write_manifest(folder, manifest)
+                saved = time.monotonic()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        write_manifest(folder, manifest)
+    return bad
 
 
 @call_parse
 def main(
     task:str, # ucf101:PATH, hmdb51:PATH, folder:PATH or csv:PATH, as for compare.py
-    to:str=None, # Folder for the copies; by default the videos' with .prepared behind its name, where they are found again. Elsewhere: set SDFAST_PREPARED to it
+    to:str=None, # Folder for the copies, by default the videos' with .prepared added; for others set SDFAST_PREPARED
     size:int=128, # Short side of the copies in pixels; smaller videos keep theirs
     gop:int=12, # Frames from one key frame to the next
     quality:int=18, # x264's constant rate factor: less is better and larger
     jobs:int=os.cpu_count(), # Processes
-):
-    "Make small, quickly decoded copies of a task's videos; after a break the same command goes on"
+)->None:
+    "Make small, quickly decoded copies of a task's videos; if it is stopped, the same command resumes"
     start = time.time()
     try:
-        if min(size, gop, jobs) < 1 or size % 2 or not 0 <= quality <= 51: raise InputError(f'size must be even, size, gop and jobs at least 1 and quality 0 to 51, not {size}, {gop}, {jobs} and {quality}')
-        made, bad, place = prepare(task, to, size, gop, quality, jobs)
+        if min(size, gop, jobs) < 1 or size % 2 or not 0 <= quality <= 51:
+            raise InputError('size must be even, size, gop and jobs at least 1 and quality 0 to 51, '
+                             f'not {size}, {gop}, {jobs} and {quality}')
+        manifest, bad, folder = prepare(task, to, size, gop, quality, jobs)
     except (InputError, OSError) as e: sys.exit(f'prepare.py: {e}')
-    except KeyboardInterrupt: sys.exit('prepare.py: stopped; the same command goes on from there')
-    files = made['files'].values()
+    except KeyboardInterrupt: sys.exit('prepare.py: stopped; the same command resumes')
     for name, why in sorted(bad.items()): print(f'no copy of {name}: {why}')
-    if files: print(f'{len(files)} copies in {place}, {sum(f["copy_bytes"] for f in files)/1e6:.1f} MB instead of {sum(f["bytes"] for f in files)/1e6:.1f}; '
-                    f'off by {np.mean([f["error"] for f in files]):.2f} grey levels on average, {max(f["worst"] for f in files):.2f} in the worst frame; {time.time() - start:.0f} s')
+    if manifest['files']: print(f'{_summary(manifest["files"].values(), folder)}; {time.time() - start:.0f} s')
     if bad: sys.exit(f'prepare.py: {len(bad)} videos have no copy and are used as they are')
+
+
+def _summary(copies, folder):
+    small, large = (sum(c[key] for c in copies)/1e6 for key in ('copy_bytes', 'bytes'))
+    mean, worst = np.mean([c['error'] for c in copies]), max(c['worst'] for c in copies)
+    return (f'{len(copies)} copies in {folder}, {small:.1f} MB instead of {large:.1f}; '
+            f'off by {mean:.2f} grey levels on average, {worst:.2f} in the worst frame')

@@ -13,7 +13,8 @@ from rich.console import Console
 from scipy import stats
 
 from sdfast.data.digits import PARTS
-from sdfast.data.video import MAX_ASPECT, MAX_PIXELS
+from sdfast.data.ffmpeg import MAX_PIXELS
+from sdfast.data.video import MAX_ASPECT
 from sdfast.metrics.columns import COLUMNS
 from sdfast.report.plots import figure, path_figure
 from sdfast.report.summary import MARGIN, MARGINS, summary, trade_off

@@ -1,0 +1,169 @@
+"Download a file: resume and retry when the connection breaks, and check the published sum."
+import hashlib
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from rich.filesize import decimal
+
+from .. import __version__
+from ..errors import InputError
+from .console import say, show_bytes
+
+__all__ = ['Archive', 'download']
+
+TIMEOUT = 30  # seconds without a byte
+WAITS = (1, 3, 10, 30)  # seconds before a further attempt
+RESUMES = 'the same command resumes'
+HELP = 'name another host with --url-base, or put the file into --to yourself'
+
+
+@dataclass(frozen=True)
+class Archive:
+    "A file on the host and the folder that it becomes"
+    name:str # Of the file
+    folder:str # Name of the folder
+    size:int # Bytes, about
+    room:int # Bytes on disk while it is unpacked, about
+    sha256:str|None # Published sum, 64 hex digits; `None`: the file is not checked
+
+
+@contextmanager
+def disk_errors(path:Path)->Iterator[None]:
+    "Turn an error of the disk into an `InputError`, so that it is not taken for one of the network"
+    try: yield
+    except OSError as e: raise InputError(f'{path} cannot be written: {e.strerror}') from None
+
+
+def size(path:Path)->int:
+    "Bytes of a file, 0 without one"
+    return path.stat().st_size if path.exists() else 0
+
+
+def download(
+    archive:Archive, # What to download
+    to:Path, # Folder; a file of the archive's name in it is used instead of downloading it
+    base:str, # Address of the host's folder
+    context:ssl.SSLContext|None=None, # `None` verifies the host's certificate
+)->Path: # The whole file
+    "Download an archive and compare it with its published sum. Raises `InputError`"
+    file = to/archive.name
+    if file.exists(): part = file
+    else:
+        part = to/f'{archive.name}.part'
+        _fetch_until_complete(f'{base}/{archive.name}', part, archive.sha256, context)
+    if archive.sha256:
+        say(f'checking {archive.name}')
+        found = sha256(part)
+        if found != archive.sha256:
+            bad = to/f'{archive.name}.bad'
+            part.replace(bad)
+            _stamp(to/f'{archive.name}.part').unlink(missing_ok=True)
+            sums = f'sha256 {found[:8]}…, not {archive.sha256[:8]}…'
+            raise InputError(f'{archive.name} is not the published file ({sums}) and is now {bad}: the same command '
+                             'downloads it again; to use it as it is, rename it back and add --no-checksum')
+    part.replace(file)
+    _stamp(to/f'{archive.name}.part').unlink(missing_ok=True)
+    return file
+
+
+def sha256(file:Path)->str:
+    "Sum of a file's content"
+    found = hashlib.sha256()
+    with open(file, 'rb') as f:
+        while block := f.read(1 << 20): found.update(block)
+    return found.hexdigest()
+
+
+def _fetch_until_complete(url, part, checksum, context):
+    "Try again until the file is whole, or until no attempt gets further"
+    here = f', {decimal(size(part))} are here' if size(part) else ''
+    say(f'downloading {url}{here}')
+    failed, best = 0, size(part)
+    while True:
+        try:
+            fetch(url, part, context)
+            return
+        except HTTPError as e:
+            if e.code == 416: part.unlink(missing_ok=True)  # longer than what the host has
+            elif e.code < 500 and e.code not in (408, 429):
+                raise InputError(f'{url}: {e.code} {e.reason}; {HELP}') from None
+            why = f'{e.code} {e.reason}'
+        except (OSError, HTTPException) as e:
+            why = getattr(e, 'reason', e)
+            if isinstance(why, ssl.SSLCertVerificationError):
+                check = 'but nothing then checks the file'
+                if checksum: check = 'the file is still checked against its published sum'
+                raise InputError(f'{url}: the certificate cannot be verified ({why.verify_message}); '
+                                 f'continue with --insecure ({check}), {HELP}') from None
+        if size(part) > best: failed, best = 1, size(part)
+        else: failed += 1
+        if failed > len(WAITS):
+            next_step = f'{decimal(size(part))} are here, {RESUMES}' if size(part) else f'try again later, or {HELP}'
+            raise InputError(f'{url}: {why}; {next_step}')
+        wait = WAITS[failed - 1]
+        say(f'{part.stem}: {why}; again in {wait} s')
+        time.sleep(wait)
+
+
+def _stamp(part):
+    "The file that says of which file `part` is the beginning: its length and version on the host"
+    return part.with_name(f'{part.name}.stamp')
+
+
+def fetch(url:str, part:Path, context:ssl.SSLContext|None=None)->None:
+    """Append to `part` what it lacks of a file.
+
+    It starts again where the host ignores ranges or has another file by now."""
+    stamp = _stamp(part)
+    length, _, version = stamp.read_text().partition(' ') if stamp.exists() else ('', '', '')
+    done = size(part) if length else 0
+    if length == str(done): return
+    headers = {'User-Agent': f'sdfast/{__version__}'}  # some hosts refuse urllib's own
+    if done: headers['Range'] = f'bytes={done}-'
+    if done and version: headers['If-Range'] = version
+    with urlopen(Request(url, headers=headers), timeout=TIMEOUT, context=context) as answer:
+        if answer.headers.get_content_type() == 'text/html':
+            raise InputError(f'{url} is a web page here: log in to the network, or {HELP}')
+        now = _version(answer.headers)
+        if answer.status == 206:
+            if not _continues(answer.headers, done, length) or now not in ('', version):
+                part.unlink()
+                raise ConnectionError('the file on the host has changed')
+        else: done, length = 0, answer.headers.get('Content-Length', '')
+        total = int(length) if length.isdigit() else None
+        _append(answer, part, done, total, f'{total} {now}')
+
+
+def _version(headers):
+    "What tells one version of a file from another, if the host says so; a weak ETag does not count for If-Range"
+    etag = headers.get('ETag', '')
+    return etag if etag.startswith('"') else headers.get('Last-Modified', '')
+
+
+def _continues(headers, done, length):
+    "Whether an answer is the rest of the file whose beginning is on disk"
+    span = headers.get('Content-Range', '')
+    return span.startswith(f'bytes {done}-') and span.endswith(f'/{length}')
+
+
+def _append(answer, part, done, total, stamp):
+    "Write the answer to `part`, of which `done` bytes are kept"
+    with show_bytes(part.stem, done, total) as show:
+        with disk_errors(part):
+            out = open(part, 'ab' if done else 'wb')
+            if not done: _stamp(part).write_text(stamp)  # after the old bytes are gone, before new ones come
+        with out:
+            while done != total and (block := answer.read1(1 << 18)):
+                with disk_errors(part):
+                    out.write(block)
+                    out.flush()
+                done += len(block)
+                show(done)
+    if total and done < total: raise ConnectionError(f'the connection broke off at {decimal(done)} of {decimal(total)}')
