@@ -113,7 +113,7 @@ def _fetch_until_complete(url, part, checksum, context):
 
 
 def _stamp(part):
-    "The file that says of which file `part` is the beginning: its length and version on the host"
+    "The file with the length and version, on the host, of the file that `part` is the beginning of"
     return part.with_name(f'{part.name}.stamp')
 
 
@@ -142,7 +142,7 @@ def fetch(url:str, part:Path, context:ssl.SSLContext|None=None)->None:
 
 
 def _version(headers):
-    "What tells one version of a file from another, if the host says so; a weak ETag does not count for If-Range"
+    "The version of a file, if the host names it; a weak ETag does not count for If-Range"
     etag = headers.get('ETag', '')
     return etag if etag.startswith('"') else headers.get('Last-Modified', '')
 
@@ -154,7 +154,7 @@ def _continues(headers, done, length):
 
 
 def _append(answer, part, done, total, stamp):
-    "Write the answer to `part`, of which `done` bytes are kept"
+    "Write the answer to `part` after its first `done` bytes"
     with show_bytes(part.stem, done, total) as show:
         with disk_errors(part):
             out = open(part, 'ab' if done else 'wb')

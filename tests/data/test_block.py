@@ -70,7 +70,7 @@ def test_batches_predictions_and_export(clips, tmp_path):
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_one_batch_of_bytes_crosses_to_the_device(clips, workers):
-    "All that makes floats of them runs on the batch, behind the transfer"
+    "What turns them into floats runs on the batch, after the transfer"
     seen, device = [], torch.device('cpu')
     class Look(Transform):
         order = -100

@@ -191,7 +191,7 @@ def test_no_file_hangs(torture_folder, tmp_path):
 
 
 def decode_many(paths, n):
-    "Memory in MB and open files, eleven times on the way through `n` clips; indexes are read anew each time"
+    "Memory in MB and number of open files, eleven times during `n` clips; indexes are read again each time"
     found, left, clip, libc = [], 0, SampleClips(3, 2, 32), ctypes.CDLL(None)
     warnings.simplefilter('ignore')
     for i in range(n + 1):

@@ -34,7 +34,7 @@ LOADERS = [dict(), dict(flip=True, area=(.3, 1.)), dict(k=2), dict(tfms=[ClipTra
 
 @pytest.mark.parametrize('kwargs', LOADERS, ids=str)
 def test_videos_in_memory_are_the_batches_of_any_loader(clips, kwargs, monkeypatch):
-    "`CachedDL` makes items by itself; fastai's own way makes the same, draw by draw"
+    "`CachedDL` makes items in its own way; fastai's way makes the same, draw by draw"
     task = Task.from_folder(clips, group=r'(p\d)_').hold_out(.3)
     def batches(dls):
         random.seed(1)
@@ -53,7 +53,7 @@ def test_videos_in_memory_are_the_batches_of_any_loader(clips, kwargs, monkeypat
 
 
 def test_batches_are_kept_up_to_a_bound(clips, monkeypatch):
-    "Several clips of each video can take more than the videos; such batches are made anew, and are the same."
+    "Several clips of each video can take more than the videos; such batches are made each time, and are the same"
     dls = Task.from_folder(clips, group=r'(p\d)_').hold_out(.3).dls(frames=4, size=24, bs=2, k=3)
     kept = [x.clone() for x, _ in dls.valid]
     assert dls.valid._batches is not None
