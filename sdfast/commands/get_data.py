@@ -130,10 +130,10 @@ def main(
     try:
         data = _data_set(name, to, url_base, no_checksum)
         if insecure and no_checksum: say('warning: without certificate and checksum, nothing checks what arrives')
-        to = Path(to)
-        with disk_errors(to): to.mkdir(parents=True, exist_ok=True)
+        folder = Path(to)
+        with disk_errors(folder): folder.mkdir(parents=True, exist_ok=True)
         context = ssl._create_unverified_context() if insecure else None
-        found = get(data, to, url_base and url_base.rstrip('/'), context, keep_archives)
+        found = get(data, folder, url_base and url_base.rstrip('/'), context, keep_archives)
     except (InputError, OSError) as e: _fail(e)
     except KeyboardInterrupt: _fail(f'stopped; {RESUMES}', 130)
     classes, videos, train, test = found
