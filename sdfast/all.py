@@ -8,6 +8,9 @@ from .metrics import *
 from .models import *
 from .pretext import *
 from .report.chains import *
+from .report.figures import *
+from .report.film import *
+from .report.load import *
 from .report.page import *
 from .report.panels import *
 from .report.paper import *
@@ -16,6 +19,7 @@ from .report.pretext import *
 from .report.results import *
 from .report.summary import *
 from .report.tables import *
+from .report.trade_off import *
 from .report.write import *
 from .runtime.distributed import *
 from .runtime.jobs import *

@@ -37,7 +37,7 @@ from sdfast.data import tables as tables_module
 from sdfast.data.task import Task
 from sdfast.metrics.columns import COLUMNS
 from sdfast.report.page import html_page, write_page
-from sdfast.report.results import load_results
+from sdfast.report.load import load_results
 from sdfast.report.summary import summary
 from sdfast.runtime import store
 from sdfast.strategies import STRATEGIES

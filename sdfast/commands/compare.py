@@ -25,7 +25,7 @@ import pandas as pd
 from fastai.torch_core import rank_distrib
 
 from ..report.page import write_page
-from ..report.tables import rich_table
+from ..report.tables import strategy_table
 from ..report.write import write_report
 from ..runtime.distributed import join_processes
 from ..runtime.launcher import Launcher
@@ -78,7 +78,8 @@ def write_results(
     title = f'{run.source} → {run.task}, {run.model}'
     progress = LiveProgress()
     table = write_report(rows, out, title, setup.notes, settings.adjust)
-    progress.console.print(rich_table(table, title, progress.console.width, setup.notes, settings.adjust))
+    shown = strategy_table(table, None, setup.notes, settings.adjust, title)
+    progress.console.print(shown.to_rich(progress.console.width))
     page = write_page(out, method=settings.adjust, figures=False)
     more = ', paths.png, trade_off_*.csv and .md' if settings.all_strengths else ''
     progress.say(f'written: {page}, to open in a browser; next to it runs.csv, table.csv, table.md, figure.png{more}')

@@ -17,7 +17,8 @@ from pathlib import Path
 import pandas as pd
 from fastai.torch_core import rank_distrib
 
-from ..report.chains import chain_markdown, chain_rich_table, matrix_table, sequence_summary, task_names
+from ..report.chains import matrix_table, sequence_summary, task_names
+from ..report.tables import chain_table
 from ..runtime.distributed import join_processes
 from ..runtime.launcher import Launcher
 from ..runtime.progress import Progress
@@ -66,8 +67,9 @@ def write_results(
     table = sequence_summary(rows)
     matrix_table(rows).to_csv(out/'matrix.csv', index=False, float_format='%.6g')
     table.to_csv(out/'table.csv', index=False, float_format='%.6g')
-    (out/'table.md').write_text(chain_markdown(table, notes))
     title = ' → '.join([settings.source, *task_names(rows)[1:]]) + f', {settings.model}'
     progress = LiveProgress()
-    progress.console.print(chain_rich_table(table, title, progress.console.width, notes))
+    shown = chain_table(table, notes, title)
+    (out/'table.md').write_text(shown.to_markdown())
+    progress.console.print(shown.to_rich(progress.console.width))
     progress.say(f'written to {out}: runs.csv, matrix.csv, table.csv, table.md')

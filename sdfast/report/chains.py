@@ -1,16 +1,10 @@
-"""Chains of tasks, source → A → B → ...: what each stage learns, and what becomes of all that was learned before.
+"""Chains of tasks, source → A → B → ...: from rows of stages to what was learned and what was forgotten.
 
-`R[i, j]` is the accuracy on task j after stage i. Task 0 is the source, row 0 the model before fine-tuning. Each task has its own head
-(task-incremental), so there are two such matrices: with the **old head** of task j, kept as stage j left it, which is nan above the
-diagonal; and with a new linear **probe** on the encoder's features, which is complete.
-
-A strategy protects the encoder as it stands when a stage begins. What it knows of the stages before: EWC, MAS and SI hold on with the
-sum of all their importances, each scaled to mean 1 so that tasks count alike (online EWC with gamma 1, Schwarz et al., ICML 2018);
-LwF and Replay have a term for each old head, as Li & Hoiem (2016) sum them; Co-Tuning and DELTA look at the stage before only.
-
-A study's folder holds `stages/<key>/`: `run.json`, `encoder.safetensors`, `head.safetensors`, `epochs.csv`, `log.txt` and, written last,
-`result.json` with the digests of the others. The key is of the `Run` and of the stage before: a finished stage is read, not trained again,
-and one whose process died goes on from its last finished epoch."""
+`R[i, j]` is the accuracy on task j after stage i. Task 0 is the source, and row 0 is the model before fine-tuning.
+Each task has its own head (task-incremental), so there are two such matrices. One is of the **old heads**, each as
+its stage left it, and is nan above the diagonal. The other is of a new linear **probe** on the encoder's features,
+and is complete.
+"""
 import numpy as np
 import pandas as pd
 
@@ -23,84 +17,136 @@ from ..metrics.continual import (
     task_forgetting,
 )
 from ..stats import adjust, judge, mean_interval, paired_difference, paired_test
-from .tables import chain_table
+from .rows import frame_of, insert_after
 
-__all__ = ['accuracy_matrices', 'sequence_summary']
+__all__ = ['accuracy_matrices', 'sequence_summary', 'matrix_table', 'task_names']
 
+NOT_TRAINED = ('untouched', 'random')  # rows of encoders before any stage
+
+
+def task_names(
+    rows:pd.DataFrame, # From `compare_sequences`
+)->list[str]: # The source first
+    "Names of the tasks of a chain"
+    return [c.removeprefix('probe.') for c in rows if c.startswith('probe.')]
 
 
 def accuracy_matrices(
     rows:pd.DataFrame, # From `compare_sequences`
-    kind:str='head', # With old heads, or of a 'probe'
+    kind:str='head', # 'head' for old heads, 'probe' for new probes
 )->dict: # (strategy, seed) -> `R`
     "Accuracy matrices of the final chains that reached their end"
     final = rows[rows.final.astype(bool) & (rows.status == 'ok')]
     columns = [c for c in rows if c.startswith(f'{kind}.')]
-    start, runs = final[final.strategy == 'untouched'], final[~final.strategy.isin(['untouched', 'random'])]
-    whole = {at:pd.concat([start, g.sort_values('stage')])[columns].to_numpy(float) for at, g in runs.groupby(['strategy', 'seed'], sort=False)}
-    return {at:R for at, R in whole.items() if len(R) == len(columns)}
+    start = final[final.strategy == 'untouched']
+    trained = final[~final.strategy.isin(NOT_TRAINED)]
+    matrices = {}
+    for at, stages in trained.groupby(['strategy', 'seed'], sort=False):
+        R = pd.concat([start, stages.sort_values('stage')])[columns].to_numpy(float)
+        if len(R) == len(columns): matrices[at] = R
+    return matrices
 
 
 def sequence_summary(
     rows:pd.DataFrame, # From `compare_sequences`
     reference:str='finetune', # Strategy that the others are compared with, seed by seed
     method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
-)->pd.DataFrame: # A row a strategy
-    """Means over seeds with 95 % t intervals (m, m_low, m_high) and paired differences to the reference (m_diff with m_diff_low and m_diff_high,
-    m_p, m_p_adj, m_verdict) of each metric m: with old heads `average`, `learned`, `bwt`, `task_forgetting.TASK` and `forgetting_best`, the mean
-    over tasks of how far each is below its best; of probes the same under `probe_` and `fwt`"""
-    heads, probes, final = accuracy_matrices(rows), accuracy_matrices(rows, 'probe'), rows[rows.final.astype(bool)]
-    if not heads: raise InputError('no chain reached its end, so there is nothing to show; the first error: ' + next((e for e in rows.error if e), 'none'))
-    names = [c.removeprefix('probe.') for c in rows if c.startswith('probe.')]
-    initial = final.loc[final.strategy == 'random', [f'probe.{n}' for n in names]].to_numpy(float)[0]
-    def measure(at):
-        found = {}
-        for kind, R in (('', heads[at]), ('probe_', probes[at])):
-            lost = task_forgetting(R)
-            found |= {f'{kind}average': average_accuracy(R), f'{kind}learned': learning_accuracy(R), f'{kind}bwt': backward_transfer(R)}
-            found |= {f'{kind}forgetting.{n}':f for n, f in zip(names, lost)} | {f'{kind}forgetting_best': float(task_forgetting(R, best=True).mean())}
-        return found | dict(fwt=forward_transfer(probes[at], initial))
-    values = pd.DataFrame({at:measure(at) for at in heads}).T.rename_axis(['strategy', 'seed'])
-    out, chains = [], final[~final.strategy.isin(['untouched', 'random'])]
-    for strategy, g in chains.groupby('strategy', sort=False):
-        mine = values.loc[[strategy]].droplevel(0) if strategy in values.index.get_level_values(0) else values.iloc[:0].droplevel(0)
-        base = values.loc[[reference]].droplevel(0) if reference in values.index.get_level_values(0) else values.iloc[:0].droplevel(0)
-        seeds, row = mine.index.intersection(base.index), dict(strategy=strategy, lam=g.lam.iloc[0], lr=g.lr.iloc[0], runs=len(mine), failed=g.seed.nunique() - len(mine))
+)->pd.DataFrame: # A row for each strategy
+    """Means over seeds with 95 % t intervals (m, m_low, m_high) and paired differences to the reference (m_diff
+    with m_diff_low and
+    m_diff_high, m_p, m_p_adj, m_verdict) of each metric m.
+
+    With old heads: `average`, `learned`, `bwt`, `forgetting.TASK`, and `forgetting_best`, the mean over tasks of
+    how far each is below its best. With probes: the same names after `probe_`, and `fwt`. Raises `InputError` if no
+    chain reached its end."""
+    values = _chain_metrics(rows)
+    final = rows[rows.final.astype(bool)]
+    base = _of_strategy(values, reference)
+    out = []
+    for strategy, runs in final[~final.strategy.isin(NOT_TRAINED)].groupby('strategy', sort=False):
+        mine = _of_strategy(values, strategy)
+        row = dict(strategy=strategy, lam=runs.lam.iloc[0], lr=runs.lr.iloc[0])
+        row |= dict(runs=len(mine), failed=runs.seed.nunique() - len(mine))
         for m in values:
-            mean = mean_interval(mine[m])
-            row |= {m: mean.mean, f'{m}_low': mean.low, f'{m}_high': mean.high}
-            if strategy == reference: continue
-            d = paired_difference(mine.loc[seeds, m], base.loc[seeds, m])
-            row |= {f'{m}_diff': d.mean, f'{m}_diff_low': d.low, f'{m}_diff_high': d.high, f'{m}_p': paired_test(mine.loc[seeds, m], base.loc[seeds, m])}
-        row['seconds'] = g.groupby('seed').seconds.sum().mean()
+            row |= _mean_columns(mine, m)
+            if strategy != reference: row |= _difference_columns(mine, base, m)
+        row['seconds'] = runs.groupby('seed').seconds.sum().mean()
         out.append(row)
-    table = pd.DataFrame(out).reindex(columns=list(dict.fromkeys(c for r in out for c in r)))
+    table = frame_of(out)
     for m in values:
-        if f'{m}_p' not in table: continue
-        at = table.columns.get_loc(f'{m}_p') + 1
-        table.insert(at, f'{m}_p_adj', adjust(table[f'{m}_p'], method))
-        verdict = [judge(d, p, 'forgetting' not in m) for d, p in zip(table[f'{m}_diff'], table[f'{m}_p_adj'])]
-        table.insert(at + 1, f'{m}_verdict', pd.Series(verdict).where(table.strategy != reference, None))
+        if f'{m}_p' in table: _add_verdicts(table, m, reference, method)
     return table
 
 
-def task_names(rows): return [c.removeprefix('probe.') for c in rows if c.startswith('probe.')]
+def _chain_metrics(rows):
+    "A row for each chain, its index (strategy, seed); a column for each metric"
+    heads, probes = accuracy_matrices(rows), accuracy_matrices(rows, 'probe')
+    if not heads:
+        first_error = next((e for e in rows.error if e), 'none')
+        raise InputError(f'no chain reached its end, so there is nothing to show; the first error: {first_error}')
+    names = task_names(rows)
+    random = rows[rows.final.astype(bool) & (rows.strategy == 'random')]
+    initial = random[[f'probe.{n}' for n in names]].to_numpy(float)[0]
+    metrics = {at: _matrix_metrics(heads[at], names)
+                   | _matrix_metrics(probes[at], names, 'probe_')
+                   | dict(fwt=forward_transfer(probes[at], initial))
+               for at in heads}
+    return pd.DataFrame(metrics).T.rename_axis(['strategy', 'seed'])
 
 
-def matrix_table(rows):
-    "Mean accuracies after each stage, long: strategy, kind ('head' or 'probe'), after, task, accuracy, low, high, seeds"
-    tasks, out = task_names(rows), []
+def _matrix_metrics(R, names, prefix=''):
+    "Metrics of one accuracy matrix"
+    metrics = dict(average=average_accuracy(R), learned=learning_accuracy(R), bwt=backward_transfer(R))
+    metrics |= {f'forgetting.{name}': lost for name, lost in zip(names, task_forgetting(R))}
+    metrics['forgetting_best'] = float(task_forgetting(R, best=True).mean())
+    return {prefix + name: value for name, value in metrics.items()}
+
+
+def _of_strategy(values, strategy):
+    "The chains of a strategy, their index the seed; none if all failed"
+    return values[values.index.get_level_values(0) == strategy].droplevel(0)
+
+
+def _mean_columns(chains, m):
+    mean = mean_interval(chains[m])
+    return {m: mean.mean, f'{m}_low': mean.low, f'{m}_high': mean.high}
+
+
+def _difference_columns(chains, base, m):
+    seeds = chains.index.intersection(base.index)
+    a, b = chains.loc[seeds, m], base.loc[seeds, m]
+    d = paired_difference(a, b)
+    return {f'{m}_diff': d.mean, f'{m}_diff_low': d.low, f'{m}_diff_high': d.high, f'{m}_p': paired_test(a, b)}
+
+
+def _add_verdicts(table, m, reference, method):
+    "Insert the adjusted p values of a metric and what follows from them"
+    adjusted = adjust(table[f'{m}_p'], method)
+    more_is_better = 'forgetting' not in m
+    verdicts = [judge(d, p, more_is_better) for d, p in zip(table[f'{m}_diff'], adjusted)]
+    insert_after(table, f'{m}_p', f'{m}_p_adj', adjusted)
+    insert_after(table, f'{m}_p_adj', f'{m}_verdict', pd.Series(verdicts).where(table.strategy != reference, None))
+
+
+def matrix_table(
+    rows:pd.DataFrame, # From `compare_sequences`
+)->pd.DataFrame: # strategy, kind ('head' or 'probe'), after, task, accuracy, low, high, seeds
+    "Mean accuracies on each task after each stage, a row for each"
+    names, out = task_names(rows), []
     for kind in ('head', 'probe'):
-        found = accuracy_matrices(rows, kind)
-        for strategy in dict.fromkeys(s for s, _ in found):
-            R = np.stack([m for (s, _), m in found.items() if s == strategy])
-            for i, j in zip(*np.nonzero(~np.isnan(R).any(0))):
-                m = mean_interval(R[:, i, j])
-                out.append(dict(strategy=strategy, kind=kind, after=tasks[i], task=tasks[j], accuracy=m.mean, low=m.low, high=m.high, seeds=m.n))
+        matrices = accuracy_matrices(rows, kind)
+        for strategy in dict.fromkeys(strategy for strategy, _ in matrices):
+            R = np.stack([matrix for (s, _), matrix in matrices.items() if s == strategy])
+            out += _mean_entries(R, names, dict(strategy=strategy, kind=kind))
     random = rows[rows.strategy == 'random'].iloc[0]
-    return pd.DataFrame([*out, *(dict(strategy='random', kind='probe', task=n, accuracy=random[f'probe.{n}'], seeds=1) for n in tasks)])
+    out += [dict(strategy='random', kind='probe', task=n, accuracy=random[f'probe.{n}'], seeds=1) for n in names]
+    return pd.DataFrame(out)
 
 
-# TODO remove: the names of before, until nothing uses them
-def chain_markdown(table, notes=()): return chain_table(table, notes).to_markdown()
-def chain_rich_table(table, title, width, notes=()): return chain_table(table, notes, title).to_rich(width)
+def _mean_entries(R, names, row):
+    "Means over seeds of the entries of matrices `(seeds, stages, tasks)` that every seed has"
+    out = []
+    for i, j in zip(*np.nonzero(~np.isnan(R).any(0))):
+        m = mean_interval(R[:, i, j])
+        out.append(row | dict(after=names[i], task=names[j], accuracy=m.mean, low=m.low, high=m.high, seeds=m.n))
+    return out

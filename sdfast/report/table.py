@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..data.text import as_markdown, from_markdown
 
-__all__ = ['Cell', 'Column', 'Table', 'number', 'latex_text']
+__all__ = ['Cell', 'Column', 'Table', 'number', 'count_of', 'capitalised', 'latex_text']
 
 MISSING = '–'  # shown where there is no value
 NO_INTERVAL = '(no interval)'  # shown after a number whose spread is unknown, such as that of a single seed
@@ -28,7 +28,22 @@ def number(
     return f'{rounded:{sign}.{digits}f}'
 
 
-def interval_text(low, high, sign, digits):
+def count_of(
+    n:int, # How many
+    noun:str, # Of what, in the singular
+)->str: # Such as '1 seed' or '6 seeds'
+    "Write a number of things"
+    return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
+
+
+def capitalised(
+    text:str, # Any text
+)->str: # The same, as it begins a sentence
+    "Write the first letter as a capital, and leave the others"
+    return text[:1].upper() + text[1:]
+
+
+def _interval_text(low, high, sign, digits):
     "Format an interval, or say that there is none"
     if pd.isna(low): return NO_INTERVAL
     return f'[{number(low, sign, digits)}, {number(high, sign, digits)}]'
@@ -62,7 +77,7 @@ class Cell:
         if has_diff: diff_text = number(scale*diff, '+', digits)
         if has_diff or (diff is None and low is not None):
             ends = (None, None) if pd.isna(low) else (scale*low, scale*high)
-            interval = interval_text(*ends, '+' if has_diff else sign, digits)
+            interval = _interval_text(*ends, '+' if has_diff else sign, digits)
         if star and has_diff: diff_text += '*'
         elif star: mean_text += '*'
         shows_verdict = verdict and interval and interval != NO_INTERVAL

@@ -5,10 +5,11 @@ import numpy as np
 import pandas as pd
 
 from ..metrics.columns import MEASURES, TABLE_COLUMNS
-from .summary import MARGIN, MARGINS, has_strength, trade_off
-from .table import MISSING, Cell, Column, Table, number
+from .rows import has_strength
+from .table import MISSING, Cell, Column, Table, capitalised, count_of
+from .trade_off import MARGIN, MARGINS, trade_off
 
-__all__ = ['strategy_table', 'trade_off_table', 'margins_table', 'chain_table']
+__all__ = ['strategy_table', 'trade_off_table', 'margins_table', 'chain_table', 'frame_table']
 
 MAIN = ('acc1', 'source_acc', 'source_probe')  # measures that every layout shows
 STRATEGY_COLUMNS = Column('strategy', numeric=False), Column('strength', numeric=False)  # they name a row
@@ -22,10 +23,7 @@ ADJUSTED = dict(
 )
 
 
-def count_of(n, noun): return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
-
-
-def strength_text(row):
+def _strength_text(row):
     "A strategy's strength, or its learning rate where it has none, and how many of its runs failed"
     if row.strategy == 'untouched': return ''
     text = f'λ {row.lam:g}' if has_strength(row.strategy) else f'lr {row.lr:g}'
@@ -59,22 +57,29 @@ def _measure_column(m):
 
 
 def _strategy_row(row, metrics):
-    cells = [mcnemar_cell(row.mcnemar) if m == 'mcnemar' else strategy_cell(row, m) for m in metrics]
-    return [row.strategy, strength_text(row), *cells]
+    cells = [_mcnemar_cell(row.mcnemar) if m == 'mcnemar' else strategy_cell(row, m) for m in metrics]
+    return [row.strategy, _strength_text(row), *cells]
 
 
-def strategy_cell(row, m):
-    "A measure of a row of `summary`: its mean, its difference to the reference, and the verdict"
+def strategy_cell(
+    row:pd.Series, # Of a `summary`
+    m:str, # A measure
+)->Cell: # Its mean, its difference to the reference, and the verdict
+    "Show a measure of a strategy"
     low, high, diff, verdict = (row.get(f'{m}_{end}') for end in ('diff_low', 'diff_high', 'diff', 'verdict'))
     measure = MEASURES[m]
     return Cell.of(row[m], low, high, diff, verdict, scale=measure.scale, digits=measure.digits)
 
 
-def mcnemar_cell(p): return Cell() if pd.isna(p) else Cell(f'{p:.2g}', value=float(p))
+def _mcnemar_cell(p): return Cell() if pd.isna(p) else Cell(f'{p:.2g}', value=float(p))
 
 
-def strategy_caption(table, method, mcnemar):
-    "How to read the table of strategies"
+def strategy_caption(
+    table:pd.DataFrame, # From `summary`
+    method:str, # How p values were adjusted
+    mcnemar:bool, # Whether McNemar's test is shown
+)->str: # Sentences
+    "Say how to read the table of strategies"
     seeds = count_of(int(table.runs[table.strategy != 'untouched'].max()), 'seed')
     sentences = [
         f'Accuracies in %, means over {seeds}, each followed by the paired difference to finetune',
@@ -102,7 +107,7 @@ def trade_off_table(
         Column('on the front', numeric=False)]
     rows = [_trade_off_row(row, row.strategy == against) for _, row in table.iterrows()]
     title = f'What keeping costs: {MEASURES[kept].title}'
-    return Table(columns, rows, trade_off_caption(kept, method), title=title)
+    return Table(columns, rows, _trade_off_caption(kept, method), title=title)
 
 
 def _trade_off_row(row, is_reference):
@@ -110,20 +115,17 @@ def _trade_off_row(row, is_reference):
     if 'cost' in row: cost = Cell.of(row.cost, row.cost_low, row.cost_high, scale=100)
     if is_reference: volume = Cell.of(row.volume, row.volume_low, row.volume_high)
     else:
-        diff = difference_cell(row)
+        diff = _difference_cell(row)
         volume = Cell.of(row.volume, row.volume_diff_low, row.volume_diff_high, row.volume_diff, row.volume_verdict)
     return [row.strategy, matched, cost, diff, volume, row.front]
 
 
-def difference_cell(row):
+def _difference_cell(row):
     "What a path keeps more than another, a row of `trade_off`"
     return Cell.of(row['diff'], row.diff_low, row.diff_high, verdict=row.verdict, scale=100, sign='+')
 
 
-def capitalised(text): return text[:1].upper() + text[1:]
-
-
-def trade_off_caption(kept, method):
+def _trade_off_caption(kept, method):
     "How to read the table of what keeping costs, and what was selected on which data"
     sentences = [
         f'{capitalised(MEASURES[kept].title)}, in %, on test.',
@@ -148,7 +150,7 @@ def margins_table(
     tables = [trade_off(rows, kept, against, method=method, margin=m).set_index('strategy') for m in MARGINS]
     columns = [Column('strategy', numeric=False), *(Column(f'less {100*m:g}') for m in MARGINS)]
     others = [s for s in tables[0].index if s != against]
-    cells = [[s, *(difference_cell(t.loc[s]) for t in tables)] for s in others]
+    cells = [[s, *(_difference_cell(t.loc[s]) for t in tables)] for s in others]
     sentences = [
         f"{capitalised(MEASURES[kept].title)}, on test: what each path keeps more than {against}'s where both reach",
         "finetune's target accuracy on test less so many points.",
@@ -167,13 +169,13 @@ def chain_table(
     title:str='', # Above it
 )->Table: # To print or to write
     "Make the table of chains of tasks: accuracy, transfer and forgetting after the last stage"
-    shown = chain_titles(table)
+    shown = _chain_titles(table)
     columns = [*STRATEGY_COLUMNS, *(Column(title, main=m in MAIN_OF_CHAINS) for m, title in shown.items())]
-    rows = [[row.strategy, strength_text(row), *(chain_cell(row, m) for m in shown)] for _, row in table.iterrows()]
-    return Table(columns, rows, chain_caption(table), list(notes), title, headings=2)
+    rows = [[row.strategy, _strength_text(row), *(_chain_cell(row, m) for m in shown)] for _, row in table.iterrows()]
+    return Table(columns, rows, _chain_caption(table), list(notes), title, headings=2)
 
 
-def chain_titles(table):
+def _chain_titles(table):
     "The metrics that the table shows, and their titles"
     titles = dict(average='average accuracy', learned='when learned', bwt='BWT')
     for column in table:
@@ -182,13 +184,13 @@ def chain_titles(table):
     return titles | dict(probe_average='average, new probes', fwt='FWT, new probes')
 
 
-def chain_cell(row, m):
+def _chain_cell(row, m):
     "A metric of a chain: its mean, and its difference to the reference, with * if they differ"
     low, high, diff, verdict = (row.get(f'{m}_{end}') for end in ('diff_low', 'diff_high', 'diff', 'verdict'))
     return Cell.of(row[m], low, high, diff, star=verdict in ('better', 'worse'), scale=100)
 
 
-def chain_caption(table):
+def _chain_caption(table):
     seeds = count_of(int(table.runs.max()), 'seed')
     sentences = [
         f'In %, means over {seeds}, each followed by the paired difference to finetune with its 95 % t interval,',
@@ -220,19 +222,3 @@ def _plain_text(value):
     if pd.isna(value): return MISSING
     if isinstance(value, (float, np.floating)): return f'{value:.4g}'
     return str(value)
-
-
-# TODO remove: the names of before, until nothing uses them
-def rich_table(table, title='', width=80, notes=(), method='holm'):
-    return strategy_table(table, None, notes, method, title).to_rich(width)
-def markdown(table, notes=(), metrics=None, method='holm'):
-    return strategy_table(table, metrics, notes, method).to_markdown()
-def latex(table, metrics=None, method='holm', notes=()):
-    return strategy_table(table, metrics, notes, method).to_latex()
-def trade_off_markdown(table, kept='source_probe', against='finetune', method='holm'):
-    return trade_off_table(table, kept, against, method).to_markdown()
-def margins_markdown(rows, kept='source_probe', against='finetune', method='holm'):
-    return margins_table(rows, kept, against, method).to_markdown()
-
-
-__all__ += ['rich_table', 'markdown', 'latex', 'trade_off_markdown', 'margins_markdown', 'number']

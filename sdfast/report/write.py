@@ -1,4 +1,4 @@
-"Rows of runs to a table (terminal, Markdown, csv) and a figure; and the live view of a study at work."
+"The files of a study: rows, tables and figures."
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,35 +6,51 @@ from pathlib import Path
 import pandas as pd
 
 from ..runtime import store
-from .plots import figure, path_figure
-from .summary import PANELS, final_runs, summary, trade_off
-from .tables import margins_markdown, markdown, trade_off_markdown
+from .figures import figure, path_figure
+from .rows import PANELS, has_all_strengths
+from .summary import summary
+from .tables import margins_table, strategy_table, trade_off_table
+from .trade_off import trade_off
 
 __all__ = ['write_report']
 
 
-
 def write_report(
     rows:pd.DataFrame, # From `compare`
-    out:str|Path, # Folder of the study, to write `runs.csv`, `table.csv`, `table.md`, `notes.json` and `figure.png` to, with paths also `trade_off_*` and `paths.png`
+    out:str|Path, # Folder of the study
     title:str='', # Of the figures
-    notes:Sequence[str]=(), # What a reader must know of the tasks
+    notes:Sequence[str]=(), # What a reader must know of the tasks, as Markdown
     method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
 )->pd.DataFrame: # The summary
-    "Write what a study found"
-    out, table = Path(out), summary(rows, method=method, folder=out)
+    """Write what a study found: `runs.csv`, `table.csv`, `table.md`, `notes.json` and `figure.png`.
+
+    If all strengths were run to the end, also `paths.png`, and `trade_off_*.csv` and `.md` for each measure of the
+    source."""
+    out = Path(out)
+    table = summary(rows, method=method, folder=out)
     store.write(out/'runs.csv', rows.to_csv(index=False))
-    store.write(out/'table.csv', table.to_csv(index=False, float_format='%.6g'))
-    store.write(out/'table.md', markdown(table, notes, method=method))
+    store.write(out/'table.csv', _csv(table))
+    store.write(out/'table.md', strategy_table(table, None, notes, method).to_markdown())
     store.write(out/'notes.json', json.dumps(list(notes), indent=1))
     figure(rows, title).savefig(out/'figure.png', dpi=130)
-    if len(final_runs(rows, chosen=False)) > len(final_runs(rows)):
+    if has_all_strengths(rows):
         path_figure(rows, title).savefig(out/'paths.png', dpi=130)
-        for m in PANELS:
-            t = trade_off(rows, m, method=method)
-            store.write(out/f'trade_off_{m}.csv', t.to_csv(index=False, float_format='%.6g'))
-            texts, against = [trade_off_markdown(t, m, method=method)], 'self_distill' if 'self_distill' in set(t.strategy) else 'finetune'
-            if against != 'finetune': texts.append(trade_off_markdown(trade_off(rows, m, against, method=method), m, against, method))
-            texts += [margins_markdown(rows, m, against, method), *(['\n'.join([*(f'- {n}' for n in notes), ''])] if notes else [])]
-            store.write(out/f'trade_off_{m}.md', '\n'.join(texts))
+        for kept in PANELS: _write_trade_off(rows, out, kept, notes, method)
     return table
+
+
+def _csv(table): return table.to_csv(index=False, float_format='%.6g')
+
+
+def _write_trade_off(rows, out, kept, notes, method):
+    "Write what keeping costs, compared with plain fine-tuning and with self-distillation if it was run"
+    table = trade_off(rows, kept, method=method)
+    store.write(out/f'trade_off_{kept}.csv', _csv(table))
+    tables, against = [trade_off_table(table, kept, method=method)], 'finetune'
+    if 'self_distill' in set(table.strategy):
+        against = 'self_distill'
+        tables.append(trade_off_table(trade_off(rows, kept, against, method=method), kept, against, method))
+    tables.append(margins_table(rows, kept, against, method))
+    texts = [t.to_markdown() for t in tables]
+    if notes: texts.append(''.join(f'- {n}\n' for n in notes))
+    store.write(out/f'trade_off_{kept}.md', '\n'.join(texts))

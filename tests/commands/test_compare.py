@@ -64,7 +64,7 @@ def test_folders_of_videos_end_to_end(small, tmp_path):
     tried = {'finetune', 'self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc'}
     assert set(rows.strategy) == tried | {'untouched'}
     page = (tmp_path/'a/report.html').read_text()  # with what was forgotten by class and clip
-    assert 'cannot be told' not in page
+    assert 'is unknown: this folder has no answers' not in page
     assert 'data:image/jpeg' in page and 'Least forgotten' in page
     again = run(options | dict(out=tmp_path/'a'))
     assert again.returncode == 0 and 'finished before' in again.stdout
@@ -109,7 +109,7 @@ def test_every_table_says_what_is_missing(spec, tmp_path, capsys):
     assert 'its lists name 9 train and 6 test videos, not the official 9537 and 3783' in call(options, capsys)[1]
     assert call(options | dict(allow_missing=True), capsys) == (0, '')
     page = (tmp_path/'out/report.html').read_text()
-    assert 'cannot be told' not in page
+    assert 'is unknown: this folder has no answers' not in page
     for name in ('source', 'target'): assert f'answers on the {name}' not in page
     assert '<li>ucf101 fold 1: 1 of 15 videos are missing' in page
     for table in ('table', 'trade_off_source_acc', 'trade_off_source_probe'):

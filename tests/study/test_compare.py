@@ -11,7 +11,7 @@ from sdfast.metrics.columns import COLUMNS
 from sdfast.metrics.features import linear_probe
 from sdfast.metrics.retention import Retention
 from sdfast.models.features import extract
-from sdfast.report.results import load_results
+from sdfast.report.load import load_results
 from sdfast.report.write import write_report
 from sdfast.study import execute as execute_module
 from sdfast.study.choose import strength_grid

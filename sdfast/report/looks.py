@@ -1,0 +1,50 @@
+"The look of a strategy, the same in every figure, plot and legend: its colour and its marker."
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from matplotlib.axes import Axes
+
+from ..strategies.registry import STRATEGIES
+
+__all__ = ['look', 'marks_of']
+
+# Okabe & Ito's colours, which every kind of colour vision tells apart
+COLOURS = '#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7A7A00', '#46237A'
+MARKERS = 'o^vDPX*<>hp8dH'  # tell strategies apart without colour
+# each has a colour of its own
+FIRST = ['self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc', 'lower_lr', 'linear_probe', 'lp_ft']
+# the colours of a marker's second use, by number: no kind of colour vision takes one for that of the first use
+SECOND_COLOURS = 3, 4, 7, 0, 1, 6, 5, 2
+
+
+def _assign_looks():
+    "Strategy -> colour and marker: plain fine-tuning is black, the others take colours and markers in turn"
+    looks = {}
+    for i, strategy in enumerate([*FIRST, *(s for s in STRATEGIES if s not in FIRST)]):
+        again = i - len(MARKERS)
+        colour = COLOURS[i % 8] if again < 0 else COLOURS[SECOND_COLOURS[again % 8]]
+        looks[strategy] = colour, MARKERS[i % len(MARKERS)]
+    return looks | dict(finetune=('#000000', 's'))
+
+
+LOOKS = _assign_looks()
+
+
+def look(
+    name:str, # A strategy, or one with options after its name
+)->tuple[str, str]: # Colour and marker
+    "The look of a strategy; one with options has a look that follows from its name"
+    if name in LOOKS: return LOOKS[name]
+    at = sum(name.encode())
+    return COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
+
+
+@contextmanager
+def marks_of(
+    ax:Axes, # Axes
+    strategy:str, # Its name
+)->Iterator[None]:
+    "Give what is drawn inside the group id `series-STRATEGY`, by which the page finds a strategy's marks"
+    before = set(ax.get_children())
+    yield
+    for artist in set(ax.get_children()) - before: artist.set_gid(f'series-{strategy}')

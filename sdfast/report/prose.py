@@ -1,0 +1,135 @@
+"What the page says in words: the question, what was found, what is missing, and how the runs were made."
+from pathlib import Path
+
+import pandas as pd
+
+from ..metrics.columns import measure_title
+from .results import Results
+from .rows import final_runs
+from .table import MISSING, capitalised, count_of
+from .tables import strategy_cell
+
+__all__ = ['study_title', 'page_title', 'lead', 'findings', 'missing_answers', 'facts']
+
+# a sign for each verdict, so that it is understood without colour
+SIGNS = {'better': '▲ ', 'worse': '▼ ', 'not distinguishable': '≈ '}
+
+
+def study_title(
+    r:Results, # A study
+)->str: # Source → target, model
+    "Name a study"
+    source, task, model = (r.rows[c].dropna().iloc[0] for c in ('source', 'task', 'model'))
+    return f'{source} → {task}, {model}'
+
+
+def page_title(
+    studies:list, # Of `Results`
+)->str: # For the page's head
+    "Ask the question of a study, or name several"
+    if len(studies) > 1: return f'What was learned and what was forgotten: {len(studies)} studies'
+    first = studies[0].rows.iloc[0]
+    return f'What does {first.model} forget of {first.source} when it learns {_target_name(studies[0])}?'
+
+
+def _target_name(r):
+    task, source = (r.rows[c].iloc[0] for c in ('task', 'source'))
+    return task if task != source else 'its target task'  # moving_digits is both
+
+
+def lead(
+    r:Results, # A study
+    table:pd.DataFrame, # Its `summary`
+)->str: # A paragraph
+    "Describe the question and the set-up"
+    rows = r.rows
+    n_seeds = int(final_runs(rows, chosen=False).seed.nunique())
+    n_others = int((~table.strategy.isin(['finetune', 'untouched'])).sum())
+    others = 'one other strategy' if n_others == 1 else f'{n_others} other strategies'
+    epochs = count_of(int(rows.epochs.dropna().iloc[0]), 'epoch')
+    seeds = 'one seed' if n_seeds == 1 else f'the same {n_seeds} seeds'
+    return (
+        f'An encoder ({rows.model.iloc[0]}) that knows {rows.source.iloc[0]}{_origin(r.run)} is fine-tuned on '
+        f'{_target_name(r)} for {epochs}: by plain fine-tuning, and by {others}. How much of the source is left '
+        f'afterwards, and at what price in target accuracy? Each was run with {seeds}; the strength of each was chosen '
+        'on held-out data, not on test.')
+
+
+def _origin(run):
+    "How the encoder came to know the source"
+    if not run: return ''
+    epochs = run['source_epochs']
+    text = f', trained on it for {count_of(epochs, "epoch")}' if epochs else ', with the weights it came with'
+    return f'{text} ({Path(run["init"]).name}),' if run.get('init') else f'{text},'
+
+
+def findings(
+    table:pd.DataFrame, # From `summary`
+    measures:list, # Some of its columns
+)->list[dict]: # For each measure what it is and the parts of its line: verdict, sign, text
+    "Say what the verdicts of the table are, a line for each measure"
+    by = table.set_index('strategy')
+    out = []
+    for m in measures:
+        parts = [dict(verdict='', sign='', text=_reference_text(by, m)), *_verdict_parts(by, m)]
+        out.append(dict(what=capitalised(measure_title(m)), parts=parts))
+    return out
+
+
+def _reference_text(by, m):
+    "What plain fine-tuning has, and what there was before"
+    text = f'{strategy_cell(by.loc["finetune"], m).mean} % with plain fine-tuning'
+    before = strategy_cell(by.loc['untouched'], m).mean if 'untouched' in by.index else MISSING
+    return text if before == MISSING else f'{text}, {before} % before'
+
+
+def _verdict_parts(by, m):
+    "The strategies of each verdict"
+    verdicts = by.get(f'{m}_verdict', pd.Series(dtype=object))
+    n_others = len(by) - sum(s in by.index for s in ('finetune', 'untouched'))
+    parts = []
+    for verdict in ('better', 'worse', 'not distinguishable', 'no interval'):
+        names = [s for s in by.index if verdicts.get(s) == verdict]
+        if not names: continue
+        if verdict in SIGNS and verdict != 'not distinguishable':
+            text = ', '.join(f'{s} {strategy_cell(by.loc[s], m).diff}' for s in names)
+        elif 1 < len(names) == n_others: text = f'all {len(names)} others'
+        else: text = ', '.join(names)
+        parts.append(dict(verdict=verdict, sign=SIGNS.get(verdict, ''), text=text))
+    return parts
+
+
+def missing_answers(
+    r:Results, # A study
+)->list[str]: # Sentences
+    "Say which answers the folder lacks"
+    out = []
+    if not len(r.source):
+        out.append(
+            'What was forgotten of each class and clip is unknown: this folder has no answers of the old head on the '
+            "source's test videos (runs/…/source_scores.csv, and source/…/scores.csv for the untouched encoder).")
+    if not len(r.target): out.append("It has no answers on the target's test videos (runs/…/scores.csv).")
+    return out
+
+
+def facts(
+    r:Results, # A study
+)->list[tuple[str, str]]: # Names and texts
+    "List versions, time, weights and data of the runs"
+    rows = r.rows[r.rows.strategy != 'untouched']
+    out = [_version_fact(v, len(r.versions)) for v in r.versions] or [('Versions', 'not recorded in this folder')]
+    out.append(('Time', f'{count_of(len(rows), "run")}, {_duration(rows.seconds.astype(float).sum())}'))
+    out.append(('Encoder before fine-tuning', f'weights {r.rows.anchor.dropna().iloc[0]}'))
+    if r.run.get('data'): out.append(('Fingerprint of the data', r.run['data']))
+    out.append(('Read from', ', '.join(Path(f).resolve().name for f in r.folders)))
+    return out
+
+
+def _version_fact(versions, n):
+    text = ', '.join(f'{name} {version}' for name, version in versions.items() if name != 'runs')
+    return f'Versions of {count_of(versions["runs"], "run")}' if n > 1 else 'Versions', text
+
+
+def _duration(seconds):
+    hours = seconds/3600
+    return f'{hours:.1f} hours' if hours >= 1 else count_of(round(60*hours), 'minute')

@@ -1,0 +1,69 @@
+"Rows of runs: which runs are final, what a setting is called; and data frames of results."
+from collections.abc import Sequence
+
+import pandas as pd
+
+from ..strategies.registry import STRATEGIES
+
+__all__ = ['final_runs', 'has_all_strengths', 'has_strength', 'setting_name', 'settings_of', 'frame_of', 'insert_after']
+
+PANELS = ('source_acc', 'source_probe')  # measures of the source that are set against target accuracy
+
+
+def final_runs(
+    rows:pd.DataFrame, # From `compare`
+    chosen:bool=True, # Only those of the chosen strengths, instead of all that were run to the end
+)->pd.DataFrame: # Some of the rows
+    "Select the runs that read test; files from before all strengths could be run to the end mark none as chosen"
+    final = rows[rows.final.astype(bool)]
+    if not chosen or 'chosen' not in final: return final
+    return final[[pd.isna(c) or bool(c) for c in final.chosen]]
+
+
+def has_all_strengths(
+    rows:pd.DataFrame, # From `compare`
+)->bool:
+    "Whether more than the chosen strengths were run to the end"
+    return len(final_runs(rows, chosen=False)) > len(final_runs(rows))
+
+
+def has_strength(
+    name:str, # A strategy; after it there may be options, separated by a space
+)->bool:
+    "Whether a strategy has a strength λ, instead of learning rates to choose from"
+    return bool(STRATEGIES[name.split()[0]].lams)
+
+
+def setting_name(
+    strategy:str, # Its name
+    lam:float, # Its strength
+    lr:float, # Its learning rate
+)->str: # Such as 'λ10' or 'lr0.05'
+    "Name a strategy's setting in one word"
+    return f'λ{lam:g}' if has_strength(strategy) else f'lr{lr:g}'
+
+
+def settings_of(
+    rows:pd.DataFrame, # Runs of a strategy
+)->list[tuple]: # `(lam, lr)` of each
+    "List a strategy's settings, weak ones first: small λ, large learning rates"
+    found = {(lam, lr) for lam, lr in zip(rows.lam, rows.lr)}
+    return sorted(found, key=lambda setting: (setting[0], -setting[1]))
+
+
+def frame_of(
+    rows:list, # Dicts, not all with the same keys
+)->pd.DataFrame: # A row for each; columns in the order in which they first occur
+    "Make a data frame of dicts"
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return pd.DataFrame(rows).reindex(columns=list(columns))
+
+
+def insert_after(
+    table:pd.DataFrame, # Changed in place
+    column:str, # One of its columns
+    name:str, # The new column, to its right
+    values:Sequence, # One for each row
+)->None:
+    "Insert a column after another one"
+    table.insert(table.columns.get_loc(column) + 1, name, values)
