@@ -91,7 +91,7 @@ def _verdict_parts(by, m):
     for verdict in ('better', 'worse', 'not distinguishable', 'no interval'):
         names = [s for s in by.index if verdicts.get(s) == verdict]
         if not names: continue
-        if verdict in SIGNS and verdict != 'not distinguishable':
+        if verdict in ('better', 'worse'):
             text = ', '.join(f'{s} {strategy_cell(by.loc[s], m).diff}' for s in names)
         elif 1 < len(names) == n_others: text = f'all {len(names)} others'
         else: text = ', '.join(names)

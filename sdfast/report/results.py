@@ -134,7 +134,7 @@ class Results:
 
 
 def _answers(file, strategy, seed):
-    "`(path, label, answer, right, p)` of each video: the class it was taken for, and the probability of its own"
+    "`(path, label, answer, right, p)` of each video: p is the probability of its own class"
     if file is None: return None
     scores = pd.read_csv(file, dtype=dict(path=str, label=str), keep_default_na=False, na_values={})
     probs = scores.drop(columns=['path', 'label'])
