@@ -72,7 +72,7 @@ def do_all(
     since:float, # Earlier failures are tried again, in seconds since the epoch
     progress:Progress=Progress(), # Progress listener
 )->None:
-    "Do all pieces in this process; those that another process works on are tried again until they are done"
+    "Do all pieces in this process; pieces of other processes are tried again until they are done"
     while todo.more():
         for i in list(todo.left):
             try: todo.done(i, job.do(todo.pieces[i], since, progress))

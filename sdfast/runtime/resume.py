@@ -65,7 +65,7 @@ class Resume(Callback):
 
     It saves weights, optimizer, gradient scaler, the recorder, all random states including those of the loaders, and
     the state of `Stateful` callbacks, which all of sdfast's are that need it (teachers, anchors, averages). Schedules
-    follow from the epoch. fastai's own trackers of a best epoch start afresh.
+    follow from the epoch. fastai's own trackers of a best epoch start over.
 
     A folder belongs to one fit. If its file is damaged, `say` is called and the fit starts from its first epoch. Raises
     `InputError` for the folder of a fit with other epochs, parameters or callbacks, `StoreError` if the folder cannot

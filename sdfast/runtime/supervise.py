@@ -1,4 +1,4 @@
-"Supervising workers: their results are collected, and those that die are replaced."
+"Supervising workers: their results are collected, and dead ones are replaced."
 import time
 from pathlib import Path
 
@@ -14,7 +14,7 @@ MAX_IDLE = 2  # generations of workers in a row that end without finishing an ep
 
 
 class Supervisor:
-    "Starts workers, replaces those that die, collects their results and reports their progress"
+    "Starts workers, replaces dead ones, collects their results and reports their progress"
     def __init__(self,
         todo:WorkList, # What is to be done
         job:Job, # How a piece is done, and where

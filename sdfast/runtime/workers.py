@@ -135,7 +135,7 @@ def is_alive(job:object, cluster:str)->bool:
 
 
 def returned_error(job:object)->Exception|None:
-    "What a worker that ended by itself returned; `None` for one that was killed or failed"
+    "What a finished worker returned; `None` for one that was killed or failed"
     if not job.paths.result_pickle.exists(): return None
     try: return job.result()
     except Exception: return None

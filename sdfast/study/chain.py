@@ -69,7 +69,7 @@ def chain_key(runs:list)->str:
     return key
 
 
-def report_chain(rows:list, runs:list, skipped:bool, progress:Progress)->None:
+def report_chain(rows:list, runs:list, skipped:bool, progress:Progress=Progress())->None:
     "Report a chain to a progress listener, as a run with mean accuracies"
     run, last = runs[len(rows) - 1], rows[-1]
     heads = [v for k, v in last.items() if k.startswith('head.')]

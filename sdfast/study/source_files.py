@@ -39,7 +39,7 @@ def reference_file(run:Run, out:str|Path)->Path:
     return source_folder(run, out)/f'reference-{measured}.json'
 
 
-def read_reference(run:Run, out:str|Path, progress:Progress)->dict|None:
+def read_reference(run:Run, out:str|Path, progress:Progress=Progress())->dict|None:
     "`id` of the encoder and its `reference` scores, if they are stored and undamaged"
     file = reference_file(run, out)
     sealed = read_sealed(file.parent, file.name, progress, 'measured again')

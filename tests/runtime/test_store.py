@@ -162,7 +162,7 @@ def test_a_claim_ends_with_its_process(tmp_path):
     with store.claim(folder, wait=False): pass
 
 
-def test_who_waits_is_told_once_and_gets_it(tmp_path):
+def test_a_wait_is_reported_once_and_ends_with_the_claim(tmp_path):
     p, lines = start_owner(tmp_path, 1.), []
     with store.claim(tmp_path, say=lines.append, every=.05):
         assert len(lines) == 1

@@ -27,8 +27,8 @@ def test_damage_is_named_and_done_again(longer, clips, name, how):
     again = execute(run, out, log := Log())
     assert timeless(again) == timeless(row)
     assert not log.rows[0][1]  # not skipped
-    told = [l for l in log.lines if name in l and ('damaged' in l or 'missing' in l) and 'done again' in l]
-    assert told or (name, how) == ('result.json', 'gone')
+    named = [l for l in log.lines if name in l and ('damaged' in l or 'missing' in l) and 'done again' in l]
+    assert named or (name, how) == ('result.json', 'gone')
     assert execute(run, out, log := Log()) == again
     assert log.rows[0][1]
     assert not log.lines
