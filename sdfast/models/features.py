@@ -1,8 +1,4 @@
-"""Video models as `nn.Sequential(encoder, head)`: the paper's C3D and R(2+1)D, a small R(2+1)D for CPUs, torchvision's video
-nets, timm nets over frames.
-
-Every encoder takes a normalised batch of clips `(B, T, 3, H, W)` and returns features `(B, num_features)`.
-"""
+"Features of clips: a batch or a loader through an encoder, and outputs of its layers."
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,13 +9,15 @@ from ..errors import InputError
 
 __all__ = ['eval_mode', 'encode', 'extract']
 
+# attributes of layers that say how many channels they put out
+CHANNEL_ATTRS = ('out_channels', 'num_features', 'out_features', 'normalized_shape')
 
 
 @contextmanager
 def eval_mode(
     model:nn.Module, # Changed in place
 )->Iterator[nn.Module]: # A context manager that gives the model
-    "Every module in eval mode inside, in the mode it was in after"
+    "Every module in eval mode inside, in its former mode afterwards"
     modes = {m:m.training for m in model.modules()}
     model.eval()
     try: yield model
@@ -27,42 +25,58 @@ def eval_mode(
         for m, training in modes.items(): m.training = training
 
 
+def _channel_counts(module):
+    "All numbers of channels that layers of a module put out"
+    counts = set()
+    for m in module.modules():
+        for attr in CHANNEL_ATTRS:
+            n = getattr(m, attr, ())
+            counts |= {n} if isinstance(n, int) else set(n)
+    return counts
+
+
 def _pooled(
-    module, # What put it out: its own channels tell which dimension they are
-    m, # `(B, C, ...)`, or with channels last
+    module, # The layer: its numbers of channels show which dimension is that of channels
+    m, # What it put out: `(B, C, ...)`, or with channels last
 )->torch.Tensor: # `(B, C)`
     "Mean over time and space"
     if m.ndim < 3: return m
-    channels = {c for sub in module.modules() for n in ('out_channels', 'num_features', 'out_features', 'normalized_shape')
-                for c in ([getattr(sub, n)] if isinstance(getattr(sub, n, None), int) else getattr(sub, n, ()))}
-    first, last = m.shape[1] in channels, m.shape[-1] in channels
-    tokens = last and not first or m.ndim == 3 and first == last  # (B, N, C), and what video and image transformers make of (B, ..., C)
-    return m.flatten(1, -2).mean(1) if tokens else m.flatten(2).mean(2)
+    counts = _channel_counts(module)
+    first, last = m.shape[1] in counts, m.shape[-1] in counts
+    # `(B, N, C)` of tokens; transformers of videos and images have `(B, ..., C)`
+    channels_last = last and not first or m.ndim == 3 and first == last
+    return m.flatten(1, -2).mean(1) if channels_last else m.flatten(2).mean(2)
 
 
 def encode(
     encoder:nn.Module, # From clips `(B, T, C, H, W)` to features `(B, F)`
-    x:torch.Tensor, # One batch; several clips of a video `(B, K, T, C, H, W)` are encoded apart and averaged
-    layers:Sequence[str]=(), # Names of submodules whose outputs to keep as well
+    x:torch.Tensor, # One batch; several clips of a video `(B, K, T, C, H, W)` are encoded separately and averaged
+    layers:Sequence[str]=(), # Names of submodules whose outputs to return too
 )->tuple[torch.Tensor, dict]: # The encoder's output, and of each layer `(B, C)` float32: the mean over time and space
-    """One batch through the encoder, in the mode that it is in.
+    """Pass one batch through the encoder, in its current mode.
 
-    A layer's output `(B, C, ...)`, tokens `(B, N, C)` or a map with channels last is averaged over all but B and C; frames that a layer
-    sees one by one, `(B*T, ...)`, over T as well; of a tuple the first is taken. Raises `InputError` for a layer that is not called
-    or returns no tensor."""
+    A layer's output `(B, C, ...)`, tokens `(B, N, C)` or a map with channels last is averaged over all but B and C. The
+    output of a layer that sees single frames, `(B*T, ...)`, is averaged over T as well; of a tuple the first entry is
+    taken. Raises `InputError` for a layer that is not called or returns no tensor."""
     x = x.as_subclass(torch.Tensor).to(next(encoder.parameters()).device)
     n, maps = len(x), {}
-    def keep(name):
+
+    def recorder(name):
         def hook(module, args, out):
-            out = out[0] if isinstance(out, (tuple, list)) and out else out
-            if not torch.is_tensor(out): raise InputError(f'layer {name!r} returns {type(out).__name__}, not a tensor; name other layers')
+            if isinstance(out, (tuple, list)) and out: out = out[0]
+            if not torch.is_tensor(out):
+                raise InputError(f'layer {name!r} returns {type(out).__name__}, not a tensor; name other layers')
             maps[name] = _pooled(module, out.detach().float()).unflatten(0, (n, -1)).mean(1)
         return hook
-    handles = [encoder.get_submodule(name).register_forward_hook(keep(name)) for name in layers]
-    try: f = encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1) if x.ndim == 6 else encoder(x)
+
+    handles = [encoder.get_submodule(name).register_forward_hook(recorder(name)) for name in layers]
+    try:
+        if x.ndim == 6: f = encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+        else: f = encoder(x)
     finally:
         for h in handles: h.remove()
-    if missing := [name for name in layers if name not in maps]: raise InputError(f'layer {missing[0]!r} was not called; name other layers')
+    for name in layers:
+        if name not in maps: raise InputError(f'layer {name!r} was not called; name other layers')
     return f, maps
 
 

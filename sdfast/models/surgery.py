@@ -1,7 +1,4 @@
-"""What every penalty shares: finding the encoder, watching it in the main forward, adding a term to the loss that is
-back-propagated, and reporting that term in a column of its own.
-
-A new penalty is a subclass of `Penalty` with a `term` method."""
+"Parts of a model: finding the encoder and its blocks, frozen copies of it, its batch norm."
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -17,32 +14,40 @@ from .features import eval_mode
 __all__ = ['find_encoder', 'frozen_copy', 'keep_buffers', 'block_names', 'reestimate_bn']
 
 
-
 def find_encoder(
     model:nn.Module, # Wrapped by DDP or not
     encoder:str|Callable|None=None, # Name of a submodule, or a function of the model; `None`: fastai's convention
 )->nn.Module: # The module itself, no copy
-    "The encoder of a model: `model[0]` of a `Sequential(encoder, head)`, or `model.encoder`, or what `encoder` says"
+    """The encoder of a model: `model[0]` of a `Sequential(encoder, head)`, or `model.encoder`, or what `encoder` names.
+
+    Raises `ValueError`, with the names of the model's children, if there is none."""
     model = get_model(model)
-    children = ', '.join(f'{n} ({type(m).__name__})' for n, m in model.named_children()) or 'none'
     if callable(encoder): return encoder(model)
     if isinstance(encoder, str):
         try: return model.get_submodule(encoder)
-        except AttributeError: raise ValueError(f'{type(model).__name__} has no submodule {encoder!r}; its children are {children}') from None
+        except AttributeError:
+            raise ValueError(f'{type(model).__name__} has no submodule {encoder!r}; '
+                             f'its children are {_children(model)}') from None
     if isinstance(model, nn.Sequential) and len(model) == 2: return model[0]
     if isinstance(getattr(model, 'encoder', None), nn.Module): return model.encoder
-    raise ValueError(f'cannot tell which part of {type(model).__name__} is the encoder: it is neither Sequential(encoder, head) nor has it '
-                     f'`encoder`. Pass encoder=NAME or a function of the model; its children are {children}')
+    raise ValueError(f'cannot tell which part of {type(model).__name__} is the encoder: it is neither '
+                     'Sequential(encoder, head) nor has it `encoder`. Pass encoder=NAME or a function of the model; '
+                     f'its children are {_children(model)}')
+
+
+def _children(model): return ', '.join(f'{n} ({type(m).__name__})' for n, m in model.named_children()) or 'none'
 
 
 def frozen_copy(
-    module:nn.Module, # Stays as it is
+    module:nn.Module, # Does not change
 )->nn.Module: # On the same device
-    "A copy in eval mode that needs no gradient and carries no forward or backward hooks; compiled if the module is (`module.compile()`)"
-    # handed to deepcopy as already copied: a hook may hold a tensor with a graph, which cannot be copied
-    hooks = {id(h):type(h)() for m in module.modules() for h in (m._forward_hooks, m._forward_hooks_with_kwargs, m._backward_hooks)}
-    copy = deepcopy(module, hooks).requires_grad_(False).eval()
-    if getattr(module, '_compiled_call_impl', None) is not None: copy.compile()  # deepcopy leaves that out; what was compiled for a copy before is used again
+    "A copy in eval mode that needs no gradient and has no forward or backward hooks; compiled if the module is"
+    # A hook may hold a tensor with a graph, which cannot be copied: `deepcopy` finds empty dicts of hooks in its memo
+    hook_dicts = []
+    for m in module.modules(): hook_dicts += [m._forward_hooks, m._forward_hooks_with_kwargs, m._backward_hooks]
+    copy = deepcopy(module, {id(h):type(h)() for h in hook_dicts}).requires_grad_(False).eval()
+    # `deepcopy` leaves out what `module.compile()` did; what was compiled for an earlier copy is used again
+    if getattr(module, '_compiled_call_impl', None) is not None: copy.compile()
     return copy
 
 
@@ -50,8 +55,8 @@ def frozen_copy(
 def keep_buffers(
     module:nn.Module, # Changed while inside
 )->Iterator[nn.Module]: # A context manager that gives the module
-    "A forward pass inside uses the batch's statistics where the module does, and leaves batch norm's buffers alone"
-    tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    "A forward pass inside uses the batch's statistics where the module does, but does not change batch norm's buffers"
+    tracking = [m for m in batch_norms(module) if m.training and m.track_running_stats]
     for m in tracking: m.track_running_stats = False
     try: yield module
     finally:
@@ -61,35 +66,47 @@ def keep_buffers(
 def block_names(
     encoder:nn.Module, # Or any other net
 )->list[str]: # As for `get_submodule`
-    "Names of an encoder's blocks from input to output: its children that have weights, or those of its only child; of a `ModuleList` its members"
-    prefix, m = '', encoder
-    while len(kids := list(m.named_children())) == 1: prefix, m = f'{prefix}{kids[0][0]}.', kids[0][1]
-    def members(name, k): return [x for n, c in k.named_children() for x in members(f'{name}.{n}', c)] if isinstance(k, nn.ModuleList) else [(name, k)]
-    return [f'{prefix}{n}' for name, kid in kids for n, k in members(name, kid) if any(True for _ in k.parameters())]
+    """Names of an encoder's blocks from input to output: its children that have weights.
+
+    An only child is replaced by its children, a `ModuleList` by its members."""
+    prefix, module = '', encoder
+    while True:
+        children = list(module.named_children())
+        if len(children) != 1: break
+        (name, module), = children
+        prefix += f'{name}.'
+    blocks = [member for name, child in children for member in _members(name, child)]
+    return [f'{prefix}{name}' for name, block in blocks if next(block.parameters(), None) is not None]
+
+
+def _members(name, module):
+    if not isinstance(module, nn.ModuleList): return [(name, module)]
+    return [member for n, child in module.named_children() for member in _members(f'{name}.{n}', child)]
 
 
 @torch.no_grad()
 def reestimate_bn(
     model:nn.Module, # Called on the inputs of each batch
-    dl:Iterable, # Yields `(x, y)`; `y` is not looked at
+    dl:Iterable, # Yields `(x, y)`; `y` is not used
     part:nn.Module|None=None, # Batch norm of this part of the model only; `None`: of all of it
 )->nn.Module: # `model`
     """Set batch norm's running statistics to the mean over the batches of `dl`, as `momentum=None` does.
 
-    All else is in eval mode, so dropout draws nothing. Modes and momentum come back, after an error the statistics as well.
-    Without batch norm `dl` is not read. Raises `InputError` for a loader without batches."""
-    norms = [m for m in batch_norms(model if part is None else part) if m.track_running_stats and m.running_mean is not None]
+    All other modules are in eval mode, so dropout draws no random number. Modes and momentum are restored, after an
+    error the statistics as well. Without batch norm `dl` is not read. Raises `InputError` for a loader without
+    batches."""
+    norms = batch_norms(model if part is None else part)
+    norms = [m for m in norms if m.track_running_stats and m.running_mean is not None]
     if not norms: return model
-    device, seen = norms[0].running_mean.device, 0
-    momentum, before = [m.momentum for m in norms], [[b.clone() for b in m.buffers()] for m in norms]
+    momentum = [m.momentum for m in norms]
+    before = [[b.clone() for b in m.buffers()] for m in norms]
     with eval_mode(model):
         try:
             for m in norms:
                 m.train()
                 m.reset_running_stats()
                 m.momentum = None
-            for seen, (*xs, _) in enumerate(dl, 1): model(*(x.as_subclass(torch.Tensor).to(device) for x in xs))
-            if not seen: raise InputError('there are no batches to take the statistics of batch norm from; pass a loader that yields (x, y)')
+            _forward_all(model, dl, norms[0].running_mean.device)
         except BaseException:
             for m, buffers in zip(norms, before):
                 for b, old in zip(m.buffers(), buffers): b.copy_(old)
@@ -99,4 +116,16 @@ def reestimate_bn(
     return model
 
 
-def batch_norms(module:nn.Module)->list: return [m for m in module.modules() if isinstance(m, _BatchNorm)]
+def _forward_all(model, dl, device):
+    empty = True
+    for *xs, _ in dl:
+        empty = False
+        model(*(x.as_subclass(torch.Tensor).to(device) for x in xs))
+    if empty:
+        raise InputError('there are no batches to take the statistics of batch norm from; '
+                         'pass a loader that yields (x, y)')
+
+
+def batch_norms(module:nn.Module)->list[nn.Module]:
+    "All batch norm layers of a module"
+    return [m for m in module.modules() if isinstance(m, _BatchNorm)]

@@ -1,8 +1,4 @@
-"""Video models as `nn.Sequential(encoder, head)`: the paper's C3D and R(2+1)D, a small R(2+1)D for CPUs, torchvision's video
-nets, timm nets over frames.
-
-Every encoder takes a normalised batch of clips `(B, T, 3, H, W)` and returns features `(B, num_features)`.
-"""
+"Weights of encoders: reading checkpoints strictly, saving, hashing, and averaging them."
 import hashlib
 from pathlib import Path
 
@@ -17,69 +13,91 @@ from .surgery import frozen_copy
 
 __all__ = ['save_weights', 'load_encoder', 'anchor_state', 'state_hash', 'wise_ft']
 
-# the last layer of each of torchvision's families, and of common image nets in checkpoints; RSPNet's has one output, never used
+# Names of the last layer: in each of torchvision's families, in common checkpoints of image nets, in RSPNet's (there it
+# has one output and is never used)
 HEADS = ('fc', 'head', 'classifier', 'head.fc', 'last_linear', 'linear')
+# What comes before the encoder's names: of our own `Sequential(encoder, head)`; of RSPNet before fine-tuning (its query
+# net) and after; of VCOP
+PREFIXES = ('', '0.', 'encoder_q.encoder.', 'encoder.', 'base_network.')
+WRAPPERS = ('state_dict', 'model', 'model_state_dict')  # keys under which a checkpoint has its state dict
 
 
 def save_weights(
     module:nn.Module, # An encoder, a head or both
     path:str|Path, # File, replaced whole
 )->None:
-    "A module's weights and buffers as safetensors"
+    "Write a module's weights and buffers as safetensors"
     write(path, save({k:v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
 
 
-# what numpy's numbers in a checkpoint (an accuracy, a loss) are made of, beside what torch takes for tensors
+# classes in pickles of NumPy's numbers (an accuracy, a loss), which checkpoints hold in addition to tensors
 _scalar = np.float64(0).__reduce__()[0]
-_NUMPY = [(_scalar, 'numpy.core.multiarray.scalar'), (_scalar, 'numpy._core.multiarray.scalar'), np.dtype, *(type(np.dtype(t)) for t in 'fdilq')]
+NUMPY_CLASSES = [
+    (_scalar, 'numpy.core.multiarray.scalar'),
+    (_scalar, 'numpy._core.multiarray.scalar'),
+    np.dtype,
+    *(type(np.dtype(t)) for t in 'fdilq')]
 
 
-def read_tensors(path):
+def read_tensors(path:str|Path)->dict[str, torch.Tensor]:
+    "The state dict in a safetensors or torch file, without running code from it; raises `InputError` if there is none"
     path = Path(path)
     if not path.is_file(): raise InputError(f'weights {path} do not exist')
-    try:
-        if path.suffix == '.safetensors': state = load_file(path)
-        else:
-            with torch.serialization.safe_globals(_NUMPY): state = torch.load(path, map_location='cpu', weights_only=True)
+    try: state = _read(path)
     except Exception as e:  # torch and safetensors raise many kinds for a broken file, one for pickled code
-        raise InputError(f'weights {path} cannot be read as tensors: {str(e).splitlines()[0] if str(e) else type(e).__name__}') from None
-    for wrapper in ('state_dict', 'model', 'model_state_dict'):
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise InputError(f'weights {path} cannot be read as tensors: {why}') from None
+    for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict): state = state[wrapper]
-    if not isinstance(state, dict) or not any(torch.is_tensor(v) for v in state.values()): raise InputError(f'weights {path} hold no state dict')
+    if not isinstance(state, dict) or not any(torch.is_tensor(v) for v in state.values()):
+        raise InputError(f'weights {path} hold no state dict')
     return {k.removeprefix('module.'):v for k, v in state.items() if torch.is_tensor(v)}
 
 
-# our own `Sequential(encoder, head)`; RSPNet before fine-tuning (its query net) and after; VCOP
-PREFIXES = ('', '0.', 'encoder_q.encoder.', 'encoder.', 'base_network.')
+def _read(path):
+    if path.suffix == '.safetensors': return load_file(path)
+    with torch.serialization.safe_globals(NUMPY_CLASSES):
+        return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def load_encoder(
     encoder:nn.Module, # Receives the weights
-    path:str|Path, # safetensors or a torch file; of the encoder, of the same net with its head, of RSPNet or VCOP, see `PREFIXES`
+    path:str|Path, # safetensors or a torch file: of the encoder, of the same net with its head, of RSPNet or VCOP
 )->nn.Module: # `encoder`
     """Load an encoder strictly: every weight must be there with its shape, and nothing else but a head may be.
 
     Only tensors are read, so a file cannot run code. Raises `InputError`, which names what is missing."""
-    state, want = read_tensors(path), encoder.state_dict()
-    inside = [{k[len(p):]:v for k, v in state.items() if k.startswith(p)} for p in PREFIXES]
-    s = max([*inside, *({f'body.{k}':v for k, v in t.items()} for t in inside)], key=lambda t: len(want.keys() & t.keys()))
-    # counters of batches seen do not change what a net computes, and old files lack them
-    missing = [k for k in want if k not in s and not k.endswith('num_batches_tracked')]
-    wrong = [k for k in want if k in s and s[k].shape != want[k].shape]
-    extra = [k for k in s if k not in want and not k.removeprefix('body.').startswith(tuple(f'{h}.' for h in HEADS))]
+    want = encoder.state_dict()
+    state = _best_match(read_tensors(path), want)
+    # counters of batches do not change what a net computes, and old files lack them
+    missing = [k for k in want if k not in state and not k.endswith('num_batches_tracked')]
+    wrong = [k for k in want if k in state and state[k].shape != want[k].shape]
+    extra = [k for k in state if k not in want and not _is_head(k)]
     for what, keys in (('lack', missing), ('have other shapes for', wrong), ('also have', extra)):
-        if keys:
-            listed = keys if len(keys) < 25 or what == 'lack' and len(keys) < len(want)/2 else [*keys[:3], '...']
-            raise InputError(f'weights {path} are not of this encoder: they {what} {len(keys)} of {len(want)} entries: {", ".join(listed)}')
-    encoder.load_state_dict({k:s.get(k, v) for k, v in want.items()})
+        if not keys: continue
+        listed = keys
+        if len(keys) >= 25 and not (what == 'lack' and len(keys) < len(want)/2): listed = [*keys[:3], '...']
+        raise InputError(f'weights {path} are not of this encoder: they {what} {len(keys)} of {len(want)} entries: '
+                         + ', '.join(listed))
+    encoder.load_state_dict({k:state.get(k, v) for k, v in want.items()})
     return encoder
+
+
+def _best_match(state, want):
+    "The entries of `state` under the prefix, with or without our `body.`, with most names of `want`"
+    inside = [{k[len(p):]:v for k, v in state.items() if k.startswith(p)} for p in PREFIXES]
+    bodies = [{f'body.{k}':v for k, v in entries.items()} for entries in inside]
+    return max([*inside, *bodies], key=lambda entries: len(want.keys() & entries.keys()))
+
+
+def _is_head(name): return name.removeprefix('body.').startswith(tuple(f'{h}.' for h in HEADS))
 
 
 def anchor_state(
     encoder:nn.Module, # The encoder that is going to be trained
-    anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file of weights to hold on to; `None`: `encoder` as it stands
+    anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file of weights; `None`: `encoder` as it is now
 )->dict[str, torch.Tensor]: # On the device of `encoder`
-    "A copy of the weights to hold on to, under the names that they have in `encoder`"
+    "A copy of the weights to stay close to, under the names that they have in `encoder`"
     if anchor is None: return {k:v.detach().clone() for k, v in encoder.state_dict().items()}
     copy = frozen_copy(encoder)
     if isinstance(anchor, (str, Path)): load_encoder(copy, anchor)
@@ -92,25 +110,32 @@ def state_hash(
 )->str: # The same on every device
     "Sixteen hex digits that change when a name or a value of a state dict does"
     h = hashlib.sha256()
-    for k, v in sorted(state.items()): h.update(k.encode() + str(v.dtype).encode() + v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for k, v in sorted(state.items()):
+        values = v.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        h.update(k.encode() + str(v.dtype).encode() + values.numpy().tobytes())
     return h.hexdigest()[:16]
 
 
-def check_alpha(alpha):
-    if not 0 <= alpha <= 1: raise ValueError(f'alpha must be between 0 (the weights before training) and 1 (those after), not {alpha}')
+def check_alpha(alpha:float)->None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f'alpha must be between 0 (the weights before training) and 1 (those after), not {alpha}')
 
 
-def weights_before(encoder, anchor):
-    if anchor is None: raise ValueError('averaging needs the weights from before training: pass a state dict, an encoder or a file as anchor')
+def weights_before(encoder:nn.Module, anchor:dict|nn.Module|str|Path)->dict[str, torch.Tensor]:
+    "`anchor_state`, but `anchor` must be given"
+    if anchor is None:
+        raise ValueError('averaging needs the weights from before training: '
+                         'pass a state dict, an encoder or a file as anchor')
     return anchor_state(encoder, anchor)
 
 
 def wise_ft(
-    encoder:nn.Module, # As fine-tuning left it; it does not change
-    anchor:dict|nn.Module|str|Path, # State dict, encoder or file: as it was before
-    alpha:float, # 0: `anchor`, 1: `encoder`, both to the bit
+    encoder:nn.Module, # After fine-tuning; it does not change
+    anchor:dict|nn.Module|str|Path, # State dict, encoder or file: the encoder before
+    alpha:float, # 0 is exactly `anchor`, 1 exactly `encoder`
 )->dict[str, torch.Tensor]: # A new state dict, under the names of `encoder`
-    "`(1 - alpha)*theta_0 + alpha*theta` of weights and floating point buffers, others as in `encoder` (Wortsman et al., CVPR 2022)"
+    """`(1 - alpha)*theta_0 + alpha*theta` for weights and floating point buffers, others as in `encoder`
+    (Wortsman et al., CVPR 2022)."""
     check_alpha(alpha)
     start, end = weights_before(encoder, anchor), anchor_state(encoder)
     if alpha == 0: return start

@@ -42,19 +42,25 @@ def net(name=''):
 
 
 def loaders(rank, world, n=48, bs=16):
-    "Loaders of all items, shuffled for training, with each process's share of a batch. A valid part of no whole number of batches"
+    """Loaders of all items, shuffled for training, with each process's share of a batch.
+
+    The valid part is no whole number of batches."""
     g = torch.Generator().manual_seed(0)
-    # double: training magnifies what a sum's order rounds, in single precision up to any tolerance that still sees a mistake
+    # double: training magnifies what a sum's order rounds, in single precision up to any tolerance that still sees a
+    # mistake
     items = list(zip(torch.randn(n, 1, 6, 6, generator=g, dtype=torch.float64), torch.randint(0, 3, (n,), generator=g)))
     sets = Datasets(items, tfms=[[ItemGetter(0)], [ItemGetter(1)]], splits=[range(n), range(11)])
-    return DataLoaders(TfmdDL(sets.train, bs=bs//world, num_workers=0, shuffle=True, drop_last=True), TfmdDL(sets.valid, bs=8//world, num_workers=0), device='cpu')
+    return DataLoaders(TfmdDL(sets.train, bs=bs//world, num_workers=0, shuffle=True, drop_last=True),
+                       TfmdDL(sets.valid, bs=8//world, num_workers=0), device='cpu')
 
 
 def train(name, rank=0, world=1):
     m = net(name)
     source = Source(m)
     source.batches, source.head = loaders(0, 1).valid, source.head.double()
-    cbs = [SineR3F(.5)] if name == 'r3f' else [HalvesBSS(.5)] if name == 'bss' and world == 1 else STRATEGIES[name].callbacks(.5, source)
+    if name == 'r3f': cbs = [SineR3F(.5)]
+    elif name == 'bss' and world == 1: cbs = [HalvesBSS(.5)]
+    else: cbs = STRATEGIES[name].callbacks(.5, source)
     learn = learner([*cbs, Seeded(3)], dls=loaders(rank, world), net=m, metrics=accuracy)
     with train_together(learn): learn.fit(3)
     return [p.detach() for p in learn.model.parameters()] + [torch.tensor(learn.recorder.values[-1][2])]
@@ -71,7 +77,8 @@ def fisher(rank, world):
 
 
 def work(rank, port, folder):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', RANK=str(rank),
+                      LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     join_processes()
     out, failed = {}, {}

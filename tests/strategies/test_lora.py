@@ -1,0 +1,174 @@
+"Adapters against a loop by hand, and what they leave behind."
+import copy
+import math
+import sys
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.schedule import fit_one_cycle  # noqa: F401  (patches Learner)
+from fastai.callback.tracker import SaveModelCallback
+from fastai.data.core import TfmdDL
+from fastai.optimizer import SGD, OptimWrapper
+from helpers import data, learner, model, same, state
+from strategy_helpers import Stop, assert_close_states, clean, needs_peft
+from torch import nn
+
+from sdfast.models.encoders import encoder_head_split
+from sdfast.strategies import LoRA, SelfDistill, WiSEFT, layer_groups
+
+
+class Video(nn.Module):
+    "Factored, pointwise and grouped convolutions over time and space"
+    def __init__(self):
+        super().__init__()
+        self.space, self.bn = nn.Conv3d(1, 4, (1, 3, 3), padding=(0, 1, 1), bias=False), nn.BatchNorm3d(4)
+        self.time = nn.Conv3d(4, 4, (3, 1, 1), (2, 1, 1), (1, 0, 0))
+        self.point = nn.Conv3d(4, 4, 1)
+        self.odd = nn.Conv3d(4, 4, (1, 1, 3), padding=(0, 0, 1))
+        self.grouped, self.out = nn.Conv3d(4, 4, 3, padding=1, groups=2), nn.Linear(4, 6)
+
+    def forward(self, x):
+        x = self.odd(self.point(self.time(self.bn(self.space(x)).relu()).relu()))
+        return self.out(self.grouped(x).relu().mean((2, 3, 4)))
+
+
+def video_learner(cbs, **kw):
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 1, 4, 6, 6), torch.randint(0, 3, (16,))
+    from fastai.data.core import DataLoaders
+    dl = lambda: TfmdDL(list(zip(x, y)), bs=8, num_workers=0)
+    return learner(cbs, dls=DataLoaders(dl(), dl(), device='cpu'), net=nn.Sequential(Video(), nn.Linear(6, 3)), **kw), x
+
+
+@needs_peft
+@pytest.mark.parametrize('opt', [partial(SGD, mom=.9), partial(OptimWrapper, opt=torch.optim.Adam)])
+@pytest.mark.parametrize('splitter', [encoder_head_split, layer_groups])
+def test_lora_merges_what_it_computed(opt, splitter):
+    class Spy(Callback):
+        order = 65  # while the adapters are in
+        def after_epoch(self):
+            if self.learn.lock.locked(): return
+            self.learn.model.eval()
+            with torch.no_grad(): seen.append(self.learn.model(x))
+    seen, cb = [], LoRA(2, 8)
+    learn, x = video_learner([cb, Spy()], opt_func=opt, splitter=splitter)
+    before = state(learn.model)
+    adapted = ['0.space.weight', '0.time.weight', '0.point.weight', '0.odd.weight', '0.out.weight']
+    learn.fit(2)
+    after = state(learn.model)
+    learn.model.eval()
+    with torch.no_grad(): torch.testing.assert_close(learn.model(x), seen[-1], rtol=1e-5, atol=1e-6)
+    assert after.keys() == before.keys() and not hasattr(learn.model[0], 'peft_config')
+    for k, v in after.items():
+        assert torch.equal(v, before[k]) != (k.startswith('1.') or k in adapted), k
+        if k in adapted: assert torch.linalg.matrix_rank((v - before[k]).flatten(1), rtol=1e-4) <= 2
+    assert {id(p) for ps in learn.opt.param_lists for p in ps} == {id(p) for p in learn.model.parameters()}
+    learn.fit(1)  # a second one begins anew
+    assert not same(after, state(learn.model))
+
+
+@needs_peft
+def test_lora_equals_a_hand_written_loop():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(36, 6)), nn.Linear(6, 3))
+    w, head = net[0][1].weight.detach().clone(), copy.deepcopy(net[1])
+    first = {}
+    class Spy(Callback):
+        order = 71
+        def before_train(self):
+            first.update(a=cb.adapters()['1'][1].weight.detach().clone(),
+                         b=cb.adapters()['1'][2].weight.detach().clone())
+    cb = LoRA(2, 6)
+    learn = learner([cb, Spy()], net=net)
+    learn.fit(1)
+    a, b = nn.Parameter(first['a']), nn.Parameter(first['b'])
+    assert a.shape == (2, 36) and not b.any()
+    opt = torch.optim.SGD([a, b, *head.parameters()], lr=.1, momentum=.9)
+    for x, y in data().train:
+        loss = F.cross_entropy(head(F.linear(x.flatten(1), w + 3*(b @ a), net[0][1].bias.detach())), y)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    torch.testing.assert_close(net[0][1].weight, w + 3*(b @ a), rtol=1e-4, atol=1e-6)
+    assert_close_states(state(net[1]), state(head), rtol=1e-4)
+
+
+@needs_peft
+def test_fresh_adapters_change_no_feature_and_no_random_number():
+    seen = []
+    class Spy(Callback):
+        order = 71
+        def before_train(self):
+            self.learn.model.eval()
+            with torch.no_grad(): seen.append(self.learn.model[0](x))
+            assert sum(p.requires_grad for p in self.learn.model[0].parameters()) == 10
+            raise CancelFitException
+    learn, x = video_learner([LoRA(2), Spy()])
+    before = state(learn.model)
+    with torch.no_grad(): want = learn.model.eval()[0](x)
+    rng = torch.get_rng_state()
+    learn.create_opt()
+    learn('before_fit')
+    assert torch.equal(rng, torch.get_rng_state())
+    learn('after_fit')
+    learn.fit(1)
+    torch.testing.assert_close(seen[0], want, rtol=0, atol=1e-6)
+    assert same(before, state(learn.model))
+
+
+@needs_peft
+def test_lora_interrupted_is_unloaded_with_or_without_what_it_learnt():
+    for merge in (True, False):
+        cb = LoRA(2)
+        learn = learner(cb)
+        before = state(learn.model)
+        with pytest.raises(KeyboardInterrupt): learn.fit(2, cbs=Stop(KeyboardInterrupt(), epoch=1))
+        assert any('lora' in k for k in learn.model.state_dict())
+        cb.unload(merge)
+        cb.unload()
+        clean(learn)
+        assert same(state(learn.model[0]), {k.removeprefix('0.'):v for k, v in before.items()
+                                            if k.startswith('0.')}) != merge
+
+
+@needs_peft
+def test_lora_with_the_best_epoch_and_with_penalties(tmp_path):
+    learn = learner([SaveModelCallback(fname='best'), LoRA(2), SelfDistill(1.)], path=tmp_path,
+                    splitter=encoder_head_split)
+    learn.fit_one_cycle(2, .1)
+    clean_keys = state(learn.model).keys()
+    assert clean_keys == model().state_dict().keys()
+    with pytest.raises(ValueError, match='wise_ft_sweep'): learner([LoRA(2), WiSEFT()]).fit(1)
+
+
+@needs_peft
+def test_lora_targets_and_what_it_cannot_adapt():
+    def named(**kw):
+        learn, _ = video_learner(cb := LoRA(2, **kw))
+        return cb.layers()
+    assert named() == ['space', 'time', 'point', 'odd', 'out']
+    assert named(targets='out') == ['out']
+    assert named(targets=['time', 'space']) == ['space', 'time']
+    with pytest.raises(ValueError, match="no Conv3d, Conv2d or Linear 'nose'; it has space, time"):
+        named(targets=['nose'])
+    with pytest.raises(ValueError, match='cannot adapt grouped'): named(targets=['grouped'])
+    with pytest.raises(ValueError, match='pass another encoder'): learner(LoRA(2, encoder=lambda m: m[1])).fit(1)
+    class Bypass(nn.Module):
+        def __init__(self): super().__init__(); self.flat, self.out = nn.Flatten(), nn.Linear(36, 6)
+        def forward(self, x): return F.linear(self.flat(x), self.out.weight)
+    with pytest.warns(UserWarning, match='without their adapters'):
+        learner(LoRA(2), net=nn.Sequential(Bypass(), nn.Linear(6, 3))).fit(1)
+
+
+def test_lora_without_peft_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'peft', None)
+    with pytest.raises(ImportError, match='pip install peft'): LoRA()
+
+
+@needs_peft
+def test_nonsense_ranks_are_refused():
+    for kw in (dict(r=0), dict(r=1.5), dict(alpha=0), dict(alpha=math.nan)):
+        with pytest.raises(ValueError, match='must be'): LoRA(**kw)
