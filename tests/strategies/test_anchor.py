@@ -146,17 +146,17 @@ def test_the_bound_of_stability_and_the_way_around_it(opt, mom):
     def end(lam, implicit=False):
         torch.manual_seed(0)
         net = one_weight()
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as messages:
             warnings.simplefilter('always')
             cbs = [EWC(lam, imp, implicit=implicit), Slope(0.)]
             learner(cbs, net=net, dls=vectors(), lr=.05, opt_func=opt, wd=0.).fit(20)
-        return abs(net[0].weight.item() - 1), [str(w.message) for w in told if 'unstable' in str(w.message)]
-    far, told = end(.97*limit)
-    assert far < 1 and not told
-    far, told = end(1.05*limit)
-    assert not far < 1e3 and len(told) == 1 and f'the largest safe lam is {limit:.3g}' in told[0]
-    far, told = end(10*limit, implicit=True)
-    assert far < 1e-3 and not told
+        return abs(net[0].weight.item() - 1), [str(w.message) for w in messages if 'unstable' in str(w.message)]
+    far, messages = end(.97*limit)
+    assert far < 1 and not messages
+    far, messages = end(1.05*limit)
+    assert not far < 1e3 and len(messages) == 1 and f'the largest safe lam is {limit:.3g}' in messages[0]
+    far, messages = end(10*limit, implicit=True)
+    assert far < 1e-3 and not messages
 
 
 def test_the_bound_is_of_the_group_that_learns_fastest():
@@ -167,20 +167,20 @@ def test_the_bound_is_of_the_group_that_learns_fastest():
     def split(net):
         return [list(net[0].conv.parameters()) + list(net[0].bn.parameters()), list(net[0].out.parameters()),
                 list(net[1].parameters())]
-    def told(lam, lr=(.1, .01, .1), fit='fit', **kw):
+    def messages(lam, lr=(.1, .01, .1), fit='fit', **kw):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
             learn = learner(EWC(lam, imp), net=copy.deepcopy(net), splitter=split, **kw)
             getattr(learn, fit)(1, lr=list(lr)) if fit == 'fit' else learn.fit_one_cycle(1, lr)
         return [str(w.message) for w in caught if 'unstable' in str(w.message)]
     slow, fast = 2*1.9/(.01*50), 2*1.9/(.1*max(f.max().item() for n, f in imp.diag.items() if not n.startswith('out')))
-    assert slow < fast and not told(.99*slow)
-    assert f'learning rate 0.01 and momentum 0.9, the largest safe lam is {slow:.3g}' in told(1.01*slow)[0]
-    assert len(told(.5*slow, lr=(.1, .1, .1))) == 1
-    assert not told(1.01*slow, opt_func=Adam)
-    assert not told(1.01*slow, opt_func=ranger)
+    assert slow < fast and not messages(.99*slow)
+    assert f'learning rate 0.01 and momentum 0.9, the largest safe lam is {slow:.3g}' in messages(1.01*slow)[0]
+    assert len(messages(.5*slow, lr=(.1, .1, .1))) == 1
+    assert not messages(1.01*slow, opt_func=Adam)
+    assert not messages(1.01*slow, opt_func=ranger)
     # .05*.1*50 is safe at the top of the cycle, .3*.1*50 is not
-    assert not told(.05*slow, lr=.1, fit='one_cycle') and told(.3*slow, lr=.1, fit='one_cycle')
+    assert not messages(.05*slow, lr=.1, fit='one_cycle') and messages(.3*slow, lr=.1, fit='one_cycle')
 
 
 ANCHORS = dict(

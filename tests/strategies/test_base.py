@@ -255,7 +255,7 @@ def test_export_is_no_larger_and_training_on_says_what_is_missing(name, tmp_path
     assert same(state(loaded.model), state(learn.model))
     if name in TAKES:
         with pytest.raises(ValueError, match='does not carry'): loaded.fit(1)
-    elif name in ('self_distill', 'pskd', 'byot', 'bss'): loaded.fit(1)  # what they teach with is made anew anyway
+    elif name in ('self_distill', 'pskd', 'byot', 'bss'): loaded.fit(1)  # they make their teacher again in each epoch
 
 
 @pytest.mark.parametrize('name', PENALTIES)

@@ -1,4 +1,4 @@
-"Adapters against a loop by hand, and what they leave behind."
+"Adapters against a loop by hand, and what is left after a fit."
 import copy
 import math
 import sys
@@ -66,7 +66,7 @@ def test_lora_merges_what_it_computed(opt, splitter):
         assert torch.equal(v, before[k]) != (k.startswith('1.') or k in adapted), k
         if k in adapted: assert torch.linalg.matrix_rank((v - before[k]).flatten(1), rtol=1e-4) <= 2
     assert {id(p) for ps in learn.opt.param_lists for p in ps} == {id(p) for p in learn.model.parameters()}
-    learn.fit(1)  # a second one begins anew
+    learn.fit(1)  # a second one starts with new adapters
     assert not same(after, state(learn.model))
 
 

@@ -39,7 +39,7 @@ def checkpointed(): return Twice('checkpoint')
 
 
 def norms():
-    "Norms of features that have no axes behind the channels"
+    "Norms of features without axes after the channels"
     net = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.GroupNorm(2, 8), nn.LayerNorm(8))
     net[1].running_mean.normal_(), net[1].running_var.uniform_(.5, 2.)
     return net

@@ -62,7 +62,7 @@ def test_the_second_pass_is_not_seen_by_other_penalties():
         return dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[0]))
     alone, counts = run([BSS(1.)]), []
     class Count(FeaturePenalty):
-        order = 5.5  # behind the others
+        order = 5.5  # after the others
         def term(self):
             counts.append(len(self.calls()))
             return self.calls()[0][2].mean()

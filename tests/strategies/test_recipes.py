@@ -157,7 +157,7 @@ def test_composes_with_penalties_mixed_precision_and_accumulation(make):
         return before, state(learn.model)
     run(FixedTeacher(1.), L2SP(.1)), run(GradientAccumulation(24))
     (before, full), (_, low) = run(), run(CPUAutocast('bf16'))
-    # what bfloat16 rounds is little beside what training moves, and what stands still does so to the bit
+    # bfloat16 rounds by little compared with what training changes, and what does not train is equal bit for bit
     weights = [k for k in full if 'bn.' not in k and k != '0.conv.bias']  # batch norm takes that bias off again
     assert [k for k in weights if torch.equal(full[k], before[k])] == [k for k in weights
         if torch.equal(low[k], before[k])]
