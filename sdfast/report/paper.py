@@ -10,7 +10,7 @@ import pandas as pd
 from ..stats import Difference, mcnemar, mean_interval, paired_difference, proportion_interval
 from ..study.config import RSPNET
 from ..study.paper import DATA_SETS, LAMS, NAMES, PRINTED, QUOTED, RECIPES, SELECTIONS, PaperCell, PaperStudy
-from .table import number
+from .table import Cell, Column, Table, number
 
 __all__ = ['table_2', 'table_1', 'paper_markdown', 'paper_notes']
 
@@ -122,19 +122,19 @@ def paper_markdown(
     notes:Sequence[str]=(), # What a reader must know
 )->str: # Markdown, a table a data set
     "Write a table of the paper, ours next to the printed numbers"
-    lines = []
+    parts = []
     for data, rows in table.groupby('data', sort=False):
         first = 'method' if rows.method.notna().all() else 'λ'
         head = ['encoder', first, 'printed', *(SELECTIONS[kind] for kind in selections)]
-        lines += [f'**{NAMES[data]}**, top-1 / top-5 in %', '', '| ' + ' | '.join(head) + ' |', '|---'*len(head) + '|']
+        shown = []
         labels = rows.method if first == 'method' else rows.lam.map(lambda lam: f'{lam:g}' if lam else 'baseline')
         for (encoder, label), group in rows.groupby(['encoder', labels], sort=False):
             ours = {r.selection:r for _, r in group.iterrows()}
-            cells = [NAMES[encoder], label, printed_text(group.iloc[0])]
-            cells += [ours_text(ours[SELECTIONS[kind]]) if SELECTIONS[kind] in ours else '' for kind in selections]
-            lines.append('| ' + ' | '.join(cells) + ' |')
-        lines.append('')
-    return '\n'.join([*lines, *(f'- {n}' for n in notes), ''])
+            cells = [ours_text(ours[SELECTIONS[kind]]) if SELECTIONS[kind] in ours else '' for kind in selections]
+            shown.append([NAMES[encoder], label, *map(Cell, [printed_text(group.iloc[0]), *cells])])
+        made = Table([Column(title, numeric=False) for title in head], shown)
+        parts.append(f'**{NAMES[data]}**, top-1 / top-5 in %\n\n{made.to_markdown()}\n')
+    return ''.join([*parts, *(f'- {n}\n' for n in notes)])
 
 
 def printed_text(row):

@@ -6,7 +6,7 @@ import pandas as pd
 from ..stats import mean_interval, paired_difference, proportion_interval
 from ..study.paper import DATA_SETS, LAMS, NAMES, PRINTED, QUOTED, RECIPES
 from ..study.pretrain import score_text
-from .table import number
+from .table import Cell, Column, Table, number
 
 __all__ = ['pretext_table', 'pretext_markdown', 'printed_results']
 
@@ -112,11 +112,12 @@ def pretext_markdown(
     notes:Sequence[str]=(), # What a reader must know
 )->str: # Markdown
     "Write the table, the scores of pre-training and the notes"
-    head = ['encoder', 'pre-training', 'fine-tuning', 'top-1', 'top-5', 'to no pre-training', 'to plain',
-            *(f'{title}: before → after' for title in KEPT.values()), 'paper: UCF101 / HMDB51']
-    lines = ['| ' + ' | '.join(head) + ' |', '|---'*3 + '|--:'*(len(head) - 4) + '|---|']
-    lines += ['| ' + ' | '.join(row_cells(r)) + ' |' for _, r in table.iterrows()]
-    lines += ['', "Pre-training, on held-out source videos, with Wilson's 95 % intervals:", '']
+    names = [Column(title, numeric=False) for title in ('encoder', 'pre-training', 'fine-tuning')]
+    before_after = [f'{title}: before → after' for title in KEPT.values()]
+    numbers = [Column(title) for title in ('top-1', 'top-5', 'to no pre-training', 'to plain', *before_after)]
+    columns = [*names, *numbers, Column('paper: UCF101 / HMDB51', numeric=False)]
+    made = Table(columns, [row_cells(r) for _, r in table.iterrows()])
+    lines = [made.to_markdown(), "Pre-training, on held-out source videos, with Wilson's 95 % intervals:", '']
     for _, r in table.drop_duplicates(['model', 'method']).iterrows():
         if r.pretext: lines.append(f'- {encoder_name(r.model)}, {method_name(r.method)}: {r.pretext}')
     lines.append('')
@@ -138,7 +139,7 @@ def row_cells(r):
     differences = [interval_text(r, m, '+') for m in ('none_diff', 'plain_diff')]
     before_after = [kept_text(r, m) for m in KEPT]
     names = [encoder_name(r.model), method_name(r.method), way]
-    return [*names, interval_text(r, 'acc1'), top5, *differences, *before_after, r.printed]
+    return [*names, *map(Cell, [interval_text(r, 'acc1'), top5, *differences, *before_after]), r.printed]
 
 
 def interval_text(r, m, sign=''):
