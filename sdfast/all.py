@@ -14,7 +14,6 @@ from .report.load import *
 from .report.page import *
 from .report.panels import *
 from .report.paper import *
-from .report.plots import *
 from .report.pretext import *
 from .report.results import *
 from .report.summary import *

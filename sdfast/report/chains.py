@@ -19,7 +19,7 @@ from ..metrics.continual import (
 from ..stats import adjust, judge, mean_interval, paired_difference, paired_test
 from .rows import frame_of, insert_after
 
-__all__ = ['accuracy_matrices', 'sequence_summary', 'matrix_table', 'task_names']
+__all__ = ['accuracy_matrices', 'sequence_summary']
 
 NOT_TRAINED = ('untouched', 'random')  # rows of encoders before any stage
 

@@ -11,8 +11,6 @@ from .plots import draw_untouched
 from .rows import PANELS, has_strength
 from .trade_off import strength_paths
 
-__all__ = ['draw_strengths', 'draw_trials', 'draw_course', 'draw_classes', 'draw_drift', 'layer_drift']
-
 HEAT = 'cividis'  # a colour map that reads the same with every kind of colour vision
 N_CLASSES = 20  # classes that are drawn; of more, the first and the last ones
 N_FIRST = 15  # of them, the first ones

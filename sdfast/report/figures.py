@@ -19,7 +19,7 @@ from .rows import PANELS
 from .summary import summary
 from .svg import RC
 
-__all__ = ['figure', 'path_figure', 'static_figure', 'write_figures']
+__all__ = ['figure', 'path_figure', 'write_figures']
 
 
 def figure(

@@ -6,8 +6,6 @@ from matplotlib.axes import Axes
 
 from ..strategies.registry import STRATEGIES
 
-__all__ = ['look', 'marks_of']
-
 # Okabe & Ito's colours, which every kind of colour vision tells apart
 COLOURS = '#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7A7A00', '#46237A'
 MARKERS = 'o^vDPX*<>hp8dH'  # tell strategies apart without colour
@@ -43,7 +41,7 @@ def look(
 def marks_of(
     ax:Axes, # Axes
     strategy:str, # Its name
-)->Iterator[None]:
+)->Iterator[None]: # A context
     "Give what is drawn inside the group id `series-STRATEGY`, by which the page finds a strategy's marks"
     before = set(ax.get_children())
     yield

@@ -10,8 +10,6 @@ from .rows import final_runs, setting_name
 from .summary import summary
 from .trade_off import strength_paths
 
-__all__ = ['draw_means', 'draw_paths', 'draw_untouched']
-
 MANY = 14  # with more strategies single seeds are not drawn
 SHOWN_LOSS = .03  # with less target accuracy than the best of the reference by this much, training is ruined
 

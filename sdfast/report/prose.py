@@ -9,8 +9,6 @@ from .rows import final_runs
 from .table import MISSING, capitalised, count_of
 from .tables import strategy_cell
 
-__all__ = ['study_title', 'page_title', 'lead', 'findings', 'missing_answers', 'facts']
-
 # a sign for each verdict, so that it is understood without colour
 SIGNS = {'better': '▲ ', 'worse': '▼ ', 'not distinguishable': '≈ '}
 

@@ -5,8 +5,6 @@ import pandas as pd
 
 from ..strategies.registry import STRATEGIES
 
-__all__ = ['final_runs', 'has_all_strengths', 'has_strength', 'setting_name', 'settings_of', 'frame_of', 'insert_after']
-
 PANELS = ('source_acc', 'source_probe')  # measures of the source that are set against target accuracy
 
 
@@ -22,14 +20,14 @@ def final_runs(
 
 def has_all_strengths(
     rows:pd.DataFrame, # From `compare`
-)->bool:
+)->bool: # False in a study with the chosen ones alone
     "Whether more than the chosen strengths were run to the end"
     return len(final_runs(rows, chosen=False)) > len(final_runs(rows))
 
 
 def has_strength(
     name:str, # A strategy; after it there may be options, separated by a space
-)->bool:
+)->bool: # False for plain fine-tuning and others that try learning rates
     "Whether a strategy has a strength λ, instead of learning rates to choose from"
     return bool(STRATEGIES[name.split()[0]].lams)
 

@@ -14,8 +14,6 @@ from matplotlib.markers import MarkerStyle
 from .looks import COLOURS, look
 from .panels import Plot
 
-__all__ = ['svg', 'swatch', 'RC']
-
 # class names may hold a $; ids are the same each time a plot is drawn; text stays text, in the page's fonts
 RC = {'text.parse_math': False, 'svg.fonttype': 'none', 'svg.hashsalt': 'sdfast', 'pdf.fonttype': 42, 'font.size': 10,
       'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .8, 'axes.axisbelow': True,

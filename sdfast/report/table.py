@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..data.text import as_markdown, from_markdown
 
-__all__ = ['Cell', 'Column', 'Table', 'number', 'count_of', 'capitalised', 'latex_text']
+__all__ = ['Cell', 'Column', 'Table']
 
 MISSING = '–'  # shown where there is no value
 NO_INTERVAL = '(no interval)'  # shown after a number whose spread is unknown, such as that of a single seed
@@ -22,7 +22,7 @@ def number(
     x:float, # Any number
     sign:str='', # '+' to write the sign of positive numbers too
     digits:int=1, # Decimals
-)->str:
+)->str: # Such as '-0.5'
     "Format a number; one that rounds to 0 has no minus"
     rounded = round(float(x), digits) + 0.
     return f'{rounded:{sign}.{digits}f}'
@@ -43,10 +43,10 @@ def capitalised(
     return text[:1].upper() + text[1:]
 
 
-def _interval_text(low, high, sign, digits):
+def _interval_text(low, high, scale, digits, sign):
     "Format an interval, or say that there is none"
     if pd.isna(low): return NO_INTERVAL
-    return f'[{number(low, sign, digits)}, {number(high, sign, digits)}]'
+    return f'[{number(scale*low, sign, digits)}, {number(scale*high, sign, digits)}]'
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,16 @@ class Cell:
     )->'Cell':
         "Format a value, its difference to a reference, and the interval of the last of the two"
         if pd.isna(mean): return cls(MISSING)
+        mark = '*' if star else ''
         mean_text, diff_text, interval = number(scale*mean, sign, digits), '', ''
-        has_diff = diff is not None and not pd.isna(diff)
-        if has_diff: diff_text = number(scale*diff, '+', digits)
-        if has_diff or (diff is None and low is not None):
-            ends = (None, None) if pd.isna(low) else (scale*low, scale*high)
-            interval = _interval_text(*ends, '+' if has_diff else sign, digits)
-        if star and has_diff: diff_text += '*'
-        elif star: mean_text += '*'
-        shows_verdict = verdict and interval and interval != NO_INTERVAL
-        return cls(mean_text, diff_text, interval, verdict if shows_verdict else '', float(mean))
+        if diff is None:
+            mean_text += mark
+            if low is not None: interval = _interval_text(low, high, scale, digits, sign)
+        elif not pd.isna(diff):
+            diff_text = number(scale*diff, '+', digits) + mark
+            interval = _interval_text(low, high, scale, digits, '+')
+        if interval in ('', NO_INTERVAL): verdict = None
+        return cls(mean_text, diff_text, interval, verdict or '', float(mean))
 
     @property
     def parts(self)->list[str]:

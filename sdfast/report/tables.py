@@ -9,7 +9,7 @@ from .rows import has_strength
 from .table import MISSING, Cell, Column, Table, capitalised, count_of
 from .trade_off import MARGIN, MARGINS, trade_off
 
-__all__ = ['strategy_table', 'trade_off_table', 'margins_table', 'chain_table', 'frame_table']
+__all__ = ['strategy_table', 'trade_off_table', 'margins_table', 'chain_table']
 
 MAIN = ('acc1', 'source_acc', 'source_probe')  # measures that every layout shows
 STRATEGY_COLUMNS = Column('strategy', numeric=False), Column('strength', numeric=False)  # they name a row

@@ -18,7 +18,7 @@ from ..stats import (
 )
 from .rows import final_runs, frame_of, has_strength, insert_after, setting_name, settings_of
 
-__all__ = ['trade_off', 'strength_paths', 'StrengthPath']
+__all__ = ['trade_off']
 
 MARGIN = .01  # a setting may have this much less target accuracy than plain fine-tuning and still count
 MARGINS = 0., .0025, .005, MARGIN, .02  # shows whether what is found depends on the margin
