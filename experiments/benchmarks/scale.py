@@ -36,8 +36,8 @@ from rich.console import Console
 from sdfast.data import tables as tables_module
 from sdfast.data.task import Task
 from sdfast.metrics.columns import COLUMNS
-from sdfast.report.page import html_page, write_page
 from sdfast.report.load import load_results
+from sdfast.report.page import html_page, write_page
 from sdfast.report.summary import summary
 from sdfast.runtime import store
 from sdfast.strategies import STRATEGIES
