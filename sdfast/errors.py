@@ -1,17 +1,17 @@
-"What can go wrong in a way that the reader of the message can do something about."
+"Errors whose message tells its reader what to do."
 
 
 class InputError(ValueError):
-    "A user's input cannot be used; the message says what was given, what was expected and the next step"
+    "A user's input cannot be used; the message says what was given, what was expected and what to do next"
 
 
 class StoreError(RuntimeError):
-    "A study's folder cannot be written to: the disk is full, or the place is not ours"
+    "A study's folder cannot be written to: the disk is full, or the folder belongs to something else"
 
 
 class Damaged(RuntimeError):
-    "A file is not what was written: half of it, or other bytes"
+    "A file is not as it was written: it is cut off, or its content has changed"
 
 
 class Busy(RuntimeError):
-    "Another process works on it"
+    "Another process is working in the folder"

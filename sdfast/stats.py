@@ -1,4 +1,4 @@
-"Intervals and tests for paired comparisons, corrections for many of them, and the trade-off of learning against keeping."
+"Intervals and tests for paired comparisons, adjustment for many of them, and what is kept at equal learning."
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -9,44 +9,52 @@ from scipy import stats
 
 from .errors import InputError
 
-__all__ = ['Difference', 'paired_difference', 'mean_interval', 'bca_interval', 'proportion_interval', 'mcnemar', 'paired_test', 'p_value', 'sign_flip', 'holm',
-           'benjamini_hochberg', 'adjust', 'judge', 'pareto_front', 'hypervolume', 'kept_at', 'matched_kept', 'matched_difference']
+__all__ = ['Difference', 'paired_difference', 'mean_interval', 'bca_interval', 'proportion_interval', 'mcnemar',
+           'paired_test', 'p_value', 'sign_flip', 'holm', 'benjamini_hochberg', 'adjust', 'judge', 'pareto_front',
+           'hypervolume', 'kept_at', 'matched_kept', 'matched_difference']
 
-TINY = 1e-6  # closer values are equal: steps of accuracies are larger, the noise of their arithmetic is smaller
+TINY = 1e-6  # closer values count as equal: steps of accuracies are larger, rounding errors are smaller
 
 
 @dataclass(frozen=True)
 class Difference:
-    "A mean with a confidence interval; its ends are nan where there is none"
+    "A mean with a confidence interval, whose ends are nan where there is none"
     mean: float  # of the values or of their differences
     low: float  # lower end
     high: float  # upper end
-    n: int  # values or pairs that it is of
+    n: int  # number of values or pairs
 
     @property
     def verdict(self)->str:
         "'higher' or 'lower' if the interval excludes 0, 'no interval' if there is none, else 'not distinguishable'"
         if np.isnan(self.low): return 'no interval'
-        return 'higher' if self.low > 0 else 'lower' if self.high < 0 else 'not distinguishable'
+        if self.low > 0: return 'higher'
+        return 'lower' if self.high < 0 else 'not distinguishable'
 
 
-@cache
-def _t(level, df)->float: return float(stats.t.ppf((1 + level)/2, df))  # a page asks for the same few thousands of times
+@cache  # a page asks for the same few quantiles thousands of times
+def _t(level, df): return float(stats.t.ppf((1 + level)/2, df))
 
 
 def mean_interval(
     x:ArrayLike, # Values, one a seed; nan counts as missing
     level:float=.95, # Coverage of the interval
-)->Difference: # `n` counts values that are there
-    """Student's t interval of a mean. There is none for one value, nor for equal values that are not 0: accuracies of a few
-    clips are steps, and two seeds on the same step say nothing of the spread"""
+)->Difference: # Its `n` leaves out missing values
+    """Student's t interval of a mean.
+
+    There is none for one value, nor for equal values other than 0: accuracies of a few clips are steps, and two seeds
+    on the same step do not show the spread."""
     x = np.asarray(x, float)
     x = x[~np.isnan(x)]
-    if len(x) < 2 or (np.ptp(x) < TINY and abs(x.mean()) > TINY): return Difference(float(x.mean()) if len(x) else np.nan, np.nan, np.nan, len(x))
-    half = _t(level, len(x) - 1)*x.std(ddof=1)/np.sqrt(len(x))
+    n, mean = len(x), float(x.mean()) if len(x) else np.nan
+    if n < 2: return Difference(mean, np.nan, np.nan, n)
+    equal = np.ptp(x) < TINY
+    if equal and abs(mean) > TINY: return Difference(mean, np.nan, np.nan, n)
+    half = _t(level, n - 1)*x.std(ddof=1)/np.sqrt(n)
     low, high = x.mean() - half, x.mean() + half
-    if np.ptp(x) < TINY: low, high = min(low, 0), max(high, 0)  # zeros but for rounding, .1 + .2 - .3 at each seed, differ from nothing
-    return Difference(float(x.mean()), float(low), float(high), len(x))
+    # 0 but for rounding, as .1 + .2 - .3 at each seed, is no difference
+    if equal: low, high = min(low, 0), max(high, 0)
+    return Difference(mean, float(low), float(high), n)
 
 
 def _pairs(a, b):
@@ -59,8 +67,8 @@ def paired_difference(
     a:ArrayLike, # Values, one a seed
     b:ArrayLike, # Values of the reference at the same seeds; pairs with a nan are left out
     level:float=.95, # Coverage of the interval
-)->Difference: # Its mean is that of `a - b`
-    "`a - b` with Student's t interval of the paired differences"
+)->Difference: # Mean and interval of `a - b`
+    "Paired differences with Student's t interval"
     a, b = _pairs(a, b)
     return mean_interval(a - b, level)
 
@@ -71,13 +79,15 @@ def bca_interval(
     resamples:int=9999, # Bootstrap samples
     seed:int=0, # Of the resampling: the same values give the same interval
 )->tuple[float, float]: # Ends; nan for fewer than 2 values and for equal ones
-    """Bias-corrected accelerated bootstrap interval of a mean (Efron 1987, Better bootstrap confidence intervals). It is no
-    refuge from few seeds: of normal values its 95 % cover .86 at n = 6 and .94 at n = 30, while the t interval covers .95 at both
-    and is therefore the one that decides"""
+    """Bias-corrected accelerated bootstrap interval of a mean (Efron 1987, Better bootstrap confidence intervals).
+
+    It does not make up for few seeds: for normal values its nominal 95 % covers .86 at n = 6 and .94 at n = 30. The t
+    interval covers .95 at both; verdicts therefore use that one."""
     x = np.asarray(x, float)
     x = x[~np.isnan(x)]
     if len(x) < 2 or np.ptp(x) < TINY: return np.nan, np.nan
-    boot = stats.bootstrap((x,), np.mean, n_resamples=resamples, confidence_level=level, method='BCa', random_state=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    boot = stats.bootstrap((x,), np.mean, n_resamples=resamples, confidence_level=level, method='BCa', random_state=rng)
     return tuple(map(float, boot.confidence_interval))
 
 
@@ -86,18 +96,19 @@ def proportion_interval(
     n:int, # Videos
     level:float=.95, # Coverage of the interval
 )->Difference: # Its mean is the accuracy
-    "An accuracy with Wilson's interval: the spread over videos, for one trained model; not over repeated training"
+    "An accuracy of one model with Wilson's interval: its spread over videos, not over repeated training"
     ci = stats.binomtest(int(right), int(n)).proportion_ci(level, method='wilson')
     return Difference(right/n, float(ci.low), float(ci.high), int(n))
 
 
 def mcnemar(
-    right:ArrayLike, # For each video whether a model was right
-    reference:ArrayLike, # The same of the model it is compared with, same videos
+    right:ArrayLike, # Whether a model was right on each video
+    reference:ArrayLike, # Whether the model it is compared with was right on each, same videos
 )->float: # Two-sided p value; 1 if the models never disagree
     "McNemar's exact test of paired right and wrong answers"
     right, reference = np.asarray(right, bool), np.asarray(reference, bool)
-    if right.shape != reference.shape: raise ValueError(f'pairs are needed: {right.shape} against {reference.shape} answers')
+    if right.shape != reference.shape:
+        raise ValueError(f'pairs are needed: {right.shape} against {reference.shape} answers')
     gained, lost = int((right & ~reference).sum()), int((~right & reference).sum())
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.
 
@@ -108,16 +119,17 @@ def paired_test(
 )->float: # Two-sided p value; nan where `paired_difference` has no interval, 1 if all differences are 0
     "Student's paired t test: p < .05 exactly where the 95 % interval of `paired_difference` excludes 0"
     a, b = _pairs(a, b)
-    d = (a - b)[~np.isnan(a - b)]
+    d = a - b
+    d = d[~np.isnan(d)]
     if np.isnan(mean_interval(d).low): return np.nan
     return 1. if np.ptp(d) < TINY else float(stats.ttest_1samp(d, 0).pvalue)
 
 
 def p_value(
     d:Difference, # With a Student's t interval of n - 1 degrees of freedom
-    level:float=.95, # Of that interval
-)->float: # Two-sided p value of 0; nan where there is no interval
-    "The p value that belongs to a t interval: for differences that are no plain means of pairs, as of `matched_difference`"
+    level:float=.95, # Coverage of that interval
+)->float: # Two-sided p value of the mean being 0; nan where there is no interval
+    "The p value that belongs to a t interval, for differences that are not means of pairs (`matched_difference`)"
     half = (d.high - d.low)/2
     if np.isnan(half): return np.nan
     if half < TINY: return 1. if abs(d.mean) < TINY else np.nan
@@ -127,20 +139,24 @@ def p_value(
 def sign_flip(
     d:ArrayLike, # Paired differences, one a seed; nan counts as missing
 )->float: # Two-sided p value; nan below 6 pairs, 1 if all are 0
-    """Sign-flip test of the mean (Fisher 1935, The Design of Experiments), exact if differences are symmetric about 0 under the null:
-    the share of the 2^n sign patterns, above 16 pairs of 65536 drawn ones, whose sum is as far from 0. With 5 pairs the
-    smallest p is 2/32 = .0625, so below 6 it could never reject at .05; pairs that differ by 0 count, but add nothing to that power"""
+    """Sign-flip test of the mean (Fisher 1935, The Design of Experiments).
+
+    It is exact if differences are symmetric about 0 under the null hypothesis: the share of the 2^n sign patterns
+    (above 16 pairs, of 65536 drawn ones) whose sum is as far from 0. With 5 pairs the smallest p is 2/32 = .0625, so
+    fewer than 6 could never reject at .05. Pairs that differ by 0 count, but do not add power."""
     d = np.asarray(d, float)
     d = d[~np.isnan(d)]
     if len(d) < 6: return np.nan
     d = np.where(np.abs(d) < TINY, 0, d)
-    far = np.abs(d.sum()) - 1e-5*np.abs(d).sum()  # rounding must not part ties, else p is too small
-    return float(stats.permutation_test((d,), lambda d, axis: (np.abs(d.sum(axis)) >= far)*1., permutation_type='samples', vectorized=True, n_resamples=2**16,
-                                        batch=4096, alternative='greater', random_state=np.random.default_rng(0)).pvalue)
+    far = np.abs(d.sum()) - 1e-5*np.abs(d).sum()  # rounding must not separate ties, or p would be too small
+    def as_far(d, axis): return (np.abs(d.sum(axis)) >= far)*1.
+    test = stats.permutation_test((d,), as_far, permutation_type='samples', vectorized=True, n_resamples=2**16,
+                                  batch=4096, alternative='greater', random_state=np.random.default_rng(0))
+    return float(test.pvalue)
 
 
-def _known(f, p):
-    "`f` of the p values that are not nan"
+def _of_known(f, p):
+    "Apply `f` to the p values that are not nan"
     p = np.array(p, float)
     known = ~np.isnan(p)
     if known.any(): p[known] = f(p[known])
@@ -150,18 +166,24 @@ def _known(f, p):
 def holm(
     p:ArrayLike, # p values of one family; nan stays nan and is not counted
 )->np.ndarray: # Adjusted p values
-    "Holm's (1979) step-down adjustment: below .05 with at most 5 % chance of even one false discovery, however the tests depend"
+    """Holm's (1979) step-down adjustment.
+
+    The chance of even one false discovery below .05 is at most 5 %, however the tests depend on each other."""
     def f(p):
         order = np.argsort(p)
-        return np.minimum(np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)), 1)[np.argsort(order)]
-    return _known(f, p)
+        adjusted = np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1))
+        return np.minimum(adjusted, 1)[np.argsort(order)]
+    return _of_known(f, p)
 
 
 def benjamini_hochberg(
     p:ArrayLike, # p values of one family; nan stays nan and is not counted
 )->np.ndarray: # Adjusted p values
-    "Benjamini & Hochberg's (1995) adjustment: of those below .05 at most 5 % are expected to be false, if the tests are independent or depend positively"
-    return _known(stats.false_discovery_control, p)
+    """Benjamini & Hochberg's (1995) adjustment.
+
+    Of the discoveries below .05 at most 5 % are expected to be false, if tests are independent or positively
+    dependent."""
+    return _of_known(stats.false_discovery_control, p)
 
 
 ADJUSTMENTS = dict(holm=holm, bh=benjamini_hochberg, none=lambda p: np.array(p, float))
@@ -169,103 +191,123 @@ ADJUSTMENTS = dict(holm=holm, bh=benjamini_hochberg, none=lambda p: np.array(p, 
 
 def adjust(
     p:ArrayLike, # p values of one family; nan stays nan and is not counted
-    method:str='holm', # Or 'bh' for the false discovery rate, 'none' to leave them as they are
+    method:str='holm', # Or 'bh' for the false discovery rate, 'none' for no adjustment
 )->np.ndarray: # Adjusted p values
     "Adjust p values for the number of tests; raises `InputError` for an unknown method"
-    if method not in ADJUSTMENTS: raise InputError(f'unknown adjustment {method!r}; choose one of {", ".join(ADJUSTMENTS)}')
+    if method not in ADJUSTMENTS:
+        raise InputError(f'unknown adjustment {method!r}; choose one of {", ".join(ADJUSTMENTS)}')
     return ADJUSTMENTS[method](p)
 
 
 def judge(
     diff_mean:float, # Mean difference to the reference
     p_adjusted:float, # Its p value, adjusted for the number of comparisons; nan where there is none
-    higher_is_better:bool=True, # As for accuracies; not so for drift
-    level:float=.95, # 1 minus the error that is allowed
+    higher_is_better:bool=True, # As for accuracies; `False` for drift
+    level:float=.95, # 1 minus the accepted error
 )->str: # The verdict
     "'better' or 'worse' if p is below 1 - `level`, 'no interval' if there is no p, else 'not distinguishable'"
     if np.isnan(diff_mean) or np.isnan(p_adjusted): return 'no interval'
-    if diff_mean == 0 or p_adjusted >= round(1 - level, 9): return 'not distinguishable'  # 1 - .95 is above .05 in floats
+    alpha = round(1 - level, 9)  # 1 - .95 is above .05 in floats
+    if diff_mean == 0 or p_adjusted >= alpha: return 'not distinguishable'
     return 'better' if (diff_mean > 0) == higher_is_better else 'worse'
 
 
 def pareto_front(
     x:ArrayLike, # First coordinate of each point, higher is better
     y:ArrayLike, # Second one, higher is better
-)->np.ndarray: # Whether each point is on the front; duplicates all are, points with a nan never
-    "Points that no other one beats: as high in both coordinates and higher in one"
+)->np.ndarray: # Whether each point is on the front: each of equal points is, points with a nan never are
+    "Points that no other one dominates, being as high in both coordinates and higher in one"
     x, y = _pairs(x, y)
-    beaten = (x >= x[:, None]) & (y >= y[:, None]) & ((x > x[:, None]) | (y > y[:, None]))  # row by column
-    return ~beaten.any(1) & ~np.isnan(x + y)
+    as_high = (x >= x[:, None]) & (y >= y[:, None])  # whether the column's point is as high as the row's
+    higher = (x > x[:, None]) | (y > y[:, None])
+    dominated = (as_high & higher).any(1)
+    return ~dominated & ~np.isnan(x + y)
 
 
 def hypervolume(
     x:ArrayLike, # First coordinate of each point, higher is better
     y:ArrayLike, # Second one, higher is better; points with a nan add nothing
-    ref:tuple[float, float]=(0, 0), # Corner that the area is measured from; what is not above it in both coordinates adds nothing
+    ref:tuple[float, float]=(0, 0), # Corner; points that are not above it in both coordinates add nothing
 )->float: # In units of `x` times units of `y`
-    "Area between `ref` and the front of the points (Zitzler & Thiele 1998, 1999): that of all places that some point is at least as high as in both"
-    (x, y), (x0, y0) = _pairs(x, y), ref
+    "Area between a corner and the front of the points (Zitzler & Thiele 1998, 1999)"
+    x, y = _pairs(x, y)
+    x0, y0 = ref
     above = (x > x0) & (y > y0)
     x, y = x[above], y[above]
     order = np.argsort(-x)
-    return float(-np.diff(x[order], append=x0) @ (np.maximum.accumulate(y[order]) - y0))
+    widths, heights = -np.diff(x[order], append=x0), np.maximum.accumulate(y[order]) - y0
+    return float(widths @ heights)
 
 
 def kept_at(
-    learned:ArrayLike, # What each point of the path learned, ordered by strength
-    kept:ArrayLike, # What it kept; a nan in either breaks the path there
-    at:float, # The level of learning to compare at
+    learned:ArrayLike, # Learned at each point of the path, ordered by strength
+    kept:ArrayLike, # Kept at each point; a nan in either breaks the path there
+    at:float, # Level of learning to compare at
 )->float: # nan if no place of the path reaches `at`
-    """The most kept on a path among its places that learned at least `at`; the path is the polyline through its points. The
-    maximum, as paths of real runs are neither monotone nor functions: they pass a level several times or turn back, and who
-    chooses a strength would choose the best. The maximum over a noisy path is optimistic, for paths of equally many points equally so"""
+    """The most that a path keeps where it learns at least `at`; the path is the polyline through its points.
+
+    Paths of real runs are neither monotone nor functions: they cross a level several times or turn back. Whoever
+    chooses a strength would choose the best, hence the maximum. Over a noisy path it is optimistic, equally so for
+    paths with equally many points."""
     x, y = _pairs(learned, kept)
     x = np.where(np.isnan(y), np.nan, x) - at
-    cross = np.flatnonzero(x[:-1]*x[1:] < 0)
-    places = np.r_[y[x >= -TINY], y[cross] + (y[cross + 1] - y[cross])*x[cross]/(x[cross] - x[cross + 1])]
+    i = np.flatnonzero(x[:-1]*x[1:] < 0)  # the path crosses the level after these points
+    crossings = y[i] + (y[i + 1] - y[i])*x[i]/(x[i] - x[i + 1])
+    places = np.r_[y[x >= -TINY], crossings]
     return float(places.max()) if len(places) else np.nan
 
 
 def _matched(at, level, *paths):
-    "`kept_at` of the path of means, or the first one's less the second one's, jackknifed over the seeds of all paths together"
+    """`kept_at` of the path of means, or the first path's minus the second's.
+
+    Its interval is from a jackknife over the seeds of all paths together."""
     paths = [_pairs(*p) for p in paths]
-    if any(x.ndim != 2 for x, _ in paths) or len({len(x) for x, _ in paths}) > 1:
-        raise ValueError(f'arrays of (seeds, settings) are needed, of the same seeds: got {", ".join(str(x.shape) for x, _ in paths)}')
-    seeds = np.flatnonzero(~np.any([np.isnan(x + y).all(1) for x, y in paths], 0))
-    # a setting that failed at one seed is left out for all, else each jackknifed path would have other settings
-    paths = [(x, np.where(np.isnan(x + y)[seeds].any(0), np.nan, y)) for x, y in paths]
+    shapes = [x.shape for x, _ in paths]
+    if any(len(shape) != 2 for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
+        raise ValueError('arrays of (seeds, settings) are needed, of the same seeds: got '
+                         f'{", ".join(map(str, shapes))}')
+    failed = [np.isnan(x + y) for x, y in paths]
+    seeds = np.flatnonzero(~np.any([f.all(1) for f in failed], 0))
+    # a setting that failed at one seed is left out for all, or jackknifed paths would have different settings
+    paths = [(x, np.where(f[seeds].any(0), np.nan, y)) for (x, y), f in zip(paths, failed)]
     n = len(seeds)
 
-    def f(i):
+    def estimate(i):
         level = at(i) if callable(at) else at
         first, *second = (kept_at(x[i].mean(0), y[i].mean(0), level) for x, y in paths)
         return first - sum(second)
 
-    full = f(seeds) if n else np.nan
-    pseudo = np.array([n*full - (n - 1)*f(np.delete(seeds, i)) for i in range(n)]) if n > 1 else np.full(1, np.nan)
-    ci = mean_interval(pseudo - pseudo.mean() + full, level)  # about the estimate: covers better than about the mean of pseudo-values
-    return Difference(full, ci.low, ci.high, n)
+    full = estimate(seeds) if n else np.nan
+    if n < 2: return Difference(full, np.nan, np.nan, n)
+    pseudo = np.array([n*full - (n - 1)*estimate(np.delete(seeds, i)) for i in range(n)])
+    # an interval about the estimate covers better than one about the mean of the pseudo-values
+    interval = mean_interval(pseudo - pseudo.mean() + full, level)
+    return Difference(full, interval.low, interval.high, n)
 
 
 def matched_kept(
     learned:ArrayLike, # `(seeds, settings)`, settings ordered by strength
-    kept:ArrayLike, # The same of what was kept; a setting with a nan is left out, and a seed with nothing else
-    at:float|Callable, # Level of learning, or a function of the seeds' indices that returns it: a reference's mean over seeds is an estimate too
+    kept:ArrayLike, # The same for what was kept; a setting with a nan is left out, and a seed that has only nan
+    at:float|Callable, # Level of learning, or a function from indices of seeds to it, if it is itself a mean over seeds
     level:float=.95, # Nominal coverage
-)->Difference: # Its mean is nan if the path does not reach `at`, its ends also if a path without one of the seeds does not
-    """`kept_at` of the path of means over seeds, with the delete-one jackknife's t interval from pseudo-values (Tukey 1958; Efron &
-    Stein 1981). With 6 seeds its 95 % covers .95 where the path trades one for the other, and about .90 where noise picks the
-    maximum, on a flat path or one that barely reaches `at`: there the maximum hops, and the jackknife is rough"""
+)->Difference: # Mean nan if the path does not reach `at`; ends nan also if a path without one of the seeds does not
+    """`kept_at` of the path of means over seeds, with a t interval from the delete-one jackknife's pseudo-values.
+
+    Source: Tukey 1958; Efron & Stein 1981. With 6 seeds its nominal 95 % covers .95 where the path trades learning for
+    keeping. It covers about .90 where noise picks the maximum, on a flat path or one that barely reaches `at`: the
+    maximum jumps between settings there, and the jackknife is rough."""
     return _matched(at, level, (learned, kept))
 
 
 def matched_difference(
     learned_a:ArrayLike, # `(seeds, settings)`, settings ordered by strength
-    kept_a:ArrayLike, # The same of what was kept
-    learned_b:ArrayLike, # Of the reference, at the same seeds; its settings may be others
-    kept_b:ArrayLike, # The same of what was kept
-    at:float|Callable, # Level of learning, or a function of the seeds' indices that returns it
+    kept_a:ArrayLike, # The same for what was kept
+    learned_b:ArrayLike, # Of the reference, at the same seeds; its settings may differ
+    kept_b:ArrayLike, # The same for what was kept
+    at:float|Callable, # Level of learning, or a function from indices of seeds to it
     level:float=.95, # Nominal coverage
-)->Difference: # As of `matched_kept`
-    "`matched_kept` of a less that of b: what a keeps more at equal learning, paired, each jackknifed path leaving out the same seed of both and of `at`"
+)->Difference: # As from `matched_kept`
+    """How much more a keeps than b at equal learning: `matched_kept` of a minus that of b.
+
+    Pairs are kept: each path of the jackknife leaves out the same seed of a, b and `at`."""
     return _matched(at, level, (learned_a, kept_a), (learned_b, kept_b))

@@ -1,18 +1,12 @@
-"""Pre-train a video encoder without labels: the paper's first stage, by RSPNet and the methods that the paper compares with.
+"""Pre-training of a video encoder without labels, the first stage of the paper: `make_stage`, then `pretrain`.
 
-    python experiments/pretrain.py --method rspnet                     # on the source videos of the embedded task: see experiments/README.md for the time
-    python experiments/pretrain.py --method pace --task videos:FOLDER --model r2plus1d
-    python experiments/compare.py --init runs/pretrain/KEY/weights.safetensors --source-epochs 0      # then fine-tune what it wrote
-
-Hyper-parameters are those of each method's reference code, or for `moving_digits` (8 frames of 40x40) what fits it; options replace them.
-Labels of a task are not used. Writes to --out, in a folder for each setting: weights.safetensors (encoder, heads; `load_encoder` and
-`read_checkpoint` read it), for RSPNet rspnet.pth.tar in its own layout, epochs.csv and result.json. A run that was stopped goes on from
-its last finished epoch and ends with the same weights."""
+A stage has a folder of its own with weights.safetensors (encoder and heads; `load_encoder` and `read_checkpoint` read
+it), for RSPNet rspnet.pth.tar in its own layout, epochs.csv and, written last, result.json. A finished stage is read;
+one that was stopped resumes from its last finished epoch and ends with the same weights."""
 import hashlib
 import json
-import math
 import random
-import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,189 +23,226 @@ from ..data.tables import VIDEO_SUFFIXES
 from ..errors import Damaged, InputError
 from ..models.encoders import create_encoder, model_stats
 from ..models.weights import load_encoder
+from ..pretext.base import Pretext
 from ..pretext.loaders import video_dls
 from ..pretext.registry import METHODS
 from ..pretext.rspnet_checkpoint import save_rspnet
 from ..runtime import store
+from ..runtime.options import parse_options
 from ..runtime.progress import Progress
 from ..runtime.resume import Resume, epochs_done
 from ..stats import proportion_interval
-from .fit import Seeded, StopDiverged, fit_batch_size, learning_rates
+from .fit import Seeded, StopDiverged, fit_batch_size
+from .pretrain_recipes import recipe, stage_rates
 from .progress import LiveProgress
 
-# each reference's own; RSPNet's lr is .05 for R(2+1)D, and both times (global batch)/64
-RECIPES = dict(rspnet=dict(epochs=200, bs=64, lr=.1, wd=1e-4, schedule='epoch_cosine'), pace=dict(epochs=18, bs=30, lr=1e-3, wd=5e-3, schedule='thirds'),
-               order=dict(epochs=300, bs=8, lr=1e-3, wd=5e-4, schedule='constant'),
-               puzzle=dict(epochs=18, bs=30, lr=.01, wd=5e-4, schedule='thirds', size=80),  # of the puzzle only the size of pieces is known: the rest is ours
-               cvrl=dict(epochs=200, bs=1024, lr=.32, wd=1e-6, schedule='warm_cosine', stride=2, size=224),
-               iic=dict(epochs=240, bs=16, lr=.01, wd=1e-4, schedule='fifths'), mas=dict(epochs=18, bs=30, lr=5e-4, wd=5e-3, schedule='thirds'))
-PAPER = dict(frames=16, stride=1, size=112, method_args='')
-# what fits 8 frames: clips short enough that another speed, or several clips with a gap, find room in them, and that RSPNet's two windows, of
-# 6 frames, start at different ones: with 8, query and positive key would show the same frames. A queue shorter than an epoch.
-# The digits are grey: jitter of saturation and hue would change nothing and cost half of the time
-SHORT = dict(rspnet=dict(frames=3, method_args='queue=1024,momentum=.99,jitter=[.4,.4,0,0],grey=0'), pace=dict(frames=4, method_args='paces=[1,2],restart=false,jitter=[.8,.8,0,0]'),
-             order=dict(frames=2, method_args='gap=1'), puzzle=dict(frames=2, size=20, method_args='span=1,replicate=0,hidden=128'),
-             cvrl=dict(frames=4, method_args='layers=1,hidden=128,jitter=[.4,.4,0,0],grey=0,blur=[0,0],solarise=[0,0]'),
-             iic=dict(frames=6, method_args='negatives=128,unit=true'), mas=dict(frames=6, lr=.005, method_args=''))
-DIGITS = dict(stride=1, size=40, epochs=10, bs=64, lr=.05, wd=1e-4, schedule='cosine')
-ARCH = dict(c3d='c3d', r2plus1d='r2plus1d-vcop')  # RSPNet's names of our encoders
-
-
-def stage_defaults(method, digits):
-    "Fields of a `Stage` for a method, on `moving_digits` or elsewhere"
-    return DIGITS | SHORT[method] if digits else PAPER | RECIPES[method]
+RSPNET_NAMES = dict(c3d='c3d', r2plus1d='r2plus1d-vcop')  # RSPNet's names of our encoders
 
 
 @dataclass(frozen=True)
 class Stage:
-    "All that decides a pre-trained encoder"
-    method: str
-    task: str  # see `stage_data`
+    "All settings that decide a pre-trained encoder; equal stages have equal `key`s"
+    method: str  # one of `METHODS`
+    task: str  # videos: see `create_task`, or `videos:FOLDER`
     epochs: int
-    lr: float
-    schedule: str
-    wd: float
-    bs: int
-    frames: int
-    stride: int
-    size: int
-    method_args: str = ''
-    model: str = 'tiny'
-    model_args: str = ''
-    init: str|None = None
-    seed: int = 0
+    lr: float  # of SGD with momentum .9
+    schedule: str  # see `stage_rates`
+    wd: float  # L2 regularisation of all parameters
+    bs: int  # batch size
+    frames: int  # in a clip
+    stride: int  # frames of the video from one of the clip to the next
+    size: int  # side of the square in pixels
+    method_args: str = ''  # for the method's constructor, `name=value,...`
+    model: str = 'tiny'  # see `create_encoder`
+    model_args: str = ''  # for the model's constructor, `name=value,...`
+    init: str|None = None  # weights to start from
+    seed: int = 0  # of weights, order, clips and augmentation
     clips: int = 0  # of each class of a task to train on; 0: all
-    workers: int = 0
+    workers: int = 0  # processes that load clips
     files: str = ''  # fingerprint of the videos
 
     @property
     def key(self)->str: return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def parse_options(text):
-    "`name=value,...` as keyword arguments; values are JSON, or text"
-    pairs = [a.split('=', 1) for a in re.split(r',(?=[a-z_]+=)', text) if a]
-    if bad := [p for p in pairs if len(p) < 2]: raise InputError(f'--method-args and --model-args must be name=value,..., not {bad[0][0]!r}')
-    def value(v):
-        try: return json.loads(re.sub(r'(?<!\d)\.(?=\d)', '0.', v))  # JSON has no .4
-        except ValueError: return v
-    return {k:value(v) for k, v in pairs}
-
-
-def make_method(stage):
+def make_method(
+    stage:Stage, # Its `method` and `method_args` count
+)->Pretext:
     "The stage's method; raises `InputError` for arguments that it does not take"
-    if stage.method not in METHODS: raise InputError(f'unknown method {stage.method!r}; known are {", ".join(METHODS)}')
-    try: return METHODS[stage.method](**parse_options(stage.method_args))
+    _check_method(stage.method)
+    try: return METHODS[stage.method](**parse_options(stage.method_args, '--method-args'))
     except TypeError as e: raise InputError(f'--method-args {stage.method_args!r}: {e}') from None
 
 
-def stage_data(stage):
-    "`(train, valid, fingerprint, loaders)`: videos of a task's train and valid parts, or of all below `videos:FOLDER`, a twentieth of them held out"
-    shape = dict(frames=stage.frames, stride=stage.stride, size=stage.size, bs=stage.bs, workers=stage.workers, stats=model_stats(stage.model))
-    if not stage.task.startswith('videos:'):
-        task = create_task(stage.task, 'source').hold_out()
-        if stage.clips: task = task.subset(train=stage.clips)
-        train, valid = ([p for p, _ in task.items(s)] for s in ('train', 'valid'))
-        return train, valid, task.fingerprint, lambda: task.dls(**shape)
+def _check_method(method):
+    if method not in METHODS: raise InputError(f'unknown method {method!r}; known are {", ".join(METHODS)}')
+
+
+@dataclass(frozen=True)
+class StageData:
+    "The videos of a stage"
+    train: list  # paths
+    valid: list  # paths of held-out videos
+    fingerprint: str  # other files have another
+    loaders: Callable  # makes `DataLoaders`
+
+
+def stage_data(
+    stage:Stage, # Its `task` and the fields of clips and batches count
+)->StageData:
+    """The train and valid parts of a task, or all videos below `videos:FOLDER`, one in twenty of them held out.
+
+    Raises `InputError` for a folder with fewer than four videos."""
+    shape = dict(frames=stage.frames, stride=stage.stride, size=stage.size, bs=stage.bs, workers=stage.workers,
+                 stats=model_stats(stage.model))
+    if stage.task.startswith('videos:'): return _folder_data(stage, shape)
+    task = create_task(stage.task, 'source').hold_out()
+    if stage.clips: task = task.subset(train=stage.clips)
+    train, valid = ([path for path, _ in task.items(part)] for part in ('train', 'valid'))
+    return StageData(train, valid, task.fingerprint, partial(task.dls, **shape))
+
+
+def _folder_data(stage, shape):
     root = Path(stage.task.removeprefix('videos:'))
     if not root.is_dir(): raise InputError(f'folder {root} does not exist')
     if stage.clips: raise InputError('--clips is for tasks, which have classes')
     found = sorted(f for f in root.rglob('*') if f.suffix.lower() in VIDEO_SUFFIXES and f.is_file())
     if len(found) < 4: raise InputError(f'{root} has {len(found)} videos; at least four are needed')
     valid = sorted(random.Random(0).sample(found, max(1, len(found)//20)))
-    train, files = sorted(set(found) - set(valid)), repr([(str(f.relative_to(root)), f.stat().st_size) for f in found])
-    return train, valid, hashlib.sha256(files.encode()).hexdigest()[:16], lambda: video_dls(train, valid, **shape)
+    train = sorted(set(found) - set(valid))
+    files = repr([(str(f.relative_to(root)), f.stat().st_size) for f in found])
+    fingerprint = hashlib.sha256(files.encode()).hexdigest()[:16]
+    return StageData(train, valid, fingerprint, partial(video_dls, train, valid, **shape))
 
 
-def make_stage(method, task, **given)->tuple[Stage, str]:
-    "`(stage, a line for the reader)` from what is given and the defaults for the rest; `InputError` for what cannot work"
-    if method not in METHODS: raise InputError(f'unknown method {method!r}; known are {", ".join(METHODS)}')
-    fields = stage_defaults(method, task.startswith('moving_digits')) | {k:v for k, v in given.items() if v is not None}
-    for k in ('epochs', 'bs', 'frames', 'stride', 'size'):
-        if fields[k] < 1: raise InputError(f'--{k} must be at least 1, not {fields[k]}')
-    if not 0 < fields['lr'] < float('inf') or not 0 <= fields['wd'] < float('inf'): raise InputError(f'--lr must be positive and --wd at least 0, not {fields["lr"]} and {fields["wd"]}')
+def make_stage(
+    method:str, # One of `METHODS`
+    task:str, # Videos, see `stage_data`
+    **given, # Other fields of a `Stage`; `None` for the recipe's
+)->tuple[Stage, str]: # The stage, and a line for the reader
+    "Complete the settings of a stage from the method's recipe. Raises `InputError` for settings that cannot work"
+    _check_method(method)
+    fields = recipe(method, digits=task.startswith('moving_digits'))
+    fields |= {name:value for name, value in given.items() if value is not None}
+    for name in ('epochs', 'bs', 'frames', 'stride', 'size'):
+        if fields[name] < 1: raise InputError(f'--{name} must be at least 1, not {fields[name]}')
+    lr, wd = fields['lr'], fields['wd']
+    if not 0 < lr < float('inf') or not 0 <= wd < float('inf'):
+        raise InputError(f'--lr must be positive and --wd at least 0, not {lr} and {wd}')
     stage = Stage(method, task, **fields)
-    stage_rates(stage), make_method(stage), create_encoder(stage.model, **parse_options(stage.model_args))  # raise
-    train, valid, files, _ = stage_data(stage)
-    stage = replace(stage, files=files, bs=fit_batch_size(len(train), stage.bs))
-    return stage, f'{task}: {len(train)} videos to train on in batches of {stage.bs}, {len(valid)} held out; no label is used, nor any test video'
-
-
-def stage_rates(stage):
-    "Learning rate by the part of training that is done"
-    if stage.schedule == 'constant': return lambda pos: stage.lr
-    if stage.schedule == 'thirds': return lambda pos: stage.lr*.1**int(3*pos + 1e-6)
-    if stage.schedule == 'fifths': return lambda pos: stage.lr*.2**sum(pos*240 > e - 1e-3 for e in (45, 90, 125, 160))  # IIC's
-    if stage.schedule == 'warm_cosine':  # CVRL's
-        warm = 1787/71488
-        return lambda pos: stage.lr*min(pos/warm, 1)*(1 + math.cos(math.pi*pos))/2
-    try: return learning_rates(stage.schedule, stage.lr, stage.epochs)
-    except InputError: raise InputError(f'unknown schedule {stage.schedule!r}; known are constant, thirds, fifths, cosine, warm_cosine, epoch_cosine and steps') from None
+    # what these refuse is refused before anything is written
+    stage_rates(stage.schedule, stage.lr, stage.epochs)
+    make_method(stage)
+    create_encoder(stage.model, **parse_options(stage.model_args, '--model-args'))
+    data = stage_data(stage)
+    stage = replace(stage, files=data.fingerprint, bs=fit_batch_size(len(data.train), stage.bs))
+    train, valid = len(data.train), len(data.valid)
+    return stage, (f'{task}: {train} videos to train on in batches of {stage.bs}, {valid} held out; no label is used, '
+                   'nor any test video')
 
 
 class StageProgress(LiveProgress):
-    "A bar over the stage at work; a new plan takes the place of the one before"
-    def plan(self, runs):
-        for t in list(self.bars.task_ids): self.bars.remove_task(t)
+    "A bar for the current stage; a new plan replaces the bars of the one before"
+
+    def plan(self, runs:list)->None:
+        for bar in list(self.bars.task_ids): self.bars.remove_task(bar)
         super().plan(runs)
         if not runs: self.bars.update(self.study, visible=False)
 
 
 class EpochReporter(Callback):
-    "Tells a `Progress` of batches, and of the numbers of each epoch, once it is safe"
-    order = 98  # behind `Resume`
+    "Reports batches to a progress listener, and the numbers of each epoch once `Resume` has saved it"
+    order = 98  # after `Resume`
 
-    def __init__(self, progress): self.progress = progress
+    def __init__(self, progress:Progress): self.progress = progress
 
     def after_batch(self):
         if self.learn.training: self.progress.epoch(self.learn.epoch, (self.learn.iter + 1)/self.learn.n_iter)
 
     def after_epoch(self):
-        found = dict(zip(self.learn.recorder.metric_names[1:], self.learn.recorder.log[1:]))
-        if 'time' in found: self.progress.say(f'epoch {self.learn.epoch + 1}/{self.learn.n_epoch}: ' + ', '.join(f'{n} {v:.3f}' for n, v in found.items() if n != 'time') + f', {found["time"]}')
+        recorder = self.learn.recorder
+        found = dict(zip(recorder.metric_names[1:], recorder.log[1:]))
+        if 'time' not in found: return
+        time = found.pop('time')
+        numbers = ', '.join(f'{name} {value:.3f}' for name, value in found.items())
+        self.progress.say(f'epoch {self.learn.epoch + 1}/{self.learn.n_epoch}: {numbers}, {time}')
 
 
 def pretrain(
-    stage:Stage,
-    out, # Folder of all stages
-    progress:Progress=Progress(),
-)->dict: # Stage, scores on held-out videos with intervals and chance, `weights`, the file
-    "Pre-train, go on with a stage that was stopped, or read one that is finished. Raises `InputError` if it diverges, `StoreError` if `out` cannot be written to"
+    stage:Stage, # From `make_stage`
+    out:str|Path, # Folder of all stages
+    progress:Progress=Progress(), # Listens
+)->dict: # Stage, scores on held-out videos with intervals and chance, and `weights`, the file
+    """Pre-train, resume a stage that was stopped, or read one that is finished.
+
+    Raises `InputError` if training diverges, `StoreError` if `out` cannot be written to."""
     folder = Path(out)/stage.key
     with store.claim(folder, say=progress.say):
-        try:
-            result = store.read_json(folder/'result.json')
-            store.verify(folder, result['files'])
-            return result | dict(weights=str(folder/'weights.safetensors'))
+        try: return read_result(folder)
         except FileNotFoundError: pass
-        except Damaged as e: progress.say(f'{e}; it is done again')
-        method, (train, valid, _, loaders) = make_method(stage), stage_data(stage)
-        set_seed(stage.seed)
-        encoder = create_encoder(stage.model, **parse_options(stage.model_args))
-        if stage.init: load_encoder(encoder, stage.init)
-        resume, check = Resume(folder, progress.say), StopDiverged()
-        cbs = [method, Seeded(stage.seed), check, resume, EpochReporter(progress), ParamScheduler(dict(lr=stage_rates(stage)))]
-        learn = Learner(loaders(), encoder, opt_func=partial(SGD, mom=.9, decouple_wd=False), lr=stage.lr, wd=stage.wd, wd_bn_bias=True, cbs=cbs)
-        progress.start(f'{stage.method}, {stage.model}', stage.epochs)
-        if done := epochs_done(folder): progress.say(f'goes on behind epoch {done}')
-        with learn.no_bar(), learn.no_logging(): learn.fit(stage.epochs)
-        if check.why: raise InputError(f'{stage.method} {check.why}; try a smaller lr than {stage.lr}')
-        log = pd.DataFrame(list(learn.recorder.values), columns=learn.recorder.metric_names[1:-1])
+        except Damaged as e: progress.say(f'{e}; the stage is trained again')
+        data, method = stage_data(stage), make_method(stage)
+        log, resume = _fit(stage, method, data, folder, progress)
         log.rename_axis('epoch').to_csv(folder/'epochs.csv', float_format='%.6g')
         method.save(folder/'weights.safetensors')
-        if stage.method == 'rspnet': save_rspnet(method, folder/'rspnet.pth.tar', ARCH.get(stage.model, stage.model), stage.epochs, float(log.train_loss.min()))
-        result = asdict(stage) | dict(key=stage.key, config=method.config, train=len(train), valid=len(valid), valid_loss=float(log.valid_loss.iloc[-1]), weights=str(folder/'weights.safetensors'),
-                                      scores=[score(n, float(log[n].iloc[-1]), len(valid), method.chances[n]) for n in method.score_names])
-        leave = ['result.json', *(f.name for f in store.find(folder, 'epoch-*', 'pt', check=False))]
-        store.write_json(folder/'result.json', result | dict(files=store.seal(folder, leave)))
+        if stage.method == 'rspnet':
+            arch = RSPNET_NAMES.get(stage.model, stage.model)
+            save_rspnet(method, folder/'rspnet.pth.tar', arch, stage.epochs, float(log.train_loss.min()))
+        result = _result(stage, method, data, log) | dict(weights=str(folder/'weights.safetensors'))
+        checkpoints = [f.name for f in store.find(folder, 'epoch-*', 'pt', check=False)]
+        store.write_json(folder/'result.json', result | dict(files=store.seal(folder, ['result.json', *checkpoints])))
         resume.remove()
     return result
 
 
-def score(name, value, n, chance):
+def read_result(
+    folder:Path, # Of a stage
+)->dict: # As from `pretrain`
+    "Read a finished stage. Raises `FileNotFoundError` if it is not finished, `Damaged` if its files have changed"
+    result = store.read_json(folder/'result.json')
+    store.verify(folder, result['files'])
+    return result | dict(weights=str(folder/'weights.safetensors'))
+
+
+def _fit(stage, method, data, folder, progress):
+    "Train `method` and its encoder: the numbers of each epoch, and the `Resume` that saved them"
+    set_seed(stage.seed)
+    encoder = create_encoder(stage.model, **parse_options(stage.model_args, '--model-args'))
+    if stage.init: load_encoder(encoder, stage.init)
+    resume, check = Resume(folder, progress.say), StopDiverged()
+    rates = ParamScheduler(dict(lr=stage_rates(stage.schedule, stage.lr, stage.epochs)))
+    cbs = [method, Seeded(stage.seed), check, resume, EpochReporter(progress), rates]
+    learn = Learner(data.loaders(), encoder, opt_func=partial(SGD, mom=.9, decouple_wd=False), lr=stage.lr, wd=stage.wd,
+                    wd_bn_bias=True, cbs=cbs)
+    progress.start(f'{stage.method}, {stage.model}', stage.epochs)
+    done = epochs_done(folder)
+    if done: progress.say(f'resumes after epoch {done}')
+    with learn.no_bar(), learn.no_logging(): learn.fit(stage.epochs)
+    if check.why: raise InputError(f'{stage.method} {check.why}; try a smaller lr than {stage.lr}')
+    return pd.DataFrame(list(learn.recorder.values), columns=learn.recorder.metric_names[1:-1]), resume
+
+
+def _result(stage, method, data, log):
+    n, last = len(data.valid), log.iloc[-1]
+    scores = [held_out_score(name, float(last[name]), n, method.chances[name]) for name in method.score_names]
+    return asdict(stage) | dict(key=stage.key, config=method.config, train=len(data.train), valid=n,
+                                valid_loss=float(last.valid_loss), scores=scores)
+
+
+def held_out_score(
+    name:str, # Of the score
+    value:float, # A share of videos
+    n:int, # Held-out videos
+    chance:float, # Its value by chance
+)->dict: # These, and the ends `low` and `high`
     "A score on held-out videos with Wilson's 95 % interval"
     d = proportion_interval(round(value*n), n)
     return dict(name=name, value=value, low=d.low, high=d.high, n=n, chance=chance)
 
 
-def score_text(s): return f'{s["name"]} {s["value"]:.1%} [{s["low"]:.1%}, {s["high"]:.1%}], chance {s["chance"]:.1%}'
+def score_text(
+    score:dict, # From `held_out_score`
+)->str: # One line
+    "A score for the reader, with its interval and chance"
+    s = score
+    return f'{s["name"]} {s["value"]:.1%} [{s["low"]:.1%}, {s["high"]:.1%}], chance {s["chance"]:.1%}'

@@ -8,7 +8,7 @@ from scripts import ROOT, load_script
 
 from sdfast.data.datasets import create_task
 from sdfast.report.pretext import pretext_markdown, pretext_table, printed_results
-from sdfast.study import pretrain as pretrain_module
+from sdfast.study import pretrain_recipes
 from sdfast.study import source as source_module
 
 SMALL = dict(clips=2, pretext_epochs=1, epochs=1, trial_seeds=1)
@@ -91,8 +91,8 @@ def test_a_finished_table_trains_nothing(script, out, monkeypatch):
 
 
 def test_a_method_that_cannot_be_run_is_named(script, tmp_path, monkeypatch, capsys):
-    too_long = pretrain_module.SHORT['pace'] | dict(frames=8)  # eight frames leave no room for the fast pace
-    monkeypatch.setitem(pretrain_module.SHORT, 'pace', too_long)
+    too_long = pretrain_recipes.SHORT['pace'] | dict(frames=8)  # eight frames leave no room for the fast pace
+    monkeypatch.setitem(pretrain_recipes.SHORT, 'pace', too_long)
     with pytest.raises(SystemExit) as e: script.main(methods='pace', seeds=1, out=str(tmp_path), **SMALL)
     assert e.value.code == 2
     assert 'no video could be used' in capsys.readouterr().err

@@ -1,0 +1,64 @@
+"Settings and schedules of pre-training: those of each method's reference code, and what fits `moving_digits`."
+import math
+from collections.abc import Callable
+
+from ..errors import InputError
+from .fit import learning_rates
+
+# Each reference's own. RSPNet's lr is .05 with R(2+1)D, and both scale with (global batch)/64; of the puzzle only the
+# size of pieces is known, and the rest is ours.
+RECIPES = dict(
+    rspnet=dict(epochs=200, bs=64, lr=.1, wd=1e-4, schedule='epoch_cosine'),
+    pace=dict(epochs=18, bs=30, lr=1e-3, wd=5e-3, schedule='thirds'),
+    order=dict(epochs=300, bs=8, lr=1e-3, wd=5e-4, schedule='constant'),
+    puzzle=dict(epochs=18, bs=30, lr=.01, wd=5e-4, schedule='thirds', size=80),
+    cvrl=dict(epochs=200, bs=1024, lr=.32, wd=1e-6, schedule='warm_cosine', stride=2, size=224),
+    iic=dict(epochs=240, bs=16, lr=.01, wd=1e-4, schedule='fifths'),
+    mas=dict(epochs=18, bs=30, lr=5e-4, wd=5e-3, schedule='thirds'),
+)
+PAPER = dict(frames=16, stride=1, size=112, method_args='')  # clips of the paper, where a recipe has no others
+
+# What fits videos of 8 frames: clips so short that other speeds, or several clips with a gap, find room in them. With
+# RSPNet's two windows of 6 frames query and positive key start at different frames; with windows of 8 they would be
+# equal. Its queue is shorter than an epoch. The digits are grey: jitter of saturation and hue would change nothing and
+# take half of the time.
+SHORT = dict(
+    rspnet=dict(frames=3, method_args='queue=1024,momentum=.99,jitter=[.4,.4,0,0],grey=0'),
+    pace=dict(frames=4, method_args='paces=[1,2],restart=false,jitter=[.8,.8,0,0]'),
+    order=dict(frames=2, method_args='gap=1'),
+    puzzle=dict(frames=2, size=20, method_args='span=1,replicate=0,hidden=128'),
+    cvrl=dict(frames=4, method_args='layers=1,hidden=128,jitter=[.4,.4,0,0],grey=0,blur=[0,0],solarise=[0,0]'),
+    iic=dict(frames=6, method_args='negatives=128,unit=true'),
+    mas=dict(frames=6, lr=.005, method_args=''),
+)
+DIGITS = dict(stride=1, size=40, epochs=10, bs=64, lr=.05, wd=1e-4, schedule='cosine')  # of all methods on the digits
+
+# where IIC multiplies its rate by .2, of 240 epochs
+FIFTHS_AT = 45, 90, 125, 160
+# the part of training in which CVRL's rate rises, in steps
+WARM_UP = 1787/71488
+
+
+def recipe(
+    method:str, # One of `METHODS`
+    digits:bool, # On `moving_digits`, not on other videos
+)->dict: # Fields of a `Stage`
+    "Default settings of a method"
+    return DIGITS | SHORT[method] if digits else PAPER | RECIPES[method]
+
+
+def stage_rates(
+    schedule:str, # constant, thirds, fifths, warm_cosine, or one of `learning_rates`
+    lr:float, # Learning rate at the start, or after warming up
+    epochs:int, # Of the stage
+)->Callable: # From the part of training that is done, 0 to 1, to the rate
+    "Learning rate of a stage over time; raises `InputError` for an unknown schedule"
+    def thirds(pos): return lr*.1**int(3*pos + 1e-6)
+    def fifths(pos): return lr*.2**sum(pos*240 > epoch - 1e-3 for epoch in FIFTHS_AT)
+    def warm_cosine(pos): return lr*min(pos/WARM_UP, 1)*(1 + math.cos(math.pi*pos))/2
+    schedules = dict(constant=lambda pos: lr, thirds=thirds, fifths=fifths, warm_cosine=warm_cosine)
+    if schedule in schedules: return schedules[schedule]
+    try: return learning_rates(schedule, lr, epochs)
+    except InputError:
+        raise InputError(f'unknown schedule {schedule!r}; known are constant, thirds, fifths, cosine, warm_cosine, '
+                         'epoch_cosine and steps') from None
