@@ -1,4 +1,4 @@
-"Errors whose message tells its reader what to do."
+"Errors whose messages say what to do."
 
 
 class InputError(ValueError):
@@ -10,7 +10,7 @@ class StoreError(RuntimeError):
 
 
 class Damaged(RuntimeError):
-    "A file is not as it was written: it is cut off, or its content has changed"
+    "A file is truncated, or its content has changed since it was written"
 
 
 class Busy(RuntimeError):

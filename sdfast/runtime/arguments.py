@@ -1,4 +1,4 @@
-"The `repr` of an object by the arguments that it was made with."
+"A `repr` that shows the arguments an object was made with."
 import inspect
 import reprlib
 from inspect import Parameter
@@ -26,16 +26,16 @@ _brief.maxdict = 1
 class ShowArguments:
     """Mix-in: `repr` shows the arguments that differ from their defaults, such as `SelfDistill(lam=100.0)`.
 
-    The value of an argument is that of the attribute of its name, as in fastcore's `init_args`. `_argument_attrs` names
-    the attribute where the two differ. An argument that is not kept at all is left out. Must come before `Callback`
-    among the bases, which has a `repr` of its own."""
-    _argument_attrs = {}  # name of an argument -> name of its attribute
+    The value of an argument is read from the attribute of the same name, or from the one that `_argument_attrs` gives
+    for it. An argument that is not stored is left out. Among the bases it must come before `Callback`, which defines
+    `__repr__` too."""
+    _argument_attrs = {}  # argument -> attribute, where their names differ
 
     def __repr__(self)->str:
         shown = []
         for name, parameter in inspect.signature(type(self).__init__).parameters.items():
             attr = self._argument_attrs.get(name, name)
-            # not `hasattr(self, attr)`: a fastai callback looks for what it lacks in its learner
+            # not `hasattr(self, attr)`: a fastai callback looks up missing attributes in its learner
             if name == 'self' or not (attr in vars(self) or hasattr(type(self), attr)): continue
             value = getattr(self, attr)
             if not _is_default(value, parameter): shown.append(f'{name}={_brief.repr(value)}')

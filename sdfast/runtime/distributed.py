@@ -51,13 +51,13 @@ def single_process()->Iterator[None]: # A context manager
 
 
 class ShardedDL(DistributedDL):
-    """A loader whose batches, put together over all processes, are the batches of a single process.
+    """A loader that divides each batch of a single process among all processes.
 
-    It drops a last incomplete batch. fastai's `DistributedDL` gives each process another part of the data instead, and
-    repeats some samples to make the parts equal."""
+    A last incomplete batch is dropped. fastai's `DistributedDL` divides the data set instead, and repeats some samples
+    to make the parts equal."""
     def _broadcast(self, t, rank):
         box = [t]
-        dist.broadcast_object_list(box, rank)  # fastai's needs a GPU
+        dist.broadcast_object_list(box, rank)  # fastai's own `_broadcast` needs a GPU
         return box[0]
 
     def __len__(self): return self.dl.n//(self.bs*self.world_size)

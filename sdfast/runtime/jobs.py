@@ -1,7 +1,7 @@
 """Work that several processes share.
 
-The processes share a folder and nothing else. A piece of work is claimed (`store.claim`), done or resumed, and its
-result is read by all. So neither the number of commands, workers and machines matters, nor which of them die."""
+The processes share only a folder. One of them claims a piece of work (`store.claim`), does or resumes it, and all read
+its result. So any number of commands, workers and machines can take part, and any of them may die."""
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,19 +11,19 @@ from .progress import Progress
 
 __all__ = ['Job', 'WorkList', 'do_all']
 
-RETRY = .2  # seconds until a piece that another process works on is tried again
+RETRY = .2  # seconds until pieces of other processes are tried again
 
 
 class Job:
-    """How pieces of work are done, and where their results are.
+    """Interface: how pieces of work are done, and where their results are stored.
 
     Subclasses must be picklable, because workers receive them. A piece may be any picklable object; processes identify
-    it by its folder alone. Times are in seconds since the epoch."""
+    it by its folder alone. `since` is in seconds since the epoch: pieces that failed before then are tried again."""
     def folder(self, piece:object)->Path: "The folder of a piece"
     def read(self, piece:object, since:float, progress:Progress)->object:
-        "The result of a finished piece, else `None`; earlier failures do not count, as their cause may be gone"
+        "The result of a finished piece, else `None`"
     def do(self, piece:object, since:float, progress:Progress)->object:
-        "Do a piece, or read its result. Raises `Busy` if another process works on it"
+        "Do a piece, or read its result if it is finished. Raises `Busy` if another process works on it"
     def fail(self, piece:object, error:str)->None: "Record that every process that tried a piece was killed"
     def at(self, piece:object)->tuple: "`(run, epochs done)` of an unfinished piece"
     def report(self, result:object, skipped:bool, progress:Progress)->None: "Report a result to `progress`"
@@ -36,7 +36,7 @@ class WorkList:
         pieces:list, # What is to be done
         progress:Progress=Progress(), # Passed to `then`
         then:Callable|None=None, # Function of all results and `progress` that returns the pieces to do next
-        record:Callable|None=None, # Called with all known pieces, at first and when others follow
+        record:Callable|None=None, # Called with all known pieces, at the start and when `then` has added some
     ):
         self.pieces, self.progress, self.then, self.record = list(pieces), progress, then, record
         self.left = list(range(len(self.pieces)))  # indices of pieces without a result
@@ -47,7 +47,7 @@ class WorkList:
         if self.record is not None: self.record(self.pieces)
 
     def more(self)->bool:
-        "Whether any piece is left; adds those that follow when all others are done"
+        "Whether any piece is left; once all are done, adds the pieces that `then` returns"
         if not self.left and self.then is not None:
             pieces = self.then(self.found(), self.progress)
             self.then = None
@@ -69,10 +69,10 @@ class WorkList:
 def do_all(
     todo:WorkList, # What is to be done
     job:Job, # How a piece is done
-    since:float, # Earlier failures are tried again, in seconds since the epoch
+    since:float, # Failures before this time are tried again, in seconds since the epoch
     progress:Progress=Progress(), # Progress listener
 )->None:
-    "Do all pieces in this process; pieces of other processes are tried again until they are done"
+    "Do all pieces in this process; retry pieces of other processes until they are done"
     while todo.more():
         for i in list(todo.left):
             try: todo.done(i, job.do(todo.pieces[i], since, progress))

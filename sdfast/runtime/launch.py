@@ -1,4 +1,4 @@
-"Doing all pieces of a study once each, in this process or in workers."
+"Doing each piece of a study's work once, in this process or in workers."
 import os
 import shlex
 import sys
@@ -24,13 +24,13 @@ def run_all(
     out:str|Path, # The study's folder; the workers' logs are in `out/workers`
     progress:Progress=Progress(), # Progress listener
     launcher:Launcher|None=None, # Where to do it; `None`: in this process
-    total:int=0, # Number of pieces for `snapshot` where more are to come, else 0
+    total:int=0, # Number of pieces with those of `then`, for `snapshot`; 0: `pieces` are all
     then:Callable|None=None, # Picklable function of all results and a `Progress` that returns the pieces to do next
 )->list: # The results in the order of the pieces, those of `then` last
-    """Do all pieces that no process has done, and read the results of the others.
+    """Do all unfinished pieces, and read the results of the finished ones.
 
-    Workers call `then` themselves when all results are there, and do what it returns. Earlier failures are tried
-    again."""
+    When all results are there, workers call `then` themselves and do the pieces that it returns. Pieces that failed
+    before this call are tried again."""
     out = Path(out)
     record = None if rank_distrib() else partial(_write_plan, job, out, total)
     todo, since = WorkList(pieces, progress, then, record), time.time()

@@ -15,7 +15,7 @@ SLURM_OPTIONS = dict(
     partition=('slurm_partition', str), time=('timeout_min', int), gpus=('gpus_per_node', int),
     cpus=('cpus_per_task', int), mem=('mem_gb', float), account=('slurm_account', str), qos=('slurm_qos', str),
     constraint=('slurm_constraint', str), exclude=('slurm_exclude', str), nodelist=('slurm_nodelist', str))
-SLURM_POLL = 2.  # seconds; the least between two questions to Slurm
+SLURM_POLL = 2.  # minimum seconds between two calls of squeue
 
 
 def _slurm_options(text):
@@ -37,7 +37,7 @@ class Launcher:
         jobs:int=1, # Worker processes
         cluster:str='', # 'local' or 'slurm'; '': this process for one job, else 'local'
         options:str='', # For Slurm, `name=value,...`: partition, time (minutes), gpus, cpus, mem (GB), account, ...
-        poll:float=.5, # Seconds between two looks at the workers' results
+        poll:float=.5, # Seconds between two checks for results
     ):
         if jobs < 1: raise InputError(f'--jobs must be at least 1, not {jobs}')
         if cluster and cluster not in LAUNCHERS:

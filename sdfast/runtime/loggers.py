@@ -25,7 +25,7 @@ def _wandb(run, out):
 
     class Wandb(WandbCallback):
         def before_fit(self):
-            # the `Run` has all settings; fastai's own search of the learner fails on objects without __dict__
+            # `config` below has all settings; fastai's `gather_args` fails on objects without `__dict__`
             self.learn.gather_args = dict
             try: super().before_fit()
             finally: del self.learn.gather_args
@@ -59,6 +59,6 @@ def loggers(
 )->Iterator[list]: # A context manager that gives callbacks
     """Callbacks for the learner of the first process.
 
-    They do not change training: whatever draws random numbers or adds to the graph is off."""
+    They do not change training: options that draw random numbers or add to the graph are off."""
     if rank_distrib(): names = ()
     with ExitStack() as stack: yield [stack.enter_context(LOGGERS[n](run, out)) for n in names]

@@ -1,4 +1,4 @@
-"Reuse of memory on a CPU: a process keeps what it frees for the next batch, as PyTorch does on a GPU."
+"Memory on a CPU: a process keeps freed memory for the next batch, as PyTorch does on a GPU."
 import ctypes
 import os
 import sys
@@ -21,10 +21,10 @@ def _glibc():
 def keep_freed_memory()->bool: # Whether this process does so now
     """Keep the memory that this process frees, until the process ends or calls `hand_back_memory`.
 
-    This makes training on a CPU faster. By default glibc returns large blocks to the system as soon as they are freed,
-    and the system clears every page that is touched again: with a video network, all activations of each batch
+    This makes training on a CPU faster. By default glibc returns large blocks, such as the activations of a video
+    network, to the system as soon as they are freed, and the system clears every page before it is used again
     (experiments/benchmarks/step.py measures the cost). Peak memory grows, because freed blocks do not always fit the
-    next request. Studies call this on machines without a GPU. Nothing changes where the user has set glibc's options in
+    next request. Studies call this on machines without a GPU. It does nothing if the user has set glibc's options in
     the environment, or with another C library."""
     libc = _glibc()
     if libc is None or any(os.environ.get(n) for n in CHOSEN): return False
@@ -32,6 +32,6 @@ def keep_freed_memory()->bool: # Whether this process does so now
 
 
 def hand_back_memory()->None:
-    "Return free memory to the system once, for a process that has trained and waits for others"
+    "Return free memory to the system once, for a process that has trained and now waits for others"
     libc = _glibc()
     if libc is not None: libc.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Options as text, `name=value,...`: how models, strategies, methods and Slurm are given theirs on a command line.
+"""Options as text, `name=value,...`: the format in which a command line passes options to models, strategies and Slurm.
 
 A value is a number (`3`, `.9`, `1e-3`), a word (`true`, `false`, `none`), a list (`[1,2]`, `["a","b"]`), or text, bare
 or quoted. Commas inside brackets or quotes do not separate. In quotes, a backslash escapes a quote or a backslash."""
@@ -12,7 +12,7 @@ WORDS = {'true': True, 'True': True, 'false': False, 'False': False, 'none': Non
 INTEGER = re.compile(r'[+-]?(0|[1-9]\d*)')
 FLOAT = re.compile(r'[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?')
 QUOTED = re.compile(r'"(\\.|[^"\\])*"|\'(\\.|[^\'\\])*\'', re.DOTALL)
-# a quoted text, which starts where a value may start, so that an apostrophe within a word is none, or one character
+# quoted text, or one character; quotes open only where a value may start, so an apostrophe in a word is no quote
 TOKEN = re.compile(rf'(?<![^\s=\[,])(?:{QUOTED.pattern})|.', re.DOTALL)
 BARE = re.compile(r'[A-Za-z_/][\w./:-]*')  # text that needs no quotes
 

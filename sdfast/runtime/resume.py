@@ -21,7 +21,7 @@ __all__ = ['Stateful', 'epochs_done', 'Resume']
 class Stateful:
     """Mix-in for a callback with state that outlives an epoch: `Resume` saves its attributes `_state`.
 
-    A callback needs none if its state at the end of an epoch follows from its arguments, the epoch and the model."""
+    Not needed for a callback whose state at the end of an epoch follows from its arguments, the epoch and the model."""
     _state = ()
 
     def state_dict(self)->dict:
@@ -42,7 +42,7 @@ def epochs_done(
 
 
 def _plain(x):
-    "`x` made of tensors, numbers, strings, dicts, lists and tuples alone, which load without running code"
+    "Convert `x` to tensors, numbers, strings, dicts, lists and tuples, which `torch.load` reads with `weights_only`"
     if isinstance(x, np.ndarray): return dict(numpy=torch.from_numpy(x.astype(np.int64)), dtype=str(x.dtype))
     if isinstance(x, np.generic): return x.item()
     if torch.is_tensor(x): return x.detach().as_subclass(torch.Tensor)
@@ -64,12 +64,13 @@ class Resume(Callback):
     """Save a fit to `folder` after each epoch; the same fit in another process resumes from there.
 
     It saves weights, optimizer, gradient scaler, the recorder, all random states including those of the loaders, and
-    the state of `Stateful` callbacks, which all of sdfast's are that need it (teachers, anchors, averages). Schedules
-    follow from the epoch. fastai's own trackers of a best epoch start over.
+    the state of `Stateful` callbacks, such as teachers, anchors and averages. Schedules follow from the epoch. fastai's
+    own trackers of a best epoch start over.
 
-    A folder belongs to one fit. If its file is damaged, `say` is called and the fit starts from its first epoch. Raises
-    `InputError` for the folder of a fit with other epochs, parameters or callbacks, `StoreError` if the folder cannot
-    be written. In distributed training the first process writes and all read: `folder` must be the same for all."""
+    Each fit needs its own folder. If its file is damaged, `say` is called and the fit starts from its first epoch.
+    Raises `InputError` for the folder of a fit with other epochs, parameters or callbacks, `StoreError` if the folder
+    cannot be written. In distributed training the first process writes and all read: `folder` must be the same for
+    all."""
     order, run_valid = 95, False  # after everything that changes state at the end of an epoch
 
     def __init__(self,
@@ -77,7 +78,7 @@ class Resume(Callback):
         say:Callable|None=None, # Called with a line for the reader
     ):
         self.folder, self.say = Path(folder), say or (lambda text: None)
-        self.seconds = 0.  # that the fit took in earlier processes
+        self.seconds = 0.  # duration of the fit in earlier processes
         self._done = 0  # epochs finished in earlier processes
         self._over = False  # whether this object has seen a whole fit
         self._began = None  # time at which the fit began or resumed, `None` outside of one
@@ -87,7 +88,7 @@ class Resume(Callback):
     def before_fit(self):
         if not self._is_training(): return
         if self._over:
-            raise InputError(f'Resume: {self.folder} has the fit that just ended; use another folder for another fit')
+            raise InputError(f'Resume: {self.folder} holds the fit that just ended; use a new folder for another fit')
         self.folder.mkdir(parents=True, exist_ok=True)
         self._began, self._done = time.time(), 0
         self._run_all_events()
@@ -109,7 +110,7 @@ class Resume(Callback):
         self._run_all_events()
 
     def remove(self)->None:
-        "Remove the saved fit, when its result is stored elsewhere"
+        "Remove the saved fit once its result is stored elsewhere"
         if not rank_distrib(): self._remove()
 
     def _remove(self, but=None):
@@ -127,7 +128,7 @@ class Resume(Callback):
     def _stateful(self): return {cb.name:cb for cb in self.learn.cbs if isinstance(cb, Stateful)}
 
     def _loaders(self):
-        "Loaders with a random state, taken out of `DistributedDL`s"
+        "Loaders with a random state, unwrapped from `DistributedDL`s"
         loaders = [vars(dl).get('dl', dl) for dl in self.learn.dls.loaders]
         return [dl for dl in loaders if hasattr(dl, 'rng')]
 
@@ -143,7 +144,7 @@ class Resume(Callback):
             model=model.state_dict(),
             opt=self.learn.opt.state_dict(),
             scaler=scaler and scaler.state_dict(),
-            graded=[p.grad is not None for p in model.parameters()],  # the optimizer skips those without
+            graded=[p.grad is not None for p in model.parameters()],  # the optimizer skips parameters without gradient
             recorder=self._recorder_state(),
             random=get_random_states(),
             loaders=[dl.rng.getstate() for dl in self._loaders()],
@@ -169,12 +170,12 @@ class Resume(Callback):
         try: return torch.load(file, map_location=device, weights_only=True)
         except (UnpicklingError, RuntimeError, EOFError) as e:
             reason = str(e).splitlines()[0]
-            raise Damaged(f'{file} is not what Resume writes ({reason})') from None
+            raise Damaged(f'{file} is not a checkpoint of Resume ({reason})') from None
 
     def _check(self, saved):
         other = [k for k, v in self._identity().items() if saved['what'][k] != v]
         if other:
-            raise InputError(f'Resume: {self.folder} has a fit with other {" and ".join(other)}; use another folder, '
+            raise InputError(f'Resume: {self.folder} holds a fit with other {" and ".join(other)}; use another folder, '
                              'or remove this one to start again')
 
     def _load(self, saved):
@@ -198,10 +199,10 @@ class Resume(Callback):
         r.smooth_loss.count, r.smooth_loss.val = saved['count'], saved['val'].cpu()
 
     def _unless_done(self, run, f, event_type, *args):
-        "In place of the learner's `_with_events`: skips finished epochs"
-        # with `fit(start_epoch=...)` the events around a skipped epoch still happen, and the recorder records the epoch
+        "Replaces the learner's `_with_events`: skips finished epochs"
+        # `fit(start_epoch=...)` would still run the events of skipped epochs, and the recorder would record them
         if event_type != 'epoch' or self.learn.epoch >= self._done: run(f, event_type, *args)
 
     def _run_all_events(self):
-        "Take `_unless_done` out of the learner, where a fit that failed may have left it"
+        "Remove `_unless_done` from the learner, where a failed fit may have left it"
         self.learn.__dict__.pop('_with_events', None)

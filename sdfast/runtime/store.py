@@ -1,7 +1,6 @@
-"""Files that survive the death of the process that writes them: they are whole or absent, and damage is noticed.
+"""Files that survive the death of the process that writes them: they are whole or absent, and damage is detected.
 
-A folder has one owner at a time. Its lock is the kernel's (flock), which ends with the process that holds it, however
-that ends."""
+A folder has one owner at a time. It is locked with flock, so the kernel releases the lock however the owner ends."""
 import hashlib
 import json
 import os
@@ -19,12 +18,12 @@ from ..errors import Busy, Damaged, StoreError
 __all__ = ['home', 'write', 'write_json', 'read_json', 'digest', 'put', 'find', 'seal', 'verify', 'claim', 'owner']
 
 LOCK, OWNER = '.lock', '.owner'  # files in a claimed folder: what is locked, and who locked it
-DIGITS = 16  # of a digest in names and seals
-UNKNOWN = 'another process'  # an owner that did not write down its name
+DIGITS = 16  # number of hexadecimal digits of a digest
+UNKNOWN = 'another process'  # an owner whose name cannot be read
 
 
 def home()->Path: # A folder that need not exist
-    "The folder for what all studies share: `$SDFAST_HOME`, by default ~/.cache/sdfast"
+    "The folder for data that all studies share: `$SDFAST_HOME`, by default ~/.cache/sdfast"
     return Path(os.environ.get('SDFAST_HOME') or '~/.cache/sdfast').expanduser()
 
 
@@ -59,10 +58,10 @@ def _sync_folder(folder):
 
 def write_json(
     path:str|Path, # File in an existing folder
-    d:dict, # Of what JSON can hold
+    d:dict, # Values that JSON can hold
 )->None:
     "`write` a dictionary with a checksum of its content"
-    checksum = _checksum(json.loads(json.dumps(d)))  # of what is read back: tuples are lists then
+    checksum = _checksum(json.loads(json.dumps(d)))  # of the dictionary as it is read back, with lists for tuples
     write(path, json.dumps(d | dict(sha256=checksum), indent=1))
 
 
@@ -82,7 +81,7 @@ def _checksum(d): return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).
 def _damaged(path): return Damaged(f'{path} is damaged: its content does not match its checksum')
 
 
-# ---- files named by their content
+# ---- files with their digest in the name
 
 def digest(
     path:str|Path, # File
@@ -111,7 +110,7 @@ def find(
     name:str, # As given to `put`, or a pattern such as `epoch-*`
     suffix:str, # As given to `put`
     check:bool=True, # Compare the first file with its digest
-)->list[Path]: # The last name first
+)->list[Path]: # In reverse order of their names
     "List the files that `put` wrote. With `check`, raises `Damaged` if the first one does not match its digest"
     files = [f for f in Path(folder).glob(f'{name}-*.{suffix}') if re.fullmatch(r'.+-[0-9a-f]{16}', f.stem)]
     files.sort(reverse=True)
@@ -147,8 +146,8 @@ def verify(
 def claim(
     folder:str|Path, # Created if it does not exist
     wait:bool=True, # Wait until it is free; else raise `Busy`
-    say:Callable|None=None, # Called with a line, once, if there is a wait
-    every:float=.2, # Seconds between two tries
+    say:Callable|None=None, # Called once, with a line for the reader, if the folder is not free
+    every:float=.2, # Seconds between two attempts
 )->Iterator[Path]: # A context manager that gives `folder`
     "Be the only process that works in a folder. The claim ends with the context or with the process"
     folder = Path(folder)

@@ -1,4 +1,4 @@
-"Supervising workers: their results are collected, and dead ones are replaced."
+"Supervising workers: collecting their results, replacing dead workers."
 import time
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from .workers import Worker, cancel_workers, is_alive, last_words, returned_erro
 
 __all__ = ['Supervisor']
 
-MAX_IDLE = 2  # generations of workers in a row that end without finishing an epoch
+MAX_IDLE = 2  # give up when so many generations of workers in a row end without finishing an epoch
 
 
 class Supervisor:
@@ -21,16 +21,17 @@ class Supervisor:
         out:Path, # The study's folder; the workers' logs are in `out/workers`
         launcher:Launcher, # Where to start workers, and how many
         progress:Progress=Progress(), # Progress listener
-        since:float=0., # Earlier failures are tried again, in seconds since the epoch
-        total:int=0, # Number of pieces where more are to come, else 0
+        since:float=0., # Failures before this time are tried again, in seconds since the epoch
+        total:int=0, # As in `run_all`
     ):
         self.todo, self.job, self.out, self.launcher, self.progress = todo, job, out, launcher, progress
         self.since, self.total = since, total
         self.workers = []
-        self.state, self.idle = None, 0  # of the work when workers were last started; how often it was the same
+        # counts of finished work when workers were last started, and how many times they have not changed since
+        self.state, self.idle = None, 0
 
     def run(self)->None:
-        "Return when all pieces have a result. An exception, Ctrl-C too, ends local workers; jobs of Slurm continue"
+        "Return when all pieces have a result. An exception or Ctrl-C ends local workers; Slurm jobs continue"
         try:
             self.collect(skipped=True)
             while self.todo.more():
@@ -43,7 +44,7 @@ class Supervisor:
             raise
 
     def collect(self, skipped:bool=False)->None:
-        "Read and report the results that are there by now"
+        "Read and report new results"
         for i in list(self.todo.left):
             result = self.job.read(self.todo.pieces[i], self.since, self.progress)
             if result is None: continue
@@ -57,7 +58,9 @@ class Supervisor:
         self.progress.running([self.job.at(p) for p in running])
 
     def replace_workers(self)->None:
-        "Start workers when none is left. Raises what a worker could not do; gives up pieces that kill every worker"
+        """Start new workers after all have ended.
+
+        Raises an error that every worker would meet; marks pieces that kill every worker as failed."""
         self.collect()
         begun = [p for p in self.pieces_left() if self.job.folder(p).exists()]
         self.count_idle(begun)
@@ -71,7 +74,7 @@ class Supervisor:
         if self.todo.left: self.start()
 
     def count_idle(self, begun:list)->None:
-        "Count generations of workers without progress: no piece and no epoch was finished"
+        "Count successive generations of workers that finished neither a piece nor an epoch"
         state = len(self.todo.pieces), len(self.todo.left), sum(self.job.at(p)[1] for p in begun)
         self.idle = self.idle + 1 if state == self.state else 0
         self.state = state
@@ -85,15 +88,15 @@ class Supervisor:
         self.collect()
 
     def start(self)->None:
-        "Start as many workers as were asked for, but no more than there will be pieces"
-        # workers that compute what follows from all results read the finished pieces, too
+        "Start the requested number of workers, but no more than there will be pieces"
+        # workers that call `then` need all results, so they get the finished pieces, too
         pieces = self.pieces_left() if self.todo.then is None else list(self.todo.pieces)
         n = min(self.launcher.jobs, max(len(pieces), self.total - len(self.todo.results)))
         worker = Worker(self.job, pieces, self.todo.then, self.since)
         self.workers = start_workers(worker, n, self.out/'workers', self.launcher)
 
     def end_workers(self)->None:
-        "End local workers; say how to end jobs of Slurm"
+        "End local workers; say how to end Slurm jobs"
         if self.launcher.cluster == 'local': cancel_workers(self.workers)
         elif self.workers:
             ids = sorted({w.job_id.split('_')[0] for w in self.workers})

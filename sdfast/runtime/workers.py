@@ -1,4 +1,4 @@
-"Worker processes of submitit, on this machine or as jobs of Slurm."
+"Worker processes, started by submitit on this machine or as Slurm jobs."
 import os
 import subprocess
 import sys
@@ -20,26 +20,26 @@ from .launcher import Launcher
 
 __all__ = ['Worker', 'start_workers']
 
-LOCAL_MINUTES = 60*24*365  # submitit needs a time limit; a worker on this machine has none in effect
-SLURM_MINUTES = 60  # time limit of a Slurm job if none was given
-CANCEL_SECONDS = 10  # until a cancelled worker that is still there is killed
+LOCAL_MINUTES = 60*24*365  # submitit requires a time limit; a year is as good as none for a local worker
+SLURM_MINUTES = 60  # default time limit of a Slurm job
+CANCEL_SECONDS = 10  # until a cancelled worker that still runs is killed
 
 
 @dataclass
 class Worker(Checkpointable):
     """The function that a worker process calls: it does all pieces that no other process does.
 
-    A worker that Slurm preempts is queued again unchanged, as all that it did is in the study's folder. Returns an
-    error that every other worker would meet, too, or `None`."""
+    A worker that Slurm preempts is queued again unchanged, because its finished work is in the study's folder. Returns
+    an error that every other worker would meet, too, or `None`."""
     job: Job  # how a piece is done
     pieces: list  # the same for all workers
     then: Callable|None  # see `run_all`
-    since: float  # earlier failures are tried again
+    since: float  # failures before this time are tried again
 
     def __call__(self,
         first:int, # Index of the piece to start with
         threads:int|None=None, # Threads of PyTorch; `None`: its default
-        parent:int|None=None, # Process whose end ends this one
+        parent:int|None=None, # Process ID of the parent; the worker ends when it ends
     )->Exception|None:
         if threads: torch.set_num_threads(threads)
         if parent: threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -55,19 +55,19 @@ class Worker(Checkpointable):
     def _plan(self, pieces, progress): progress.plan([self.job.at(p)[0] for p in pieces])
 
     def _follow(self, first, found, progress):
-        "`then` of the results in their original order; starts again at another piece than the other workers"
+        "Call `then` with the results in their original order; each worker starts at a different one of its pieces"
         pieces = self.then(rotate(found, len(self.pieces) - first), progress)
         self._plan(pieces, progress)
         return rotate(pieces, first*len(pieces)//len(self.pieces))
 
 
 def rotate(x:list, n:int)->list:
-    "The list from index `n` on, followed by what precedes it"
+    "Rotate a list to the left by `n`"
     return x[n:] + x[:n]
 
 
 def _end_with(pid):
-    "End this process when another one has ended, as nobody waits for the results"
+    "End this process when process `pid` has ended, as nobody waits for the results"
     while True:
         time.sleep(1.)
         try: os.kill(pid, 0)
@@ -75,12 +75,12 @@ def _end_with(pid):
 
 
 def start_workers(
-    worker:Worker, # What each of them calls
+    worker:Worker, # Function that each of them calls
     n:int, # How many
     folder:Path, # For their logs
     launcher:Launcher, # Where to start them
 )->list: # Submitit's jobs
-    "Start workers whose first pieces are spread evenly over all pieces"
+    "Start workers, with their first pieces spread evenly over all pieces"
     firsts = [i*len(worker.pieces)//n for i in range(n)]
     if launcher.cluster == 'local': return _start_local(worker, firsts, folder)
     return _start_slurm(worker, firsts, folder, launcher.options)
@@ -98,7 +98,7 @@ def _start_local(worker, firsts, folder):
 
 
 def _visible_gpus():
-    "Numbers of the GPUs that this process may use"
+    "Indices of the GPUs that this process may use"
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     if visible is None: return list(range(torch.cuda.device_count()))
     return [int(g) for g in visible.split(',') if g.isdigit()]
@@ -106,7 +106,7 @@ def _visible_gpus():
 
 @contextmanager
 def _stderr_to(file):
-    "Write standard error to a file, for submitit's processes, which report on ours how they were ended"
+    "Redirect standard error to a file: submitit's processes would print to ours"
     sys.stderr.flush()
     ours = os.dup(2)
     with open(file, 'ab') as f: os.dup2(f.fileno(), 2)
@@ -128,21 +128,21 @@ def is_alive(job:object, cluster:str)->bool:
     "Whether a worker runs or waits in the queue"
     if job.paths.result_pickle.exists(): return False
     if cluster == 'local': return job.state == 'RUNNING'
-    # not sacct, which knows nothing where accounting is off
+    # not sacct, which lists nothing where accounting is off
     command = ['squeue', '--noheader', '--jobs', str(job.job_id), '--format', '%i']
     q = subprocess.run(command, capture_output=True, text=True)
     return bool(q.stdout.strip()) or (q.returncode != 0 and 'Invalid job id' not in q.stderr)
 
 
 def returned_error(job:object)->Exception|None:
-    "What a finished worker returned; `None` for one that was killed or failed"
+    "The error that a worker returned; `None` if there is none, or if it was killed"
     if not job.paths.result_pickle.exists(): return None
     try: return job.result()
     except Exception: return None
 
 
 def last_words(jobs:list)->str:
-    "The last line that the first of some workers wrote"
+    "The last line of output of the first worker that wrote any"
     for job in jobs:
         for file in (job.paths.stderr, job.paths.stdout):
             if not file.exists(): continue

@@ -1,8 +1,8 @@
-"""Anchors: penalties on how far the weights are from where they started, `lam/2 sum s (w - w0)^2`.
+"""Anchors: penalties on the distance of the weights from their starting point, `lam/2 sum s (w - w0)^2`.
 
-`L2SP` weighs all weights alike, `EWC` by Fisher information, `MAS` (memory-aware synapses) by how much they move the
-outputs, `SI` by what they contributed while the source was learned. The unit of lam is the same for all: the gradient
-is `lam s (w - w0)`."""
+The scale s is 1 for `L2SP`, the Fisher information for `EWC`, each weight's effect on the outputs for `MAS`
+(memory-aware synapses), and its contribution to the learning of the source for `SI`. lam has the same unit in all of
+them: the gradient is `lam s (w - w0)`."""
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ class _Distance(torch.autograd.Function):
     """`1/2 sum scale*(weight - anchor)^2` over lists of tensors, in float32, and its gradient `scale*(weight -
     anchor)`.
 
-    It is one node in the graph instead of several for each weight."""
+    It makes one node in the graph instead of several for each weight."""
     @staticmethod
     def forward(ctx, anchors, scale, *weights):
         away = torch._foreach_sub([w.float() for w in weights], [a.float() for a in anchors])
@@ -38,20 +38,20 @@ class _Distance(torch.autograd.Function):
 
 
 class WeightPenalty(Penalty):
-    """A `Penalty` on the trainable weights of the encoder. Subclasses set `anchors` and, if weights count differently,
+    """A `Penalty` on the trainable weights of the encoder. Subclasses set `anchors` and, for unequal weighting,
     `scale`.
 
-    With `direct` the term has no gradient. Instead, each step of the optimizer is followed by one towards the anchors
-    (`pull_back`), which neither the gradient scaler nor Adam's scaling changes."""
+    With `direct` the term has no gradient. Instead, each optimizer step is followed by a step towards the anchors
+    (`pull_back`), which neither the gradient scaler nor Adam rescales."""
     direct = False
     anchors, scale = None, None  # name of a parameter -> tensor of its shape
-    _warned = ()  # what warnings were about: each appears once
-    _groups = ()  # for each parameter group of the optimizer, the names of our weights in it
+    _warned = ()  # topics of past warnings: each appears once
+    _groups = ()  # for each parameter group of the optimizer, the names of its penalised weights
     _skipped = False
     _stateattrs = Penalty._stateattrs + ('anchors', 'scale')
 
     def weights(self)->dict[str, torch.nn.Parameter]:
-        "Trainable parameters of the encoder by name; frozen ones cannot move"
+        "Trainable parameters of the encoder by name"
         return {n:p for n, p in self.module().named_parameters() if p.requires_grad}
 
     def before_train(self):
@@ -98,7 +98,7 @@ class WeightPenalty(Penalty):
     def _warn_of_weight_decay(self):
         decays = {hyper.get('wd', 0) for hyper, names in zip(self.opt.hypers, self._groups) if names} - {0, None}
         if decays:
-            self._warn_once('decay', ' pulls the encoder to where it started while weight decay '
+            self._warn_once('decay', ' pulls the encoder to its starting point, but weight decay '
                                      f'{max(decays)} pulls it to zero: set wd=0')
 
     def _warn_of_other_anchors(self):
@@ -107,13 +107,13 @@ class WeightPenalty(Penalty):
             if self.anchors is None or other.anchors is None: continue
             both = self.anchors.keys() & other.anchors.keys() & self.weights().keys() & other.weights().keys()
             if any(not torch.equal(self.anchors[n], other.anchors[n].to(self.anchors[n].device)) for n in both):
-                self._warn_once('other', f' and {type(other).__name__} hold the same parameters to different places: '
+                self._warn_once('other', f' and {type(other).__name__} pull the same parameters to different anchors: '
                                          'give both the same anchor')
 
 
 class L2SP(Anchored, WeightPenalty):
-    """`lam/2 ||w - w0||^2` over the encoder's weights (Li et al., ICML 2018), and `head/2 ||v||^2` over those of the
-    rest.
+    """`lam/2 ||w - w0||^2` over the encoder's weights w (Li et al., ICML 2018), plus `head/2 ||v||^2` over all other
+    weights v of the model.
 
     As in the original, biases and batch norm are left out; `which='all'` includes them. `decoupled` moves the weights
     by `lr*lam*(w0 - w)` after each step instead of adding a gradient (as AdamW does for L2)."""
@@ -126,7 +126,7 @@ class L2SP(Anchored, WeightPenalty):
         lam:float, # Weight of the distance
         which:str='weights', # 'weights' of layers only, or 'all' parameters of the encoder
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
-        anchor:dict|torch.nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: as it is before training
+        anchor:dict|torch.nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: encoder before training
         head:float=0., # Weight decay of the layers after the encoder, .01 in the original; not in the reported term
         decoupled:bool=False, # Move the weights after each step instead of adding a gradient
     ):
@@ -155,7 +155,7 @@ class L2SP(Anchored, WeightPenalty):
 
 
 class Weighted(WeightPenalty):
-    "A `WeightPenalty` in which weights count by an `Importance`"
+    "A `WeightPenalty` scaled by an `Importance`"
     importance = None
     _stateattrs = WeightPenalty._stateattrs + ('importance',)
     _argument_attrs = WeightPenalty._argument_attrs | dict(implicit='direct')
@@ -163,10 +163,10 @@ class Weighted(WeightPenalty):
 
     def __init__(self,
         lam:float, # Weight of the penalty
-        importance:Importance, # Also has the weights to stay close to
-        normalize:bool=False, # Scale it to mean 1, so that `lam` carries over to other nets and data
+        importance:Importance, # The scale of each weight, and the anchors
+        normalize:bool=False, # Scale the importance to mean 1, so that `lam` carries over to other nets and data
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
-        implicit:bool=False, # Step towards the anchor after each step instead of a gradient: stable for every lam
+        implicit:bool=False, # Pull back after each optimizer step instead of by a gradient: stable for every lam
     ):
         super().__init__(lam, encoder)
         if not isinstance(importance, Importance):
@@ -214,17 +214,17 @@ class Weighted(WeightPenalty):
                                       'take a smaller one, or implicit=True')
 
     def pull_back(self, p:torch.Tensor, anchor:torch.Tensor, strength:float|torch.Tensor, lr:float, mom:float)->None:
-        c = lr*strength/(1 - mom)  # momentum sums gradients up: each moves a weight by lr/(1 - mom) in total
-        p.add_(anchor*c).div_(1 + c)  # minimises the penalty plus the distance to where the optimizer's step led
+        c = lr*strength/(1 - mom)  # with momentum, each gradient moves a weight by lr/(1 - mom) times itself in total
+        p.add_(anchor*c).div_(1 + c)  # minimises the penalty plus the squared distance from the optimizer's new weights
 
 
 class EWC(Weighted):
     """`lam/2 sum F (w - w*)^2` over the encoder's parameters, F from `fisher_information` (Kirkpatrick et al., PNAS
     2017).
 
-    By gradient, SGD with momentum m is stable only while `lr*lam*max(F) < 2(1 + m)`: a warning names the largest safe
-    lam. `implicit=True` takes the step `w <- (w + c w*)/(1 + c)`, `c = lr*lam*F/(1 - m)`, which has the same fixed
-    point and no such limit. The head is left out: a new task has a new one."""
+    As a gradient, the penalty is stable under SGD with momentum m only while `lr*lam*max(F) < 2(1 + m)`: a warning
+    names the largest safe lam. `implicit=True` takes the step `w <- (w + c w*)/(1 + c)`, `c = lr*lam*F/(1 - m)`, which
+    has the same fixed point and no such limit. The head is excluded, because a new task has a new one."""
     name, how = 'ewc', 'from fisher_information(source_model, source_batches)'
 
 

@@ -1,4 +1,4 @@
-"Weight averaging (WiSE-FT): the encoder between its weights from before training and those after."
+"Weight averaging (WiSE-FT): interpolate the encoder between its weights before and after fine-tuning."
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -18,9 +18,9 @@ __all__ = ['wise_ft_sweep', 'WiSEFT']
 
 
 def _interpolate(model, part, start, alpha, dl):
-    """Put `part` at `alpha` between `start` and what it is now.
+    """Move `part` to `alpha` between `start` and its current weights.
 
-    In between, batch norm's statistics belong to neither end and are recomputed from `dl`, unless training left them
+    Between the two ends, batch-norm statistics fit neither and are recomputed from `dl`, unless training left them
     unchanged."""
     moved = any(k.endswith(('running_mean', 'running_var')) and not torch.equal(v, start[k])
                 for k, v in part.state_dict().items())
@@ -30,13 +30,13 @@ def _interpolate(model, part, start, alpha, dl):
 
 def wise_ft_sweep(
     learn:Learner|nn.Module, # Learner or model, fine-tuned
-    anchor:dict|nn.Module|str|Path, # State dict, encoder or file: the encoder from before
+    anchor:dict|nn.Module|str|Path, # State dict, encoder or file: the encoder before fine-tuning
     alphas:Iterable[float], # Numbers from 0 to 1
-    dl:Iterable, # Batches `(x, y)` of the target task, for the statistics of batch norm
+    dl:Iterable, # Batches `(x, y)` of the target task, for batch-norm statistics
     measure:Callable, # Function of `learn`
     encoder:str|Callable|None=None, # Which part of the model to interpolate, see `find_encoder`
-)->Iterator[tuple]: # One pair for each of `alphas`
-    "Yield `(alpha, measure(learn))`; between two of them and at the end the encoder is restored bit for bit"
+)->Iterator[tuple]: # A pair for each of `alphas`
+    "Yield `(alpha, measure(learn))` for each alpha; after each one, the encoder is restored bit for bit"
     model = get_model(learn.model if isinstance(learn, Learner) else learn)
     part = find_encoder(model, encoder)
     start, end = weights_before(part, anchor), anchor_state(part)
@@ -49,14 +49,15 @@ def wise_ft_sweep(
 
 
 class WiSEFT(Anchored, Stateful, Recipe):
-    """After the fit, replace the encoder by `wise_ft` between its weights from before and after.
+    """After the fit, interpolate the encoder by `wise_ft` between its weights before and after.
 
-    Its batch norm statistics are recomputed from the train loader. The head does not change. The recorder's numbers are
-    from before this. Does nothing after `lr_find` or a fit that was interrupted in the middle of an epoch; early
-    stopping is no interrupt. Raises `ValueError` if it is too late to take the weights from before, see `Anchored`."""
+    Its batch-norm statistics are recomputed from the train loader. The head does not change. The recorder's numbers are
+    those before the interpolation. Does nothing after `lr_find` or if the fit was interrupted in the middle of an epoch
+    (early stopping is not an interruption). Raises `ValueError` if it is too late to take the weights before training,
+    see `Anchored`."""
     name, order = 'wise_ft', 80  # after SaveModelCallback, which loads the best epoch
-    _start = None  # the encoder's state from before
-    _whole = False  # the last epoch trained to its end
+    _start = None  # the encoder's state before training
+    _whole = False  # whether the last epoch trained to its end
     _stateattrs = Anchored._anchorattrs + ('_start', '_whole')
     _state = Anchored._state + ('_start', '_whole')
 

@@ -1,7 +1,7 @@
-"""The three kinds of strategy, each a fastai callback.
+"""Base classes of strategies, which are fastai callbacks.
 
 A `Penalty` adds `lam * term()` to the loss that is back-propagated. A `FeaturePenalty` also records what the encoder
-returned in the forward pass. A `Recipe` changes how the encoder is trained, not the loss.
+returns in the forward pass. A `Recipe` changes how the encoder is trained, not the loss.
 
 A new penalty is a subclass with one method:
 
@@ -24,22 +24,22 @@ __all__ = ['Penalty', 'FeaturePenalty', 'Recipe']
 
 
 class Penalty(ShowArguments, Stateful, Columns, Callback):
-    """Add `lam * self.term()` to the gradient of every training batch.
+    """Add `lam * self.term()` to the loss that each training batch back-propagates.
 
-    A subclass defines `term`, the penalty of the current batch: a scalar tensor with a graph. One that keeps something
-    from epoch to epoch also defines `begin`, which is called when an epoch starts to train: not for skipped epochs,
-    `validate` or `get_preds`. In both, `self.learn` is the learner: `self.learn.xb`, `self.learn.yb` and
-    `self.learn.pred` are the batch and the model's output, `self.module()` is the encoder.
+    A subclass defines `term`, the penalty of the current batch: a scalar tensor with a graph. It may also define
+    `begin`, which is called before each training epoch (not for skipped epochs, `validate` or `get_preds`). Both can
+    use the batch and the model's output, `self.learn.xb`, `self.learn.yb` and `self.learn.pred`, and the encoder,
+    `self.module()`.
 
-    `train_loss` and `valid_loss` stay the task loss. The mean of the term over the epoch's batches, before it is
-    multiplied by `lam`, is a column of its own, named after the callback. The term is added inside autocast (which ends
-    at order 10) and before `GradientAccumulation` (order 6) divides the loss.
+    `train_loss` and `valid_loss` stay the task loss. The mean of the term over the epoch's batches, without the factor
+    `lam`, is a column of the recorder, named after the callback. The term is added inside autocast (which ends at order
+    10) and before `GradientAccumulation` (order 6) divides the loss.
 
-    Attributes that `Resume` must restore are named in `_state`, attributes that an exported learner must not carry in
-    `_stateattrs`."""
+    `_state` names the attributes that `Resume` must restore, `_stateattrs` those that an exported learner must not
+    have."""
     order, run_valid = 5, False
     pull = None  # `lam*term` of the current batch, with its graph, until the batch ends
-    _sum, _count = None, 0  # of the terms of this epoch
+    _sum, _count = None, 0  # sum and number of this epoch's terms
     _stateattrs = ('_sum', '_columns', 'pull')  # not exported
     _argument_attrs = dict(encoder='protected')
 
@@ -49,10 +49,10 @@ class Penalty(ShowArguments, Stateful, Columns, Callback):
     ):
         if not lam >= 0: raise ValueError(f'lam must be a number of at least 0, not {lam}')
         self.lam = lam
-        # not `self.encoder`: fastai warns of attributes of a callback that the model has too
+        # not `self.encoder`: fastai warns if a callback has an attribute that the model has too
         self.protected = encoder
 
-    def begin(self)->None: "An epoch starts to train; its number is `self.learn.epoch`"
+    def begin(self)->None: "Called before each training epoch, number `self.learn.epoch`"
 
     def term(self)->torch.Tensor: raise NotImplementedError(f'{type(self).__name__} must define `term`')
 
@@ -61,7 +61,7 @@ class Penalty(ShowArguments, Stateful, Columns, Callback):
         return find_encoder(self.learn.model, self.protected)
 
     def mean_term(self)->float:
-        "Mean of the term, before `lam`, over the batches of the last epoch that trained; nan before there was one"
+        "Mean of the term, without the factor `lam`, over the last training epoch; nan before the first"
         if not self._count: return float('nan')
         return (self._sum/self._count).item()
 
@@ -90,10 +90,9 @@ class Penalty(ShowArguments, Stateful, Columns, Callback):
 
 
 class FeaturePenalty(Penalty):
-    """A `Penalty` on what the encoder returns. Forward hooks record it during the model's own forward pass: there is no
-    second one.
+    """A `Penalty` on the encoder's output, which forward hooks record, so that no second forward pass is needed.
 
-    `self.calls()` in `term` gives the calls of the encoder in this batch. `layers` also records parts of the encoder:
+    In `term`, `self.calls()` gives the calls of the encoder in this batch. `layers` also records parts of the encoder:
     names of its submodules, or 'blocks' for all of `block_names`; `self.calls(name)` gives the calls of one of them."""
     layers, _handles, _recorders = None, (), None
     _stateattrs = Penalty._stateattrs + ('_handles', '_recorders')
@@ -112,7 +111,7 @@ class FeaturePenalty(Penalty):
         return names
 
     def before_train(self):
-        self._unhook()  # left by a cancelled epoch
+        self._unhook()  # a cancelled epoch may have left hooks
         super().before_train()
         encoder = self.module()
         self._recorders = {n:Recorder() for n in ['', *self.layer_names()]}
@@ -134,7 +133,7 @@ class FeaturePenalty(Penalty):
         if not calls:
             who = f'layer {layer!r} of the encoder' if layer else 'the encoder'
             raise RuntimeError(f'{type(self).__name__}: {who} was not called in this forward pass; '
-                               'pass encoder=... to name the module that is')
+                               'pass encoder=... to name a module that is called')
         for _, _, out in calls:
             if not torch.is_tensor(out):
                 what, option = ('a layer', 'layers') if layer else ('an encoder', 'encoder')
@@ -156,9 +155,10 @@ class FeaturePenalty(Penalty):
 class Recipe(ShowArguments, Callback):
     """A callback that changes how the encoder is trained and undoes the change when the fit ends.
 
-    A subclass defines `begin`, called when a fit begins, and extends `undo` if `freeze` is not all it does. `undo` is
-    called when the fit ends; after an interrupt, when the callback is removed or when the next fit begins."""
-    order, run_valid = -5, False  # after `model.train()`, before DDP (order 11) looks at what needs a gradient
+    A subclass defines `begin`, which is called when a fit begins, and, if it changes more than by `freeze`, extends
+    `undo`. `undo` is called when the fit ends; after an interrupted fit, when the callback is removed or the next fit
+    begins."""
+    order, run_valid = -5, False  # after `model.train()`, before DDP (order 11) checks which parameters need gradients
     protected, _off = None, ()
     _argument_attrs = dict(encoder='protected')
 
@@ -170,7 +170,7 @@ class Recipe(ShowArguments, Callback):
         "The encoder that is being trained, without DDP around it"
         return find_encoder(self.learn.model, self.protected)
 
-    def begin(self)->None: "A fit begins; `lr_find` is one too, `validate` and `get_preds` are not"
+    def begin(self)->None: "Called when a fit or `lr_find` begins, but not for `validate` and `get_preds`"
 
     def undo(self)->None:
         "Restore the learner as it was before `begin`"
@@ -181,18 +181,18 @@ class Recipe(ShowArguments, Callback):
         params = list(params)
         off = [p for p in params if p.requires_grad]
         for p in off: p.requires_grad_(False)
-        # fastai's `zero_grad` leaves zeros, and on zeros its optimizers still apply momentum and weight decay
+        # fastai's `zero_grad` leaves gradients of zero, with which its optimizers still apply momentum and weight decay
         for p in params: p.grad = None
         self._off = (*self._off, *off)
 
     def thaw(self)->None:
-        "Let the parameters train again that `freeze` has frozen"
+        "Make parameters that `freeze` has frozen trainable again"
         for p in self._off: p.requires_grad_(True)
         self._off = ()
 
     def before_fit(self):
         if self.learn.lock.locked(): return  # `validate` and `get_preds`
-        left = self._off  # by an interrupted fit
+        left = self._off  # parameters that an interrupted fit left frozen
         self.undo()
         known = {id(p) for params in self.opt.param_lists for p in params}
         if {id(p) for p in left} - known: self._renew_opt()
@@ -202,7 +202,7 @@ class Recipe(ShowArguments, Callback):
         if not self.learn.lock.locked(): self.undo()
 
     def _renew_opt(self):
-        "Make the optimizer again: one that was made while parameters were frozen lacks them"
+        "Recreate the optimizer: one that was created while parameters were frozen lacks them"
         hypers = self.opt.hypers
         self.learn.create_opt()
         for k in hypers[0]: self.opt.set_hyper(k, [h[k] for h in hypers])

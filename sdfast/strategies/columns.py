@@ -1,4 +1,4 @@
-"Columns in fastai's recorder that are there only while a fit runs."
+"Columns that fastai's recorder has only while a fit runs."
 from fastai.callback.core import CancelEpochException, CancelFitException
 from fastai.learner import ValueMetric
 
@@ -6,14 +6,13 @@ __all__ = ['Columns']
 
 
 class Columns:
-    """Mix-in for a callback that adds columns to the recorder while a fit runs, and removes all it added when the fit
-    ends.
+    """Mix-in for a callback that adds columns to the recorder while a fit runs and removes them when the fit ends.
 
-    Call `starts` and `show` in `before_fit`. `leave` is called when the fit ends and also when it fails, although
-    fastai notifies callbacks only of its own exceptions: immediately if an epoch fails; otherwise, if the fit fails
-    before its first epoch, when the callback is removed from the learner or when the next `validate` or `get_preds`
-    starts."""
-    _columns, _waiting = (), False  # `_waiting`: columns are there, and no epoch has started yet
+    Call `starts` and `show` in `before_fit`. `leave` is called when the fit ends or fails. fastai itself notifies
+    callbacks of its own exceptions only, so after another exception `leave` is called immediately if an epoch failed;
+    if the fit failed before its first epoch, it is called when the callback is removed from the learner or when the
+    next `validate` or `get_preds` starts."""
+    _columns, _waiting = (), False  # `_waiting`: columns have been added, but no epoch has started yet
 
     def starts(self)->bool:
         "Whether this `before_fit` belongs to a fit, and not to `validate` or `get_preds`"
@@ -22,8 +21,9 @@ class Columns:
         return False
 
     def show(self, columns:dict)->None:
-        """Add columns, name -> function. Call it in fits only: the results of `validate` and `get_preds` must keep
-        their length"""
+        """Add columns, name -> function.
+
+        Call it in fits only: the results of `validate` and `get_preds` must keep their length."""
         self._drop()
         self._columns = [ValueMetric(f, n) for n, f in columns.items()]
         self.learn.metrics = self.learn.metrics + self._columns
@@ -46,7 +46,7 @@ class Columns:
         self.learn.__dict__.pop('_do_epoch', None)
 
     def __setattr__(self, name, value):
-        # `fit(cbs=...)` removes its callbacks, which sets `learn` to None, after an exception too
+        # `fit(cbs=...)` removes its callbacks after an exception, too, which sets `learn` to None
         if name == 'learn' and value is None and self._waiting: self.leave()
         super().__setattr__(name, value)
 

@@ -1,4 +1,4 @@
-"Co-Tuning: the source task's head keeps learning, from soft source labels of the target's clips."
+"Co-Tuning: the source task's head continues to learn, from soft source labels for the target's clips."
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -22,21 +22,21 @@ from .mixins import Auxiliary
 __all__ = ['category_relation', 'CoTuning']
 
 HOW = ('direct', 'reverse')  # ways to estimate the relation of source and target classes
-STRENGTHS = np.logspace(-2, 4, 7)  # of the logistic regression: scikit-learn's C, large is little regularisation
+STRENGTHS = np.logspace(-2, 4, 7)  # values of C for the logistic regression; a large C is little regularisation
 
 
 def category_relation(
-    probs:torch.Tensor, # What the source head predicts for the target task's clips, `(N, n_source)`, rows sum to 1
-    y:torch.Tensor, # Their target classes `(N,)`
+    probs:torch.Tensor, # The source head's predictions for clips of the target task, `(N, n_source)`, rows sum to 1
+    y:torch.Tensor, # The clips' target classes `(N,)`
     n_target:int, # Number of target classes
     how:str='direct', # 'direct' or 'reverse'
 )->torch.Tensor: # `(n_target, n_source)` float32, rows sum to 1
     """p(y_s|y_t) of Co-Tuning (You et al., NeurIPS 2020).
 
-    'direct': the mean of `probs` over each target class. 'reverse': p(y_t|y_s) by logistic regression from `probs` to
-    `y`, without intercept, read off at each source class, then Bayes' rule with the mean of `probs` as p(y_s). Its
-    regularisation is chosen by the log-likelihood in cross-validation, in place of the original's calibration. Raises
-    `InputError` for a target class without a clip."""
+    'direct' is the mean of `probs` over each target class. 'reverse' fits a logistic regression without intercept from
+    `probs` to `y`, evaluates it at each source class to get p(y_t|y_s), and applies Bayes' rule with the mean of
+    `probs` as p(y_s). Its regularisation is chosen by cross-validated log-likelihood, in place of the original's
+    calibration. Raises `InputError` for a target class without a clip."""
     probs, y = probs.detach().double().cpu(), y.cpu()
     if how not in HOW: raise InputError(f"how must be 'direct' or 'reverse', not {how!r}")
     if probs.ndim != 2 or y.shape != probs.shape[:1] or y.is_floating_point():
@@ -66,14 +66,14 @@ def _reverse_relation(x, y, folds):
 
 
 class _SourceProbs(nn.Module):
-    "From a batch of the model to the class probabilities of another head on its encoder's features"
+    "A module that maps a batch to the class probabilities of another head on the model's encoder"
     def __init__(self, model, encoder, head):
         super().__init__()
         self.model, self.encoder, self.head = model, encoder, head
 
     def forward(self, x):
         features = []
-        # the whole model runs, so that the encoder gets what the model passes on to it
+        # run the whole model, which may transform its input before it calls the encoder
         handle = self.encoder.register_forward_hook(lambda m, args, out: features.append(out))
         try:
             with unrecorded(self.model): self.model(x)
@@ -82,8 +82,8 @@ class _SourceProbs(nn.Module):
 
 
 def _unaugmented(dls):
-    "All train items in their order, with the transforms of validation if fastai knows them"
-    train, valid = (vars(dl).get('dl', dl) for dl in (dls.train, dls.valid))  # without `DistributedDL`
+    "A loader of all train items in order, with the transforms of validation if they are known"
+    train, valid = (vars(dl).get('dl', dl) for dl in (dls.train, dls.valid))  # unwrapped from `DistributedDL`
     if isinstance(train.dataset, Datasets):
         items = test_set(train.dataset, train.dataset.items, with_labels=True)
         return valid.new(items, shuffle=False, drop_last=False)
@@ -94,12 +94,12 @@ class CoTuning(Auxiliary, FeaturePenalty):
     """`lam*CE(source head(features), p(y_s|y_t))`: a copy of the source task's head learns soft source labels (You et
     al., NeurIPS 2020).
 
-    The copy is no part of the model. p(y_s|y_t) is estimated once, from encoder and head when the first fit starts to
-    train (`lr_find` does not count), over the train items without augmentation. Raises `InputError` if that moment has
-    passed."""
+    The copy is not part of the model. p(y_s|y_t) is estimated once, with the encoder and head at the start of the first
+    fit (`lr_find` does not count), from the train items without augmentation. Raises `InputError` if the encoder has
+    already been trained by then."""
     name = 'co_tuning'
     head, relation = None, None
-    _before = None  # `(relation,)` of the fits, while `lr_find` runs
+    _before = None  # `(relation,)` as it was before `lr_find`, while `lr_find` runs
     _stateattrs = FeaturePenalty._stateattrs + Auxiliary._auxattrs + ('head', 'relation', '_before')
     _state = ('relation',)
 
@@ -128,7 +128,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
 
     def before_fit(self):
         super().before_fit()
-        # restored after `lr_find`, as the model's weights are
+        # to be restored after `lr_find`, as the model's weights are
         if hasattr(self.learn, 'lr_finder'): self._before = (self.relation,)
 
     def begin(self)->None:
@@ -140,16 +140,16 @@ class CoTuning(Auxiliary, FeaturePenalty):
                              f'{self._n_target()}; see category_relation')
         self.relation = self.relation.to(next(self.aux.parameters()).device)
 
-    def _n_target(self): return getattr(self.learn.dls, 'c', 0)  # 0 if fastai does not know
+    def _n_target(self): return getattr(self.learn.dls, 'c', 0)  # 0 if fastai does not know the number of classes
 
     def _relate(self):
         if self.learn.epoch > 0:
             raise InputError(f'CoTuning: a fit that starts at epoch {self.learn.epoch} is too late to relate the '
                              'classes by the untouched encoder. Pass relation=MATRIX, see category_relation')
         source_probs = _SourceProbs(get_model(self.learn.model), self.module(), self.aux)
-        with no_random():  # new loaders draw from every random state
+        with no_random():  # creating loaders draws random numbers
             probs, y = extract(source_probs, _unaugmented(self.learn.dls))
-        own_clips = 'dl' not in vars(self.learn.dls.train)  # of this process; a `DistributedDL` has those of all
+        own_clips = 'dl' not in vars(self.learn.dls.train)  # a loader of this process's clips; `DistributedDL` has all
         if dist.is_available() and dist.is_initialized() and own_clips:
             parts = [None]*dist.get_world_size()
             dist.all_gather_object(parts, (probs, y))

@@ -2,7 +2,7 @@
 
 The paper's method is `SelfDistill`: L = CE + lam*||f_t(x) - f'(x)||^2, with f' the encoder at the start of the epoch.
 `FixedTeacher` and `EMATeacher` differ in when the teacher is renewed. A teacher is a frozen copy; in train mode it
-normalises with the batch's statistics and leaves its batch norm buffers unchanged."""
+normalises with the batch's statistics and leaves its batch-norm buffers unchanged."""
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,7 +19,7 @@ __all__ = ['feature_distance', 'Teacher', 'SelfDistill', 'FixedTeacher', 'EMATea
 
 REDUCTIONS = ('mean', 'batchmean', 'sum')
 TEACHER_BN = ('batch', 'running')  # which statistics a teacher's batch norm uses
-HALF = ('bfloat16', 'float16')  # precisions of a teacher's forward pass other than the student's
+HALF = ('bfloat16', 'float16')  # reduced precisions that a teacher's forward pass can have
 
 
 def feature_distance(
@@ -27,14 +27,14 @@ def feature_distance(
     teacher:torch.Tensor, # Features of the same shape
     reduction:str='mean', # 'mean' over all elements, 'sum', or 'batchmean': the sum divided by the batch size
 )->torch.Tensor: # Scalar, float32
-    "Squared Euclidean distance of features (Eq. 2 of the paper, which sums; its range of lam fits the mean)"
+    "Squared Euclidean distance of features (Eq. 2 of the paper, which has the sum; its values of lam suit the mean)"
     d = (student.float() - teacher.float()).pow(2)
     if reduction == 'mean': return d.mean()
     return d.sum()/(len(d) if reduction == 'batchmean' else 1)
 
 
 def pooled(f:torch.Tensor)->torch.Tensor:
-    "`(B, C, ...)` averaged over all but B and C"
+    "Average `(B, C, ...)` over all axes but the first two"
     return f.flatten(2).mean(-1) if f.ndim > 2 else f
 
 
@@ -46,7 +46,7 @@ def batch_statistics(teacher:nn.Module)->nn.Module:
 
 
 def follow_modes(teacher:nn.Module, student:nn.Module, teacher_bn:str)->None:
-    "Put the teacher's batch norm into train mode where the student's is, or into eval mode for `teacher_bn='running'`"
+    "Give the teacher's batch norm the modes of the student's, or eval mode for `teacher_bn='running'`"
     for t, s in zip(teacher.modules(), student.modules()):
         if isinstance(t, _BatchNorm): t.training = s.training and teacher_bn == 'batch'
 
@@ -56,7 +56,7 @@ def check_teacher_bn(teacher_bn:str)->None:
 
 
 def _half_precision(dtype):
-    "The torch dtype for a name or dtype in `HALF`; `None` for `None`"
+    "The torch dtype for a name in `HALF` or such a dtype; `None` for `None`"
     if dtype is None: return None
     name = str(dtype).removeprefix('torch.')
     if name not in HALF: raise ValueError(f"teacher_dtype must be {', '.join(map(repr, HALF))} or None, not {dtype!r}")
@@ -68,12 +68,12 @@ class Teacher(FeaturePenalty):
 
     With `teacher_bn='batch'` the copy normalises as the student does: with the batch's statistics wherever the student
     uses them, so that the term is exactly 0 while both have the same weights. With 'running' it uses the running
-    statistics it was copied with. No buffers change, neither its own nor the student's, and its dropout is off. With
-    `layers` the features are those of several layers, each averaged over time and space, concatenated (as in LDIFS).
+    statistics it was copied with. Neither its buffers nor the student's change, and its dropout is off. With `layers`
+    the features of several layers are averaged over time and space and concatenated (as in LDIFS).
 
-    `teacher_dtype` runs the copy's forward pass, not its weights, in half precision even if the student's is not. That
-    is faster on processors with such arithmetic, but not exact: the distance to a student that has not moved is the
-    rounding error.
+    `teacher_dtype` runs the copy's forward pass in half precision, with weights in full precision. This is faster on
+    hardware with such arithmetic, but not exact: while both have the same weights, the term is the rounding error
+    instead of 0.
 
     Subclasses call `renew` in `begin`."""
     teacher = None
@@ -97,7 +97,7 @@ class Teacher(FeaturePenalty):
         self.teacher_dtype = _half_precision(teacher_dtype)
 
     def renew(self, state:dict|None=None)->None:
-        "Make the encoder as it is now the teacher, with the weights of `state` if given"
+        "Make a copy of the current encoder the teacher, with the weights of `state` if given"
         self.teacher, self.age = frozen_copy(self.module()), 0
         if state is not None: self.teacher.load_state_dict(state)
         batch_statistics(self.teacher)
@@ -112,8 +112,8 @@ class Teacher(FeaturePenalty):
         return torch.autocast(next(self.teacher.parameters()).device.type, self.teacher_dtype)
 
     def pairs(self)->list[list[tuple]]:
-        """`[(layer, student's output, teacher's output)]` for each call of the encoder; the layer is '' for what it
-        returns"""
+        """`[(layer, student's output, teacher's output)]` for each call of the encoder; '' is the layer of its own
+        output"""
         follow_modes(self.teacher, self.module(), self.teacher_bn)
         calls = self.calls()
         layers = [n for n in self._recorders if n]
@@ -160,8 +160,8 @@ class SelfDistill(Teacher):
 
 
 class FixedTeacher(Anchored, Teacher):
-    """The teacher is the encoder from before training (LDIFS, Mukhoti et al., TMLR 2024, which takes features of
-    several `layers`)"""
+    """The teacher is the encoder before training (LDIFS, Mukhoti et al., TMLR 2024, which uses the features of several
+    `layers`)"""
     _stateattrs = Teacher._stateattrs + Anchored._anchorattrs
     _state = Anchored._state + ('age',)
 
@@ -200,7 +200,7 @@ class EMATeacher(FixedTeacher):
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
         anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: the encoder before training
-        decay:float=.99, # Part of the average that each step keeps
+        decay:float=.99, # Share of the average that is kept at each step
         layers:str|Sequence[str]|None=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
         teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16' for the teacher; `None`: as the student
     ):

@@ -1,4 +1,4 @@
-"Distillation of feature maps: the outputs of several layers of a fixed teacher, with DELTA's attention or without."
+"Distillation of feature maps: the outputs of several layers of a fixed teacher, optionally with DELTA's attention."
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -17,7 +17,7 @@ __all__ = ['map_distance', 'FeatureMaps', 'DELTA', 'channel_attention']
 def map_distance(
     student:torch.Tensor, # Feature maps `(B, C, ...)` with any number of further axes, or none
     teacher:torch.Tensor, # Maps of the same shape
-    weights:torch.Tensor|None=None, # Of the channels `(C,)`, with sum 1; `None`: equal
+    weights:torch.Tensor|None=None, # Weights of the channels `(C,)`, with sum 1; `None`: equal
 )->torch.Tensor: # Scalar, float32
     """`1/2 sum_c C w_c mean (s_c - t_c)^2`, averaged over batch and places (Li et al., DELTA, ICLR 2019, whose code
     sums over the batch)"""
@@ -28,8 +28,8 @@ def map_distance(
 
 
 class FeatureMaps(FixedTeacher):
-    """`lam` times `map_distance` of the outputs of `layers` to those of the encoder from before training, summed over
-    the layers"""
+    """`lam` times `map_distance` between the outputs of `layers` in the encoder and in the encoder before training,
+    summed over the layers"""
     weights = None
     _stateattrs = FixedTeacher._stateattrs + ('weights',)
 
@@ -52,7 +52,7 @@ class FeatureMaps(FixedTeacher):
 
 
 class DELTA(FeatureMaps):
-    """`FeatureMaps` with attention: a channel's weight is how much the loss grows without it (Li et al., DELTA, ICLR
+    """`FeatureMaps` with attention: channels without which the loss grows most have most weight (Li et al., DELTA, ICLR
     2019).
 
     The original's second term, a weight decay of the head, is left to the optimizer."""
@@ -81,15 +81,15 @@ class DELTA(FeatureMaps):
 
 @torch.no_grad()
 def channel_attention(
-    model:nn.Module, # Whole model with a head that was fitted to this encoder: the source's, or a probe on the target
+    model:nn.Module, # Encoder and a head that was fitted to it: the source's, or a probe on the target
     batches:Iterable, # Yields `(x, y)` of that head's task
     layers:str|Sequence[str]='blocks', # Names of layers of the encoder, or 'blocks'
     encoder:str|Callable|None=None, # Which part of the model has the layers, see `find_encoder`
     T:float=5., # Temperature
 )->dict[str, torch.Tensor]: # Layer -> weights `(C,)` with sum 1
-    """How much each channel matters: softmax over channels of (loss without the channel - loss)/T (DELTA).
+    """The importance of each channel: softmax over channels of (loss without the channel - loss)/T (DELTA).
 
-    Takes one pass over the batches for each channel, in eval mode."""
+    It makes one pass over the batches for each channel, in eval mode."""
     part, device = find_encoder(model, encoder), next(model.parameters()).device
     layers = block_names(part) if layers == 'blocks' else list(layers)
     batches = [(x.as_subclass(torch.Tensor).to(device), y.as_subclass(torch.Tensor).to(device)) for x, y in batches]
@@ -113,7 +113,7 @@ def channel_attention(
 
 
 def _channels(model, layer, x):
-    "How many channels a layer puts out"
+    "Number of channels of a layer's output"
     widths = []
     hook = layer.register_forward_hook(lambda m, args, out: widths.append(out.shape[1]))
     try: model(x)

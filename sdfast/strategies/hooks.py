@@ -1,4 +1,4 @@
-"Forward hooks that record what a module was called with and what it returned."
+"Forward hooks that record the inputs and outputs of a module."
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,7 +8,7 @@ __all__ = ['Recorder', 'unrecorded']
 
 
 class Recorder:
-    "A forward hook that keeps `(args, kwargs, out)` of each call of a module; a copy or pickle of it is empty"
+    "A forward hook that records `(args, kwargs, out)` of each call of a module; copies and pickles of it are empty"
     def __init__(self): self.calls = []
 
     def __call__(self, module:nn.Module, args:tuple, kwargs:dict, out:object)->None:
@@ -21,7 +21,7 @@ class Recorder:
 def unrecorded(
     model:nn.Module, # With or without hooks
 )->Iterator[nn.Module]: # A context manager that gives the model
-    "Forward passes inside leave no calls in the `Recorder`s of a model"
+    "Discard what the `Recorder`s of a model record in this context"
     recorders = [h for m in model.modules() for h in m._forward_hooks.values() if isinstance(h, Recorder)]
     counts = [len(r.calls) for r in recorders]
     try: yield model

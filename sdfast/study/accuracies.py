@@ -18,8 +18,8 @@ __all__ = ['Accuracies']
 class Accuracies:
     """Measures an encoder on the source and all tasks of a chain: `Accuracies(runs)(encoder, heads)`.
 
-    `names` are 'source' and short names of the tasks, as in columns of csv files. Raises `InputError` if a task has no
-    valid part, because strengths are chosen on it."""
+    `names` holds 'source' and short names of the tasks, as used in columns of CSV files. Raises `InputError` if a task
+    has no valid part, because strengths are chosen on it."""
     def __init__(self,
         runs:list, # A `Run` for each task, with the same source
     ):
@@ -36,9 +36,9 @@ class Accuracies:
         self.test = [test for _, _, test in parts]
 
     def __call__(self,
-        encoder:nn.Module, # As it is now; its mode and statistics do not change
-        heads:Sequence[nn.Module], # The heads of the tasks learned so far, each as its stage left it
-        final:bool=True, # Read test with old heads and new probes, in addition to valid
+        encoder:nn.Module, # Its mode and statistics do not change
+        heads:Sequence[nn.Module], # The heads of the tasks learned so far, each from the end of its stage
+        final:bool=True, # Also read test, with old heads and new probes
     )->dict: # `valid.NAME` and `head.NAME` of tasks with a head, `probe.NAME` of all tasks
         "Accuracies on valid and test"
         found = {f'valid.{n}':_accuracy(h, *extract(encoder, dl)) for n, h, dl in zip(self.names, heads, self.valid)}
@@ -57,8 +57,8 @@ def _check_source(runs):
 
 
 def _short_names(tasks):
-    "'source' and the last part of each task's name, numbered if it is there twice"
-    # names are cells and columns of csv files: a spreadsheet must not take them for formulas
+    "'source' and the last part of each task's name, with a number if it is already taken"
+    # names become cells and columns of CSV files: a spreadsheet must not take them for formulas
     names = ['source', *(FORMULA.sub('_', re.split('[:/]', task.name.rstrip('/'))[-1]) for task in tasks)]
     return [n if names.index(n) == i else f'{n}-{i}' for i, n in enumerate(names)]
 

@@ -1,11 +1,11 @@
-"""Chains of tasks, source → A → B → ...: each stage fine-tunes what the last one left, and is measured on all tasks.
+"""Chains of tasks, source → A → B → ...: each stage fine-tunes the previous stage's model and is measured on all tasks.
 
-Each task has its own head (task-incremental). So there are two accuracies on task j after stage i: with the **old
-head** of task j, as stage j left it, which exists from stage j on; and with a new linear **probe** on the encoder's
+Each task has its own head (task-incremental learning). So there are two accuracies on task j after stage i: with the
+**old head** from the end of stage j, which exists from stage j on, and with a new linear **probe** on the encoder's
 features, which always exists.
 
-The key of a stage is of its `Run` and of the stage before. A finished stage is read, not trained again, and one whose
-process died resumes from its last finished epoch."""
+The key of a stage hashes its `Run` and the previous stage's key. A finished stage is read, not trained again, and one
+whose process died resumes from its last finished epoch."""
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def finished_chain(
     progress:Progress=Progress(), # Progress listener, for lines about damaged files
     since:float|None=None, # As in `finished`
 )->list[dict]|None: # A row for each stage, up to the first that failed or diverged
-    "The result of a chain if it has ended and its files are undamaged"
+    "Read the result of a chain; `None` if it has not ended or its files are damaged"
     rows = []
     for _, key, _ in stage_keys(runs):
         row = read_stage(stage_folder(key, out), progress, since)
@@ -38,7 +38,7 @@ def finished_chain(
 
 
 def train_chain(
-    runs:list, # A `Run` for each task in order; all but `task` and `bs` the same
+    runs:list, # A `Run` for each task in order, which differ in `task` and `bs` only
     source:SourceModel, # From `load_source`
     out:str|Path, # Folder of the study
     accuracies:Accuracies, # Measures all tasks after each stage
@@ -83,7 +83,7 @@ def report_chain(rows:list, runs:list, skipped:bool, progress:Progress=Progress(
 
 
 def chain_score(rows:list, runs:list)->float:
-    """What strengths are chosen by: mean accuracy over source and tasks on valid, with old heads, after the last stage.
+    """Mean accuracy over source and tasks on valid, with old heads, after the last stage; strengths are chosen by it.
 
     It is nan if the last stage was not reached."""
     valid = [v for k, v in rows[-1].items() if k.startswith('valid.')]

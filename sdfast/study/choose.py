@@ -9,7 +9,7 @@ from ..strategies.registry import STRATEGIES
 __all__ = ['RULES', 'strength_grid', 'choose']
 
 RULES = ('accuracy', 'equal_learning')  # see `choose`
-ROUNDING = 1e-9  # accuracies are counts of clips: rounding must not decide what is within the margin
+ROUNDING = 1e-9  # tolerance, so that floating-point rounding does not decide which accuracies are within the margin
 
 
 def strength_grid(
@@ -27,10 +27,10 @@ def strength_grid(
 
 def choose(
     valid:Sequence[float], # Accuracy of each setting on the target's valid part, in the order of the grid; nan: failed
-    kept:Sequence[float]|None=None, # What each setting kept on the source's valid part
-    rule:str='accuracy', # 'accuracy': the best on valid; 'equal_learning': what keeps most within `margin` of it
-    margin:float=.01, # Accuracy that may be lost, as a fraction
-)->int: # Index of the setting; of equals the strongest
+    kept:Sequence[float]|None=None, # Accuracy on the source's valid part after fine-tuning with each setting
+    rule:str='accuracy', # 'accuracy': the best on valid; 'equal_learning': of those within `margin`, what keeps most
+    margin:float=.01, # Largest loss of accuracy on valid, as a fraction
+)->int: # Index of the setting; if several are equal, of the strongest
     "Choose a setting on held-out data"
     if rule == 'test':
         raise InputError('strengths cannot be chosen on test, which is read once, at the end; '
@@ -48,5 +48,5 @@ def choose(
 
 
 def _scores(x):
-    "Accuracies, with -1 for what failed"
+    "Accuracies, with -1 for failed runs"
     return np.nan_to_num(np.asarray(x, float), nan=-1.)

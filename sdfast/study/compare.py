@@ -1,4 +1,4 @@
-"The comparison of strategies: trials choose a strength for each, final runs with every seed read test."
+"The comparison of strategies: trials choose a strength for each strategy, then final runs with every seed read test."
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,17 +24,17 @@ __all__ = ['compare', 'compare_rows', 'prepare_source']
 
 def compare(
     base:Run, # What all runs share
-    grids:dict, # Strategy -> its `strength_grid`; all of one length
+    grids:dict, # Strategy -> its `strength_grid`; all have the same length
     out:str|Path, # Folder of the study
     seeds:int=6, # Final runs of each strategy
     trial_seeds:int=1, # Trials of each strength
     progress:Progress=Progress(), # Progress listener
-    all_strengths:bool=False, # Run all strengths with all seeds to the end; these runs are the trials, too
+    all_strengths:bool=False, # Run all strengths with all seeds to the end, also in place of trials
     rule:str='accuracy', # How to choose a strength, see `choose`
-    kept:str='source_probe', # What equal learning keeps on the source's valid part: 'source_probe' or 'source_acc'
+    kept:str='source_probe', # What 'equal_learning' compares on the source's valid part, or 'source_acc'
     launcher:Launcher|None=None, # Where to run; `None`: in this process
     log:Sequence[str]=(), # See `execute`
-)->pd.DataFrame: # A row for each run, trials too, and one `untouched`; columns `COLUMNS`; `chosen` marks the choice
+)->pd.DataFrame: # A row for each run, trials included, and one `untouched`; columns `COLUMNS`
     "Choose each strategy's strength on valid parts, then run it with every seed and read test"
     check_grids(grids)
     if f'valid_{kept}' not in RETENTION_COLUMNS:
@@ -43,7 +43,7 @@ def compare(
     if rule == 'equal_learning': base = replace(base, source_valid=True)
     plan = Plan(base, grids, seeds, trial_seeds, all_strengths, rule, kept)
     trials = plan.first()
-    to_come = [] if all_strengths else plan.last(dict.fromkeys(grids, 0))  # any setting: their number counts
+    to_come = [] if all_strengths else plan.last(dict.fromkeys(grids, 0))  # only their number matters, so any setting
     progress.plan(trials + to_come)
     prepare_source(base, out, progress, launcher)
     found = run_all(trials, RunJob(str(out), log), out, progress, launcher, total=len(trials) + len(to_come),
@@ -58,9 +58,9 @@ def prepare_source(
     progress:Progress=Progress(), # Progress listener
     launcher:Launcher|None=None, # Where to run; `None`: in this process
 )->None:
-    """Train the source model before the runs start, unless they are done on a cluster, whose first worker trains it.
+    """Train the source model before the runs start, except for Slurm, where the first worker trains it.
 
-    For local workers it uses all of this machine's threads; the workers read it from the study's folder."""
+    It is trained with all threads of this machine; local workers read it from the study's folder."""
     if launcher is None or launcher.inside: load_source(run, out, progress)
     elif launcher.cluster == 'local' and run.source:
         source_weights(run, out, progress)
@@ -69,8 +69,8 @@ def prepare_source(
 
 
 def _mark_chosen(plan, found, progress):
-    "The results, strategy by strategy, trials before final runs, with `chosen` for the strength that was chosen"
-    # with final runs to come, the choice was reported when they were made
+    "Order results by strategy, trials before final runs, and mark those of the chosen strength as `chosen`"
+    # where final runs follow trials, the choice was reported when they were planned
     best = plan.best(found, progress if plan.all_strengths else Progress())
     found = iter(found)
     rows = {s:[] for s in plan.grids}

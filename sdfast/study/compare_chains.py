@@ -28,27 +28,27 @@ from .stage import RUN_COLUMNS, read_stage, stage_folder, stage_keys
 
 __all__ = ['compare_sequences', 'ChainJob']
 
-# the piece of work that measures the models before fine-tuning, next to chains, which are lists of `Run`s
+# the piece of work that measures the models before fine-tuning; all other pieces are chains, lists of `Run`s
 UNTRAINED = ()
 
 
 def compare_sequences(
     bases:list, # A `Run` for each task in order: what all strategies share
-    grids:dict, # Strategy -> its `strength_grid`; all of one length
+    grids:dict, # Strategy -> its `strength_grid`; all have the same length
     out:str|Path, # Folder of the study
     seeds:int=6, # Final chains of each strategy
     trial_seeds:int=1, # Trials of each strength
     progress:Progress=Progress(), # Progress listener
     launcher:Launcher|None=None, # Where to run; `None`: in this process
-)->pd.DataFrame: # A row for each stage, trials too, one for the source model ('untouched') and one for a random encoder
-    """Train every strategy through a chain of tasks.
+)->pd.DataFrame: # A row for each stage, trials included, and the rows 'untouched' and 'random'
+    """Fine-tune with every strategy through a chain of tasks.
 
-    Its strength is the one with the best mean accuracy over source and tasks on their valid parts, with old heads,
-    after the last stage. With it the chain is trained with every seed, and reads test. The row of the random encoder is
-    'random'."""
+    For each strategy, trials choose the strength with the best mean accuracy on the valid parts of source and tasks,
+    with old heads, after the last stage. Then the chain is trained with this strength and every seed, and test is read.
+    The row 'untouched' is the source model's, 'random' that of a random encoder."""
     check_grids(grids)
     plan = ChainPlan(bases, grids, seeds, trial_seeds)
-    trials, final = plan.first(), plan.last(dict.fromkeys(grids, 0))  # final chains of any setting: their number counts
+    trials, final = plan.first(), plan.last(dict.fromkeys(grids, 0))  # only the number of final chains matters
     progress.plan([chain[-1] for chain in trials + final])
     prepare_source(bases[0], out, progress, launcher)
     total = len(trials) + len(final) + 1  # with `UNTRAINED`
@@ -57,7 +57,7 @@ def compare_sequences(
 
 
 def _rows(plan, found)->Iterator[dict]:
-    "Rows of stages, strategy by strategy, trials before final chains; those of `UNTRAINED` last"
+    "Rows of stages, ordered by strategy, trials before final chains; those of `UNTRAINED` come last"
     found = iter(found)
     rows = {s:[] for s in plan.grids}
     for s, settings in plan.trials().items():
@@ -70,7 +70,7 @@ def _rows(plan, found)->Iterator[dict]:
 
 
 class ChainPlan(Plan):
-    "A `Plan` of chains: `base` is a list of `Run`s, one for each task. After the final chains comes `UNTRAINED`"
+    "A `Plan` of chains: `base` is a list of `Run`s, one for each task; `UNTRAINED` follows the final chains"
     by = 'on valid, mean of all tasks'
 
     def runs(self, strategy:str, setting:dict, n:int, final:bool)->list:
@@ -85,7 +85,7 @@ class ChainPlan(Plan):
 
 @dataclass(frozen=True)
 class ChainJob(Job):
-    "The chains of a study as pieces of work for `run_all`: lists of `Run`s, and `()` to measure the untrained models"
+    "The chains of a study as pieces of work for `run_all`: lists of `Run`s, and `UNTRAINED`"
     out: str # Folder of the study
     bases: tuple # A `Run` for each task
 
@@ -129,7 +129,7 @@ class ChainJob(Job):
 
 @lru_cache(maxsize=1)
 def _shared(bases, out):
-    "What all chains of a process share"
+    "The accuracies and the source model that all chains of a process share"
     return Accuracies(list(bases)), replace(load_source(bases[0], out), retention=None)
 
 

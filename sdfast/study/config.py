@@ -1,8 +1,9 @@
 """The settings of runs and studies, each declared once.
 
-`Run` holds what decides a run's numbers, `Study` what surrounds its runs. The comment above a field is its help text;
-`setting` adds its group and its limits. `study.settings` makes command lines and study files of these declarations. A
-new field of `Run` is an option at once, and changes no existing key: keys hash only what differs from the defaults."""
+`Run` has the settings that decide a run's numbers, `Study` all others. The comment above a field is its help text;
+`setting` adds its group and its limits. `study.settings` turns these declarations into command lines and study files.
+So a new field of `Run` is a command-line option, and it changes no existing key: keys hash only the fields that differ
+from their defaults."""
 import hashlib
 import json
 from collections.abc import Callable
@@ -33,19 +34,19 @@ SEQUENCE = dict(epochs=8, strategies='self_distill,fixed_teacher,l2sp,ewc,linear
 
 @dataclass(frozen=True)
 class Setting:
-    "What is known of a setting in addition to its name, type, default and help"
+    "Properties of a setting in addition to its name, type, default and help"
     group: str = ''  # one of `GROUPS`; '': users cannot set it
-    option: str = ''  # its name for users, by default the field's
-    command: str = ''  # the only command that has it
-    automatic: bool = False  # unless given, it follows from other settings
+    option: str = ''  # its name on the command line, by default the field's
+    command: str = ''  # the only command that has it; '': all have it
+    automatic: bool = False  # if not given, it is derived from other settings
     of_source: bool = False  # it also decides the model before fine-tuning
     minimum: float|None = None
     above: float|None = None  # it must be greater than this
     maximum: float|None = None
     below: float|None = None  # it must be less than this
-    choices: tuple = ()  # what it can be, in addition to its default
-    separator: str = ''  # joins the items of a list that a study file gives
-    from_mapping: Callable|None = None  # makes text of a mapping that a study file gives
+    choices: tuple = ()  # allowed values, in addition to its default
+    separator: str = ''  # joins the items if a study file gives a list
+    from_mapping: Callable|None = None  # converts to text if a study file gives a mapping
 
 
 def setting(
@@ -53,7 +54,7 @@ def setting(
     group:str='', # One of `GROUPS`; '': users cannot set it
     **more, # Other fields of `Setting`
 )->Any: # With a `Setting` as its metadata
-    "A field of `Run` or `Study`"
+    "Declare a field of `Run` or `Study`"
     return field(default=default, metadata=dict(setting=Setting(group, **more)))
 
 
@@ -70,15 +71,15 @@ def _format_strategy_args(args):
 
 @dataclass(frozen=True)
 class Run:
-    """All that decides a run's numbers; equal runs have equal `key`s.
+    """All settings that decide a run's numbers; equal runs have equal `key`s.
 
-    `select='paper'` is the paper's protocol: it measures the last epoch and, in columns of its own, the best epoch on
-    test. As that is not honest, it is no option of compare.py."""
+    `select='paper'` is the paper's protocol: it measures the last epoch and, in separate columns, the best epoch on
+    test. As choosing on test is not honest, compare.py does not offer it."""
     # Target task: moving_digits, ucf101:PATH, hmdb51:PATH, folder:PATH or csv:PATH, then options as ,name=value
     task: str = setting('moving_digits', DATA, command='compare')
     # Source task, on which forgetting is measured
     source: str = setting('moving_digits', DATA, of_source=True)
-    # Fingerprints of both: with changed files it is another run
+    # Fingerprints of the files of both tasks, so that a run with changed files has another key
     data: str = setting('', of_source=True)
     # tiny, the paper's c3d and r2plus1d, a video net of torchvision, or any image model of timm
     model: str = setting('tiny', MODEL, of_source=True)
@@ -92,7 +93,7 @@ class Run:
     strategy_args: str = setting('')
     # Strength of the strategy
     lam: float = setting(0.)
-    # Of head, data order, clips and augmentation
+    # Random seed of head, data order, clips and augmentation
     seed: int = setting(0)
     # Epochs of fine-tuning; in a chain, of each stage
     epochs: int = setting(12, TRAINING, minimum=1)
@@ -110,19 +111,19 @@ class Run:
     stride: int = setting(1, DATA, of_source=True, minimum=1)
     # Side of the square crop in pixels; by default 40 for moving_digits, else 112
     size: int = setting(40, DATA, of_source=True, automatic=True, minimum=8)
-    # Smallest part of the frame that a training crop covers, such as .25; 0: squares of the scaled frame
+    # Smallest share of the frame that a training crop covers, such as .25; 0: square crops of the scaled frame
     area: float = setting(0., DATA, of_source=True, minimum=0, maximum=1)
     # Mirror half of the training clips
     flip: bool = setting(False, DATA, of_source=True)
-    # Start a short video again instead of repeating its last frame
+    # Repeat a short video from its start instead of repeating its last frame
     wrap: bool = setting(False, DATA, of_source=True)
-    # Clips of each test video; the valid part is seen by its middle clip
+    # Clips of each test video; of a valid video only the middle clip is used
     clips: int = setting(1, DATA, of_source=True, minimum=1)
-    # Part of train to hold out, by group, where the task has no valid part; 0: train on all
+    # Part of train to hold out, by group, if the task has no valid part; 0: train on all
     valid_frac: float = setting(.2, DATA, minimum=0, below=1)
     # Epoch that is measured: the last, or the best on valid
     select: str = setting('last', TRAINING, command='compare', choices=('last', 'valid'))
-    # Stop after so many epochs without a better accuracy on valid; 0: never
+    # Stop after this many epochs without improvement on valid; 0: never
     patience: int = setting(0, TRAINING, command='compare', minimum=0)
     # Processes that load clips; 0 keeps decoded videos in memory if they fit
     workers: int = setting(0, EXECUTION, of_source=True, minimum=0)
@@ -132,11 +133,11 @@ class Run:
     source_lr: float = setting(.1, TRAINING, of_source=True, above=0)
     # Batch size of the source stage, by default --bs
     source_bs: int = setting(32, TRAINING, of_source=True, automatic=True, minimum=1)
-    # Hold out a part of the source, too, to choose strengths by what was kept
+    # Hold out a part of the source as well, to choose strengths by what was kept
     source_valid: bool = setting(False, of_source=True)
     # More tasks, joined by `;`, on which a probe measures what was kept, such as 'moving_digits,part=motion'
     others: str = setting('', STATISTICS, command='compare', separator=';')
-    # Measure the loss on the straight line from the weights before fine-tuning
+    # Measure the loss on the straight line between the weights before and after fine-tuning
     with_barrier: bool = setting(False, STATISTICS, option='barrier', command='compare')
     # Processes that train together on each batch, under torchrun
     processes: int = setting(1, of_source=True)
@@ -161,7 +162,7 @@ class Run:
 
     @property
     def source_key(self)->str:
-        "Key of what decides the model before fine-tuning"
+        "Key of the settings that decide the model before fine-tuning"
         decisive = {f.name for f in fields(self) if f.metadata['setting'].of_source}
         return hash_fields({k:v for k, v in changed_fields(self).items() if k in decisive})
 
@@ -177,15 +178,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    "The settings of a study around its runs"
+    "The settings of a study that are not settings of a `Run`"
     # Target tasks in order, joined by `;`, see compare.py's --task
     tasks: str = setting('moving_digits,part=target;moving_digits,part=motion;moving_digits,part=digit', DATA,
                          command='sequence', separator=';')
     # Folder of the official lists of ucf101 and hmdb51, by default in the videos' folder or next to it
     splits: str|None = setting(None, DATA)
-    # Use the videos of ucf101 and hmdb51 that are there, although some are missing
+    # Use ucf101 and hmdb51 even if some of their videos are missing
     allow_missing: bool = setting(False, DATA)
-    # Which to compare, or `all`; finetune, the reference, is always included
+    # Strategies to compare, or `all`; finetune, the reference, is always included
     strategies: str = setting('self_distill,fixed_teacher,ema_teacher,l2sp,ewc', CHOICE, separator=',')
     # Strengths to choose from: .1,1,10 for all strategies, or l2sp=.01,.1;ewc=.1,1
     lams: str = setting('', CHOICE, separator=',', from_mapping=_format_lams)
@@ -195,17 +196,17 @@ class Study:
     seeds: int = setting(6, CHOICE, minimum=1)
     # Trials of each strength
     trial_seeds: int = setting(1, CHOICE, minimum=1)
-    # Run every strength with every seed to the end: shows what each keeps at which price, and chooses by all seeds
+    # Run every strength with every seed to the end, to show its trade-off and to choose by all seeds
     all_strengths: bool = setting(False, CHOICE, command='compare')
-    # How to choose: the best on valid, or of the settings within 1 point of it the one that keeps most
+    # How to choose: the best on valid, or, of all settings within 1 point of it, the one that keeps most
     rule: str = setting('accuracy', CHOICE, command='compare', choices=RULES)
-    # What equal_learning keeps, on a held-out part of the source: accuracy of a new probe, or of the old head
+    # Accuracy that equal_learning compares on a held-out part of the source: of a new probe, or of the old head
     kept: str = setting('source_probe', CHOICE, command='compare', choices=('source_probe', 'source_acc'))
     # How p values are adjusted for the number of strategies: holm, bh (false discovery rate) or none
     adjust: str = setting('holm', STATISTICS, command='compare', choices=tuple(ADJUSTMENTS))
-    # Folder to write to; what is finished in it is not done again
+    # Folder to write to; finished runs in it are not repeated
     out: str = setting('runs/compare', EXECUTION)
-    # Worker processes, one for each GPU where there are several; by default 1, or on CPUs up to 8 for moving_digits
+    # Worker processes, such as one for each GPU; by default 1, or on CPUs up to 8 for moving_digits
     jobs: int|None = setting(None, EXECUTION, automatic=True, minimum=1)
     # Where workers run: local, or slurm
     launcher: str = setting('', EXECUTION)
@@ -227,14 +228,14 @@ def changed_fields(
 def hash_fields(
     values:object, # Anything that JSON can hold
 )->str: # Twelve hex digits
-    "Hash of settings, as keys have it"
+    "Hash of settings, as used for keys"
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def file_id(
-    path:str|Path|None, # A file; `None` and `pretrained` are none
-)->str: # Of SHA-256
-    "Sixteen hex digits of a file's content, '' without a file"
+    path:str|Path|None, # A file, or `None` or 'pretrained' for none
+)->str: # Sixteen hex digits of SHA-256, or ''
+    "Hash of a file's content, '' without a file"
     if path in (None, 'pretrained'): return ''
     with open(path, 'rb') as f:
         if hasattr(hashlib, 'file_digest'): return hashlib.file_digest(f, 'sha256').hexdigest()[:16]

@@ -21,18 +21,18 @@ CLASSES = 101  # of the head that is timed
 
 @dataclass(frozen=True)
 class StepSeconds:
-    "Seconds a clip"
-    plain: float  # of a training step
-    distilled: float  # of a training step with a teacher
-    forward: float  # of a forward pass without gradients
+    "Seconds per clip"
+    plain: float  # for a training step
+    distilled: float  # for a training step with a teacher
+    forward: float  # for a forward pass without gradients
 
 
 def time_steps(
     run:Run, # Its model, clip and batch size are used
-)->StepSeconds: # Seconds a clip
-    """Time training steps, plain and with a teacher, and forward passes
+)->StepSeconds:
+    """Time training steps, plain and with a teacher, and forward passes.
 
-    On a CPU they have two clips, on a GPU the run's batch size."""
+    A batch has two clips on a CPU, and the run's batch size on a GPU."""
     device = default_device()
     n = run.bs if device.type == 'cuda' else 2
     model = create_model(run.model, CLASSES).to(device)
@@ -60,8 +60,8 @@ def time_steps(
 def clock(
     f:Callable, # Called three times, without arguments
     device:torch.device, # Synchronised before the clock is read
-)->float: # Seconds of a call
-    "Time the second and third call of a function"
+)->float: # Mean seconds of a call
+    "Time the second and third of three calls of a function"
     def wait():
         if device.type == 'cuda': torch.cuda.synchronize()
     f()
@@ -74,8 +74,8 @@ def clock(
 
 def time_loading(
     run:Run, # Its task and clip are used
-    n:int=8, # Videos
-)->float: # Seconds a clip
+    n:int=8, # Number of videos
+)->float: # Seconds per clip
     "Time decoding and cropping of training clips in one process"
     area = (run.area, 1.) if run.area else None
     sample = SampleClips(run.frames, run.stride, run.size, area=area, wrap=run.wrap)
@@ -89,8 +89,8 @@ def time_loading(
 
 def estimate_run(
     run:Run, # A final run
-    n_train:int, # Videos in train, of which it may hold out a part
-    n_test:int, # Videos in test
+    n_train:int, # Number of videos in train, including the part to hold out
+    n_test:int, # Number of videos in test
     seconds:StepSeconds, # From `time_steps`
     load:float=0., # Seconds to load a clip, from `time_loading` divided by the processes that load
 )->tuple[int, float]: # `(steps, hours)`

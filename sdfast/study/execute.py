@@ -2,22 +2,21 @@
 
 The life of a run, in `out/runs/KEY`:
 
-1. *Claimed.* One process at a time works in the folder. If its result is there and undamaged, it is read and nothing
-else
-   happens. Otherwise files of an earlier try are removed, except its last checkpoint, and `run.json` is written.
+1. *Claimed.* One process at a time works in the folder. If it has an undamaged result, the result is read and nothing
+   else happens. Otherwise the files of an earlier attempt are removed, except its last checkpoint, and `run.json` is
+   written.
 2. *Trained.* After each epoch `Resume` replaces the checkpoint `epoch-NNNNN-DIGEST.pt`. A run whose process died
-resumes from
-   it and ends with the same numbers.
+   resumes from it and ends with the same numbers.
 3. *Measured.* Trials are measured on the valid part. Only final runs read test, and only they measure what was kept.
 4. *Sealed.* `result.json` is written last, with the digests of all other files; then the checkpoint is removed.
 
-A run that fails is sealed, too: it has a status, an error, and a traceback in `log.txt`. A later study tries it again,
-unless it diverged. A run with a missing or damaged file is done again.
+A run that fails is sealed, too, with a status, an error, and a traceback in `log.txt`. A later call tries it again,
+unless it diverged. A run with a missing or damaged file is repeated.
 
     run.json              settings
     epochs.csv            losses, accuracy and the strategy's terms of each epoch
     scores.csv            class probabilities of the target's test videos; final runs
-    scores_best.csv       the same of the epoch that is best on test; final runs with `select='paper'`
+    scores_best.csv       the same at the epoch that is best on test; final runs with `select='paper'`
     source_scores.csv     the old head's class probabilities of the source's test videos; final runs
     kept.json, curve.csv  retention scores, and their course over the epochs; final runs
     log.txt               time, settings, versions, warnings, traceback
@@ -81,8 +80,8 @@ def execute(
 
 
 def _finished_meanwhile(run, out, folder, since):
-    "The result of another process that held the claim before"
-    # damage was reported before
+    "The result of another process that did the run while this one waited for the claim"
+    # no progress listener: damage was reported at the first look
     return finished(run, out, Progress(), since) if (folder/'result.json').exists() else None
 
 
@@ -95,7 +94,7 @@ def _execute(run, out, folder, progress, log):
 
 
 def known_columns(run:Run)->dict:
-    "A row of runs.csv with what is known before a run"
+    "A row of runs.csv with the columns that are known before a run"
     settings = {k:v for k, v in asdict(run).items() if k in COLUMNS}
     return {c:None for c in COLUMNS} | settings | dict(key=run.key, anchor=None)
 
@@ -109,11 +108,11 @@ def _train_and_measure(run, source, folder, progress, cbs):
 
 
 def train_run(
-    run:Run, # What to do
+    run:Run, # Settings
     source:SourceModel, # From `load_source`
     progress:Progress=Progress(), # Progress listener
     cbs:Sequence[Callback]=(), # More callbacks
-)->tuple: # The learner after training, and why it diverged or `None`
+)->tuple: # The learner after training, and the reason if it diverged, else `None`
     "Train the source's encoder with a new head on the target task"
     task, dls, _ = target_data(run)
     set_seed(run.seed)
@@ -160,12 +159,12 @@ def _valid_columns(run, learn):
 
 
 def _valid_accuracy(learn):
-    "Of the model as it is now: some strategies change it after the last epoch"
+    "Accuracy of the final model, which can differ from the last epoch's: some strategies change it after training"
     with learn.no_bar(), learn.no_logging(): return float(learn.validate()[1])
 
 
 def _test_columns(run, learn, file):
-    "Accuracies on test; the answers for each video go to `file`"
+    "Accuracies on test; writes the class probabilities of each video to `file`"
     task, _, test = target_data(run)
     probs, y = _predict(learn, test)
     write_answers(probs, task, file)
@@ -176,13 +175,13 @@ def _test_columns(run, learn, file):
 
 def _predict(learn:Learner, dl):
     "Class probabilities of each video, and labels, in the order of `dl`"
-    # `dl` does not shuffle; with `reorder` fastai would load everything a second time
+    # `dl` does not shuffle, and with `reorder` fastai would load all clips a second time
     with learn.no_bar(), learn.no_logging(): probs, y = learn.get_preds(dl=dl, reorder=False)
     return probs.as_subclass(torch.Tensor).float(), y.as_subclass(torch.Tensor)
 
 
 def _retention(run, source, learn, folder):
-    "What the encoder kept, and its course over the epochs"
+    "Measure what the encoder kept, and write it and its course over the epochs"
     scores = source.retention(learn.model[0])
     write_answers(scores.answers, source_data(run)[0], folder/'source_scores.csv')
     kept = scores.flat()
@@ -192,7 +191,7 @@ def _retention(run, source, learn, folder):
 
 
 def _best_test_columns(run, learn, folder):
-    "Accuracies of the epoch that is best on test, as the paper's code reports them"
+    "Accuracies at the epoch that is best on test, as the paper's code reports them"
     learn.model.load_state_dict(learn.keep_best.state)
     return {f'best_{k}':v for k, v in _test_columns(run, learn, folder/'scores_best.csv').items()}
 

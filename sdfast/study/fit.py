@@ -1,4 +1,4 @@
-"One fit as studies do it: seeded epochs, SGD, a schedule, and an end when it diverges."
+"One fit of a study: SGD with a schedule, seeded epochs, stopped if it diverges."
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +30,12 @@ __all__ = ['learning_rates', 'fit_batch_size']
 
 def fit_model(dls:DataLoaders, model:nn.Module, epochs:int, lr:float, seed:int, cbs:Sequence[Callback]=(),
               progress:Progress=Progress(), schedule:str='cosine', wd:float=0.)->tuple[Learner, str|None]:
-    "Train with SGD of momentum .9; returns the learner, and why it diverged or `None`"
+    "Train with SGD and momentum .9; returns the learner, and the reason if it diverged, else `None`"
     check = StopDiverged()
     rates = ParamScheduler(dict(lr=learning_rates(schedule, lr, epochs)))
     cbs = [*cbs, Seeded(seed), check, ProgressReporter(progress), MultiClip(), rates]
-    # weight decay as in torch and RSPNet's code: coupled, of all parameters; fastai's default is decoupled and leaves
-    # out batch norm and biases
+    # weight decay as in torch and RSPNet's code: coupled, on all parameters; fastai's default is decoupled and excludes
+    # batch norm and biases
     sgd = partial(SGD, mom=.9, decouple_wd=False)
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=sgd, lr=lr, wd=wd, wd_bn_bias=True,
                     splitter=encoder_head_split, metrics=accuracy, cbs=cbs)
@@ -47,14 +47,14 @@ def fit_model(dls:DataLoaders, model:nn.Module, epochs:int, lr:float, seed:int, 
 
 @contextmanager
 def train_together(learn:Learner)->Iterator[None]:
-    "Inside this context the processes that torchrun started train one model; without torchrun nothing changes"
+    "Make the processes that torchrun started train one model in this context; without torchrun nothing changes"
     if num_distrib() < 2:
         yield
         return
     cuda = torch.cuda.is_available()
 
     def shard(dl):
-        # only training loaders, which drop the last batch: each process validates on all clips, so counts are exact
+        # only training loaders drop the last batch; each process validates on all clips, so that counts are exact
         return ShardedDL(dl, device=learn.dls.device) if dl.drop_last and not isinstance(dl, ShardedDL) else dl
     with learn.distrib_ctx(sync_bn=cuda, cpu=not cuda):  # SyncBatchNorm needs GPUs
         learn.distributed_trainer._wrap_dl = shard
@@ -70,11 +70,11 @@ def error_message(e:Exception)->str:
 # ---- schedules and sizes
 
 def learning_rates(
-    name:str, # 'cosine': to 0, each batch; 'epoch_cosine': to lr/1000, each epoch; 'steps': a tenth at 50, 70 and 90 %
+    name:str, # 'cosine': per batch, to 0; 'epoch_cosine': per epoch, to lr/1000; 'steps': times .1 at 50, 70 and 90 %
     lr:float, # Learning rate at the start
     epochs:int, # Length of the whole training, in epochs
-)->Callable: # Function of the share of training that is done, from 0 to 1, that returns the learning rate
-    "A learning rate schedule. 'epoch_cosine' and 'steps' are those of RSPNet's code; the share is of all epochs"
+)->Callable: # Function of the completed share of all epochs, from 0 to 1, that returns the learning rate
+    "A learning rate schedule; 'epoch_cosine' and 'steps' are those of RSPNet's code"
     def epoch(pos): return int(pos*epochs + 1e-6)  # `pos` is rounded
 
     def epoch_cosine(pos):
@@ -96,7 +96,7 @@ def fit_batch_size(
 )->int: # Batch size in clips, at most `bs`
     """Halve a batch size until an epoch has at least two batches.
 
-    With a single batch an epoch, the teacher of an epoch never differs from its student."""
+    With one batch per epoch, a teacher that is renewed each epoch would always equal its student."""
     while bs > 1 and n < 2*bs: bs //= 2
     return bs
 
@@ -104,7 +104,7 @@ def fit_batch_size(
 # ---- callbacks
 
 class Seeded(Callback):
-    "Makes order, clips and augmentation of each epoch depend on seed and epoch alone, not on what ran before"
+    "Makes order, clips and augmentation of an epoch depend only on seed and epoch, not on earlier computations"
     order = 100  # after all callbacks that draw random numbers
 
     def __init__(self, seed:int): self.seed = seed
@@ -117,7 +117,7 @@ class Seeded(Callback):
 
 
 class StopDiverged(Callback):
-    "Ends a fit after an epoch in which the loss, a penalty, a weight or a statistic is not finite; `why` says which"
+    "Stops a fit after an epoch if the loss, a penalty, a weight or a statistic is not finite; `why` says which"
     order, why = 60, None
 
     def after_train(self):
@@ -136,7 +136,7 @@ class StopDiverged(Callback):
 
 
 def _gather(x):
-    "`x` of each process that trains together"
+    "List the `x` of all processes that train together"
     if num_distrib() < 2: return [x]
     parts = [None]*num_distrib()
     torch.distributed.all_gather_object(parts, x)
@@ -154,24 +154,24 @@ class ProgressReporter(Callback):
 
 class SkipValidation(Callback):
     "Skips validation where nothing reads its results"
-    order = 51  # after the recorder, which resets its values of the last epoch
+    order = 51  # after the recorder, which resets its values of the previous epoch
 
     def before_validate(self): raise CancelValidException
 
 
 class KeepBest(Stateful, Callback):
-    "Remembers the weights of the epoch with the best validation accuracy, the first of equals; loads them at the end"
+    "Keeps the weights of the epoch with the best validation accuracy, the earliest of several; loads them at the end"
     order = 61  # `after_fit` runs before recipes that change the trained weights
     epoch_, best, state = None, -1., None
     _state = ('epoch_', 'best', 'state')
 
     def __init__(self,
         load:bool=True, # Load the best epoch's weights after the fit
-        patience:int=0, # End the fit after this many epochs without improvement; 0: never
+        patience:int=0, # Stop the fit after this many epochs without improvement; 0: never
     ): self.load, self.patience = load, patience
 
     def after_epoch(self):
-        if self.learn.lock.locked(): return  # `get_preds`
+        if self.learn.lock.locked(): return  # called by `get_preds`
         acc = dict(zip(self.recorder.metric_names, self.recorder.log))['accuracy']
         if acc > self.best:
             self.best, self.epoch_ = acc, self.epoch

@@ -1,4 +1,4 @@
-"""The folder of a study: claiming parts of it, reading sealed results, writing tables.
+"""The folder of a study: claiming its subfolders, reading sealed results, writing tables.
 
     plan.json      the command, and the folders of all known runs, see `run_all`
     source/KEY/    the model before fine-tuning, see `load_source`
@@ -6,8 +6,8 @@
     stages/KEY/    one stage of a chain of tasks, see `train_chain`
     workers/       logs of worker processes
 
-A folder of a source, run or stage is complete when its sealed file is there, which is written last and has the digests
-of the others. A folder without it, or with damaged files, is done again."""
+The folder of a source, run or stage is complete when it has its sealed file (source.json or result.json), which is
+written last and lists the digests of the others. Without it, or with damaged files, the work is repeated."""
 import json
 import sys
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from .config import Run
 
 __all__ = ['finished']
 
-LASTING = ('ok', 'diverged')  # results that another try would not change
+LASTING = ('ok', 'diverged')  # a run with such a status would end in the same way again
 
 
 # ---- reading
@@ -43,22 +43,23 @@ def finished(
     run:Run, # The run
     out:str|Path, # Folder of the study
     progress:Progress=Progress(), # Progress listener, for lines about damaged files
-    since:float|None=None, # Time in seconds since the epoch: earlier failures do not count. `None`: no failure counts
+    since:float|None=None, # Failures count if they are later than this, in seconds since the epoch; `None`: none counts
 )->dict|None: # A row with the fields of `COLUMNS`, and `anchor`
-    """The result of a run if it is finished and its files are undamaged.
+    """Read the result of a run; `None` if it is not finished or its files are damaged.
 
-    Failures are tried again because their cause may be gone. Raises `StoreError` if the folder has another run."""
+    An earlier failure counts as not finished, because its cause may be gone. Raises `StoreError` if the folder has
+    another run."""
     folder = run_folder(run, out)
     result = read_sealed(folder, 'result.json', progress, 'done again')
     if result is None: return None
-    recorded = asdict(Run()) | store.read_json(folder/'run.json')  # a setting added since then was at its default
+    recorded = asdict(Run()) | store.read_json(folder/'run.json')  # settings added since then had their defaults
     if recorded != json.loads(json.dumps(asdict(run))):
         raise StoreError(f'{folder} is of another run; use another folder for this study')
     return {c:result.get(c) for c in [*COLUMNS, 'anchor']} if is_settled(result, since) else None
 
 
 def read_sealed(folder:Path, name:str, progress:Progress, remedy:str)->dict|None:
-    "Content of a sealed file, or `None` if it or a file that it names is missing or damaged; damage is reported"
+    "Read a sealed file; reports damage and returns `None` if it or a file that it lists is missing or damaged"
     try:
         sealed = store.read_json(folder/name)
         store.verify(folder, sealed['files'])
@@ -68,7 +69,7 @@ def read_sealed(folder:Path, name:str, progress:Progress, remedy:str)->dict|None
 
 
 def is_settled(result:dict, since:float|None)->bool:
-    "Whether a result stands: another try would not change it, or it is a failure of after `since`"
+    "Whether a result is final: a success, a divergence, or a failure after `since`"
     return result['status'] in LASTING or (since is not None and result['ended'] >= since)
 
 
@@ -76,7 +77,7 @@ def is_settled(result:dict, since:float|None)->bool:
 
 @contextmanager
 def claim_folder(folder:Path, progress:Progress=Progress(), wait:bool=True)->Iterator[Path]:
-    "`store.claim` by the first of the processes that train together; all raise what it raises"
+    "Claim a folder by `store.claim` in the first of the processes that train together; all raise its error"
     claim = nullcontext() if rank_distrib() else store.claim(folder, wait, progress.say)
     from_rank0(claim.__enter__)
     try: yield folder
@@ -86,13 +87,13 @@ def claim_folder(folder:Path, progress:Progress=Progress(), wait:bool=True)->Ite
 # ---- writing
 
 def versions()->dict:
-    "What a result depends on besides its settings and data"
+    "Versions and number of threads, which a result depends on in addition to settings and data"
     packages = {n:version(n) for n in ('sdfast', 'torch', 'fastai', 'av')}
     return dict(versions=packages, python=sys.version.split()[0], threads=torch.get_num_threads())
 
 
 def write_epochs(learn:Learner, folder:Path, names:dict|None=None)->None:
-    "Write what the recorder has of each epoch to `epochs.csv`, except times; `names` renames columns"
+    "Write the recorder's values of each epoch to `epochs.csv`, except times; `names` renames columns"
     columns = [(names or {}).get(n, n) for n in learn.recorder.metric_names[1:] if n != 'time']
     log = pd.DataFrame(list(learn.recorder.values), columns=columns)
     store.write(folder/'epochs.csv', log.rename_axis('epoch').to_csv())
@@ -108,5 +109,5 @@ def write_answers(probs:torch.Tensor, task:Task, file:Path)->None:
 
 
 def retention_columns(kept:dict)->dict:
-    "The columns of runs.csv among retention scores"
+    "The retention scores that are columns of runs.csv"
     return {k:v for k, v in kept.items() if k in RETENTION_COLUMNS}

@@ -11,21 +11,21 @@ from .config import QUICK, Run
 
 __all__ = ['source_data', 'target_data', 'balanced_loader']
 
-# clips of the source's train part, with balanced classes: to fit probes on, and to compute importances from
+# number of clips of the source's train part, with balanced classes, for fitting probes and for computing importances
 PROBE_CLIPS, FISHER_CLIPS = 1200, 500
-QUICK_FISHER_CLIPS = 120  # with `Run.quick`
+QUICK_FISHER_CLIPS = 120  # in place of FISHER_CLIPS with `Run.quick`
 SOURCE_VALID = .2  # part of the source's train part that is held out with `Run.source_valid`
 
 
 def source_data(
-    run:Run, # `source`, `source_bs` and the settings of clips count
+    run:Run, # Only `source`, `source_bs` and the settings of clips matter
 )->tuple: # The task, its loaders, and the loader of its test part
     "The data of the task that is not to be forgotten"
     return load_part(run, run.source, 'source', run.source_bs, SOURCE_VALID if run.source_valid else 0.)
 
 
 def target_data(
-    run:Run, # `task`, `bs`, `valid_frac` and the settings of clips count
+    run:Run, # Only `task`, `bs`, `valid_frac` and the settings of clips matter
 )->tuple: # The task, its loaders, and the loader of its test part
     "The data of the task to fine-tune on"
     return load_part(run, run.task, 'target', run.bs, run.valid_frac)
@@ -50,7 +50,7 @@ def load_data(spec:str, part:str, quick:bool, frames:int, stride:int, size:int, 
         return task.dls(frames, stride, size, bs, clips, workers, stats=model_stats(model), decoded=decoded_folder(),
                         **augment)
     dls = make_dls(bs, 1)
-    # twice the clips of a training batch fit into memory without gradients
+    # without gradients, twice the clips of a training batch fit into memory
     test_dls = dls if clips == 1 else make_dls(max(1, 2*bs//clips), clips)
     return task, dls, task.dl(test_dls, 'test')
 
@@ -66,5 +66,5 @@ def balanced_loader(
 
 
 def importance_loader(run:Run, task:Task, dls:DataLoaders)->TfmdDL:
-    "The clips that importances of weights are computed from"
+    "The loader of the clips that importances of weights are computed from"
     return balanced_loader(task, dls, QUICK_FISHER_CLIPS if run.quick else FISHER_CLIPS)

@@ -1,4 +1,4 @@
-"Studies that choose nothing: every setting is run with every seed to the end, and all of it is shown."
+"Studies without a choice of settings: every setting is run with every seed, and all results are shown."
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ def final_run(
     quick:bool=False, # Use only a few clips of each class
     **fields, # Other fields of `Run`
 )->Run: # With the fingerprints of both tasks
-    "Make a final run on two tasks, to be varied by `dataclasses.replace`"
+    "Make a final run on two tasks; `dataclasses.replace` makes its variants"
     parts = [create_task(source, 'source'), create_task(task, 'target')]
     if quick: parts = [part.subset(**QUICK) for part in parts]
     data = '-'.join(part.fingerprint for part in parts)
@@ -37,7 +37,7 @@ def run_settings(
     out:str|Path, # Folder of the study
     progress:Progress=Progress(), # Progress listener
     launcher:Launcher|None=None, # Where to run; `None`: in this process
-)->pd.DataFrame: # A row a run, and one of the untouched encoder; columns of `compare`
+)->pd.DataFrame: # A row for each run, and one for the untouched encoder; columns as in `compare`
     "Run every setting with every seed"
     runs = [replace(setting, seed=i) for setting in settings for i in range(seeds)]
     progress.plan(runs)

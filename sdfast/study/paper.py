@@ -1,4 +1,4 @@
-"The paper's tables: what it prints, how its code base trains, and the runs that fill each cell."
+"The paper's tables: the printed numbers, the settings of its code base, and the runs that fill each cell."
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -14,11 +14,11 @@ from .fit import learning_rates
 __all__ = ['PaperCell', 'PaperStudy', 'find_data', 'find_weights']
 
 LAMS = (.1, 1., 10., 100., 1000.)  # the strengths of table 2
-RECIPES = dict(c3d=dict(lr=.005, bs=24), r2plus1d=dict(lr=.1, bs=32))  # of RSPNet's code for each encoder
+RECIPES = dict(c3d=dict(lr=.005, bs=24), r2plus1d=dict(lr=.1, bs=32))  # settings of RSPNet's code for each encoder
 DATA_SETS = ('ucf101', 'hmdb51')
 NAMES = dict(c3d='C3D', r2plus1d='R(2+1)D', ucf101='UCF101', hmdb51='HMDB51')  # for the reader
 FOLDERS = dict(ucf101=('UCF-101', 'UCF101', 'ucf101'), hmdb51=('hmdb51', 'HMDB51', 'hmdb51_org'))  # where videos may be
-FILES = dict(c3d=('c3d',), r2plus1d=('r2plus1d', 'r21d', 'r2p1d'))  # what names of checkpoints contain
+FILES = dict(c3d=('c3d',), r2plus1d=('r2plus1d', 'r21d', 'r2p1d'))  # a checkpoint's file name contains one of these
 SELECTIONS = dict(last='last epoch', valid='best on valid', paper='paper protocol')  # which epoch is tested
 TEACHER_BN = ('batch', 'running')
 
@@ -42,19 +42,19 @@ class PaperCell:
     encoder: str  # of `RECIPES`
     data: str  # of `DATA_SETS`
     runs: list  # all runs of both tables
-    missing: str = ''  # why they cannot be done; '' if they can
+    missing: str = ''  # why the runs are impossible; '' if they are possible
 
     def select(self,
         lam:float, # Strength; 0 for the baseline
         kind:str, # One of `SELECTIONS`
-    )->list[Run]: # One a seed
-        "Runs with one strength that were trained for a selection: 'valid' has its own, on less of train"
+    )->list[Run]: # One for each seed
+        "The runs with one strength for a selection: 'valid' has runs of its own, which hold out a part of train"
         return [r for r in self.runs if r.lam == lam and (r.select == 'valid') == (kind == 'valid')]
 
 
 @dataclass(frozen=True)
 class PaperStudy:
-    "Which cells of the paper's tables to fill, and from what. Data sets and weights that are missing leave empty cells"
+    "Which cells of the paper's tables to fill, and with which data; missing data sets or weights leave empty cells"
     data: str|None = None  # folder with UCF-101 and hmdb51
     weights: str|None = None  # folder of RSPNet's checkpoints, or c3d=FILE,r2plus1d=FILE
     splits: str|None = None  # folder of the official lists, by default in and next to the data
@@ -85,10 +85,10 @@ class PaperStudy:
         if self.data and not Path(self.data).is_dir(): raise InputError(f'--data: folder {self.data} does not exist')
         check_among('--reduction', self.reduction, REDUCTIONS)
         check_among('--teacher-bn', self.teacher_bn, TEACHER_BN)
-        learning_rates(self.fields.get('schedule', 'epoch_cosine'), 1., 1)  # raises
+        learning_rates(self.fields.get('schedule', 'epoch_cosine'), 1., 1)  # raises for an unknown schedule
 
     def plan(self)->tuple[list[PaperCell], list[str]]:
-        "Return `(cells, notes)`: the runs of each cell, and what a reader must know about data and weights"
+        "Return `(cells, notes)`: the runs of each cell, and notes on data and weights for the reader"
         notes = []
         specs = {name:self._find_task(name, notes) for name in self.datasets}
         weights = {encoder:self._find_checkpoint(encoder, notes) for encoder in self.encoders}
@@ -160,7 +160,7 @@ def find_weights(
     text:str|None, # `c3d=FILE,r2plus1d=FILE`, or a folder whose file names contain the encoders' names
     encoder:str, # One of `RECIPES`
 )->str|None: # Its checkpoint; `None` if there is none
-    "Find the checkpoint of an encoder; raises `InputError` if several could be meant"
+    "Find the checkpoint of an encoder; raises `InputError` if several files match"
     if not text: return None
     if '=' in text:
         given = dict(part.split('=', 1) for part in text.split(',') if '=' in part)

@@ -14,14 +14,14 @@ __all__ = ['Plan']
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a study. Called with the results of all trials, it returns the final runs that follow from them.
+    """The runs of a study. Called with the results of all trials, it returns the final runs.
 
-    It is picklable, so that workers can compute what follows."""
+    It is picklable, so that workers can compute the final runs themselves."""
     base: Run  # what all runs share
-    grids: dict  # strategy -> its `strength_grid`; all of one length
+    grids: dict  # strategy -> its `strength_grid`; all have the same length
     seeds: int  # final runs of each strategy
     trial_seeds: int  # trials of each setting
-    all_strengths: bool = False  # trials have every seed and are final, and no others follow
+    all_strengths: bool = False  # all runs are final and have every seed; no others follow
     rule: str = 'accuracy'  # see `choose`
     kept: str = 'source_probe'  # see `compare`
     by = 'on valid'  # what settings are chosen by, for the reader
@@ -31,7 +31,7 @@ class Plan:
         return [run for settings in self.trials().values() for runs in settings for run in runs]
 
     def trials(self)->dict[str, list]:
-        "Strategy -> for each setting its runs; nothing where there is no choice"
+        "Strategy -> a list of runs for each setting; empty if there is only one setting"
         if self.all_strengths: return self._grid_runs(self.seeds, final=True)
         n_settings = len(next(iter(self.grids.values())))
         if n_settings < 2: return {s:[] for s in self.grids}
@@ -45,15 +45,15 @@ class Plan:
         return [replace(self.base, strategy=strategy, seed=seed, final=final, **setting) for seed in range(n)]
 
     def __call__(self, found:list, progress:Progress=Progress())->list:
-        "The final runs, by the results of all trials"
+        "The final runs, chosen by the results of all trials"
         return self.last(self.best(found, progress))
 
     def last(self, best:dict)->list:
-        "The final runs of the settings number `best[strategy]`"
+        "The final runs with setting number `best[strategy]` of each strategy"
         return [run for s, i in best.items() for run in self.runs(s, self.grids[s][i], self.seeds, final=True)]
 
     def best(self, found:list, progress:Progress=Progress())->dict[str, int]:
-        "Strategy -> number of the setting to take, by the results of all trials"
+        "Strategy -> number of the setting that the results of all trials choose"
         found, best = iter(found), {}
         for s, settings in self.trials().items():
             best[s] = 0
@@ -65,12 +65,12 @@ class Plan:
         return best
 
     def scores(self, row:dict)->tuple[float, float]:
-        "Of a trial: accuracy on valid, and what was kept on the source's valid part; nan for what was not measured"
+        "A trial's accuracies on the valid parts of target and source; nan where not measured"
         valid, kept = row['valid_acc1'], row[f'valid_{self.kept}']
         return np.nan if valid is None else valid, np.nan if kept is None else kept
 
     def _choice(self, strategy, valid, kept, best):
-        "A line for the reader: each setting with its scores, and the one that is taken"
+        "A line for the reader: each setting with its scores, and the chosen one"
         names = [setting_name(strategy, setting) for setting in self.grids[strategy]]
         tried = ', '.join(f'{name} {_scores_text(v, k)}' for name, v, k in zip(names, valid, kept))
         return f'{strategy}: {tried} {self.by}; takes {names[best]}'

@@ -1,8 +1,14 @@
 """Pre-training of a video encoder without labels, the first stage of the paper: `make_stage`, then `pretrain`.
 
-A stage has a folder of its own with weights.safetensors (encoder and heads; `load_encoder` and `read_checkpoint` read
-it), for RSPNet rspnet.pth.tar in its own layout, epochs.csv and, written last, result.json. A finished stage is read;
-one that was stopped resumes from its last finished epoch and ends with the same weights."""
+Each stage has its own folder:
+
+    weights.safetensors   encoder and heads; `load_encoder` and `read_checkpoint` read it
+    rspnet.pth.tar        for RSPNet only, in the layout of its code
+    epochs.csv            losses and scores of each epoch
+    result.json           written last: settings, scores on held-out videos, digests
+
+A finished stage is read, not trained again. A stopped one resumes from its last finished epoch and ends with the same
+weights."""
 import hashlib
 import json
 import random
@@ -36,7 +42,7 @@ from .fit import Seeded, StopDiverged, fit_batch_size
 from .pretrain_recipes import recipe, stage_rates
 from .progress import LiveProgress
 
-RSPNET_NAMES = dict(c3d='c3d', r2plus1d='r2plus1d-vcop')  # RSPNet's names of our encoders
+RSPNET_NAMES = dict(c3d='c3d', r2plus1d='r2plus1d-vcop')  # our encoders -> their names in RSPNet's code
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,14 @@ class Stage:
     wd: float  # L2 regularisation of all parameters
     bs: int  # batch size
     frames: int  # in a clip
-    stride: int  # frames of the video from one of the clip to the next
+    stride: int  # frames of the video from one frame of the clip to the next
     size: int  # side of the square in pixels
     method_args: str = ''  # for the method's constructor, `name=value,...`
     model: str = 'tiny'  # see `create_encoder`
     model_args: str = ''  # for the model's constructor, `name=value,...`
     init: str|None = None  # weights to start from
-    seed: int = 0  # of weights, order, clips and augmentation
-    clips: int = 0  # of each class of a task to train on; 0: all
+    seed: int = 0  # random seed of weights, order, clips and augmentation
+    clips: int = 0  # number of videos of each class to train on; 0: all
     workers: int = 0  # processes that load clips
     files: str = ''  # fingerprint of the videos
 
@@ -66,9 +72,9 @@ class Stage:
 
 
 def make_method(
-    stage:Stage, # Its `method` and `method_args` count
+    stage:Stage, # Only `method` and `method_args` matter
 )->Pretext:
-    "The stage's method; raises `InputError` for arguments that it does not take"
+    "Make the stage's method; raises `InputError` for arguments that the method does not take"
     _check_method(stage.method)
     try: return METHODS[stage.method](**parse_options(stage.method_args, '--method-args'))
     except TypeError as e: raise InputError(f'--method-args {stage.method_args!r}: {e}') from None
@@ -83,14 +89,14 @@ class StageData:
     "The videos of a stage"
     train: list  # paths
     valid: list  # paths of held-out videos
-    fingerprint: str  # other files have another
-    loaders: Callable  # makes `DataLoaders`
+    fingerprint: str  # hash that identifies the files
+    loaders: Callable  # function without arguments that makes `DataLoaders`
 
 
 def stage_data(
-    stage:Stage, # Its `task` and the fields of clips and batches count
+    stage:Stage, # Only `task` and the fields of clips and batches matter
 )->StageData:
-    """The train and valid parts of a task, or all videos below `videos:FOLDER`, one in twenty of them held out.
+    """The train and valid parts of a task; for `videos:FOLDER` all videos below a folder, with one in twenty held out.
 
     Raises `InputError` for a folder with fewer than four videos."""
     shape = dict(frames=stage.frames, stride=stage.stride, size=stage.size, bs=stage.bs, workers=stage.workers,
@@ -130,19 +136,19 @@ def make_stage(
     if not 0 < lr < float('inf') or not 0 <= wd < float('inf'):
         raise InputError(f'--lr must be positive and --wd at least 0, not {lr} and {wd}')
     stage = Stage(method, task, **fields)
-    # what these refuse is refused before anything is written
+    # these raise for impossible settings, before anything is written
     stage_rates(stage.schedule, stage.lr, stage.epochs)
     make_method(stage)
     create_encoder(stage.model, **parse_options(stage.model_args, '--model-args'))
     data = stage_data(stage)
     stage = replace(stage, files=data.fingerprint, bs=fit_batch_size(len(data.train), stage.bs))
     train, valid = len(data.train), len(data.valid)
-    return stage, (f'{task}: {train} videos to train on in batches of {stage.bs}, {valid} held out; no label is used, '
-                   'nor any test video')
+    return stage, (f'{task}: {train} videos to train on in batches of {stage.bs}, {valid} held out; labels and test '
+                   'videos are not used')
 
 
 class StageProgress(LiveProgress):
-    "A bar for the current stage; a new plan replaces the bars of the one before"
+    "A progress bar for the current stage; a new plan replaces the bars of the previous one"
 
     def plan(self, runs:list)->None:
         for bar in list(self.bars.task_ids): self.bars.remove_task(bar)
@@ -171,9 +177,9 @@ class EpochReporter(Callback):
 def pretrain(
     stage:Stage, # From `make_stage`
     out:str|Path, # Folder of all stages
-    progress:Progress=Progress(), # Listens
-)->dict: # Stage, scores on held-out videos with intervals and chance, and `weights`, the file
-    """Pre-train, resume a stage that was stopped, or read one that is finished.
+    progress:Progress=Progress(), # Progress listener
+)->dict: # The stage's fields, scores on held-out videos with intervals and chance, and `weights`, the file
+    """Pre-train a stage, resume it if it was stopped, or read it if it is finished.
 
     Raises `InputError` if training diverges, `StoreError` if `out` cannot be written to."""
     folder = Path(out)/stage.key
@@ -205,7 +211,7 @@ def read_result(
 
 
 def _fit(stage, method, data, folder, progress):
-    "Train `method` and its encoder: the numbers of each epoch, and the `Resume` that saved them"
+    "Train `method` and its encoder; returns a table of the epochs, and the `Resume` that holds the checkpoint"
     set_seed(stage.seed)
     encoder = create_encoder(stage.model, **parse_options(stage.model_args, '--model-args'))
     if stage.init: load_encoder(encoder, stage.init)
@@ -230,11 +236,11 @@ def _result(stage, method, data, log):
 
 
 def held_out_score(
-    name:str, # Of the score
+    name:str, # Name of the score
     value:float, # A share of videos
-    n:int, # Held-out videos
+    n:int, # Number of held-out videos
     chance:float, # Its value by chance
-)->dict: # These, and the ends `low` and `high`
+)->dict: # The arguments, and the interval's ends `low` and `high`
     "A score on held-out videos with Wilson's 95 % interval"
     d = proportion_interval(round(value*n), n)
     return dict(name=name, value=value, low=d.low, high=d.high, n=n, chance=chance)

@@ -1,12 +1,12 @@
-"Settings and schedules of pre-training: those of each method's reference code, and what fits `moving_digits`."
+"Settings and schedules of pre-training: those of each method's reference code, and others for `moving_digits`."
 import math
 from collections.abc import Callable
 
 from ..errors import InputError
 from .fit import learning_rates
 
-# Each reference's own. RSPNet's lr is .05 with R(2+1)D, and both scale with (global batch)/64; of the puzzle only the
-# size of pieces is known, and the rest is ours.
+# From each method's reference code. RSPNet's lr is .05 for R(2+1)D, and both of its rates scale with (global batch)/64.
+# Of the puzzle's settings only the size of the pieces is published; the others are ours.
 RECIPES = dict(
     rspnet=dict(epochs=200, bs=64, lr=.1, wd=1e-4, schedule='epoch_cosine'),
     pace=dict(epochs=18, bs=30, lr=1e-3, wd=5e-3, schedule='thirds'),
@@ -16,12 +16,12 @@ RECIPES = dict(
     iic=dict(epochs=240, bs=16, lr=.01, wd=1e-4, schedule='fifths'),
     mas=dict(epochs=18, bs=30, lr=5e-4, wd=5e-3, schedule='thirds'),
 )
-PAPER = dict(frames=16, stride=1, size=112, method_args='')  # clips of the paper, where a recipe has no others
+PAPER = dict(frames=16, stride=1, size=112, method_args='')  # the paper's clips, the default of all recipes
 
-# What fits videos of 8 frames: clips so short that other speeds, or several clips with a gap, find room in them. With
-# RSPNet's two windows of 6 frames query and positive key start at different frames; with windows of 8 they would be
-# equal. Its queue is shorter than an epoch. The digits are grey: jitter of saturation and hue would change nothing and
-# take half of the time.
+# For videos of 8 frames: the clips are short, so that a video has room for other speeds, or for several clips with a
+# gap. RSPNet's clips of 3 frames span 6 at double speed, so query and positive key can start at different frames; with
+# 4 frames they would be equal. Its queue is shorter than an epoch. The digits are grey: jitter of saturation and hue
+# would have no effect but take half of the time.
 SHORT = dict(
     rspnet=dict(frames=3, method_args='queue=1024,momentum=.99,jitter=[.4,.4,0,0],grey=0'),
     pace=dict(frames=4, method_args='paces=[1,2],restart=false,jitter=[.8,.8,0,0]'),
@@ -31,11 +31,11 @@ SHORT = dict(
     iic=dict(frames=6, method_args='negatives=128,unit=true'),
     mas=dict(frames=6, lr=.005, method_args=''),
 )
-DIGITS = dict(stride=1, size=40, epochs=10, bs=64, lr=.05, wd=1e-4, schedule='cosine')  # of all methods on the digits
+DIGITS = dict(stride=1, size=40, epochs=10, bs=64, lr=.05, wd=1e-4, schedule='cosine')  # all methods on the digits
 
-# where IIC multiplies its rate by .2, of 240 epochs
+# epochs, of 240, at which IIC multiplies its learning rate by .2
 FIFTHS_AT = 45, 90, 125, 160
-# the part of training in which CVRL's rate rises, in steps
+# share of training in which CVRL's learning rate rises, as steps/steps
 WARM_UP = 1787/71488
 
 
@@ -51,7 +51,7 @@ def stage_rates(
     schedule:str, # constant, thirds, fifths, warm_cosine, or one of `learning_rates`
     lr:float, # Learning rate at the start, or after warming up
     epochs:int, # Of the stage
-)->Callable: # From the part of training that is done, 0 to 1, to the rate
+)->Callable: # Function of the completed share of training, from 0 to 1, that returns the learning rate
     "Learning rate of a stage over time; raises `InputError` for an unknown schedule"
     def thirds(pos): return lr*.1**int(3*pos + 1e-6)
     def fifths(pos): return lr*.2**sum(pos*240 > epoch - 1e-3 for epoch in FIFTHS_AT)

@@ -1,4 +1,4 @@
-"The live view of a study: progress bars in a terminal, one line for each run elsewhere."
+"The live view of a study: progress bars in a terminal, else one line for each run."
 from dataclasses import asdict
 
 from rich.console import Console
@@ -10,12 +10,12 @@ from ..strategies.registry import STRATEGIES
 
 __all__ = ['LiveProgress', 'run_cost', 'run_name']
 
-FINAL_COST = 4  # about how many epochs reading test and measuring retention take
-SHOWN = 3  # runs of other processes that are named
+FINAL_COST = 4  # approximate cost, in epochs, of reading test and measuring retention
+SHOWN = 3  # largest number of runs of other processes to name
 
 
 class LiveProgress(Progress):
-    "A progress bar for the study and one for the current run; a line for each run where the output is not a terminal"
+    "A progress bar for the study and one for the current run; a line for each run if the output is not a terminal"
 
     def __init__(self,
         console:Console|None=None, # Of rich; `None`: standard output
@@ -84,7 +84,7 @@ def _result_text(row, skipped):
 def run_cost(
     run:dict, # Fields of a `Run`
 )->int: # In epochs
-    "About how long a run takes; final runs also read test and measure retention"
+    "Approximate duration of a run; final runs also read test and measure retention"
     return run['epochs'] + FINAL_COST*run['final']
 
 

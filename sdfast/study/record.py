@@ -1,4 +1,4 @@
-"Recording a run: what it found, or how it failed, is written to its folder and sealed."
+"Recording a run: its results, or its failure, are written to its folder and sealed."
 import gc
 import time
 import traceback
@@ -25,7 +25,7 @@ __all__ = ['Outcome']
 
 @dataclass
 class Outcome:
-    "What training and measuring came to"
+    "The result of training and measuring"
     numbers: dict = field(default_factory=dict)  # columns of the result
     status: str = 'ok'  # or 'diverged', 'out of memory', 'bad data', 'failed'
     error: str = ''  # in one line
@@ -35,12 +35,12 @@ class Outcome:
 def write_run(
     run:Run, # Its settings
     folder:Path, # Claimed
-    measure:Callable, # Function of the learner's callbacks that trains, measures, writes files, returns an `Outcome`
-    row:dict, # Columns of the result that are known before
+    measure:Callable, # Takes callbacks for the learner; trains, measures, writes files and returns an `Outcome`
+    row:dict, # Columns of the result that are known before training
     progress:Progress=Progress(), # Progress listener
     **more, # Also written to `run.json`
 )->dict: # `row` with numbers, status, error and seconds
-    "Train and measure a run in its folder, and seal what it found or how it failed"
+    "Train and measure a run in its folder, and seal its results or its failure"
     if not rank_distrib(): _begin(run, folder, more)
     start, resume = time.time(), Resume(folder, progress.say)
     progress.start(run, run.epochs)
@@ -53,13 +53,13 @@ def write_run(
         store.write(folder/'log.txt', '\n'.join(map(str, log)))
         seal_run(folder, row)
         resume.remove()
-    # the processes of this run are no longer in step: torchrun ends the others, and the next start reads the row
+    # the processes of this run are no longer in step, so exit: torchrun ends the others, the next start reads the row
     if failed and num_distrib() > 1: raise SystemExit(f'{outcome.error}; start torchrun again to resume')
     return from_rank0(lambda: row)
 
 
 def _begin(run, folder, more):
-    "Remove what an earlier try left, except the checkpoint of its last finished epoch, and write the settings"
+    "Remove files of an earlier attempt, except the checkpoint of its last finished epoch, and write the settings"
     folder.mkdir(parents=True, exist_ok=True)
     leave = [store.LOCK, store.OWNER, *_checkpoints(folder)]
     for f in folder.iterdir():
@@ -71,7 +71,7 @@ def _checkpoints(folder): return [f.name for f in store.find(folder, 'epoch-*', 
 
 
 def _attempt(measure, resume):
-    "The outcome, also of a failure, and warnings for the log. Raises `StoreError`, which is not the run's failure"
+    "Return the outcome, an exception's included, and warnings. Only a `StoreError` is raised: the run is not its cause"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         try: outcome = measure([resume])
@@ -93,7 +93,7 @@ def failure_status(e:Exception)->str:
 
 
 def _free_memory():
-    "Free what a failed run's exception referred to"
+    "Free the memory that a failed run's exception held"
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 

@@ -1,6 +1,6 @@
 """The settings of a study as users give them: on a command line, in a study file, or by name in Python.
 
-A study file is YAML, a setting a line: `epochs: 4`. Lists and mappings may be written as such instead of as text:
+A study file is YAML with one setting a line: `epochs: 4`. Lists and mappings may be YAML or text:
 `strategies: [ewc, l2sp]`, `lams: {ewc: [.1, 1]}`. Every study's folder holds the `study.yaml` that repeats it."""
 import argparse
 import json
@@ -31,7 +31,7 @@ TYPES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: '
 
 
 class Settings(SimpleNamespace):
-    "The `command` that does a study, and each setting as an attribute; `None` if it follows from other settings"
+    "The `command` of a study, and each setting as an attribute; `None` if it is derived from other settings"
 
     def replace(self,
         **changes, # Name -> value
@@ -41,7 +41,7 @@ class Settings(SimpleNamespace):
 
 
 class Option:
-    "A setting as users know it: a field of `Run` or `Study`, with its name and default for one command"
+    "A setting as the user sees it: a field of `Run` or `Study`, with its name and default for one command"
 
     def __init__(self, field:Field, command:str, help:str):
         self.setting = field.metadata['setting']
@@ -50,11 +50,11 @@ class Option:
         self.type = next(t for t in get_args(field.type) or [field.type] if t is not NoneType)
         self.default = None if self.setting.automatic else field.default
         if command == 'sequence': self.default = SEQUENCE.get(self.name, self.default)
-        self.given = self.setting.command in ('', command)  # else it stays at its default
+        self.given = self.setting.command in ('', command)  # whether this command has it; else it stays at its default
         self.help = help
 
     def read(self, value:object)->object:
-        "A value of the setting's type, from text or YAML; `None` is the default. Raises `InputError` for any other"
+        "Convert text or YAML to the setting's type; `None` gives the default. Raises `InputError` for a wrong value"
         if value is None: return self.default
         if isinstance(value, dict) and self.setting.from_mapping: value = self.setting.from_mapping(value)
         if isinstance(value, list) and self.setting.separator: value = self.setting.separator.join(map(str, value))
@@ -77,7 +77,7 @@ class Option:
         raise InputError(f'{self.flag} must be {wanted}, not {value!r}{hint}')
 
     def _beyond_limits(self, value):
-        "What a value must be and is not, else ''"
+        "The requirement that a value does not meet, such as 'at least 1'; '' if it meets all"
         s = self.setting
         if s.choices and value not in (*s.choices, self.default):
             return ' or '.join(s.choices) if len(s.choices) == 2 else f'one of {", ".join(s.choices)}'
@@ -93,7 +93,7 @@ class Option:
 @lru_cache
 def all_options(
     command:str, # 'compare' or 'sequence'
-)->dict: # Name -> `Option`, also of the settings that stay at their default
+)->dict: # Name -> `Option`; includes settings that this command keeps at their defaults
     "The settings of a command"
     made = {}
     for owner in (Run, Study):
@@ -106,9 +106,9 @@ def all_options(
 
 def make_settings(
     command:str, # 'compare' or 'sequence'
-    **given, # Name -> value, as on the command line or as in a study file
-)->Settings: # With the defaults of all others
-    "Check settings and add the others' defaults. Raises `InputError` for unknown names and impossible values"
+    **given, # Name -> value, as on the command line or in a study file
+)->Settings: # All settings; those not given have their defaults
+    "Check settings and add the defaults of all others. Raises `InputError` for unknown names and impossible values"
     options = all_options(command)
     values = {name:o.default for name, o in options.items()}
     for name, value in given.items():
@@ -131,9 +131,9 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(
     command:str, # 'compare' or 'sequence'
-    about:str='', # What --help says first
-)->argparse.ArgumentParser: # What it returns has only what was given
-    "The command line of a study, by the schema"
+    about:str='', # First lines of --help
+)->argparse.ArgumentParser: # Its namespace has only the options that were given
+    "Make the parser of a study's command line from the settings"
     usage = f'python experiments/{command}.py [--config FILE] [--OPTION VALUE]...'
     parser = _Parser(f'{command}.py', usage, about, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
@@ -146,7 +146,7 @@ def make_parser(
 
 
 def _argument(option):
-    "How argparse is told of an option; values stay text, `Option.read` reads them"
+    "Keyword arguments for argparse's `add_argument`; values stay text, which `Option.read` converts"
     help = option.help.replace('%', '%%')
     if option.type is bool: return dict(dest=option.name, help=help, action=argparse.BooleanOptionalAction)
     if option.default not in (None, ''): help += f' (default {option.default})'
@@ -156,10 +156,10 @@ def _argument(option):
 
 def parse_command_line(
     command:str, # 'compare' or 'sequence'
-    argv:Sequence[str]|None=None, # By default those of this process
-    about:str='', # What --help says first
+    argv:Sequence[str]|None=None, # By default the arguments of this process
+    about:str='', # First lines of --help
 )->Settings:
-    "Settings from a command line; options override the study file of `--config`. Raises `InputError` for bad input"
+    "Read settings from a command line; options override the file of `--config`. Raises `InputError` for bad input"
     given, rest = make_parser(command, about).parse_known_args(argv)
     if rest:
         flag = rest[0].partition('=')[0]
@@ -173,10 +173,10 @@ def parse_command_line(
 
 def read_study_file(
     file:str|Path, # YAML
-    command:str='', # 'compare' or 'sequence'; '': the one that the file names
-    **given, # Name -> value, instead of the file's
+    command:str='', # 'compare' or 'sequence'; '': as the file says
+    **given, # Name -> value, override the file's
 )->Settings:
-    "Settings from a study file. Raises `InputError` for what is no study file, or one of another command"
+    "Read settings from a study file. Raises `InputError` if it is not a study file, or one for another command"
     try: values = yaml.safe_load(Path(file).read_text(encoding='utf-8'))
     except OSError as e: raise InputError(f'study file {file} cannot be read: {e.strerror}') from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -202,7 +202,7 @@ def write_study_file(
     settings:Settings,
     folder:str|Path, # The study's
 )->Path: # Its study.yaml
-    "Write the study file that repeats a study: the command, and what differs from its defaults"
+    "Write the study file that repeats a study: its command, and the settings that differ from the defaults"
     values = dict(command=settings.command) | changed_settings(settings)
     file = Path(folder)/STUDY_FILE
     store.write(file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000))
@@ -218,7 +218,7 @@ def command_line(
     for name, value in changed_settings(settings).items():
         flag, text = options[name].flag, str(value)
         if isinstance(value, bool): words.append(flag if value else f'--no-{flag[2:]}')
-        elif text.startswith('-'): words.append(f'{flag}={text}')  # else it would be taken for an option
+        elif text.startswith('-'): words.append(f'{flag}={text}')  # argparse would take a separate word for an option
         else: words += [flag, text]
     return shlex.join(words)
 
@@ -226,7 +226,7 @@ def command_line(
 def recorded_command(
     folder:str|Path, # Of a study
 )->str: # '' if none was recorded
-    "The command that repeats a study: from its study.yaml, else as plan.json has it"
+    "The command that repeats a study, from its study.yaml or else from its plan.json"
     folder = Path(folder)
     with suppress(InputError): return command_line(read_study_file(folder/STUDY_FILE))
     with suppress(FileNotFoundError, ValueError): return json.loads((folder/'plan.json').read_text()).get('command', '')

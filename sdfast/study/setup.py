@@ -1,6 +1,6 @@
-"""What a study is made of, from its settings: tasks, strengths to try, and the `Run` that its runs share.
+"""From settings to a study: its tasks, strengths to try, and the `Run` that its runs share.
 
-Whatever cannot work is an `InputError` before anything is trained."""
+Impossible settings raise an `InputError` before anything is trained."""
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Setup:
     seeds: int  # final runs of each strategy
     trial_seeds: int  # trials of each strength
     messages: list  # lines for the reader
-    notes: list  # what a reader of the tables must know about the tasks, as Markdown
+    notes: list  # notes on the tasks for readers of the tables, as Markdown
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StudyTasks:
     others: list  # tasks to probe
     train_source: Task  # the source, with a valid part if strengths are chosen on it; reduced if the study is quick
     train_target: Task  # the target, with a valid part; reduced if the study is quick
-    held_out: list  # lines for the reader: which valid parts were made
+    held_out: list  # lines for the reader about the valid parts that were made
 
     @property
     def every(self)->list: return [self.source, self.target, *self.others]
@@ -48,9 +48,9 @@ class StudyTasks:
 
 def build(
     settings:Settings, # Of compare.py
-    processes:int=1, # That train together on each batch
+    processes:int=1, # Number of processes that train together on each batch
 )->Setup:
-    "Set up a comparison of strategies. Raises `InputError` for what cannot work"
+    "Set up a comparison of strategies. Raises `InputError` for impossible settings"
     settings = add_official_options(reduce_if_quick(settings))
     names = check_names(settings)
     grids = strength_grids(settings, names)
@@ -67,18 +67,19 @@ def build(
 
 def build_chain(
     settings:Settings, # Of sequence.py
-    processes:int=1, # That train together on each batch
+    processes:int=1, # Number of processes that train together on each batch
 )->Setup:
-    "Set up a chain of tasks. Raises `InputError` for what cannot work"
+    "Set up a chain of tasks. Raises `InputError` for impossible settings"
     specs = [t.strip() for t in settings.tasks.split(';') if t.strip()]
     if not specs:
         raise InputError("--tasks names no task: write TASK;TASK;..., such as 'moving_digits,part=motion;ucf101:PATH'")
     size = settings.size or default_size([settings.source, *specs])
-    # strengths are chosen by source and tasks alike, so a part of the source is held out, as for this rule
+    # strengths are chosen by accuracy on source and tasks, so hold out a part of the source, as this rule does
     settings = settings.replace(size=size, rule='equal_learning')
     setups = [build(settings.replace(task=spec), processes) for spec in specs]
     runs = [run for s in setups for run in s.runs]
-    data = '-'.join(_each_once(part for run in runs for part in run.data.split('-')))  # one source for all
+    # equal fingerprints, so that all runs have the same `source_key`
+    data = '-'.join(_each_once(part for run in runs for part in run.data.split('-')))
     return replace(setups[0], runs=[replace(run, data=data) for run in runs],
                    messages=_each_once(line for s in setups for line in s.messages),
                    notes=_each_once(note for s in setups for note in s.notes))
@@ -90,7 +91,7 @@ def _each_once(items): return list(dict.fromkeys(items))
 def reduce_if_quick(
     settings:Settings,
 )->Settings:
-    "Fewer epochs, seeds and trials if the study is quick"
+    "Reduce epochs, seeds and trials if the study is quick"
     if not settings.quick: return settings
     source_epochs = settings.source_epochs
     if source_epochs is None and not settings.init: source_epochs = 5
@@ -118,15 +119,15 @@ def check_names(
         names = _each_once(['finetune', *filter(None, (s.strip() for s in settings.strategies.split(',')))])
     for name in names:
         if name not in STRATEGIES: raise InputError(f'unknown strategy {name!r}; known are {", ".join(STRATEGIES)}')
-    if not is_model(settings.model): create_model(settings.model, 2)  # raises, and names similar ones
+    if not is_model(settings.model): create_model(settings.model, 2)  # raises an error that names similar models
     return names
 
 
 def strength_grids(
     settings:Settings,
     names:list, # Of strategies
-)->dict: # Strategy -> fields of `Run` to replace, of each trial
-    "The settings that each strategy's trials try, as many for all"
+)->dict: # Strategy -> fields of `Run` to replace, for each trial
+    "The settings that each strategy's trials try, the same number for all strategies"
     given, args = parse_lams(settings.lams, names), parse_strategy_args(settings.strategy_args, names)
     n = n_trials(given, names, settings.quick)
     grids = {}
@@ -141,7 +142,7 @@ def n_trials(
     names:list, # Of strategies
     quick:bool,
 )->int:
-    "How many settings each strategy tries: as many as there are strengths, if the user gave them for all strategies"
+    "Number of settings that each strategy tries: that of the strengths, if the user gave some for all strategies"
     graded = {s for s in names if STRATEGIES[s].lams}
     if lams and lams.keys() == graded: return len(next(iter(lams.values())))
     return 2 if quick else 3
@@ -209,7 +210,7 @@ def load_tasks(
 def task_messages(
     tasks:StudyTasks,
 )->list: # Lines for the reader
-    "What the tasks have, lack and hold out"
+    "Describe the tasks: their parts, missing and skipped videos, and held-out parts"
     lines = [t.describe() for t in tasks.every]
     for t in tasks.every:
         lines += [f'{t.name}: {note}' for note in t.notes]
@@ -221,18 +222,18 @@ def task_messages(
 def task_notes(
     tasks:StudyTasks,
 )->list: # Markdown
-    "What a reader of the tables must know about the tasks"
+    "Notes on the tasks for readers of the tables"
     return [f'{as_markdown(t.name)}: {note}' for t in tasks.every for note in t.notes]
 
 
 def make_run(
     settings:Settings,
     tasks:StudyTasks,
-    processes:int, # That train together on each batch
-)->tuple[Run, list]: # And lines for the reader
-    "The `Run` that all strategies share: its settings, and what follows from them and from the tasks"
+    processes:int, # Number of processes that train together on each batch
+)->tuple[Run, list]: # The run, and lines for the reader
+    "Make the `Run` that all strategies share, from the settings and the tasks"
     sizes, messages = batch_sizes(settings, tasks)
-    # weights of another model, or options that it does not take, are refused now, not after minutes
+    # raises for weights of another model or unknown options, before anything slow starts
     model_args = parse_options(settings.model_args, '--model-args')
     create_model(settings.model, len(tasks.source.vocab), settings.init, **model_args)
     fingerprints = [t.fingerprint for t in (tasks.train_source, tasks.train_target, *tasks.others)]
@@ -252,7 +253,7 @@ def make_run(
 def source_epochs(
     settings:Settings,
 )->int:
-    "Epochs of the source stage; unless given, none where the encoder comes with weights"
+    "Epochs of the source stage; by default 6, or none if the encoder comes with weights"
     if settings.source_epochs is not None: return settings.source_epochs
     return 0 if settings.init else 6
 
@@ -261,7 +262,7 @@ def batch_sizes(
     settings:Settings,
     tasks:StudyTasks,
 )->tuple[dict, list]: # `bs` and `source_bs`, and lines for the reader
-    "Batch sizes that make at least two batches of the training clips"
+    "Batch sizes with which an epoch has at least two batches"
     sizes, messages = {}, []
     source_bs = settings.source_bs or settings.bs
     for name, task, wanted in (('bs', tasks.train_target, settings.bs), ('source_bs', tasks.train_source, source_bs)):
@@ -278,16 +279,16 @@ def batch_sizes(
 def default_size(
     specs:list, # Of tasks
 )->int: # Pixels
-    "Side of the clips' square if the user gives none"
+    "Default side of the clips' square"
     return 40 if all(s.startswith('moving_digits') for s in specs) else 112
 
 
 def default_jobs(
     settings:Settings,
 )->int:
-    """Worker processes if the user gives none: on CPUs one for each thread, up to 8, for the embedded task.
+    """Default number of worker processes: 1, or for the tiny net on moving_digits one for each CPU thread, up to 8.
 
-    With the tiny net and clips, workers of one thread do more than one worker with several, and memory suffices."""
+    With so small a net, several workers with one thread each are faster than one worker with several threads."""
     small = settings.model == 'tiny' and settings.task.startswith('moving_digits') and not settings.quick
     if not small or torch.cuda.is_available(): return 1
     return min(8, torch.get_num_threads())

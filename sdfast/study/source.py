@@ -1,4 +1,4 @@
-"The model before fine-tuning: trained once for all runs of a study, with what strategies and metrics need of it."
+"The model before fine-tuning, trained once for all runs of a study, and what strategies and metrics derive from it."
 import time
 import warnings
 from dataclasses import dataclass
@@ -46,12 +46,12 @@ BARRIER_AT = (.25, .5, .75)  # places between the weights before and after fine-
 
 @dataclass
 class SourceModel:
-    "The model before fine-tuning, with what strategies need of it; importances are computed when first asked for"
+    "The model before fine-tuning, and what strategies need from it; importances are computed at first use"
     model: nn.Sequential  # encoder and head of the source task
     retention: Retention|None  # measures what an encoder kept; `None` without a source task
     batches: object  # loader of source clips with balanced classes; `None` without a source task
     id: str  # hash of the encoder's weights
-    path_integral: Importance|None = None  # what each weight contributed, if the source was trained
+    path_integral: Importance|None = None  # SI's importance, if the source was trained
     folder: Path|None = None  # where importances are stored for other processes
 
     @property
@@ -91,10 +91,10 @@ class SourceModel:
         return value
 
     def _importance(self, name, compute):
-        "An importance, computed once for all processes; a run that resumes in another process reads the same"
+        "An importance, computed once and stored, so that all processes and resumed runs use the same one"
         if self.folder is None or num_distrib() > 1: return compute()
         file = self._stored(name)
-        # read it back even if it was just computed: another order of parameters would round its mean differently
+        # read it back even if it was just computed: the file's order of parameters decides how its mean is rounded
         if file is None: file = store.put(self.folder, name, dump_importance(compute()), 'safetensors')
         return load_importance(file).to(next(self.model.parameters()).device)
 
@@ -108,12 +108,12 @@ class SourceModel:
 
 @dataclass
 class Untouched:
-    "What a finished study knows of its `SourceModel` without reading a clip"
+    "The stored facts about a finished study's `SourceModel`, for which no clip has to be read"
     id: str  # hash of the encoder's weights
     reference: dict  # scores of the untouched encoder
 
 
-_sources = {}  # folder and what is measured -> `SourceModel`
+_sources = {}  # folder and settings of retention -> `SourceModel`
 
 
 def untouched(
@@ -121,21 +121,21 @@ def untouched(
     out:str|Path, # Folder of the study
     progress:Progress=Progress(), # Progress listener
 )->Untouched|SourceModel: # Has `id` and `reference`
-    "What the untouched encoder of a study scores, for `compare_rows`: read from the study's folder, or measured"
+    "The scores of a study's untouched encoder, for `compare_rows`: read from the study's folder, or measured"
     known = read_reference(run, out, progress)
     return Untouched(**known) if known else load_source(run, out, progress)
 
 
 def load_source(
-    run:Run, # Only what decides this model counts
+    run:Run, # Only the settings that decide this model matter
     out:str|Path, # Folder of the study
     progress:Progress=Progress(), # Progress listener
-)->SourceModel: # The same object at the next call
+)->SourceModel: # The same object at each call in a process
     """The model to fine-tune: `init` or random weights, trained on the source for `source_epochs` with seed 0.
 
     With no source epochs the encoder stays as it is, and the source head is a linear probe on its features. The model
-    is stored in `out/source/<source_key>`; one process trains it, and the others wait. Without a source task nothing is
-    measured on it. Raises `InputError` if training diverges."""
+    is stored in `out/source/<source_key>`; one process trains it, and the others wait. Without a source task there is
+    no `retention`. Raises `InputError` if training diverges."""
     folder = source_folder(run, out)
     place = f'{folder.resolve()} {run.others} {run.with_barrier}'
     if place in _sources: return _sources[place]
@@ -152,10 +152,10 @@ def load_source(
 
 
 def source_weights(
-    run:Run, # Only what decides this model counts
+    run:Run, # Only the settings that decide this model matter
     out:str|Path, # Folder of the study
     progress:Progress=Progress(), # Progress listener
-)->tuple: # The model, and what each of its weights contributed if it was trained, else `None`
+)->tuple: # The model, and SI's importance of its weights, `None` if it was not trained
     "The model of `load_source`, loaded from the study's folder, or trained if no process has trained it yet"
     if not torch.cuda.is_available(): keep_freed_memory()
     if not run.source:
@@ -176,7 +176,7 @@ def source_weights(
 
 
 def _train_source(run, model, folder, progress):
-    "Train `model` on the source task, or fit its head only, and store it"
+    "Train `model` on the source task, or only fit its head, and store it"
     task, dls, _ = source_data(run)
     start, resume, importance = time.time(), Resume(folder, progress.say), None
     progress.start('source task', run.source_epochs)
@@ -219,15 +219,15 @@ def _make_retention(run, model, cache):
 
 
 def _probe_loaders(run, spec):
-    "Loaders of another task to fit a probe on and to measure it on"
+    "The loaders on which a probe of another task is fitted and measured"
     task, dls, test = load_part(run, spec, 'target', run.bs)
     return balanced_loader(task, dls, PROBE_CLIPS), test
 
 
 def _store_reference(run, out, source, progress):
-    "Store what the untouched encoder scores, unless a process has done so"
+    "Store the scores of the untouched encoder, unless another process has done so"
     if rank_distrib() or read_reference(run, out, progress) is not None: return
     with store.claim(source.folder, say=progress.say):
-        # again, as another process may have done it during the wait; damage was reported before
+        # look again, as another process may have stored them during the wait; damage was reported before
         if read_reference(run, out, Progress()) is None:
             write_reference(run, out, source.id, source.retention.reference, source_data(run)[0])

@@ -2,9 +2,9 @@
 
     source.json             written last: seconds, hash of the encoder, versions, digests of the next three
     encoder.safetensors, head.safetensors
-    path.safetensors        what each weight contributed to the loss's decrease, for SI; if the source was trained
+    path.safetensors        how much each weight lowered the loss, for SI; only if the source was trained
     scores.csv              class probabilities of the source's test videos before fine-tuning
-    reference-HASH.json     retention scores of the untouched encoder, one file for each set of what is measured
+    reference-HASH.json     retention scores of the untouched encoder, one file for each choice of measures
     fisher-*, mas-*         importances of the weights, named by their digest
     features/               outputs of the untouched encoder, see `Retention`"""
 from pathlib import Path
@@ -25,14 +25,14 @@ __all__ = ['source_folder']
 
 
 def source_folder(
-    run:Run, # Whose `source_key` counts
+    run:Run, # Only its `source_key` matters
     out:str|Path, # Folder of the study
 )->Path: # A folder that need not exist
     "The folder of the model that a run starts from"
     return Path(out)/'source'/run.source_key
 
 
-# ---- what the untouched encoder scores
+# ---- scores of the untouched encoder
 
 def reference_file(run:Run, out:str|Path)->Path:
     measured = hash_fields(dict(others=run.others, barrier=run.with_barrier))
@@ -40,7 +40,7 @@ def reference_file(run:Run, out:str|Path)->Path:
 
 
 def read_reference(run:Run, out:str|Path, progress:Progress=Progress())->dict|None:
-    "`id` of the encoder and its `reference` scores, if they are stored and undamaged"
+    "Read the encoder's `id` and its `reference` scores; `None` if they are missing or damaged"
     file = reference_file(run, out)
     sealed = read_sealed(file.parent, file.name, progress, 'measured again')
     return sealed and dict(id=sealed['id'], reference=sealed['reference'])
@@ -50,7 +50,7 @@ def write_reference(run:Run, out:str|Path, id:str, reference:RetentionScores, ta
     "Store the scores of the untouched encoder, sealed with its answers on the source's test videos"
     file = reference_file(run, out)
     answers = file.parent/'scores.csv'
-    # answers that another reference was sealed with stay: with other threads their last digits may differ
+    # keep the answers if another reference is sealed with them: other numbers of threads may change their last digits
     if not any(_seals(f, answers.name) for f in file.parent.glob('reference-*.json')):
         write_answers(reference.answers, task, answers)
     files = {answers.name:store.digest(answers)}
@@ -58,7 +58,7 @@ def write_reference(run:Run, out:str|Path, id:str, reference:RetentionScores, ta
 
 
 def _seals(file, name):
-    "Whether an undamaged sealed file names the file `name`, undamaged too"
+    "Whether an undamaged sealed file lists the file `name`, and all that it lists is undamaged"
     try:
         files = store.read_json(file)['files']
         store.verify(file.parent, files)
@@ -87,6 +87,6 @@ def write_path_integral(imp:Importance, folder:Path)->None:
 
 
 def load_path_integral(folder:Path)->Importance|None:
-    "SI's importance, `None` where the source was not trained"
+    "Read SI's importance; `None` if the source was not trained"
     file = folder/'path.safetensors'
     return load_importance(file) if file.exists() else None

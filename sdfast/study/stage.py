@@ -1,15 +1,15 @@
-"""One stage of a chain of tasks: fine-tuning on one task what the stage before left.
+"""One stage of a chain of tasks: fine-tuning the previous stage's encoder on one task.
 
-A strategy protects the encoder as it is when the stage begins. Of earlier stages EWC, memory-aware synapses and SI use
-the sum of all importances, each scaled to mean 1 so that tasks count alike (online EWC with gamma 1, Schwarz et al.,
-ICML 2018). LwF and Replay have a term for each old head, summed as by Li & Hoiem (2016). Co-Tuning and DELTA use the
-stage before only.
+A strategy protects the encoder as it is when the stage begins. From earlier stages, EWC, memory-aware synapses and SI
+use the sum of all importances, each scaled to mean 1 so that tasks have equal weight (online EWC with gamma 1, Schwarz
+et al., ICML 2018). LwF and Replay have a term for each old head, summed as by Li & Hoiem (2016). Co-Tuning and DELTA
+use only the previous stage.
 
-A stage's folder is `out/stages/KEY`; it lives as a run's does, see `execute`:
+A stage's folder is `out/stages/KEY`; it is claimed, written and sealed as a run's folder is, see `execute`:
 
-    run.json                  settings, and the key of the stage before
+    run.json                  settings, and the key of the previous stage
     encoder.safetensors, head.safetensors
-    path.safetensors          what each weight contributed to the loss's decrease, for SI
+    path.safetensors          how much each weight lowered the loss, for SI
     epochs.csv, log.txt
     result.json               written last: accuracies on all tasks, digests, versions"""
 from collections.abc import Iterator
@@ -37,14 +37,14 @@ from .source_files import load_path_integral, write_path_integral
 
 __all__ = ['Carried', 'TaskPath']
 
-NOT_IN_ROW = ('files', 'ended', 'versions', 'python', 'threads')  # of `result.json`
-RUN_COLUMNS = ('strategy', 'strategy_args', 'lam', 'lr', 'seed', 'epochs', 'final')  # fields of a `Run` in a row
+NOT_IN_ROW = ('files', 'ended', 'versions', 'python', 'threads')  # fields of `result.json` that a row leaves out
+RUN_COLUMNS = ('strategy', 'strategy_args', 'lam', 'lr', 'seed', 'epochs', 'final')  # fields of `Run` in a row
 
 
 # ---- folders
 
 def stage_keys(runs:list)->Iterator[tuple[Run, str, str]]:
-    "`(run, key, key of the stage before)` of each stage of a chain"
+    "`(run, key, key of the previous stage)` of each stage of a chain"
     before = runs[0].source_key
     for run in runs:
         key = hash_fields(changed_fields(run) | dict(before=before))
@@ -63,7 +63,7 @@ def read_stage(folder:Path, progress:Progress=Progress(), since:float|None=None)
 
 
 def load_stage(run:Run, folder:Path)->SourceModel:
-    "What a finished stage is for the next one"
+    "Load a finished stage as the `SourceModel` of the next one"
     task, dls, _ = target_data(run)
     model = create_model(run.model, len(task.vocab), **run.options())
     load_encoder(model[0], folder/'encoder.safetensors')
@@ -76,7 +76,7 @@ def load_stage(run:Run, folder:Path)->SourceModel:
 # ---- training
 
 def train_stage(run:Run, past:list, folder:Path, accuracies:Accuracies, row:dict, progress:Progress=Progress())->dict:
-    "Train a stage or resume it, measure it and write its folder; returns `row` with what was found"
+    "Train a stage or resume it, measure it and write its folder; returns `row` with the results"
     def measure(cbs):
         more = _callbacks(run, past)
         learn, why = train_run(run, Carried(past), progress, [*more, *cbs])
@@ -95,7 +95,7 @@ def train_stage(run:Run, past:list, folder:Path, accuracies:Accuracies, row:dict
 
 
 def _callbacks(run, past):
-    "What a stage needs in addition to the strategy's own callbacks"
+    "Callbacks that a stage needs in addition to the strategy's own"
     if run.strategy == 'si': return [TaskPath()]
     if run.strategy not in ('lwf', 'replay'): return []
     strategy, options = STRATEGIES[run.strategy], run.options('strategy_args')
@@ -103,7 +103,7 @@ def _callbacks(run, past):
 
 
 class Carried(SourceModel):
-    "What a stage protects: the model that the stage before left, with the importances of all stages"
+    "The model that a stage protects: the previous stage's, with the importances of all stages"
     def __init__(self,
         past:list, # A `SourceModel` for the source and for each stage since
     ):
@@ -126,7 +126,7 @@ class Carried(SourceModel):
 class TaskPath(PathIntegral):
     """A `PathIntegral` of the task's loss alone, in a fit with penalties.
 
-    It computes the task's gradient before penalties add theirs, which costs a second backward pass."""
+    It computes the task's gradient before penalties add theirs, which takes a second backward pass."""
     _task = None
 
     def before_train(self):
@@ -134,7 +134,7 @@ class TaskPath(PathIntegral):
         self.start = {n:p.detach().clone() for n, p in self._weights().items()}
         self.integral = {n:torch.zeros_like(p, dtype=torch.float32) for n, p in self._weights().items()}
 
-    def after_loss(self):  # at order 4, before penalties, at 5 and more
+    def after_loss(self):  # its order is 4; penalties come later, from order 5
         trained = {n:p for n, p in self._weights().items() if p.requires_grad}
         self._task = {}
         if not trained: return

@@ -1,4 +1,4 @@
-"How far a study is, read from its folder alone, so that it works in another terminal or on another machine."
+"The progress of a study, read from its folder only, so that it works in another terminal or on another machine."
 import time
 from pathlib import Path
 
@@ -22,7 +22,7 @@ DAY = 86400  # seconds
 def snapshot(
     out:str|Path, # Folder of the study
 )->dict: # `command`, `total` number of runs, and `pieces`: a dict for each known run with `folder`, `run`, `result`...
-    """What a study has done so far.
+    """Read what a study has done so far.
 
     Each piece has `folder`, `run` and `result` (`None` if not yet written), `owner` (the process that works on it, or
     ''), `epoch` (epochs done) and `state`: ok, failed, running, stopped or waiting. Raises `InputError` if there is no
@@ -39,7 +39,7 @@ def _read(file):
 
 
 def _look(folder):
-    "What is known of one run"
+    "The state of one run"
     run, result = _read(folder/'run.json'), _read(folder/'result.json')
     owner = '' if result else store.owner(folder)
     epoch = epochs_done(folder) if run else 0

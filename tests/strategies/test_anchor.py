@@ -281,7 +281,7 @@ def test_what_cannot_be_right_raises_or_warns():
     frozen = 'MAS has no effect, as all parameters of the encoder are frozen: unfreeze some'
     with pytest.warns(UserWarning, match=frozen): learner(MAS(1., imp), net=net).fit(1)
     other = {n:p + 1 for n, p in imp.anchor.items()}
-    with pytest.warns(UserWarning, match='hold the same parameters to different places'):
+    with pytest.warns(UserWarning, match='pull the same parameters to different anchors'):
         learner([EWC(1., imp), L2SP(1., anchor=dict(model()[0].state_dict()) | other)]).fit(1)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
