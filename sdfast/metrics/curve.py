@@ -7,7 +7,7 @@ from fastai.torch_core import num_distrib
 
 from ..errors import InputError
 from ..models.surgery import find_encoder, frozen_copy
-from ..runtime.resume import Stateful
+from ..runtime.resume import Resumable
 from ..strategies.columns import Columns
 from .features import drift, linear_cka, weight_distance
 from .reading import preserve_rng, read_clips
@@ -20,7 +20,7 @@ __all__ = ['RetentionCurve']
 SHOWN = dict(kept_acc='source_acc', kept_cka='cka', kept_drift='drift', kept_weights='weight_distance')
 
 
-class RetentionCurve(Stateful, Columns, Callback):
+class RetentionCurve(Resumable, Columns, Callback):
     """Measure after each epoch what the encoder keeps, at a tenth of an epoch's cost.
 
     The recorder has the columns `kept_acc` (with the old head, if there is one), `kept_cka`, `kept_drift` and

@@ -1,4 +1,20 @@
 "Pre-training without labels: fastai callbacks, listed in `METHODS`."
+from . import (
+    augment,
+    base,
+    clips,
+    cvrl,
+    flow,
+    iic,
+    loaders,
+    order,
+    pace,
+    puzzle,
+    registry,
+    rspnet,
+    rspnet_checkpoint,
+    statistics,
+)
 from .augment import *
 from .base import *
 from .clips import *
@@ -13,3 +29,9 @@ from .registry import *
 from .rspnet import *
 from .rspnet_checkpoint import *
 from .statistics import *
+
+MODULES = (
+    augment, base, clips, cvrl, flow, iic, loaders, order, pace, puzzle, registry, rspnet, rspnet_checkpoint,
+    statistics,
+)
+__all__ = [name for module in MODULES for name in module.__all__]

@@ -27,7 +27,7 @@ from ..errors import InputError
 from ..models.features import eval_mode
 from ..models.surgery import find_encoder, frozen_copy
 from ..runtime import store
-from ..runtime.resume import Stateful
+from ..runtime.resume import Resumable
 from ..strategies.columns import Columns
 from .clips import PretextClips
 from .loaders import method_loader, sample_clips
@@ -57,7 +57,7 @@ class _Leave(Callback):
     def after_fit(self): self.method.finish()
 
 
-class Pretext(Stateful, Columns, Callback):
+class Pretext(Resumable, Columns, Callback):
     """Pre-train an encoder without labels: `Learner(dls, model, cbs=Pace()).fit(10)` on `dls` of a `VideoBlock`.
 
     `model` is an encoder, or has one by the convention of `find_encoder`; a head that it has is not changed. During a

@@ -15,10 +15,10 @@ from fastcore.foundation import L
 from ..errors import Damaged, InputError
 from . import store
 
-__all__ = ['Stateful', 'epochs_done', 'Resume']
+__all__ = ['Resumable', 'epochs_done', 'Resume']
 
 
-class Stateful:
+class Resumable:
     """Mix-in for a callback with state that outlives an epoch: `Resume` saves its attributes `_state`.
 
     Not needed for a callback whose state at the end of an epoch follows from its arguments, the epoch and the model."""
@@ -64,7 +64,7 @@ class Resume(Callback):
     """Save a fit to `folder` after each epoch; the same fit in another process resumes from there.
 
     It saves weights, optimizer, gradient scaler, the recorder, all random states including those of the loaders, and
-    the state of `Stateful` callbacks, such as teachers, anchors and averages. Schedules follow from the epoch. fastai's
+    the state of `Resumable` callbacks, such as teachers, anchors and averages. Schedules follow from the epoch. fastai's
     own trackers of a best epoch start over.
 
     Each fit needs its own folder. If its file is damaged, `say` is called and the fit starts from its first epoch.
@@ -125,7 +125,7 @@ class Resume(Callback):
         return dict(epochs=self.learn.n_epoch, callbacks=sorted(self._stateful()),
                     parameters=[f'{n} {tuple(p.shape)}' for n, p in parameters])
 
-    def _stateful(self): return {cb.name:cb for cb in self.learn.cbs if isinstance(cb, Stateful)}
+    def _stateful(self): return {cb.name:cb for cb in self.learn.cbs if isinstance(cb, Resumable)}
 
     def _loaders(self):
         "Loaders with a random state, unwrapped from `DistributedDL`s"

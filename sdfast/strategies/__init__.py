@@ -1,4 +1,28 @@
 "Ways to fine-tune: fastai callbacks, listed in `STRATEGIES`."
+from . import (
+    anchor,
+    averaging,
+    base,
+    columns,
+    cotuning,
+    distill,
+    feature_maps,
+    hooks,
+    importance,
+    lora,
+    mixins,
+    optimizers,
+    outputs,
+    path_integral,
+    r3f,
+    rates,
+    recipes,
+    registry,
+    replay,
+    spectral,
+    stochnorm,
+    telemetry,
+)
 from .anchor import *
 from .averaging import *
 from .base import *
@@ -21,3 +45,9 @@ from .replay import *
 from .spectral import *
 from .stochnorm import *
 from .telemetry import *
+
+MODULES = (
+    anchor, averaging, base, columns, cotuning, distill, feature_maps, hooks, importance, lora, mixins,
+    optimizers, outputs, path_integral, r3f, rates, recipes, registry, replay, spectral, stochnorm, telemetry,
+)
+__all__ = [name for module in MODULES for name in module.__all__]

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..models.surgery import find_encoder, reestimate_bn
 from ..models.weights import anchor_state, check_alpha, weights_before, wise_ft
-from ..runtime.resume import Stateful
+from ..runtime.resume import Resumable
 from .base import Recipe
 from .lora import LoRA
 from .mixins import Anchored
@@ -48,7 +48,7 @@ def wise_ft_sweep(
         yield alpha, value
 
 
-class WiSEFT(Anchored, Stateful, Recipe):
+class WiSEFT(Anchored, Resumable, Recipe):
     """After the fit, interpolate the encoder by `wise_ft` between its weights before and after.
 
     Its batch-norm statistics are recomputed from the train loader. The head does not change. The recorder's numbers are

@@ -16,14 +16,14 @@ from torch import nn
 
 from ..models.surgery import block_names, find_encoder
 from ..runtime.arguments import ShowArguments
-from ..runtime.resume import Stateful
+from ..runtime.resume import Resumable
 from .columns import Columns
 from .hooks import Recorder
 
 __all__ = ['Penalty', 'FeaturePenalty', 'Recipe']
 
 
-class Penalty(ShowArguments, Stateful, Columns, Callback):
+class Penalty(ShowArguments, Resumable, Columns, Callback):
     """Add `lam * self.term()` to the loss that each training batch back-propagates.
 
     A subclass defines `term`, the penalty of the current batch: a scalar tensor with a graph. It may also define

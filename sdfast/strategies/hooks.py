@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ['Recorder', 'unrecorded']
+__all__ = ['unrecorded']  # `Recorder` is a name of fastai, too: import it from this module
 
 
 class Recorder:

@@ -7,14 +7,14 @@ from fastai.callback.core import Callback
 from ..errors import InputError
 from ..models.surgery import find_encoder
 from ..runtime.arguments import ShowArguments
-from ..runtime.resume import Stateful
+from ..runtime.resume import Resumable
 from .base import Penalty
 from .importance import Importance
 
 __all__ = ['PathIntegral']
 
 
-class PathIntegral(ShowArguments, Stateful, Callback):
+class PathIntegral(ShowArguments, Resumable, Callback):
     """Record in training on the source what each weight contributes to the fall of the loss, `-sum g dw` over steps,
     for `SI`.
 

@@ -9,7 +9,7 @@ from torch import nn
 from ..errors import InputError
 from ..models.surgery import find_encoder
 from ..runtime.arguments import ShowArguments
-from ..runtime.resume import Stateful
+from ..runtime.resume import Resumable
 from .base import Penalty
 from .columns import Columns
 from .lora import LoRA
@@ -18,7 +18,7 @@ from .mixins import Anchored
 __all__ = ['Telemetry']
 
 
-class Telemetry(ShowArguments, Anchored, Stateful, Columns, Callback):
+class Telemetry(ShowArguments, Anchored, Resumable, Columns, Callback):
     """Columns for the recorder. For each `Penalty` NAME:
 
     - NAME_ratio: the sum over the epoch's batches of `lam*term`, divided by that of the task loss;

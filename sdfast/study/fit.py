@@ -22,7 +22,7 @@ from ..errors import InputError, StoreError
 from ..models.encoders import encoder_head_split
 from ..runtime.distributed import ShardedDL
 from ..runtime.progress import Progress
-from ..runtime.resume import Stateful
+from ..runtime.resume import Resumable
 from ..strategies.base import Penalty
 
 __all__ = ['learning_rates', 'fit_batch_size']
@@ -159,7 +159,7 @@ class SkipValidation(Callback):
     def before_validate(self): raise CancelValidException
 
 
-class KeepBest(Stateful, Callback):
+class KeepBest(Resumable, Callback):
     "Keeps the weights of the epoch with the best validation accuracy, the earliest of several; loads them at the end"
     order = 61  # `after_fit` runs before recipes that change the trained weights
     epoch_, best, state = None, -1., None

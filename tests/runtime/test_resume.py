@@ -16,7 +16,7 @@ from helpers import data, learner, make, model, same, state
 
 from sdfast.errors import InputError
 from sdfast.runtime import store
-from sdfast.runtime.resume import Resume, Stateful, epochs_done
+from sdfast.runtime.resume import Resume, Resumable, epochs_done
 from sdfast.strategies import STRATEGIES, EMATeacher, FixedTeacher, PathIntegral, SelfDistill, Telemetry
 from sdfast.study.fit import KeepBest
 
@@ -211,8 +211,8 @@ WITHOUT_STATE = ('linear_probe', 'lp_ft', 'layer_decay', 'lower_lr', 'frozen_bn'
 
 
 def test_callbacks_with_state_are_stateful():
-    "A new strategy whose attributes change in training must be `Stateful`, or be renewed when an epoch starts"
+    "A new strategy whose attributes change in training must be `Resumable`, or be renewed when an epoch starts"
     for name in STRATEGIES:
         if name in WITHOUT_STATE: continue
         for cb in make(name, .5, model()):
-            if getattr(type(cb), '_stateattrs', ()): assert isinstance(cb, Stateful), name
+            if getattr(type(cb), '_stateattrs', ()): assert isinstance(cb, Resumable), name
