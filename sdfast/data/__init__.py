@@ -1,5 +1,6 @@
 "From a video file to a batch."
-from . import block, cache, clips, datasets, decoded, loader, official, prepared, splits, tables, task, text, video
+from inspect import ismodule as _ismodule
+
 from .block import *
 from .cache import *
 from .clips import *
@@ -14,5 +15,5 @@ from .task import *
 from .text import *
 from .video import *
 
-MODULES = (block, cache, clips, datasets, decoded, loader, official, prepared, splits, tables, task, text, video)
-__all__ = [name for module in MODULES for name in module.__all__]
+# names, not submodules
+__all__ = [name for name, obj in list(globals().items()) if not name.startswith('_') and not _ismodule(obj)]

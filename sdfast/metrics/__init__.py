@@ -1,5 +1,6 @@
 "What an encoder kept."
-from . import columns, continual, curve, features, retention, scores
+from inspect import ismodule as _ismodule
+
 from .columns import *
 from .continual import *
 from .curve import *
@@ -7,5 +8,5 @@ from .features import *
 from .retention import *
 from .scores import *
 
-MODULES = (columns, continual, curve, features, retention, scores)
-__all__ = [name for module in MODULES for name in module.__all__]
+# names, not submodules
+__all__ = [name for name, obj in list(globals().items()) if not name.startswith('_') and not _ismodule(obj)]

@@ -1,20 +1,6 @@
 "Pre-training without labels: fastai callbacks, listed in `METHODS`."
-from . import (
-    augment,
-    base,
-    clips,
-    cvrl,
-    flow,
-    iic,
-    loaders,
-    order,
-    pace,
-    puzzle,
-    registry,
-    rspnet,
-    rspnet_checkpoint,
-    statistics,
-)
+from inspect import ismodule as _ismodule
+
 from .augment import *
 from .base import *
 from .clips import *
@@ -30,8 +16,5 @@ from .rspnet import *
 from .rspnet_checkpoint import *
 from .statistics import *
 
-MODULES = (
-    augment, base, clips, cvrl, flow, iic, loaders, order, pace, puzzle, registry, rspnet, rspnet_checkpoint,
-    statistics,
-)
-__all__ = [name for module in MODULES for name in module.__all__]
+# names, not submodules
+__all__ = [name for name, obj in list(globals().items()) if not name.startswith('_') and not _ismodule(obj)]

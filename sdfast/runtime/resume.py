@@ -64,8 +64,8 @@ class Resume(Callback):
     """Save a fit to `folder` after each epoch; the same fit in another process resumes from there.
 
     It saves weights, optimizer, gradient scaler, the recorder, all random states including those of the loaders, and
-    the state of `Resumable` callbacks, such as teachers, anchors and averages. Schedules follow from the epoch. fastai's
-    own trackers of a best epoch start over.
+    the state of `Resumable` callbacks, such as teachers, anchors and averages. Schedules follow from the epoch.
+    fastai's own trackers of a best epoch start over.
 
     Each fit needs its own folder. If its file is damaged, `say` is called and the fit starts from its first epoch.
     Raises `InputError` for the folder of a fit with other epochs, parameters or callbacks, `StoreError` if the folder

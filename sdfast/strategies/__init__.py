@@ -1,28 +1,6 @@
 "Ways to fine-tune: fastai callbacks, listed in `STRATEGIES`."
-from . import (
-    anchor,
-    averaging,
-    base,
-    columns,
-    cotuning,
-    distill,
-    feature_maps,
-    hooks,
-    importance,
-    lora,
-    mixins,
-    optimizers,
-    outputs,
-    path_integral,
-    r3f,
-    rates,
-    recipes,
-    registry,
-    replay,
-    spectral,
-    stochnorm,
-    telemetry,
-)
+from inspect import ismodule as _ismodule
+
 from .anchor import *
 from .averaging import *
 from .base import *
@@ -46,8 +24,5 @@ from .spectral import *
 from .stochnorm import *
 from .telemetry import *
 
-MODULES = (
-    anchor, averaging, base, columns, cotuning, distill, feature_maps, hooks, importance, lora, mixins,
-    optimizers, outputs, path_integral, r3f, rates, recipes, registry, replay, spectral, stochnorm, telemetry,
-)
-__all__ = [name for module in MODULES for name in module.__all__]
+# names, not submodules
+__all__ = [name for name, obj in list(globals().items()) if not name.startswith('_') and not _ismodule(obj)]

@@ -16,7 +16,7 @@ from helpers import data, learner, make, model, same, state
 
 from sdfast.errors import InputError
 from sdfast.runtime import store
-from sdfast.runtime.resume import Resume, Resumable, epochs_done
+from sdfast.runtime.resume import Resumable, Resume, epochs_done
 from sdfast.strategies import STRATEGIES, EMATeacher, FixedTeacher, PathIntegral, SelfDistill, Telemetry
 from sdfast.study.fit import KeepBest
 
