@@ -93,7 +93,7 @@ def make_table(outcomes):
     return Table(columns, rows, f'{len(outcomes)} tests.', title='strategy by check')
 
 
-@call_parse  # runs at once in a script, so it comes last
+@call_parse  # it runs this when the module is the script, so it must come last
 def main(
     out:str='runs/correctness.md', # Markdown file to write
 ):

@@ -37,7 +37,7 @@ STRATEGIES['slow_encoder'] = Strategy(SlowEncoder, (1., 3., 7.),
                                       "CE, the encoder's learning rate/(1 + lam)", 'the control without a teacher')
 
 
-@call_parse  # runs at once in a script, so it comes last
+@call_parse  # it runs this when the module is the script, so it must come last
 def main(
     seeds:int=6, # Runs of each setting
     out:str='runs/encoder_lr', # Folder of the runs; finished runs in it are not done again

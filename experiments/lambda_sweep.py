@@ -132,7 +132,7 @@ def draw(table):
     return fig
 
 
-@call_parse  # runs at once in a script, so it comes last
+@call_parse  # it runs this when the module is the script, so it must come last
 def main(
     seeds:int=6, # Runs of each setting
     epochs:int=12, # Epochs of fine-tuning

@@ -77,7 +77,7 @@ def run_cells(cells, out, progress, launcher):
     return {r.key:row | dict(n_test=create_task(r.task).count('test')) for r, row in zip(runs, rows)}
 
 
-@call_parse  # runs at once in a script, so it comes last
+@call_parse  # it runs this when the module is the script, so it must come last
 def main(
     table:str, # table1 or table2
     data:str=None, # Folder with UCF-101 and hmdb51

@@ -165,7 +165,7 @@ def ask(package, question, check):
     return [peer, question, '✓' if passed else '✗', seen]
 
 
-@call_parse  # runs at once in a script, so it comes last
+@call_parse  # it runs this when the module is the script, so it must come last
 def main(
     out:str='runs/peers.md', # Markdown file to write
 ):

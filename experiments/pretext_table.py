@@ -88,7 +88,7 @@ def write_tables(out, rows, results, table, text):
     (out/'table.md').write_text(text)
 
 
-@call_parse  # runs at once in a script, so it comes last
+@call_parse  # it runs this when the module is the script, so it must come last
 def main(
     task:str='moving_digits', # Target task, see compare.py
     source:str='moving_digits', # Source task: pre-training sees its train videos, its labels measure what is kept

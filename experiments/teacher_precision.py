@@ -57,7 +57,7 @@ def render_table(table):
     return Table(columns, [table_row(r) for r in table.itertuples()], caption)
 
 
-@call_parse  # runs at once in a script, so it comes last
+@call_parse  # it runs this when the module is the script, so it must come last
 def main(
     seeds:int=6, # Runs of each setting
     epochs:int=12, # Epochs of fine-tuning

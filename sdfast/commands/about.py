@@ -1,6 +1,6 @@
-"""What a bug report needs: `python -m sdfast` prints versions, devices, codecs and the names that sdfast knows.
+"""Facts for a bug report: `python -m sdfast` prints versions, devices, codecs and the names that sdfast knows.
 
-Whatever is missing or broken has a line that says so. Nothing is downloaded, trained or written."""
+A line says so if something is missing or broken. Nothing is downloaded, trained or written."""
 import os
 import platform
 import sys
@@ -13,17 +13,17 @@ __all__ = ['about']
 # codecs of UCF101, HMDB51, Kinetics, and of videos from phones and browsers
 DECODERS = ['h264', 'hevc', 'av1', 'libdav1d', 'vp8', 'vp9', 'mpeg4', 'msmpeg4v3', 'mpeg1video', 'mpeg2video', 'wmv2',
             'wmv3', 'mjpeg', 'ffv1']
-ENCODERS = ['mpeg4', 'libx264']  # of what sdfast writes: moving_digits and prepared copies
+ENCODERS = ['mpeg4', 'libx264']  # codecs with which sdfast writes: moving_digits and prepared copies
 OPTIONAL = ('pretext', 'peers', 'log')  # extras whose packages are listed
 
 
 def about()->str:
-    "Versions, devices, codecs and names, a line each; what cannot be found out says why"
+    "Versions, devices, codecs and names, one a line; a line whose content cannot be determined says why"
     return '\n'.join(f'{name}: {_try(find)}' for name, find in LINES.items())
 
 
 def _try(find:Callable)->str:
-    "What `find()` returns, or why it fails"
+    "Return the result of `find()`, or the reason if it fails"
     try: return find()
     except Exception as e:
         first_line = next(iter(str(e).splitlines()), '')
@@ -53,7 +53,7 @@ def _packages(extras):
 
 
 def _package(text):
-    "Name and installed version; also the version that sdfast asks for, if it is another"
+    "Name and installed version; if that does not fit, also the version that sdfast requires"
     from packaging.requirements import Requirement
     requirement = Requirement(text)
     try: installed = version(requirement.name)

@@ -1,4 +1,4 @@
-"What the commands and the studies of `experiments/` share: errors of one line, the folder to write to, lists of names."
+"Shared by the commands and the studies in `experiments/`: one-line errors, output folders, lists of names."
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,15 +13,15 @@ __all__ = ['one_line_errors', 'make_folder', 'study_session', 'pick_names', 'pic
 
 @contextmanager
 def one_line_errors(
-    script:str, # Name of the script, in front of the message
-    out:str|Path='', # Folder with what is finished, named after Ctrl-C
+    script:str, # Name of the script, with which the message begins
+    out:str|Path='', # Folder of finished runs, for the message after Ctrl-C
 )->Iterator[None]: # Context manager
     "End the process with one line on standard error: status 2 for wrong input or a broken folder, 130 for Ctrl-C"
     try:
         yield
         return
     except (InputError, StoreError) as e:
-        message = str(e).split(':\n\t')[-1]  # without the event, which fastai puts in front
+        message = str(e).split(':\n\t')[-1]  # without the event's name, which fastai puts in front
         status = 2
     except KeyboardInterrupt:
         message = f'stopped; finished runs are in {out}, the same command resumes' if out else 'stopped'
@@ -31,9 +31,9 @@ def one_line_errors(
 
 
 def make_folder(
-    out:str|Path, # Folder to make, the value of --out
+    out:str|Path, # Folder to create, the value of --out
 )->Path: # The folder
-    "Make the folder of a study, or raise `InputError`"
+    "Create the folder of a study; raises `InputError` if this fails"
     out = Path(out)
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
@@ -42,10 +42,10 @@ def make_folder(
 
 @contextmanager
 def study_session(
-    script:str, # Name of the script, in front of error messages
-    out:str|Path, # Folder of the study, made if needed
+    script:str, # Name of the script, with which error messages begin
+    out:str|Path, # Folder of the study, created if needed
     jobs:int=1, # Worker processes
-    launcher:str='', # Where they run: local, or slurm
+    launcher:str='', # Where workers run: local, or slurm
     slurm:str='', # Options of Slurm's jobs, see `Launcher`
 )->Iterator[tuple[LiveProgress, Launcher]]: # Context manager
     "Open a study's folder and its progress display; errors and Ctrl-C end the process with one line"
@@ -60,7 +60,7 @@ def pick_names(
     known:Sequence[str], # The names that may occur
     option:str, # Option that `text` comes from, for the message
 )->list[str]: # In the order of `known`
-    "Read a list of known names; raises `InputError` for an unknown name and for an empty list"
+    "Read a list of known names; raises `InputError` for an unknown name or an empty list"
     names = [n.strip() for n in text.split(',') if n.strip()]
     unknown = [n for n in names if n not in known]
     if unknown: raise InputError(f'{option}: unknown {unknown[0]!r}; known are {", ".join(known)}')

@@ -1,17 +1,18 @@
-"""Ways to fine-tune the same pre-trained video encoder: what does each learn, and what does it forget?
+"""What do different ways to fine-tune the same pre-trained video encoder learn, and what do they forget?
 
-    python experiments/compare.py            # the embedded task, on 2 CPU cores: see experiments/README.md for times
-    python experiments/compare.py --quick    # the same at a reduced size, to see that everything works
+    python experiments/compare.py            # on moving_digits, with CPUs; see experiments/README.md for times
+    python experiments/compare.py --quick    # the same at a reduced size, to check that everything works
     python experiments/compare.py --source folder:A --task folder:B --model r2plus1d_18 --init weights.pth --size 112
     python experiments/compare.py --config study.yaml --epochs 4    # a study file; options override it
 
-A model is trained on the source task, or comes from --init. Each strategy fine-tunes it on the target task, and is
-measured on both. Each strategy's strength is chosen on held-out data from the same number of trials. Plain fine-tuning
-has no strength and chooses among as many learning rates. The folder --out gets report.html (a page to look at),
-runs.csv, table.csv, table.md, notes.json, figure.png, and study.yaml, which repeats the study.
+A model is trained on the source task, or its weights come from --init. Each strategy fine-tunes it on the target task,
+and the result is measured on both tasks. Each strategy's strength is chosen on held-out data from the same number of
+trials. Plain fine-tuning has no strength, so its trials have different learning rates instead. The results are written
+to the folder --out: report.html (a page to look at), runs.csv, table.csv, table.md, notes.json, figure.png, and
+study.yaml, which repeats the study.
 
-If it is stopped, the same command resumes each run after its last finished epoch. Invocations with one --out share the
-work:
+If the command is stopped, calling it again resumes each run after its last finished epoch. Several calls with the same
+--out share the work:
 
     python experiments/compare.py --jobs 4    # worker processes, one for each GPU where there are several
     python experiments/compare.py --jobs 32 --launcher slurm --slurm partition=gpu,gpus=1,cpus=8,time=240
@@ -41,9 +42,9 @@ __all__ = ['main']
 
 
 def main(
-    argv:Sequence[str]|None=None, # Words of the command line, by default those of this process
+    argv:Sequence[str]|None=None, # Arguments of the command line, by default those of this process
 )->int: # Exit status; errors end the process with 2, Ctrl-C with 130
-    "Compare ways to fine-tune a pre-trained video encoder: what was learned, what was forgotten"
+    "Compare ways to fine-tune a pre-trained video encoder: what they learn, and what they forget"
     with one_line_errors('compare.py'): settings = parse_command_line('compare', argv, __doc__)
     with one_line_errors('compare.py', settings.out): run_comparison(settings)
     return 0

@@ -1,4 +1,4 @@
-"What a command shows while it works: lines of text and the progress of a file."
+"Output of a command while it works: lines of text and the progress of a file."
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,17 +14,17 @@ console = Console()
 def say(
     text:str, # One line
 )->None:
-    "Print a line as it is"
+    "Print a line without markup or wrapping"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def show_bytes(
-    name:str, # Of the file
-    done:int, # Bytes that were there before
-    total:int|None, # Bytes of the whole file, if known
+    name:str, # Name of the file
+    done:int, # Number of bytes at the start
+    total:int|None, # Number of bytes of the whole file, if known
 )->Iterator[Callable[[int], None]]: # A function to call with the number of bytes so far
-    "Show the progress of a file: a bar on a terminal, else a line for each tenth"
+    "Show the progress of a file: a bar on a terminal, else a line for each 10 %"
     if console.is_terminal:
         columns = [TextColumn(name, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
                    TimeRemainingColumn()]

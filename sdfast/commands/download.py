@@ -1,4 +1,4 @@
-"Download a file: resume and retry when the connection breaks, and check the published sum."
+"Download a file: resume and retry when the connection breaks, and check the published checksum."
 import hashlib
 import ssl
 import time
@@ -18,41 +18,41 @@ from .console import say, show_bytes
 
 __all__ = ['Archive', 'download']
 
-TIMEOUT = 30  # seconds without a byte
-WAITS = (1, 3, 10, 30)  # seconds before a further attempt
+TIMEOUT = 30  # seconds without data
+WAITS = (1, 3, 10, 30)  # seconds before each further attempt
 RESUMES = 'the same command resumes'
 HELP = 'name another host with --url-base, or put the file into --to yourself'
 
 
 @dataclass(frozen=True)
 class Archive:
-    "A file on the host and the folder that it becomes"
-    name:str # Of the file
+    "An archive on the host, and the folder to unpack it to"
+    name:str # File name
     folder:str # Name of the folder
-    size:int # Bytes, about
-    room:int # Bytes on disk while it is unpacked, about
-    sha256:str|None # Published sum, 64 hex digits; `None`: the file is not checked
+    size:int # Approximate size in bytes
+    room:int # Approximate number of bytes on disk that unpacking needs
+    sha256:str|None # Published checksum, 64 hex digits; `None`: the file is not checked
 
 
 @contextmanager
 def disk_errors(path:Path)->Iterator[None]:
-    "Turn an error of the disk into an `InputError`, so that it is not taken for one of the network"
+    "Turn a disk error into an `InputError`, so that it is not handled as a network error"
     try: yield
     except OSError as e: raise InputError(f'{path} cannot be written: {e.strerror}') from None
 
 
 def size(path:Path)->int:
-    "Bytes of a file, 0 without one"
+    "Size of a file in bytes, 0 if it does not exist"
     return path.stat().st_size if path.exists() else 0
 
 
 def download(
     archive:Archive, # What to download
-    to:Path, # Folder; a file of the archive's name in it is used instead of downloading it
-    base:str, # Address of the host's folder
+    to:Path, # Folder; if it has a file of the archive's name, that is used and nothing is downloaded
+    base:str, # URL of the host's folder
     context:ssl.SSLContext|None=None, # `None` verifies the host's certificate
-)->Path: # The whole file
-    "Download an archive and compare it with its published sum. Raises `InputError`"
+)->Path: # The complete file
+    "Download an archive and verify its published checksum. Raises `InputError`"
     file = to/archive.name
     if file.exists(): part = file
     else:
@@ -74,7 +74,7 @@ def download(
 
 
 def sha256(file:Path)->str:
-    "Sum of a file's content"
+    "Checksum of a file's content"
     found = hashlib.sha256()
     with open(file, 'rb') as f:
         while block := f.read(1 << 20): found.update(block)
@@ -82,7 +82,7 @@ def sha256(file:Path)->str:
 
 
 def _fetch_until_complete(url, part, checksum, context):
-    "Try again until the file is whole, or until no attempt gets further"
+    "Repeat attempts until the file is complete, or until several in a row get no further"
     here = f', {decimal(size(part))} are here' if size(part) else ''
     say(f'downloading {url}{here}')
     failed, best = 0, size(part)
@@ -91,7 +91,7 @@ def _fetch_until_complete(url, part, checksum, context):
             fetch(url, part, context)
             return
         except HTTPError as e:
-            if e.code == 416: part.unlink(missing_ok=True)  # longer than what the host has
+            if e.code == 416: part.unlink(missing_ok=True)  # the part is longer than the host's file
             elif e.code < 500 and e.code not in (408, 429):
                 raise InputError(f'{url}: {e.code} {e.reason}; {HELP}') from None
             why = f'{e.code} {e.reason}'
@@ -113,14 +113,14 @@ def _fetch_until_complete(url, part, checksum, context):
 
 
 def _stamp(part):
-    "The file with the length and version, on the host, of the file that `part` is the beginning of"
+    "The path at which the length and version of the host's file are stored while `part` is incomplete"
     return part.with_name(f'{part.name}.stamp')
 
 
 def fetch(url:str, part:Path, context:ssl.SSLContext|None=None)->None:
-    """Append to `part` what it lacks of a file.
+    """Download the rest of a file and append it to `part`.
 
-    It starts again where the host ignores ranges or has another file by now."""
+    Starts from the beginning if the host ignores ranges or its file has changed."""
     stamp = _stamp(part)
     length, _, version = stamp.read_text().partition(' ') if stamp.exists() else ('', '', '')
     done = size(part) if length else 0
@@ -130,7 +130,7 @@ def fetch(url:str, part:Path, context:ssl.SSLContext|None=None)->None:
     if done and version: headers['If-Range'] = version
     with urlopen(Request(url, headers=headers), timeout=TIMEOUT, context=context) as answer:
         if answer.headers.get_content_type() == 'text/html':
-            raise InputError(f'{url} is a web page here: log in to the network, or {HELP}')
+            raise InputError(f'{url} is a web page, not a file: log in to the network, or {HELP}')
         now = _version(answer.headers)
         if answer.status == 206:
             if not _continues(answer.headers, done, length) or now not in ('', version):
@@ -142,7 +142,7 @@ def fetch(url:str, part:Path, context:ssl.SSLContext|None=None)->None:
 
 
 def _version(headers):
-    "The version of a file, if the host names it; a weak ETag does not count for If-Range"
+    "The version of a file, if the host gives one that is valid for If-Range; a weak ETag is not"
     etag = headers.get('ETag', '')
     return etag if etag.startswith('"') else headers.get('Last-Modified', '')
 
@@ -158,7 +158,7 @@ def _append(answer, part, done, total, stamp):
     with show_bytes(part.stem, done, total) as show:
         with disk_errors(part):
             out = open(part, 'ab' if done else 'wb')
-            if not done: _stamp(part).write_text(stamp)  # after the old bytes are gone, before new ones come
+            if not done: _stamp(part).write_text(stamp)  # after `open` removed old bytes, before new ones are written
         with out:
             while done != total and (block := answer.read1(1 << 18)):
                 with disk_errors(part):

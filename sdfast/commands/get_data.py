@@ -1,11 +1,11 @@
-"""How does one get the videos and official lists of UCF101 and HMDB51? Downloads them from their official hosts.
+"""Download the videos and official lists of UCF101 and HMDB51 from their official hosts.
 
     python experiments/get_data.py ucf101 --to data    # 6.9 GB, and 14 GB of disk until the archive is deleted
     python experiments/get_data.py hmdb51 --to data    # 2.1 GB and 4.5 GB
     python experiments/compare.py --task ucf101:data ...
 
-What is present is not downloaded again: after an interruption the same command resumes. An archive in --to under its
-own name is used instead of downloading it. rar archives need unrar, unar, 7z or bsdtar."""
+Files that exist are not downloaded again: after an interruption the same command resumes. If you have an archive
+already, put it into --to under its original name. Unpacking rar archives needs unrar, unar, 7z or bsdtar."""
 import os
 import shutil
 import ssl
@@ -26,14 +26,14 @@ __all__ = ['main']
 
 @dataclass(frozen=True)
 class DataSet:
-    "Two archives and what must be in them"
-    base:str # Address of the folder of both
+    "The two archives of a data set, and the counts to check"
+    base:str # URL of the folder of both
     lists:Archive # The official lists
     videos:Archive # The videos
-    counts:tuple # Classes, videos, and fold 1's train and test videos
+    counts:tuple # Numbers of classes, videos, and train and test videos of fold 1
 
 
-# The sums are those of torchvision's prototype datasets (pytorch/vision,
+# The checksums are those of torchvision's prototype datasets (pytorch/vision,
 # torchvision/prototype/datasets/_builtin/ucf101.py and hmdb51.py); tensorflow/datasets' url_checksums/ucf101.txt has
 # the same one for UCF101's lists. HMDB51's former host, serre-lab.clps.brown.edu, is gone (voxel51/fiftyone#6528); the
 # lab's own site names this one.
@@ -52,18 +52,18 @@ DATASETS = dict(
         videos=Archive('hmdb51_org.rar', 'hmdb51', size=2_130_000_000, room=2_300_000_000,
                        sha256='9e714a0d8b76104d76e932764a7ca636f929fff66279cda3f2e326fa912a328e'),
         counts=(51, 6766, 3570, 1530)))
-# Suffixes of an archive's name: whole, not the published file, begun, and what is known of the begun one
+# Suffixes of an archive's name: complete file, wrong checksum, incomplete file, and its length and version
 LEFT = '', '.bad', '.part', '.part.stamp'
 
 
 def get(
     data:DataSet, # What to get
-    to:Path, # Folder for both folders
-    base:str|None=None, # Address of another host's folder
+    to:Path, # Folder for videos and lists
+    base:str|None=None, # URL of another host's folder
     context:ssl.SSLContext|None=None, # `None` verifies the host's certificate
     keep:bool=False, # Do not delete the archives
-)->tuple[int, int, int, int]: # Classes, videos, and fold 1's train and test videos
-    "Download and unpack what does not exist yet, and count the result. Raises `InputError`"
+)->tuple[int, int, int, int]: # Numbers of classes, videos, and train and test videos of fold 1
+    "Download and unpack the archives whose folders do not exist, and check the counts. Raises `InputError`"
     todo = [archive for archive in (data.lists, data.videos) if not (to/archive.folder).is_dir()]
     if any(archive.name.endswith('.rar') for archive in todo): installed_unpackers()  # fail now, not after hours
     _check_room(todo, to)
@@ -76,7 +76,7 @@ def get(
 
 
 def _check_room(archives, to):
-    "Refuse to start if the disk has no room for the end"
+    "Raise `InputError` if the disk has not enough room for archives and videos"
     needed = sum(archive.room for archive in archives)
     for archive in archives:
         if not (to/archive.name).exists(): needed += max(0, archive.size - size(to/f'{archive.name}.part'))
@@ -85,7 +85,7 @@ def _check_room(archives, to):
 
 
 def _check_counts(data, to):
-    "Count what is in the folders; it must be what is known of the data set"
+    "Count the contents of the folders, and compare the counts with those of the data set"
     videos, lists = to/data.videos.folder, to/data.lists.folder
     found = *count_videos(videos), *count_lists(lists)
     for folder, text, part in ((videos, '{:,} classes and {:,} videos', slice(2)),
@@ -104,7 +104,7 @@ def count_videos(folder:Path)->tuple[int, int]: # Classes and videos
 
 
 def count_lists(folder:Path)->tuple[int, int]: # Train and test videos of fold 1
-    "Count the lines of either kind of official list"
+    "Count the train and test videos in the official lists of either data set"
     def lines(file): return [line.split() for line in file.read_text(errors='replace').splitlines() if line.strip()]
     if (folder/'trainlist01.txt').exists():
         return len(lines(folder/'trainlist01.txt')), len(lines(folder/'testlist01.txt'))
@@ -117,14 +117,14 @@ def _fail(message, status=2):
     sys.exit(status)
 
 
-@call_parse  # runs at once in a script, so it comes last
+@call_parse  # it runs this when the module is the script, so it must come last
 def main(
     name:str, # ucf101 or hmdb51
     to:str=None, # Folder for the videos and the lists, made if needed; must be given
     keep_archives:store_true=False, # Do not delete the archives at the end
-    url_base:str=None, # Address of another host's folder with the same files
-    insecure:store_true=False, # Do not verify the host's certificate; files are still checked against published sums
-    no_checksum:store_true=False, # Take the files as the host has them
+    url_base:str=None, # URL of another host's folder with the same files
+    insecure:store_true=False, # Do not verify the host's certificate; published checksums are still verified
+    no_checksum:store_true=False, # Do not verify the published checksums
 )->None:
     "Download UCF101 (6.9 GB) or HMDB51 (2.1 GB), videos and official lists. Needs unrar, unar, 7z or bsdtar"
     try:
@@ -142,7 +142,7 @@ def main(
 
 
 def _data_set(name, to, url_base, no_checksum):
-    "Check the arguments; the data set they ask for"
+    "Check the arguments, and return the data set that they ask for"
     if name not in DATASETS: raise InputError(f'unknown dataset {name!r}; known are {", ".join(DATASETS)}')
     if not to: raise InputError('--to: the folder for the videos and the lists is missing')
     if url_base and not url_base.startswith(('http://', 'https://')):

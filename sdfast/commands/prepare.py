@@ -1,14 +1,14 @@
-"""Can a task's videos be decoded several times as fast? Makes small copies of them.
+"""Make small copies of a task's videos, which are decoded several times as fast.
 
     python experiments/prepare.py folder:videos             # to videos.prepared
     python experiments/prepare.py ucf101:data --jobs 16
     python experiments/compare.py --task ucf101:data ...    # uses the copies
 
 Copies are H.264, upright, with the short side scaled to --size and a key frame at least every --gop frames. Each copy
-is decoded again and compared with its original, frame by frame, before it gets its name. Existing copies stay: after
-an interruption the same command resumes. Whatever reads the task by the same name then uses the copies, says so, and
-gives its runs other keys; with an empty `SDFAST_PREPARED=` it uses the originals. A video that cannot be copied is
-named, and its original is used."""
+is decoded again and compared with its original, frame by frame, before it gets its name. Existing copies are kept:
+after an interruption the same command resumes. Commands that read the same task then use the copies and say so, and
+their runs have other keys; with an empty `SDFAST_PREPARED=` they use the originals. If a video cannot be copied, it is
+listed, and the original is used."""
 import multiprocessing
 import os
 import sys
@@ -28,22 +28,22 @@ from ..errors import InputError
 
 __all__ = ['main']
 
-SAVE_SECONDS = 5  # between two times that the manifest is written while copies are made
-SETTINGS = 'size', 'gop', 'quality'  # of all copies in a folder
+SAVE_SECONDS = 5  # between two writes of the manifest while copies are made
+SETTINGS = 'size', 'gop', 'quality'  # settings that all copies in a folder share
 
 
 def prepare(
-    spec:str, # Of a task
-    to:str|Path|None, # Folder of the copies, by default `prepared_copies`'
+    spec:str, # Spec of a task, see `create_task`
+    to:str|Path|None, # Folder of the copies, by default that of `prepared_copies`
     size:int, # Short side in pixels
     gop:int, # Frames from one key frame to the next
     quality:int, # x264's constant rate factor
-    jobs:int, # Processes
-)->tuple[dict, dict, Path]: # The manifest, path and reason of each video without a copy, folder
+    jobs:int, # Number of processes
+)->tuple[dict, dict, Path]: # The manifest; path -> reason for videos without a copy; the folder
     "Make the copies that do not exist yet"
     if spec.partition(':')[0] == 'moving_digits':
         raise InputError('moving_digits is small already: there is nothing to prepare')
-    with patch.dict(os.environ, SDFAST_PREPARED=''): task = create_task.__wrapped__(spec)  # of the originals
+    with patch.dict(os.environ, SDFAST_PREPARED=''): task = create_task.__wrapped__(spec)  # the task with its originals
     videos = list(dict.fromkeys(task.df.path))
     root = os.path.commonpath([os.path.dirname(p) for p in videos])
     folder = Path(to or f'{root}.prepared')
@@ -59,7 +59,7 @@ def prepare(
 
 
 def _manifest(folder, new):
-    "The folder's manifest, which must have the settings of the new one, or the new one"
+    "The folder's manifest, or the new one if it has none. Raises `InputError` if their settings differ"
     old = read_manifest(folder)
     if not old: return new
     for name in SETTINGS:
@@ -75,7 +75,7 @@ def _pool(jobs)->Executor:
 
 
 def _make_copies(pool:Executor, paths:Iterable, root:str, folder:Path, manifest:dict):
-    "Make the copies, add them to the manifest, and return why others cannot be made"
+    "Make the copies and add them to the manifest; returns name -> reason for those that fail"
     settings = [manifest[name] for name in SETTINGS]
     name_of = {}
     for path in paths:
@@ -102,11 +102,11 @@ def _make_copies(pool:Executor, paths:Iterable, root:str, folder:Path, manifest:
 @call_parse
 def main(
     task:str, # ucf101:PATH, hmdb51:PATH, folder:PATH or csv:PATH, as for compare.py
-    to:str=None, # Folder for the copies, by default the videos' with .prepared added; for others set SDFAST_PREPARED
+    to:str=None, # Folder for the copies, by default the videos' with .prepared added; else also set SDFAST_PREPARED
     size:int=128, # Short side of the copies in pixels; smaller videos keep theirs
     gop:int=12, # Frames from one key frame to the next
-    quality:int=18, # x264's constant rate factor: less is better and larger
-    jobs:int=os.cpu_count(), # Processes
+    quality:int=18, # x264's constant rate factor: lower values give better and larger copies
+    jobs:int=os.cpu_count(), # Number of processes
 )->None:
     "Make small, quickly decoded copies of a task's videos; if it is stopped, the same command resumes"
     start = time.time()

@@ -1,10 +1,10 @@
-"""The page of a study from its results alone: nothing is trained or measured.
+"""Write the page of a study from its stored results: nothing is trained or measured.
 
     python experiments/make_report.py runs/compare                          # runs/compare/report.html and figures/
     python experiments/make_report.py runs/a runs/b --out runs/both.html    # several studies
 
-Studies with the same tasks, model and weights are merged, others follow one another. What a folder lacks (such as one
-that has only runs.csv, or whose videos are gone) is left out, and the page says so."""
+Studies with the same tasks, model and weights are merged; others follow one another on the page. If files are missing
+in a folder, or its videos are gone, the page leaves out the parts that need them and says so."""
 import sys
 import warnings
 
@@ -21,12 +21,12 @@ warnings.filterwarnings('ignore', category=FutureWarning)
 warnings.filterwarnings('ignore', category=DeprecationWarning)
 
 
-@call_parse  # it runs at once in a script, so it comes last
+@call_parse  # it runs this when the module is the script, so it must come last
 def main(
     *folders:str, # Folders of studies: the --out of compare.py
     out:str=None, # File to write, by default report.html in the folder
     adjust:str='holm', # How p values are adjusted for the number of strategies: holm, bh (false discovery rate) or none
-    no_figures:store_true=False, # Only the page, not each plot as PDF and PNG
+    no_figures:store_true=False, # Write only the page, not each plot as PDF and PNG
 ):
     "Rebuild a study's page and figures from its folder"
     try:

@@ -1,7 +1,7 @@
-"""How far is a study? For another terminal.
+"""Show the progress of a study, in another terminal.
 
     python experiments/status.py runs/compare              # once
-    python experiments/status.py runs/compare --every 5    # again every 5 seconds, until Ctrl-C"""
+    python experiments/status.py runs/compare --every 5    # every 5 seconds, until Ctrl-C"""
 import time
 
 from fastcore.script import call_parse
@@ -13,15 +13,15 @@ from .common import one_line_errors
 
 __all__ = ['main']
 
-SHORTEST_PAUSE = .2  # seconds between two looks
+SHORTEST_PAUSE = .2  # minimum seconds between two updates
 
 
 def watch(
     out:str, # Folder of the study
-    every:float, # Seconds between two looks
+    every:float, # Seconds between two updates
     console:Console,
 )->None:
-    "Show a study's status again and again, until Ctrl-C"
+    "Show a study's status and update it until Ctrl-C"
     try:
         with Live(show_status(out), console=console, auto_refresh=False) as live:
             while True:
@@ -30,10 +30,10 @@ def watch(
     except KeyboardInterrupt: pass
 
 
-@call_parse  # it runs at once in a script, so it comes last
+@call_parse  # it runs this when the module is the script, so it must come last
 def main(
     out:str, # Folder of the study, its --out
-    every:float=0., # Seconds between two looks; 0: look once
+    every:float=0., # Seconds between two updates; 0: show the status once
 ):
     "Show what a study has done and what it is doing"
     console = Console()

@@ -1,4 +1,4 @@
-"Unpack zip and rar archives: only files, only inside their folder, and whole or not at all."
+"Unpack zip and rar archives: regular files only, inside their folder only, and completely or not at all."
 import os
 import shutil
 import stat
@@ -24,9 +24,9 @@ UNPACKERS = {
 
 def unpack(
     file:Path, # A zip or rar archive; archives in it are unpacked, too
-    folder:Path, # Folder to make. One of this name in the archive becomes it
+    folder:Path, # Folder to create; if the archive has a folder of this name, its content goes there
 )->None:
-    "Unpack an archive. The folder gets its name when it is complete"
+    "Unpack an archive. The folder gets its name only when it is complete"
     say(f'unpacking {file.name}')
     tmp = folder.with_name(f'{folder.name}.unpacking')
     shutil.rmtree(tmp, ignore_errors=True)
@@ -60,7 +60,7 @@ def unzip(file:Path, folder:Path)->None:
             if needed > free:
                 raise InputError(f'{file} would become {decimal(needed)}, and {folder.parent} has {decimal(free)} free')
             z.extractall(folder)
-    # `RuntimeError`: encrypted, or of an unknown kind
+    # `RuntimeError`: the archive is encrypted or of an unknown kind
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as e:
         again = 'delete it, and the same command downloads it again'
         raise InputError(f'{file} cannot be unpacked ({e}): {again}') from None
@@ -77,14 +77,14 @@ def installed_unpackers()->dict[str, str]: # Name -> path
 
 
 def unrar(file:Path, folder:Path)->None:
-    "Unpack a rar archive with the first program that can: not each reads every kind of rar"
+    "Unpack a rar archive with the first program that succeeds: some cannot read every kind of rar"
     errors = []
     for tool, path in installed_unpackers().items():
-        # in its folder, with a relative name: for some programs [ ] * in a path are wildcards
+        # run in the folder, with a relative name, because some programs take [ ] * in a path for wildcards
         command = [path, *UNPACKERS[tool], os.path.relpath(file, folder)]
         ran = subprocess.run(
             command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace')
-        check_only_files(folder, file)  # after a failure, too: the next program would write over what is left
+        check_only_files(folder, file)  # after a failure, too, as the next program overwrites what is left
         if not ran.returncode: return
         lines = [line.strip() for line in (ran.stdout + ran.stderr).splitlines()]
         last = [f'status {ran.returncode}', *filter(None, lines)][-1]
@@ -94,12 +94,12 @@ def unrar(file:Path, folder:Path)->None:
 
 
 def check_only_files(folder:Path, file:Path)->None:
-    "Refuse links and devices: the next archive, unpacked over a link, would write where the link leads"
+    "Raise `InputError` for links and devices: unpacking the next archive over a link would write to its target"
     for d, dirs, names in os.walk(folder):
         for name in (*dirs, *names):
             path = Path(d, name)
             info = path.lstat()
             is_file = stat.S_ISREG(info.st_mode) and info.st_nlink == 1
             if is_file or stat.S_ISDIR(info.st_mode): continue
-            raise InputError(f'{file} has a link or a device in it, {path.relative_to(folder)}, '
+            raise InputError(f'{file} contains a link or a device, {path.relative_to(folder)}, '
                              'and is not one of these data sets')

@@ -1,4 +1,4 @@
-"Clips in fastai: the block for a `DataBlock`, batch transforms, several clips of each video, film strips."
+"Clips in fastai: a block for `DataBlock`, batch transforms, several clips of each video, film strips."
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,10 +21,10 @@ __all__ = [
 
 
 class ClipTransform(Transform):
-    """Apply fastai's image batch transforms to clips: one draw for each clip, shared by all its frames.
+    """Apply fastai's image batch transforms to clips, with the same random draw for all frames of a clip.
 
-    A clip is passed on as one image of `T*C` channels; transforms that need three channels (hue, saturation) do not
-    apply."""
+    They receive a clip as one image of `T*C` channels, so transforms that need three channels (hue, saturation) do not
+    work."""
     order, split_idx = 30, None
 
     def __init__(self,
@@ -57,11 +57,11 @@ class MultiClip(Callback):
 class NormalizeClips(Normalize):
     """fastai's `IntToFloatTensor` and `Normalize` in one pass over a batch on its device.
 
-    From uint8 `(..., T, C, H, W)` to float32, `(x/255 - mean)/std`. It decodes as the two do."""
+    It maps uint8 `(..., T, C, H, W)` to float32, `(x/255 - mean)/std`, and decodes as the two do."""
 
     @property
     def parts(self)->list[Transform]:
-        "The two transforms, for code that needs floats in [0, 1] in between"
+        "The two transforms, for code that needs floats in [0, 1] between them"
         return [IntToFloatTensor(), Normalize(self.mean, self.std)]
 
     def encodes(self, x:TensorVideo)->TensorVideo:
@@ -73,8 +73,8 @@ class NormalizeClips(Normalize):
 
 
 def normalize_video(
-    mean:Sequence[float]=imagenet_stats[0], # Of each channel, of pixels in [0, 1]
-    std:Sequence[float]=imagenet_stats[1], # Of each channel
+    mean:Sequence[float]=imagenet_stats[0], # Mean of each channel, with pixels in [0, 1]
+    std:Sequence[float]=imagenet_stats[1], # Standard deviation of each channel
 )->Normalize: # A batch transform
     "`Normalize` for the channel axis of batches of clips, 5-D or 6-D"
     return Normalize.from_stats(mean, std, dim=2, ndim=5)
@@ -82,13 +82,13 @@ def normalize_video(
 
 def VideoBlock(
     frames:int=8, # Frames in a clip
-    stride:int=1, # Frames between two of the clip
+    stride:int=1, # Frames of the video from one frame of the clip to the next
     size:int|None=64, # Side of the square crop in pixels
     k:int=1, # Clips of each video outside training
     cache:bool|Callable=False, # Keep whole decoded videos in memory, see `SampleClips`
     # Mean and standard deviation of each channel, for `NormalizeClips`; `None`: batches are floats in [0, 1]
     stats:tuple|None=None,
-    **kwargs, # More for `SampleClips`: area, flip, wrap
+    **kwargs, # Other arguments of `SampleClips`: area, flip, wrap
 )->TransformBlock: # For `DataBlock(blocks=...)`
     "A `TransformBlock` for paths of video files"
     clips = SampleClips(frames, stride, size, k, cache, **kwargs)

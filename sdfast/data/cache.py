@@ -1,6 +1,6 @@
 """Decoded videos in memory: which are kept, and how many bytes they may take.
 
-This process decodes a video once and keeps all of its frames. A `Decoded` shares them with other processes."""
+A process decodes each video once and keeps all of its frames. A `Decoded` shares them with other processes."""
 from collections.abc import Callable
 from functools import cache
 
@@ -11,13 +11,13 @@ from .video import VideoFile
 
 __all__ = ['MAX_VIDEO_BYTES', 'MAX_TASK_BYTES', 'MAX_FOLDER_BYTES']
 
-MAX_VIDEO_BYTES = 2**28  # of a decoded video: a larger one is decoded clip by clip
-MAX_TASK_BYTES = 2**31  # of all decoded videos of a task, and of a loader's batches: if they take more, none is kept
-MAX_FOLDER_BYTES = 2**33  # of the files of a `Decoded` folder: those unused for longest make room for new ones
+MAX_VIDEO_BYTES = 2**28  # largest decoded video to keep; a larger one is decoded clip by clip
+MAX_TASK_BYTES = 2**31  # limit for all decoded videos of a task, and for a loader's batches: above it, none is kept
+MAX_FOLDER_BYTES = 2**33  # limit for the files in a `Decoded` folder: the least recently used ones are removed
 
 
 def small_enough(video:VideoFile, size:int|None)->bool:
-    "Whether a video may be kept decoded, its short side `size`"
+    "Whether a decoded video with short side `size` may be kept"
     return video.nbytes(size) <= MAX_VIDEO_BYTES
 
 
@@ -32,7 +32,7 @@ def cached_frames(
     size:int|None, # Short side in pixels, see `VideoFile.read`
     cache:bool|Callable, # The `cache` of `SampleClips`
 )->torch.Tensor|None: # uint8 `(n, 3, H, W)`, not to be changed; `None` if they are not kept
-    "All frames of a video, if they are kept: from `cache` if it is a function that has them, else from this process"
+    "All frames of a video, if they are kept: from the function `cache` if it has them, else decoded by this process"
     if not cache: return None
     if callable(cache):
         shared = cache(str(video), size)

@@ -1,4 +1,4 @@
-"""Clips of a video: which frames, where in the video, and which part of the picture.
+"""Cutting clips out of a video: which frames, and which part of the picture.
 
 A clip is `(T, C, H, W)`, several clips of one video are `(K, T, C, H, W)`; a batch has one more axis in front."""
 import random
@@ -39,16 +39,16 @@ class TensorVideo(TensorImage):
 
 
 def clip_indices(
-    n:int, # Frames the video has
+    n:int, # Number of frames of the video
     frames:int, # Frames in a clip
-    stride:int=1, # Frames between two of the clip
-    at:float=.5, # Where the clip lies: 0 at the start of the video, 1 at its end
-    wrap:bool=False, # A video shorter than the clip begins again, as in RSPNet, instead of repeating its last frame
+    stride:int=1, # Frames of the video from one frame of the clip to the next
+    at:float=.5, # Position of the clip: 0 at the start of the video, 1 at its end
+    wrap:bool=False, # Repeat a video that is too short from its start, as in RSPNet, instead of its last frame
 )->np.ndarray: # `frames` frame numbers
-    """Frame numbers of one clip. Its start is rounded to the nearest frame, that of the middle clip down.
+    """Frame numbers of one clip. Its start is rounded to the nearest frame; for the middle clip, it is rounded down.
 
-    With `wrap` a video that has enough frames, but not for this stride, is spread over the clip (RSPNet,
-    transforms_temporal.py)."""
+    With `wrap`, if a video has enough frames, but not for this stride, the clip's frames are spread evenly over the
+    video (RSPNet, transforms_temporal.py)."""
     room = n - (frames - 1)*stride - 1
     if wrap and room < 0:
         if n <= frames: return np.arange(frames) % n
@@ -61,28 +61,28 @@ def clip_indices(
 class SampleClips(RandTransform):
     """Cut clips out of a video: a random one for training, otherwise `k` evenly spaced ones, cropped at the centre.
 
-    In training each start that the video has room for is equally likely. The random crop is a square of the scaled
-    frame or, with `area`, a part of the unscaled frame of aspect 3/4 to 4/3 that is resized to the square (as in He et
-    al., one for all frames of a clip); the centre crop is then the largest square. Resizing rounds to uint8."""
+    In training each possible start is equally likely. The random crop is the same for all frames of a clip: a square of
+    the scaled frame or, with `area`, a part of the unscaled frame with an aspect ratio of 3/4 to 4/3 that is resized to
+    a square (as in He et al.). With `area` the centre crop is the largest square. Resizing rounds to uint8."""
     split_idx, order = None, 4
-    aspect = 3/4, 4/3  # of a random crop with `area`
+    aspect = 3/4, 4/3  # range of the aspect ratio of a random crop with `area`
 
     def __init__(self,
         frames:int=8, # Frames in a clip
-        stride:int=1, # Frames between two of the clip
+        stride:int=1, # Frames of the video from one frame of the clip to the next
         size:int|None=64, # Side of the square in pixels: the short side is scaled to it, then the long side cropped
         k:int=1, # Clips of each video outside training: 1 is the middle one, more are evenly spaced
-        # Keep decoded videos in memory, for sets that fit: `True` in this process, a `Decoded` shared with others
+        # Keep decoded videos in memory, if the data fit: `True` in this process, a `Decoded` shared with others
         cache:bool|Callable=False,
-        area:tuple|None=None, # Smallest and largest part of the frame that a training crop covers, such as `(.25, 1)`
+        area:tuple|None=None, # Smallest and largest share of the frame that a training crop covers, such as `(.25, 1)`
         flip:bool=False, # Mirror half of the training clips
         wrap:bool=False, # See `clip_indices`
-        **kwargs, # More for fastai's `RandTransform`
+        **kwargs, # Other arguments of fastai's `RandTransform`
     ):
         if min(frames, stride, k, 1 if size is None else size) < 1:
             raise InputError(f'frames, stride, size and k must be at least 1, not {frames}, {stride}, {size} and {k}')
         if area is not None and (size is None or len(area) != 2 or not 0 < area[0] <= area[1] <= 1):
-            raise InputError('area must be two parts of the frame such as (.25, 1), and needs a size; '
+            raise InputError('area must be two shares of the frame such as (.25, 1), and needs a size; '
                              f'not {area} with size {size}')
         super().__init__(**kwargs)
         self.frames, self.stride, self.size, self.k = frames, stride, size, k
@@ -116,7 +116,7 @@ class SampleClips(RandTransform):
     def crop_frames(self,
         x:torch.Tensor, # uint8 `(T, C, H, W)`
     )->torch.Tensor: # uint8 `(T, C, size, size)`
-        "Crop all frames alike, at random in training, and resize them to the square"
+        "Crop all frames in the same place, at random in training, and resize them to the square"
         h, w = x.shape[-2:]
         if self.area and self.train:
             top, left, height, width = RandomResizedCrop.get_params(x, self.area, self.aspect)

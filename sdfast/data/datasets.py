@@ -1,4 +1,4 @@
-"The data sets that a spec can name, and `moving_digits`, which sdfast makes itself."
+"Tasks by name, and `moving_digits`, whose videos sdfast makes itself."
 import re
 import shutil
 import uuid
@@ -18,16 +18,16 @@ __all__ = ['moving_digits', 'create_task']
 
 
 def moving_digits(
-    # Where the videos are, or are to be written (110 MB): by default `$SDFAST_HOME`, or else ~/.cache/sdfast
+    # Folder of the videos, which are written if missing (110 MB); by default `$SDFAST_HOME` or ~/.cache/sdfast
     path:str|Path|None=None,
     part:str='target', # 'source', 'target', 'motion' or 'digit'
 )->Task: # Split into train, valid and test
     """Handwritten digits (UCI, from scikit-learn) that move over 8 frames of 40x40.
 
-    The source has 60 classes, 10 digits x 6 motions, with 6,000 train, 600 valid and 1,200 test clips. The others are
-    few-shot, with about 160 train, 160 valid and 800 test clips: target has 8 classes, groups of digits x motions;
-    motion has 6, whatever the digit; digit has 10, whatever the motion. The three splits show different handwritten
-    images. The videos are written once; if two processes do it at the same time, the first copy is kept."""
+    The part 'source' has 60 classes, 10 digits x 6 motions, with 6,000 train, 600 valid and 1,200 test clips. The other
+    parts are few-shot, with about 160 train, 160 valid and 800 test clips: 'target' has 8 classes (groups of digits x
+    motions), 'motion' 6 (any digit), and 'digit' 10 (any motion). The three splits show different handwritten images.
+    The videos are written once; if two processes do it at the same time, the first copy is kept."""
     if part not in CLIPS: raise InputError(f'moving_digits has the parts {", ".join(CLIPS)}, not {part!r}')
     root = Path(path or home()).expanduser()/'moving_digits-2'/part
     if not root.exists(): _write_once(root, part)
@@ -48,7 +48,7 @@ def _write_once(root, part):
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
 
-# The first word of a spec -> function of a path and of the spec's options. Add a row for a task of your own
+# First word of a spec -> function of a path and the spec's options. To add your own task, add a row
 TASKS = dict(moving_digits=moving_digits, ucf101=ucf101, hmdb51=hmdb51, folder=Task.from_folder, csv=Task.from_csv)
 
 
@@ -57,8 +57,8 @@ def create_task(
     # `moving_digits`, `ucf101:PATH`, `hmdb51:PATH`, `folder:PATH` or `csv:PATH`, then options as `,name=value`
     spec:str,
     part:str='target', # Which part of `moving_digits`
-)->Task: # The same object for the same arguments, as reading a data set takes time
-    "A task by name, e.g. `ucf101:/data/UCF-101,fold=2` or `folder:mine,group=_g(\\d+)_`"
+)->Task: # Cached: the same object for the same arguments
+    "Create a task by name, e.g. `ucf101:/data/UCF-101,fold=2` or `folder:mine,group=_g(\\d+)_`"
     head, *options = re.split(r',(?=[a-z_]+=)', spec)
     kind, _, path = head.partition(':')
     if kind not in TASKS:

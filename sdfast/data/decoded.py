@@ -1,7 +1,7 @@
-"""Decoded videos in a file, made once and shared by all processes and studies that read the same ones.
+"""Decoded videos in a file, made once and shared by all processes and studies that read the same videos.
 
-A set of videos is one file. Its name is a digest of their content and of what else decides their pixels. Processes
-compare its digest, then map it, so that they share its memory too."""
+A set of videos is one file. Its folder's name is a digest of the videos' content and of the settings and libraries that
+decide their pixels. Processes verify the file's digest and memory-map it, so that they share memory, too."""
 import hashlib
 import os
 import re
@@ -25,55 +25,55 @@ from .video import PIXELS, VideoError, VideoFile, index_video
 
 __all__ = ['decoded_folder', 'Decoded']
 
-NO_ROOM = 'refused'  # the file that marks a set for which there was no room
-RETRY_SECONDS = 600  # how long that mark holds
-OWN_FILES = re.compile(r'[0-9a-f]{16}/videos(-[0-9a-f]{16}\.safetensors|\.tmp)')  # below the folder
+NO_ROOM = 'refused'  # name of a file that marks a set which could not be stored
+RETRY_SECONDS = 600  # how long this mark is valid
+OWN_FILES = re.compile(r'[0-9a-f]{16}/videos(-[0-9a-f]{16}\.safetensors|\.tmp)')  # files in the folder that may go
 
 
 def decoded_folder()->Path|None: # Need not exist yet; `None` if the variable is empty
-    "Where studies share decoded videos: `$SDFAST_DECODED`, by default `decoded` in `store.home()`"
+    "The folder in which studies share decoded videos: `$SDFAST_DECODED`, by default `decoded` in `store.home()`"
     folder = os.environ.get('SDFAST_DECODED')
     if folder is None: return store.home()/'decoded'
     return Path(folder).expanduser() if folder else None
 
 
 def _content_key(path):
-    "Digest and suffix, from which FFmpeg may guess the format; `None` if the file cannot be read"
-    if not os.path.isfile(path): return None  # reading a pipe would block for ever
+    "Digest and suffix of a file (FFmpeg may guess the format from the suffix); `None` if it cannot be read"
+    if not os.path.isfile(path): return None  # reading a pipe would block forever
     try: digest = store.digest(path)
     except OSError: return None
     return digest + ascii(Path(path).suffix.lower())[1:-1]  # a file name need not be text
 
 
 def _no_room_lately(place):
-    "Whether there was no room a short while ago, so that processes that waited do not all try in turn"
+    "Whether storing failed a short while ago, so that processes that waited do not all try again"
     try: return time.time() - (place/NO_ROOM).stat().st_mtime < RETRY_SECONDS
     except OSError: return False
 
 
 def _decode_whole(path, size):
-    "All frames, or `None` if one of them cannot be decoded or they are too large to keep"
+    "All frames, or `None` if a frame cannot be decoded or the video is too large to keep"
     video = VideoFile(path)
     try: return video.whole(size) if small_enough(video, size) else None
     except VideoError: return None
 
 
 class Decoded:
-    """All frames of each of some videos, shared through a file in `folder`: the `cache` of a `SampleClips`.
+    """The frames of a set of videos, shared through a file in `folder`; used as the `cache` of a `SampleClips`.
 
-    The file is made by the first process that calls `open`; others wait for it. Videos with a frame that cannot be
-    decoded, and those larger than `MAX_VIDEO_BYTES`, are left out. If the file cannot be written, this process keeps
-    what it decoded."""
+    The first process that calls `open` makes the file, and others wait for it. Videos with a frame that cannot be
+    decoded, and those larger than `MAX_VIDEO_BYTES`, are left out. If the file cannot be written, each process keeps
+    the frames that it has decoded."""
 
     def __init__(self,
         paths:Iterable, # Video files
         size:int|None, # Short side in pixels, see `VideoFile.read`
-        folder:str|Path, # For files of up to 8 GiB in total; made if it does not exist
+        folder:str|Path, # Holds files of up to 8 GiB in total; created if it does not exist
     ):
         self.paths = [str(p) for p in paths]
         self.size = size
         self.folder = Path(folder).expanduser()
-        self._frames = None  # path -> frames, once `open` was called
+        self._frames = None  # path -> frames, after `open`
 
     def __call__(self,
         path:str, # One of the videos
@@ -86,11 +86,11 @@ class Decoded:
 
     def __copy__(self): return self
     def __deepcopy__(self, memo): return self
-    # In a pickled learner it becomes True: decoded videos are kept in memory, and the folder is not needed
+    # pickled as `True`: an exported learner keeps decoded videos in its own memory and does not need the folder
     def __reduce__(self): return bool, (True,)
 
     def open(self)->None:
-        "Read the file, or make it, once"
+        "Read the file, or make it if it does not exist; later calls do nothing"
         if self._frames is None: self._frames = self._open()
 
     def _open(self):
@@ -105,7 +105,7 @@ class Decoded:
         return {p:frames[key] for p, key in keys.items() if key in frames}
 
     def _load_or_make(self, place, keys):
-        "Frames of each content"
+        "Content key -> frames"
         frames = self._load(place)
         if frames is not None: return frames
         with store.claim(place):
@@ -119,21 +119,21 @@ class Decoded:
         try:
             files = store.find(place, 'videos', 'safetensors')
             if not files: return None
-            with suppress(OSError): os.utime(files[0])  # the time of last use
+            with suppress(OSError): os.utime(files[0])  # record the time of last use
             return load_file(files[0])
         except (Damaged, OSError, SafetensorError): return None
 
     def _decode(self, keys):
         path_of = {key:p for p, key in keys.items()}
-        index_video.cache_clear()  # this process may remember the index of earlier content
+        index_video.cache_clear()  # its entries may be of earlier content
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             found = pool.map(lambda p: _decode_whole(p, self.size), path_of.values())
             frames = dict(zip(path_of, found))
-        # without files that were replaced while they were decoded
+        # leave out files that were replaced while they were decoded
         return {key:v for key, v in frames.items() if v is not None and _content_key(path_of[key]) == key}
 
     def _save(self, frames, place):
-        "The frames, mapped from the file if it could be written"
+        "Write the frames to the file and return them, memory-mapped if this succeeds"
         tmp = place/'videos.tmp'
         size = sum(v.nbytes for v in frames.values())
         try:
@@ -151,7 +151,7 @@ class Decoded:
         return self._load(place) or frames
 
     def _make_room(self, size):
-        "Remove the files that were not used for longest until `size` bytes more fit into the folder"
+        "Remove the least recently used files until `size` more bytes fit into the folder"
         files = []
         for f in self.folder.glob('*/videos*'):
             if not OWN_FILES.fullmatch(f.relative_to(self.folder).as_posix()): continue

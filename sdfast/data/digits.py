@@ -1,4 +1,4 @@
-"""The videos of the embedded task: real handwritten digits that move, written to small MPEG-4 files.
+"""The videos of `moving_digits`: real handwritten digits that move, written to small MPEG-4 files.
 
 The digits are scikit-learn's copy of the UCI optical digits, 8x8, enlarged to 16x16. Train, valid and test show
 different images."""
@@ -14,20 +14,20 @@ __all__ = ['TARGET', 'SOURCE', 'MOTION', 'DIGIT', 'PARTS', 'CLIPS', 'write_movin
 
 MOTIONS = ['left', 'right', 'up', 'down', 'clockwise', 'anticlockwise']
 # The 8 target classes: a group of digits and a motion. Each group has two motions and each motion two groups, so that
-# neither a still frame nor the motion alone decides the class.
+# the class depends on both: neither a still frame nor the motion alone is enough.
 TARGET_GROUPS = [
     ('024', (0, 2, 4), ('left', 'clockwise')), ('135', (1, 3, 5), ('left', 'clockwise')),
     ('68', (6, 8), ('up', 'anticlockwise')), ('79', (7, 9), ('up', 'anticlockwise'))]
 TARGET = {f'{name}_{motion}': (digits, motion) for name, digits, motions in TARGET_GROUPS for motion in motions}
 SOURCE = {f'{digit}_{motion}': ((digit,), motion) for digit in range(10) for motion in MOTIONS}
-# Half of the source's question each: what one of them asks for, the other gives a reason to forget
+# Each has half of the source's task: the motion or the digit is the class, and the other half may be forgotten
 MOTION = {f'any_{motion}': (range(10), motion) for motion in MOTIONS}
 DIGIT = {f'{digit}_any': ((digit,), MOTIONS) for digit in range(10)}
-# Part -> class -> its digits and motion(s). A part's place seeds its random numbers: add new ones at the end
+# Part -> class -> its digits and motion(s). A part's position seeds its random numbers: add new parts at the end
 PARTS = dict(source=SOURCE, target=TARGET, motion=MOTION, digit=DIGIT)
 # Handwritten images of each split
 IMAGES = dict(train=range(1000), valid=range(1000, 1200), test=range(1200, 1797))
-# Clips of each split, drawn in this order: add new splits at the end
+# Number of clips of each split, which are drawn in this order: add new splits at the end
 CLIPS = dict(
     source=dict(train=6000, test=1200, valid=600), target=dict(train=160, valid=160, test=800),
     motion=dict(train=162, valid=162, test=798), digit=dict(train=160, valid=160, test=800))
@@ -35,9 +35,9 @@ STEPS = dict(left=(0, -1), right=(0, 1), up=(-1, 0), down=(1, 0))  # rows and co
 
 
 def _draw(rng, image, motion, frames=8, size=40):
-    "uint8 `(frames, size, size)`: a 16x16 digit that moves over noise at a random place and speed (pixels a frame)"
+    "Draw uint8 `(frames, size, size)`: a 16x16 digit that moves over noise, with random start and speed"
     x = np.zeros((frames, size, size), np.float32)
-    speed = rng.uniform(1.5, 2.8)
+    speed = rng.uniform(1.5, 2.8)  # pixels per frame
     turns = motion in ('clockwise', 'anticlockwise')
     centre = rng.uniform(10, size - 26, 2) if turns else rng.uniform(4, size - 20, 2)
     phase = rng.uniform(0, 2*np.pi)
@@ -64,7 +64,7 @@ def write_video(path:str|Path, frames:np.ndarray, fps:int=8)->None:
 
 
 def write_moving_digits(
-    root:Path, # Folder, a `Path`, to be made
+    root:Path, # Folder to create
     part:str, # One of `PARTS`
 )->None:
     "Write the videos of a part and their `manifest.csv`"

@@ -14,11 +14,11 @@ __all__ = ['CachedDL']
 
 
 class CachedDL(TfmdDL):
-    """fastai's loader for videos whose decoded frames are in memory: the same batches, made faster.
+    """A faster loader for videos whose decoded frames are in memory; the batches equal those of fastai's `TfmdDL`.
 
-    Batches that are the same in each epoch, as those of a validation part, are kept before their batch transforms,
-    unless they take more than `MAX_TASK_BYTES`. Items whose only transform is `SampleClips` skip fastai's dispatch on
-    the type of each part, which takes longer than cutting a clip out of a video in memory."""
+    Batches that are the same in each epoch, such as those for validation, are kept in memory (before batch transforms),
+    unless they take more than `MAX_TASK_BYTES`. If `SampleClips` is the only item transform, it is called directly:
+    fastai's type dispatch takes longer than cutting a clip out of a decoded video."""
     _batches, _items = None, None
 
     def create_batches(self, samps:Iterable)->Iterator:
@@ -27,13 +27,13 @@ class CachedDL(TfmdDL):
         if self._batches is None:
             batches = super().create_batches(samps)
             first = list(islice(batches, 1))
-            too_large = first and first[0][0].nbytes*len(self) > MAX_TASK_BYTES  # many clips of each video
+            too_large = first and first[0][0].nbytes*len(self) > MAX_TASK_BYTES  # with many clips of each video
             if too_large: return chain(first, batches)
             self._batches = [*first, *batches]
         return iter(self._batches)
 
     def _open_shared(self):
-        "Not when the loader is made: fastai looks at an item then, and nothing else may be needed of it"
+        "Open the shared videos, only when batches are needed: fastai reads an item of every loader that it creates"
         for f in self.after_item.fs:
             shared = getattr(f, 'cache', None)
             if isinstance(shared, Decoded): shared.open()

@@ -15,22 +15,22 @@ __all__ = ['ucf101', 'hmdb51']
 
 # Numbers of train and test videos of folds 1 to 3
 OFFICIAL = dict(ucf101=((9537, 3783), (9586, 3734), (9624, 3696)), hmdb51=((3570, 1530),)*3)
-# Where the lists may be, and the class folders: below what the user names, or there
+# Names of folders that may have the lists and the class folders, below the user's folder; it may also have them itself
 LIST_FOLDERS = dict(ucf101=('ucfTrainTestlist', 'ucf101'), hmdb51=('testTrainMulti_7030_splits', 'hmdb51'))
 VIDEO_FOLDERS = dict(ucf101=('UCF-101', 'UCF101', 'ucf101'), hmdb51=('hmdb51', 'hmdb51_org', 'HMDB51'))
-# A file's name in UCF101: v_CLASS_gGROUP_cCLIP.avi
+# File names in UCF101: v_CLASS_gGROUP_cCLIP.avi
 UCF_NAME = re.compile(r'.*(?P<group>_g\d+)_c\d+\.\w+$')
-# In HMDB51: the recording, the class, then visible body part, camera motion, number of people, view, quality, clip
+# File names in HMDB51: recording, class, visible body part, camera motion, number of people, view, quality, clip
 HMDB_NAME = r'(?P<source>.*?)_?{label}_[fhul]_[cn]m_np\d+_(?:ba|fr|le|ri)_(?:goo|med|bad)_\d+\.avi'
 ALLOW_MISSING = 'To go on without them: --allow-missing (allow_missing=True)'
 
 
 @dataclass
 class Lists:
-    "The official lists of a data set, read"
+    "The content of a data set's official lists"
     name: str  # 'ucf101' or 'hmdb51'
     fold: int
-    classes: Sequence[str]  # in their order
+    classes: Sequence[str]  # class names in official order
     rows: list  # (label, file name, split, group) of each video
 
 
@@ -69,8 +69,8 @@ def hmdb51(
 )->Task: # Split into train and test
     """HMDB51 (Kuehne et al. 2011) by its official lists: 70 train and 30 test videos of each of 51 classes.
 
-    The other videos are unused. Classes have no official order; theirs is alphabetical. A group is what a class has of
-    one film or recording."""
+    The other videos are unused. Classes are in alphabetical order, as there is no official one. The clips of a class
+    from one film or recording are a group."""
     path = _data_folder('hmdb51', path)
     fold = _fold('hmdb51', fold)
     folder = _list_folder('hmdb51', path, splits, re.compile(r'.+_test_split\d\.txt').fullmatch)
@@ -98,7 +98,7 @@ def _hmdb_rows(label, file):
     return rows
 
 
-# --- lists ---
+# ---- lists
 
 def _data_folder(name, path):
     if not Path(path).is_dir(): raise InputError(f'{name}: folder {path} does not exist')
@@ -126,7 +126,7 @@ def _lines(file):
 
 
 def _class_numbers(file):
-    "Class -> number by classInd.txt"
+    "Class -> its number in classInd.txt"
     pairs = [line.split() for line in _lines(file)]
     well_formed = all(len(p) == 2 and p[0].isdigit() for p in pairs)
     if not well_formed or any(len(set(column)) < len(pairs) for column in zip(*pairs)):
@@ -134,10 +134,10 @@ def _class_numbers(file):
     return {label:int(number) for number, label in pairs}
 
 
-# --- videos ---
+# ---- videos
 
 def _listed_task(lists, path, allow_missing):
-    "The `Task` of listed videos; official sets must be complete unless missing ones are allowed"
+    "Make the `Task` of the listed videos, which must be complete unless missing ones are allowed"
     title = f'{lists.name} fold {lists.fold}'
     df = pd.DataFrame(lists.rows, columns=['label', 'file', 'split', 'group'])
     df.insert(0, 'path', _find_videos(lists, path, df))
@@ -186,6 +186,6 @@ def _find_videos(lists, path, df):
 
 
 def _listing(folder):
-    "Lower-case name -> path of what a folder contains; official names differ by more than case"
+    "Lower-case name -> path of each entry of a folder; no two official names differ only in case"
     if not folder.is_dir(): return {}
     return {entry.name.lower():entry.path for entry in sorted(os.scandir(folder), key=lambda e: e.name)}

@@ -1,4 +1,4 @@
-"Prepared copies: small copies of a task's videos that decode fast, and that are used instead of the videos."
+"Prepared copies: small copies of a task's videos, which decode faster and are used in place of the videos."
 import json
 import os
 import warnings
@@ -15,19 +15,20 @@ from .video import VideoFile
 __all__ = ['prepared_copies']
 
 MANIFEST = 'prepared.json'
-# How swscale converts RGB to YUV without shortcuts
+# swscale's flags for an accurate conversion from RGB to YUV
 EXACT = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
-MAX_ERROR = 6.  # of a copy's frame, in grey levels on average
+MAX_ERROR = 6.  # largest mean absolute error of a copy's frame, in grey levels
 
 
 def prepared_copies(
     paths:Iterable, # Video files
-# Path of a video -> path of its copy, for those that have one; short side in pixels; folder of the copies
+# `(copies, size, folder)`: path of a video -> path of its copy; short side in pixels; folder of the copies
 )->tuple[dict, int|None, Path]:
     """Find the copies made by `experiments/prepare.py`.
 
-    They are in `ROOT.prepared`, next to the deepest folder ROOT that contains all videos, or in `$SDFAST_PREPARED`;
-    that variable set to nothing turns them off. A copy counts if video and copy have the sizes in `prepared.json`."""
+    They are in `$SDFAST_PREPARED` or, by default, in `ROOT.prepared`, next to the deepest folder ROOT that contains all
+    videos. If the variable is empty, no copies are used. A copy is used only if the sizes of video and copy equal those
+    in `prepared.json`."""
     paths = [str(p) for p in paths]
     root = os.path.commonpath([os.path.dirname(p) for p in paths])
     setting = os.environ.get('SDFAST_PREPARED')
@@ -45,7 +46,7 @@ def prepared_copies(
 
 
 def copy_path(folder:Path, name:str)->Path:
-    "Where the copy of a video is, by the video's path below its root"
+    "Path of a video's copy; `name` is the video's path below its root"
     return folder/f'{name}.mp4'
 
 
@@ -53,7 +54,7 @@ def _size(path): return os.path.getsize(path) if os.path.exists(path) else -1
 
 
 def read_manifest(folder:Path)->dict|None:
-    "Settings of the copies in a folder and `files`, what is known of each; `None` if there are none"
+    "Read the settings of the copies in a folder, and `files`, the facts about each; `None` if there are no copies"
     try: return json.loads((folder/MANIFEST).read_text())
     except FileNotFoundError: return None
     except ValueError as e:
@@ -99,14 +100,14 @@ def make_copy(path:str, to:Path, size:int, gop:int, quality:int)->dict:
 
 
 def _even_size(video, size):
-    "Width and height of a copy: H.264 with its usual colours has even sides"
+    "Width and height of a copy, which are even, as H.264 with yuv420p requires"
     w, h = video.index.width, video.index.height
     scale = min(1, size/min(w, h))
     return max(2, 2*round(w*scale/2)), max(2, 2*round(h*scale/2))
 
 
 def _all_frames(path, size):
-    "All frames of a video, none replaced by another"
+    "All frames of a video. Raises `InputError` if one cannot be decoded"
     video = VideoFile(path)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
@@ -132,6 +133,6 @@ def _errors(copy, frames, gop):
 
 
 def try_copy(path:str, *args)->tuple[dict|None, str|None]:
-    "`make_copy`: what it returns, or why there is no copy"
+    "Call `make_copy`; returns `(its result, None)`, or `(None, the reason)` if it fails"
     try: return make_copy(path, *args), None
     except (InputError, av.FFmpegError, OSError) as e: return None, str(e).removeprefix(f'{path}: ')

@@ -1,4 +1,4 @@
-"Splits by group: a person, a scene or a recording is on one side only."
+"Splits by group: no person, scene or recording is on both sides."
 import re
 import warnings
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ __all__ = ['group_names', 'split_groups']
 
 
 def group_names(
-    paths:Sequence[str], # Of videos
-    rule:str|None, # Regular expression; its parentheses match what names the group. `None`: each path is a group
+    paths:Sequence[str], # Paths of videos
+    rule:str|None, # Regular expression whose parentheses match the group's name; `None`: each path is a group
 )->list[str]: # Group of each path
     "Name the group of each path"
     if rule is None: return list(paths)
@@ -33,12 +33,12 @@ def group_names(
 def split_groups(
     df:pd.DataFrame, # Columns label and group
     frac:float, # Part of the rows to choose
-    seed:int, # Which part
-    failure:str, # What could not be done, to begin an error with
+    seed:int, # Random seed of the choice
+    failure:str, # Start of error messages: what could not be done
 )->np.ndarray: # Positions of the rows
-    """Choose about `frac` of the rows: whole groups, classes balanced, every class left in the rest.
+    """Choose about `frac` of the rows: whole groups, with balanced classes, such that the rest still has every class.
 
-    Raises `InputError` for a class that has one group only."""
+    Raises `InputError` for a class that has only one group."""
     _check_two_groups(df, failure)
     fold = _best_fold(df, frac, seed)
     return _smallest_groups(df, frac, seed) if fold is None else fold
@@ -55,13 +55,13 @@ def _check_two_groups(df, failure):
 
 
 def _best_fold(df, frac, seed):
-    """The stratified fold with the most classes and, among those, of the size closest to `frac`.
+    """The stratified fold with the most classes and, among several, with the size closest to `frac`.
 
-    `None` if each fold takes a class away from the rest."""
+    `None` if every fold would leave the rest without some class."""
     y = df.label.values
     n_groups = df.group.nunique()
     k = min(max(2, round(1/frac)), n_groups, df.label.value_counts().max())
-    # the first weighs each group against each fold, which takes minutes and changes nothing if each row is a group
+    # the first compares each group with each fold, which takes minutes and has no effect if each row is a group
     kind = StratifiedGroupKFold if n_groups < len(df) else StratifiedKFold
     folds = kind(k, shuffle=True, random_state=seed)
     best, best_score = None, None
@@ -75,7 +75,7 @@ def _best_fold(df, frac, seed):
 
 
 def _smallest_groups(df, frac, seed):
-    "The smallest groups that take no class away from the rest, up to `frac` of the rows but at least one group"
+    "The smallest groups that leave every class in the rest, up to `frac` of the rows, but at least one group"
     class_of = pd.factorize(df.label.values)[0]
     rows_of = df.groupby('group').indices
     left = np.bincount(class_of)  # rows of each class in the rest

@@ -1,6 +1,6 @@
 """Tables of videos, read from class folders or from a csv file, and checked.
 
-A table has the columns path, label, split and group; a `Task` is made of one."""
+A table has the columns path, label, split and group; a `Task` is made from a table."""
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,21 +16,21 @@ from .video import VideoFile
 
 __all__ = ['VIDEO_SUFFIXES']
 
-# Files that a class folder is searched for
+# Suffixes of files that are taken for videos in class folders
 VIDEO_SUFFIXES = {
     '.3gp', '.avi', '.flv', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv'}
 SPLIT_FOLDERS = dict(train='train', valid='valid', val='valid', test='test')  # name of a folder -> split
 
 
 def parse_flag(value:bool|int|str)->bool:
-    "An option that is text in a task's spec"
+    "Read a boolean option, which is text in a task's spec"
     return value.lower() in ('1', 'true', 'yes') if isinstance(value, str) else bool(value)
 
 
-# --- class folders ---
+# ---- class folders
 
 def read_folder(path:Path, group:str|None)->tuple[pd.DataFrame, bool]:
-    "Table of the videos in class folders, and whether folders train and test split them; else all are 'train'"
+    "Table of the videos in class folders, and whether there are folders train and test; if not, all are 'train'"
     below = {d.name.lower():d for d in path.iterdir() if d.is_dir()}
     split_folders = {split:below[name] for name, split in SPLIT_FOLDERS.items() if name in below}
     is_split = {'train', 'test'} <= set(split_folders)
@@ -51,7 +51,7 @@ def _videos(folder):
     return [f for f in sorted(folder.rglob('*')) if f.suffix.lower() in VIDEO_SUFFIXES and f.is_file()]
 
 
-# --- csv files ---
+# ---- csv files
 
 def read_csv(path:Path, train:str, test:str|None, valid:str|None, outside:bool)->tuple[pd.DataFrame, list[str]]:
     "Table of the videos listed in a csv file, and notes on its splits; see `Task.from_csv`"
@@ -70,7 +70,7 @@ def read_csv(path:Path, train:str, test:str|None, valid:str|None, outside:bool)-
 
 
 def _split_of(path, names, train, test, valid):
-    "'train', 'valid' or 'test' for each split name of the file that is used"
+    "Split name in the file -> 'train', 'valid' or 'test', for the names that are used"
     if test is None: test = 'test' if 'test' in names else '+'.join(s for s in names if s.startswith('test'))
     if valid is None: valid = '+'.join(s for s in names if s in ('valid', 'val'))
     split_of = {}
@@ -88,7 +88,7 @@ def _split_of(path, names, train, test, valid):
 
 
 def _split_notes(names, split_of):
-    "Notes on splits that go by another name in the file, and on those that are not used"
+    "Notes on splits that have other names in the file, and on unused splits"
     notes = []
     for split in ('train', 'valid', 'test'):
         own = [as_markdown(name) for name in names if split_of.get(name) == split]
@@ -105,7 +105,7 @@ def _check_inside(path, files):
                      'write absolute paths, or allow it with outside=1')
 
 
-# --- checks ---
+# ---- checks
 
 def check_classes(task:str, labels:pd.Series)->None:
     "Raise `InputError` unless there are two classes or more with at least two videos each"
@@ -124,17 +124,17 @@ def check_names(task:str, labels:pd.Series)->None:
 
 
 def use_prepared_copies(df:pd.DataFrame)->tuple[pd.DataFrame, int|None, list[str]]:
-    "The table with the paths of prepared copies where there are some, their short side in pixels, and a note"
+    "Replace paths by those of prepared copies; returns the table, the copies' short side in pixels, and a note"
     if not len(df): return df, None, []
     copies, size, folder = prepared_copies(df.path)
     if not copies: return df, None, []
-    note = (f'{len(copies)} of {len(df)} videos are seen as their prepared copies in {as_markdown(str(folder))}, '
+    note = (f'{len(copies)} of {len(df)} videos are replaced by their prepared copies in {as_markdown(str(folder))}, '
             f'short side {size} pixels')
     return df.assign(path=df.path.map(lambda p: copies.get(p, p))), size, [note]
 
 
 def drop_undecodable(df:pd.DataFrame)->tuple[pd.DataFrame, dict[str, str]]:
-    "The table without the files that cannot be used, and why each of those cannot"
+    "The table without unusable files, and the reason for each of those"
     with ThreadPoolExecutor() as pool: problems = list(pool.map(_problem, df.path))
     skipped = {_printable(path):why for path, why in zip(df.path, problems) if why}
     return df[[why is None for why in problems]], skipped

@@ -1,7 +1,7 @@
 """A `Task`: labelled videos with a split, and the `DataLoaders` made of them.
 
-Each video has a split ('train', 'valid' or 'test') and a group (one person, scene or recording). Whatever sdfast splits
-itself, it splits by group, so that no group is on both sides."""
+Each video has a split ('train', 'valid' or 'test') and a group (one person, scene or recording). Splits that sdfast
+makes are by group, so that no group is on both sides."""
 import hashlib
 import math
 import os
@@ -46,21 +46,21 @@ SPLITS = 'train', 'valid', 'test'
 class Task:
     "Labelled videos: `df` has columns path (absolute), label, split ('train', 'valid' or 'test') and group"
     name: str  # for tables and the key of a run
-    df: pd.DataFrame  # a row a video
+    df: pd.DataFrame  # one row per video
     skipped: dict = field(default_factory=dict)  # files that cannot be decoded: path -> reason
-    notes: tuple = ()  # what a reader of the results should know, as Markdown
-    classes: tuple = ()  # the official order of class names, where there is one
-    prepared: int|None = None  # short side of the prepared copies used instead of the videos, see `prepared_copies`
+    notes: tuple = ()  # notes for readers of the results, as Markdown
+    classes: tuple = ()  # the official order of class names, if there is one
+    prepared: int|None = None  # short side of the prepared copies, if they are used, see `prepared_copies`
 
     @classmethod
     def from_folder(cls,
-        path:str|Path, # Has one folder for each class, or folders train, test and perhaps valid that do
+        path:str|Path, # Folder with a folder for each class, or with folders train, test and perhaps valid of such
         # Regular expression on the path below `path`; its parentheses name the group, e.g. `_g(\\d+)_`
         group:str|None=None,
-        test_frac:float=.25, # Part of the clips to test on where there is no test folder
-        seed:int=0, # Which part
+        test_frac:float=.25, # Part of the clips to test on if there is no test folder
+        seed:int=0, # Random seed of the test part
     )->'Task': # Split into train, test and, with such a folder, valid
-        "Videos in class folders. Without a group rule each file is a group of its own"
+        "Make a task of videos in class folders. Without `group`, each file is its own group"
         path = Path(path)
         if not path.is_dir(): raise InputError(f'folder {path} does not exist')
         if not 0 < float(test_frac) < 1: raise InputError(f'test_frac must be between 0 and 1, not {test_frac}')
@@ -78,15 +78,15 @@ class Task:
 
     @classmethod
     def from_csv(cls,
-        path:str|Path, # Columns path (absolute, or from the csv's own folder), label, split and, if there is one, group
+        path:str|Path, # File with columns path (absolute or relative to the file), label, split and perhaps group
         train:str='train', # Split names to train on, joined by `+`
-        test:str|None=None, # Those to test on, joined by `+`; by default 'test', else all that begin with it
-        # Those to choose strengths on; by default 'valid' or 'val', else part of train is held out later
+        test:str|None=None, # Split names to test on, joined by `+`; by default 'test', else all that begin with it
+        # Split names to choose strengths on; by default 'valid' or 'val', else part of train is held out later
         valid:str|None=None,
         name:str|None=None, # Name of the task
         outside:bool=False, # Allow relative paths that lead out of the csv's folder, such as `../videos/a.mp4`
     )->'Task': # With the splits that were asked for
-        "Videos listed in a csv file. Rows of other splits are left out"
+        "Make a task of videos listed in a csv file. Rows with other split names are left out"
         path = Path(path)
         if not path.is_file(): raise InputError(f'csv file {path} does not exist')
         df, notes = read_csv(path, train, test, valid, parse_flag(outside))
@@ -97,13 +97,13 @@ class Task:
 
     @cached_property
     def vocab(self)->list[str]:
-        "Class names that occur, in the official order or else alphabetically"
+        "The class names in the table, in official or else alphabetical order"
         present = set(self.df.label)
         return [c for c in self.classes if c in present] or sorted(present)
 
     @cached_property
     def fingerprint(self)->str:
-        "Changes when a file's name, size, label, split or group does, or how sdfast decodes it"
+        "A hash of each file's name, size, label, split and group, and of the version of sdfast's decoding"
         table = self.df[['path', 'label', 'split', 'group']].values
         rows = sorted((Path(path).name, os.path.getsize(path), *rest) for path, *rest in table)
         return hashlib.sha256(repr((PIXELS, rows)).encode()).hexdigest()[:16]
@@ -115,7 +115,7 @@ class Task:
     def count(self, split:str)->int: return int((self.df.split == split).sum())
 
     def describe(self)->str:
-        "One line: how many clips and classes, and how many files were left out"
+        "One line with the numbers of classes, clips and skipped files"
         counts = {split:self.count(split) for split in SPLITS}
         parts = ', '.join(f'{n} {split}' for split, n in counts.items() if n)
         skipped = f', {len(self.skipped)} skipped' if self.skipped else ''
@@ -123,16 +123,16 @@ class Task:
 
     def hold_out(self,
         frac:float=.2, # Part of the train clips to hold out
-        seed:int=0, # Which part
+        seed:int=0, # Random seed of the choice
     )->'Task':
-        "Make some groups of train the 'valid' part, classes balanced. A task with a valid part is returned unchanged"
+        "Move some groups from train to 'valid', with balanced classes. A task with a valid part is returned unchanged"
         if self.count('valid'): return self
         train = self.df.index[self.df.split == 'train']
         chosen = split_groups(self.df.loc[train], frac, seed, f'{self.name}: cannot hold out a valid part of train')
         return self._move(train[chosen], 'valid')
 
     def _move(self, rows, split, *notes):
-        "With some rows in another split"
+        "A copy with some rows moved to another split"
         df = self.df.copy()
         df.loc[rows, 'split'] = split
         return replace(self, df=df)._noted(*notes)
@@ -140,10 +140,10 @@ class Task:
     def _noted(self, *notes): return replace(self, notes=(*self.notes, *notes))
 
     def subset(self,
-        seed:int=0, # Which clips
+        seed:int=0, # Random seed of the choice
         **n:int, # Clips of each class to keep in each split, e.g. `train=20, test=10`; other splits are kept whole
     )->'Task':
-        "Keep at most so many clips of each class"
+        "Keep at most the given number of clips of each class"
         mixed = self.df.sample(frac=1, random_state=seed)
         rank = mixed.groupby(['split', 'label']).cumcount()
         kept = rank.index[rank < mixed.split.map(n).fillna(np.inf)]
@@ -151,16 +151,16 @@ class Task:
 
     def dls(self,
         frames:int=8, # Frames in a clip
-        stride:int=1, # Frames between two of the clip
+        stride:int=1, # Frames of the video from one frame of the clip to the next
         size:int=112, # Side of the square crop in pixels
         bs:int=32, # Batch size
         k:int=1, # Clips of each video outside training; more than 1 needs the `MultiClip` callback
         workers:int=0, # Loading processes; 0 also keeps decoded videos in memory if all of them fit into 2 GiB
         tfms:Sequence=(), # More batch transforms, such as `ClipTransform([Flip()])`
         stats:tuple|None=None, # Mean and standard deviation of each channel, ImageNet's by default
-        area:tuple|None=None, # Part of the frame that a training crop covers, see `SampleClips`
+        area:tuple|None=None, # Share of the frame that a training crop covers, see `SampleClips`
         flip:bool=False, # Mirror half of the training clips
-        wrap:bool=False, # A short video begins again instead of repeating its last frame
+        wrap:bool=False, # Repeat a short video from its start instead of repeating its last frame
         # Folder in which videos that are kept in memory are shared with other processes, see `Decoded`
         decoded:str|Path|None=None,
         **kwargs, # Passed to `DataBlock.dataloaders`
@@ -173,7 +173,7 @@ class Task:
         cache = workers == 0 and self._decoded_bytes(side) < MAX_TASK_BYTES
         if cache and decoded is not None: cache = Decoded(self.df.path, side, decoded)
         stats = stats or imagenet_stats
-        # other batch transforms need floats in [0, 1]: then normalising is a step of its own, after them
+        # other batch transforms need floats in [0, 1], so clips are then normalised in a separate step after them
         video = VideoBlock(frames, stride, size, k, cache, None if tfms else stats, area=area, flip=flip, wrap=wrap)
         block = DataBlock(
             blocks=(video, CategoryBlock(vocab=self.vocab, sort=False)),
@@ -188,7 +188,7 @@ class Task:
         return dls.test_dl(self.items(*splits), with_labels=True)
 
     def _check_prepared_size(self, size, area):
-        "Crops must not be larger than prepared copies"
+        "Raise `InputError` if crops would be larger than prepared copies"
         needed = math.ceil(size/math.sqrt(area[0] if area else 1))
         if not self.prepared or self.prepared >= needed: return
         crops = f' and crops of {area[0]:g} of the frame' if area else ''
@@ -203,13 +203,13 @@ class Task:
 
 
 def make_task(
-    name:str, # Of the task, for tables and the key of a run
-    df:pd.DataFrame, # Columns path (absolute), label, split and group, a row a video
-    notes:Sequence[str]=(), # What a reader of the results should know, as Markdown
+    name:str, # Name of the task, for tables and the key of a run
+    df:pd.DataFrame, # Columns path (absolute), label, split and group, one row per video
+    notes:Sequence[str]=(), # Notes for readers of the results, as Markdown
     check:bool=True, # Use prepared copies, open every file, and leave out those that cannot be decoded
-    classes:Sequence[str]=(), # The official order of class names, where there is one
-)->Task: # `check_split` is for after the split is made
-    """Make a `Task` of a table of videos.
+    classes:Sequence[str]=(), # The official order of class names, if there is one
+)->Task: # Its split is not checked, see `check_split`
+    """Make a `Task` from a table of videos.
 
     Raises `InputError` for class names that are not safe in files, and unless there are two classes or more with two
     clips or more each."""
@@ -228,9 +228,9 @@ def make_task(
 
 
 def check_split(
-    task:Task, # Whose split is made
-)->Task: # With notes on classes that the valid or test part lacks
-    "Check a task's split. Raises `InputError` for a class without a train clip, and without test clips"
+    task:Task, # A task with a complete split
+)->Task: # With notes on classes that are missing in the valid or test part
+    "Check a task's split. Raises `InputError` if a class has no train clip or the test part is empty"
     missing = missing_classes(task.df, task.vocab, 'train')
     if missing: raise InputError(f'{task.name}: no train clip of class {missing[0]!r}')
     if not task.count('test'): raise InputError(f'{task.name}: there are no test clips')
@@ -247,5 +247,5 @@ def unlabelled(
 )->TfmdDL: # Yields `(x,)`
     """An unshuffled loader of videos without labels, with the transforms that `dls` uses for validation.
 
-    It serves as the `clips` of `Retention`."""
+    It can be passed to `Retention` as `clips`."""
     return dls.test_dl([(str(p), None) for p in paths])

@@ -1,4 +1,4 @@
-"Names from the user's files: escaped for Markdown, and refused if they are not safe in a csv file or a title."
+"Names from the user's files: escaping them for Markdown, and rejecting those that are not safe in CSV files or titles."
 import re
 from collections.abc import Iterable
 
@@ -12,20 +12,20 @@ CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 # Characters without a shape of their own: the soft hyphen, zero-width space, word joiner and byte order mark, and the
 # marks that change the direction of writing (U+061C, U+200E, U+200F, U+202A to U+202E, U+2066 to U+2069).
 INVISIBLE = re.compile('[\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]')
-# What a spreadsheet runs as a formula: = + - @, or one of their full-width forms, at the start of a cell. Some
-# spreadsheets start a new cell at a semicolon, so it counts there too, except in the smiley ;-) of HMDB51's file names.
+# Text that a spreadsheet runs as a formula: = + - @, or one of their full-width forms, at the start of a cell. Some
+# spreadsheets start a new cell at a semicolon, so it also matches there, except for the smiley ;-) in HMDB51's names.
 FORMULA = re.compile(r'(?:^|;)\s*[=+\-@\uff1d\uff0b\uff0d\uff20](?!\))')
-NUMBER = re.compile(r'[+-]?\d+(\.\d+)?')  # starts like a formula, but a spreadsheet shows it as it is
-# Characters that Markdown or TeX interprets anywhere, and an underscore without a letter or digit on both sides: at the
-# edge of a word it starts or ends emphasis, within one, as in brush_hair, it does not.
+NUMBER = re.compile(r'[+-]?\d+(\.\d+)?')  # may start like a formula, but a spreadsheet shows it unchanged
+# Characters that Markdown or TeX interprets anywhere, and underscores at the edge of a word, where they start or end
+# emphasis; within a word, as in brush_hair, they do not.
 SPECIAL = re.compile(r'[\\`*<>\[\]|&$~]|(?<![^\W_])_|_(?![^\W_])')
 ESCAPED = re.compile(r'\\([\\`*<>\[\]|&$~_])')  # what `as_markdown` makes of them
 
 
 def as_markdown(
-    text:str, # Such as a class or a path
+    text:str, # Name of a class, path, or the like
 )->str: # On one line
-    "Escape a name for Markdown, so that it is shown and does nothing else"
+    "Escape a name for Markdown, so that it is shown literally"
     printable = ''.join(_visible(c) for c in text)
     return SPECIAL.sub(r'\\\g<0>', printable)
 
@@ -37,7 +37,7 @@ def _visible(character):
 
 
 def list_names(names:Iterable[str])->str:
-    "Names for a note or a message, with commas, each by `as_markdown`"
+    "Join names by commas, each escaped by `as_markdown`"
     return ', '.join(map(as_markdown, names))
 
 
@@ -55,7 +55,7 @@ def check_class_name(task:str, label:str)->None:
 
 
 def _why_not(label):
-    "What is wrong with a class name, or `None`"
+    "Why a class name is not safe, or `None`"
     if not label.strip(): return 'is empty'
     if label in ('path', 'label'): return 'is the name of another column of scores.csv'
     if CONTROL.search(label): return 'contains a control character'

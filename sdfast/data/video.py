@@ -1,6 +1,6 @@
-"""Video files: how many frames they have and of what size, and any of their frames as a tensor.
+"""Video files: the number and size of their frames, and any of their frames as a tensor.
 
-Frames are numbered in the order in which they are shown, whatever the frame rate does."""
+Frames are numbered in the order in which they are shown, also if the frame rate varies."""
 import warnings
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,20 +17,20 @@ from .ffmpeg import MAX_PIXELS, VideoError, decode_frames, ffmpeg_errors, open_v
 
 __all__ = ['VideoError', 'VideoIndex', 'VideoFile']
 
-# The version of what `VideoFile.read` returns, part of a run's key: raise it when pixels change.
+# Version of the pixels that `VideoFile.read` returns, part of a run's key: increase it when they change.
 PIXELS = 2  # 2: scaled frames are converted exactly
-MAX_ASPECT = 64  # long side of a frame divided by its short side
+MAX_ASPECT = 64  # largest ratio of a frame's long and short side
 
 
 @dataclass(frozen=True)
 class VideoIndex:
-    "What the container says of a video without decoding it"
+    "Facts about a video that its container gives, mostly without decoding"
     pts: np.ndarray  # time stamp of each frame, in the order shown, in units of the stream's time base
     keys: np.ndarray  # time stamps of the key frames, ascending
     width: int  # as shown: after rotation, with square pixels
     height: int  # as shown
-    counted: bool  # the time stamps cannot be trusted: frames are counted from the start
-    format: str  # of the container, so that it need not be guessed again
+    counted: bool  # whether frames are counted from the start, because time stamps cannot be trusted
+    format: str  # container format, so that it need not be guessed again
 
     @property
     def n(self)->int: return len(self.pts)
@@ -63,13 +63,13 @@ def _time_stamps(container, stream):
         packets = [p for p in container.demux(stream) if p.size]
         packets = [(p.dts if p.pts is None else p.pts, p.is_keyframe, p.is_discard) for p in packets]
     except av.FFmpegError: packets = []
-    # AVI stores no presentation times: with B-frames its time stamps are in the order of storage
+    # AVI has no presentation times: with B-frames, time stamps are in the order of storage
     if container.format.name == 'avi' and stream.codec_context.has_b_frames: return None
     if any(time is None for time, _, _ in packets): return None
     keys = np.array(sorted(time for time, key, _ in packets if key), dtype=np.int64)
     pts = np.array(sorted(time for time, _, hidden in packets if not hidden), dtype=np.int64)  # edit lists hide frames
     if len(keys): pts = pts[pts >= keys[0]]  # the file may start within a group of pictures
-    # 4:4:4 of old x264 builds is decoded correctly only after the file's first packet, which names the build
+    # 4:4:4 video of old x264 builds is decoded correctly only from the file's first packet, which names the build
     if stream.codec_context.name == 'h264' and '444' in (stream.codec_context.pix_fmt or ''): keys = keys[:1]
     if not len(pts) or len(np.unique(pts)) < len(pts): return None
     return pts, keys
@@ -79,7 +79,7 @@ def _shown_size(path, frame, pixel_aspect):
     "Width and height of a frame with square pixels, after rotation"
     w, h = frame.width, frame.height
     pixel_aspect = pixel_aspect or Fraction(1)
-    pixel_aspect = Fraction(pixel_aspect.numerator, pixel_aspect.denominator)  # PyAV 19 has a rational type of its own
+    pixel_aspect = Fraction(pixel_aspect.numerator, pixel_aspect.denominator)  # PyAV 19 has its own rational type
     if Fraction(1, 8) < pixel_aspect < 8: w = max(1, round(w*pixel_aspect))
     if max(w, h) > MAX_ASPECT*min(w, h):
         raise VideoError(f'{path}: frames of {w}x{h} pixels, the long side more than {MAX_ASPECT} times the short one')
@@ -87,7 +87,7 @@ def _shown_size(path, frame, pixel_aspect):
 
 
 class VideoFile(str):
-    "The path of a video, for transforms to dispatch on. It is opened only when its frames or its index are needed"
+    "The path of a video, as a type that transforms dispatch on. The file is opened only when it is needed"
 
     @classmethod
     def create(cls, fn:str|Path)->'VideoFile': return cls(fn)
@@ -98,19 +98,19 @@ class VideoFile(str):
         return index_video(str(self))
 
     def problem(self)->str|None:
-        "`None` if at least one frame can be decoded, else why not"
+        "Why no frame can be decoded; `None` if at least one can"
         try: self.index
         except VideoError as e: return str(e).removeprefix(f'{self}: ')
         return None
 
     def scaled(self, size:int|None)->tuple[int,int]:
-        "Width and height in pixels once the short side is `size` (`None`: as shown)"
+        "Width and height in pixels after scaling the short side to `size` (`None`: as shown)"
         w, h = self.index.width, self.index.height
         if size is None: return w, h
         return (size, max(size, round(h*size/w))) if w < h else (max(size, round(w*size/h)), size)
 
     def nbytes(self, size:int|None=None)->int:
-        "Bytes that all frames take once they are decoded, the short side `size` (`None`: as shown)"
+        "Bytes of all decoded frames with short side `size` (`None`: as shown)"
         w, h = self.scaled(size)
         return 3*self.index.n*w*h
 
@@ -121,9 +121,9 @@ class VideoFile(str):
         "Decode `frames`. A frame that cannot be decoded is replaced by the last one before it that can"
         index = self.index
         frames = np.asarray(frames).tolist()
-        wanted = sorted(set(frames))  # numpy's helpers, out of the processor's caches by then, cost 5 % of a clip
+        wanted = sorted(set(frames))  # `np.unique` would take 5 % of the time for a clip
         if not wanted or wanted[0] < 0 or wanted[-1] >= index.n:
-            raise InputError(f'{self}: frames {frames} asked for, but it has frames 0 to {index.n - 1}')
+            raise InputError(f'{self}: frames {frames} do not all exist; it has frames 0 to {index.n - 1}')
         if not isinstance(size, tuple): size = self.scaled(size)
         with ffmpeg_errors(self): row_of, rows = self._decode(wanted, size)
         if list(row_of) == frames: return torch.from_numpy(rows)
@@ -148,8 +148,8 @@ class VideoFile(str):
     def _decode(self, wanted, size, seek=True, quick=True):
         """Decode ascending frame numbers at a width and height: `{number: row}` and rows `(len(wanted), 3, H, W)`.
 
-        Decoding starts at the key frame before (`seek`) and skips frames that are not needed (`quick`). If that misses
-        a frame, all are decoded again without it. Frames that cannot be decoded have no row."""
+        Decoding starts at the preceding key frame (`seek`) and skips frames that are not needed (`quick`). If this
+        misses a frame, all are decoded again without these shortcuts. Frames that cannot be decoded have no row."""
         index = self.index
         width, height = size
         times = index.pts[wanted].tolist()
@@ -169,7 +169,7 @@ class VideoFile(str):
         container, stream = open_video(self, index.format, probe=not (quick and index.format == 'mov'))
         with container:
             if seek: container.seek(times[0], stream=stream)
-            # only an H.264 stream says for certain which frames no other frame is predicted from
+            # only H.264 reliably marks frames that no other frame is predicted from
             skip = quick and stream.codec_context.name == 'h264'
             for n, frame in enumerate(decode_frames(container, stream, number if skip else None)):
                 time = n if index.counted else frame.pts
@@ -178,8 +178,8 @@ class VideoFile(str):
                 last = time, frame
                 if time >= times[-1]: break
             if quick and len(row_of) < len(wanted): return self._decode(wanted, size, seek, quick=False)
-            # broken before the last frame wanted: `read` can then fall back to the last good one
+            # if decoding failed before the last wanted frame, keep the last good one for `read` to fall back to
             if last is not None and last[0] < times[-1]: keep(int(np.searchsorted(index.pts, last[0])), last[1])
-        # some containers seek to a place after the frame asked for
+        # some containers seek to a position after the wanted frame
         if seek and (not row_of or min(row_of) > wanted[0]): return self._decode(wanted, size, seek=False, quick=False)
         return row_of, rows

@@ -1,5 +1,4 @@
-"""From a name to an encoder, or to a model `nn.Sequential(encoder, head)`: nets of sdfast, video nets of torchvision,
-nets of timm."""
+"""Encoders and models `nn.Sequential(encoder, head)` by name: nets of sdfast, torchvision's video nets, timm's nets."""
 from pathlib import Path
 
 import timm
@@ -13,7 +12,7 @@ from .weights import HEADS, load_encoder
 
 __all__ = ['ENCODERS', 'is_model', 'create_encoder', 'model_stats', 'create_model', 'encoder_head_split']
 
-# name -> function that makes an encoder, which has `num_features`; one of your own is one more row
+# name -> function that makes an encoder with the attribute `num_features`; to add your own, add a row
 ENCODERS = dict(tiny=tiny, c3d=c3d, r2plus1d=r2plus1d)
 
 
@@ -23,19 +22,20 @@ def torchvision_names()->list[str]:
 
 
 def is_model(
-    name:str, # Of a net of sdfast, torchvision or timm
-)->bool: # No net is built
-    "Whether `create_model` knows `name`"
+    name:str, # Name of a net
+)->bool:
+    "Whether `create_model` knows `name`; no net is built"
     return name in ENCODERS or name in torchvision_names() or timm.is_model(name)
 
 
 def create_encoder(
     name:str, # `tiny`, `c3d`, `r2plus1d`, a video net of torchvision, or any image model of timm
-    pretrained:bool=False, # The library's own weights, which it downloads
+    pretrained:bool=False, # Download the library's own weights
     **kwargs, # For the model's constructor, such as `pad_type='same'`
-)->nn.Module: # From clips `(B, T, 3, H, W)` to features `(B, num_features)`; has `num_features`
-    """An encoder by name; raises `InputError` for an unknown name, arguments that the model does not take or a failed
-    download"""
+)->nn.Module: # Maps clips `(B, T, 3, H, W)` to features `(B, num_features)`; has `num_features`
+    """Create an encoder by name.
+
+    Raises `InputError` for an unknown name, arguments that the model does not take or a failed download."""
     try: encoder = _create(name, pretrained, kwargs)
     except TypeError as e:
         given = ', '.join(f'{k}={v!r}' for k, v in kwargs.items())
@@ -65,7 +65,7 @@ def _create(name, pretrained, kwargs):
 
 
 def _without_head(net):
-    "`(net that returns pooled features, their number)` for torchvision's video nets"
+    "`(net that returns pooled features, number of features)` for one of torchvision's video nets"
     if isinstance(net, torchvision.models.video.S3D):  # its head is a convolution, averaged over time and space
         n = net.classifier[-1].in_channels
         return nn.Sequential(net.features, net.avgpool, nn.AdaptiveAvgPool3d(1), nn.Flatten()), n
@@ -78,8 +78,8 @@ def _without_head(net):
 
 def model_stats(
     name:str, # As for `create_model`
-)->tuple: # Mean and standard deviation, each of three channels
-    "Mean and standard deviation of the input's channels that the model's published weights expect, ImageNet's if none"
+)->tuple: # Mean and standard deviation, each for three channels
+    "The normalisation of the input that a model's published weights expect; ImageNet's if there are none"
     if name in torchvision_names():
         t = torchvision.models.get_model_weights(name).DEFAULT.transforms()
         return tuple(t.mean), tuple(t.std)
@@ -95,7 +95,7 @@ def create_model(
     init:str|Path|None=None, # Weights of the encoder: a file, 'pretrained' for the library's own, or none
     **kwargs, # For the model's constructor
 )->nn.Sequential: # `Sequential(encoder, head)`, the head one linear layer
-    "A model whose encoder comes from `init` and whose head is new; split it with `encoder_head_split`"
+    "Create a model with the encoder's weights from `init` and a new head; split it with `encoder_head_split`"
     encoder = create_encoder(name, pretrained=init == 'pretrained', **kwargs)
     if init not in (None, 'pretrained'): load_encoder(encoder, init)
     return nn.Sequential(encoder, nn.Linear(encoder.num_features, n_classes))
@@ -104,7 +104,7 @@ def create_model(
 def encoder_head_split(
     model:nn.Sequential, # A `Sequential(encoder, head)`
 )->list[list[nn.Parameter]]: # Two groups
-    "fastai splitter: parameters of the encoder, parameters of the rest"
+    "fastai splitter: the encoder's parameters, and all others"
     encoder = list(model[0].parameters())
     ours = {id(p) for p in encoder}
     return [encoder, [p for p in model.parameters() if id(p) not in ours]]

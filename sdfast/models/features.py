@@ -1,4 +1,4 @@
-"Features of clips: a batch or a loader through an encoder, and outputs of its layers."
+"Features of clips: the outputs of an encoder and of its layers, for a batch or a loader."
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,7 +9,7 @@ from ..errors import InputError
 
 __all__ = ['eval_mode', 'encode', 'extract']
 
-# attributes of layers that say how many channels they put out
+# attributes of layers that give the number of output channels
 CHANNEL_ATTRS = ('out_channels', 'num_features', 'out_features', 'normalized_shape')
 
 
@@ -17,7 +17,7 @@ CHANNEL_ATTRS = ('out_channels', 'num_features', 'out_features', 'normalized_sha
 def eval_mode(
     model:nn.Module, # Changed in place
 )->Iterator[nn.Module]: # A context manager that gives the model
-    "Every module in eval mode inside, in its former mode afterwards"
+    "Put every module into eval mode in this context, and restore the modes afterwards"
     modes = {m:m.training for m in model.modules()}
     model.eval()
     try: yield model
@@ -26,7 +26,7 @@ def eval_mode(
 
 
 def _channel_counts(module):
-    "All numbers of channels that layers of a module put out"
+    "The numbers of output channels of all layers in a module"
     counts = set()
     for m in module.modules():
         for attr in CHANNEL_ATTRS:
@@ -36,8 +36,8 @@ def _channel_counts(module):
 
 
 def _pooled(
-    module, # The layer: its numbers of channels show which dimension is that of channels
-    m, # What it put out: `(B, C, ...)`, or with channels last
+    module, # The layer, whose numbers of channels show which dimension has the channels
+    m, # Its output: `(B, C, ...)`, or with channels last
 )->torch.Tensor: # `(B, C)`
     "Mean over time and space"
     if m.ndim < 3: return m
@@ -49,15 +49,15 @@ def _pooled(
 
 
 def encode(
-    encoder:nn.Module, # From clips `(B, T, C, H, W)` to features `(B, F)`
+    encoder:nn.Module, # Maps clips `(B, T, C, H, W)` to features `(B, F)`
     x:torch.Tensor, # One batch; several clips of a video `(B, K, T, C, H, W)` are encoded separately and averaged
-    layers:Sequence[str]=(), # Names of submodules whose outputs to return too
-)->tuple[torch.Tensor, dict]: # The encoder's output, and of each layer `(B, C)` float32: the mean over time and space
+    layers:Sequence[str]=(), # Names of submodules whose outputs to return as well
+)->tuple[torch.Tensor, dict]: # The encoder's output, and layer -> mean of its output over time and space, `(B, C)`
     """Pass one batch through the encoder, in its current mode.
 
-    A layer's output `(B, C, ...)`, tokens `(B, N, C)` or a map with channels last is averaged over all but B and C. The
-    output of a layer that sees single frames, `(B*T, ...)`, is averaged over T as well; of a tuple the first entry is
-    taken. Raises `InputError` for a layer that is not called or returns no tensor."""
+    A layer's output may be `(B, C, ...)`, tokens `(B, N, C)` or a map with channels last; it is averaged over all but B
+    and C, in float32. The output of a layer that gets single frames, `(B*T, ...)`, is averaged over T as well. Of a
+    tuple, the first entry is used. Raises `InputError` for a layer that is not called or does not return a tensor."""
     x = x.as_subclass(torch.Tensor).to(next(encoder.parameters()).device)
     n, maps = len(x), {}
 
@@ -82,10 +82,10 @@ def encode(
 
 @torch.no_grad()
 def extract(
-    encoder:nn.Module, # From clips `(B, T, C, H, W)` to features `(B, F)`
+    encoder:nn.Module, # Maps clips `(B, T, C, H, W)` to features `(B, F)`
     dl:Iterable, # Yields `(x, y)`; see `encode` for several clips of a video
 )->tuple[torch.Tensor, torch.Tensor]: # Features `(N, F)` float32 and labels `(N,)`, on the CPU
-    "Features in eval mode"
+    "Compute the features of all clips of a loader, in eval mode"
     feats, labels = [], []
     with eval_mode(encoder):
         for x, y in dl:

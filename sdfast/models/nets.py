@@ -11,10 +11,10 @@ __all__ = ['SpaceTimeEncoder', 'FrameEncoder', 'tiny', 'c3d', 'r2plus1d']
 
 
 class SpaceTimeEncoder(nn.Module):
-    "A net over `(B, C, T, H, W)`, run channels-last, that takes clips in the layout of sdfast"
+    "Wraps a net for `(B, C, T, H, W)`, so that it takes clips `(B, T, C, H, W)` and runs channels-last"
 
     def __init__(self,
-        body:nn.Module, # From `(B, C, T, H, W)` to `(B, num_features)`
+        body:nn.Module, # Maps `(B, C, T, H, W)` to `(B, num_features)`
         num_features:int, # Width of the feature
     ):
         super().__init__()
@@ -25,10 +25,10 @@ class SpaceTimeEncoder(nn.Module):
 
 
 class FrameEncoder(nn.Module):
-    "An image net over every frame; the clip's feature is the mean of its frames' features"
+    "Applies an image net to every frame; a clip's feature is the mean of its frames' features"
 
     def __init__(self,
-        body:nn.Module, # From `(B, C, H, W)` to `(B, num_features)`
+        body:nn.Module, # Maps `(B, C, H, W)` to `(B, num_features)`
         num_features:int, # Width of the feature
     ):
         super().__init__()
@@ -41,7 +41,7 @@ class FrameEncoder(nn.Module):
 def tiny(
     width:int=8, # Channels of the first layer
 )->SpaceTimeEncoder: # Randomly initialised
-    "Four R(2+1)D layers, `12*width` features: trains in seconds on two CPU cores at 8x40x40"
+    "A net of four R(2+1)D layers with `12*width` features, which trains in seconds on two CPU cores at 8x40x40"
     w = width
     widths = [(3, w, 2, 1), (w, 2*w, 2, 2), (2*w, 6*w, 2, 2), (6*w, 12*w, 1, 1)]
     layers = [_conv2plus1(*sizes) for sizes in widths]
@@ -49,10 +49,10 @@ def tiny(
 
 
 def _conv2plus1(ni, no, stride, temporal_stride):
-    """A 3x3x3 convolution as space, then time (Tran et al., CVPR 2018).
+    """A 3x3x3 convolution, factored into one over space and one over time (Tran et al., CVPR 2018).
 
-    The width in between keeps the number of weights, rounded to a multiple of 8: other widths are half as slow again on
-    CPUs."""
+    The width between them keeps the number of weights, but is rounded to a multiple of 8: other widths take 1.5 times
+    as long on CPUs."""
     mid = max(8, round((ni*no*27)/(ni*9 + 3*no)/8)*8)
     return nn.Sequential(
         nn.Conv3d(ni, mid, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
@@ -89,7 +89,7 @@ def c3d()->SpaceTimeEncoder: # Randomly initialised
 
 
 class _SpaceTimeConv(nn.Module):
-    "A t x k x k convolution as space, batch norm, ReLU, time, with as many weights (Tran et al., CVPR 2018); no biases"
+    "A t x k x k convolution, factored into space, batch norm, ReLU and time, without biases (Tran et al., CVPR 2018)"
 
     def __init__(self, ni, no, kernel, stride=1):
         super().__init__()
@@ -105,7 +105,7 @@ class _SpaceTimeConv(nn.Module):
 
 
 class _Block(nn.Module):
-    "Two convolutions and a shortcut; where the size changes the shortcut is a factored convolution"
+    "Two convolutions and a shortcut; if the size changes, the shortcut is a factored convolution"
 
     def __init__(self, ni, no):
         super().__init__()
@@ -123,7 +123,7 @@ class _Block(nn.Module):
 
 
 class _Stage(nn.Module):
-    "One block, under the name that checkpoints have for it"
+    "One block, under its name in published checkpoints"
     def __init__(self, ni, no):
         super().__init__()
         self.block1 = _Block(ni, no)
@@ -136,7 +136,7 @@ def r2plus1d()->SpaceTimeEncoder: # Randomly initialised
 
     14,365,303 parameters; 512 non-negative features of a 16x112x112 clip, ImageNet-normalised RGB."""
     widths = [(64, 64), (64, 128), (128, 256), (256, 512)]
-    # the stages are drawn first: random initial weights depend on the order
+    # create the stages first: the random initial weights depend on the order
     stages = {f'conv{i}': _Stage(ni, no) for i, (ni, no) in enumerate(widths, 2)}
     body = OrderedDict(
         conv1=_SpaceTimeConv(3, 64, (3, 7), (1, 2)),

@@ -1,4 +1,4 @@
-"Parts of a model: finding the encoder and its blocks, frozen copies of it, its batch norm."
+"Parts of a model: finding the encoder and its blocks, making frozen copies, handling batch norm."
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -16,9 +16,10 @@ __all__ = ['find_encoder', 'frozen_copy', 'keep_buffers', 'block_names', 'reesti
 
 def find_encoder(
     model:nn.Module, # Wrapped by DDP or not
-    encoder:str|Callable|None=None, # Name of a submodule, or a function of the model; `None`: fastai's convention
-)->nn.Module: # The module itself, no copy
-    """The encoder of a model: `model[0]` of a `Sequential(encoder, head)`, or `model.encoder`, or what `encoder` names.
+    encoder:str|Callable|None=None, # Name of a submodule, or function of the model; `None`: by convention, see below
+)->nn.Module: # The module itself, not a copy
+    """Find the encoder of a model: `encoder` or, by default, `model[0]` of a `Sequential(encoder, head)`, or
+    `model.encoder`.
 
     Raises `ValueError`, with the names of the model's children, if there is none."""
     model = get_model(model)
@@ -39,23 +40,23 @@ def _children(model): return ', '.join(f'{n} ({type(m).__name__})' for n, m in m
 
 
 def frozen_copy(
-    module:nn.Module, # Does not change
+    module:nn.Module, # Is not changed
 )->nn.Module: # On the same device
-    "A copy in eval mode that needs no gradient and has no forward or backward hooks; compiled if the module is"
-    # A hook may hold a tensor with a graph, which cannot be copied: `deepcopy` finds empty dicts of hooks in its memo
+    "Copy a module, in eval mode, without gradients and without forward or backward hooks; compiled if the module is"
+    # A hook may hold a tensor with a graph, which cannot be copied, so the memo gives `deepcopy` empty dicts of hooks
     hook_dicts = []
     for m in module.modules(): hook_dicts += [m._forward_hooks, m._forward_hooks_with_kwargs, m._backward_hooks]
     copy = deepcopy(module, {id(h):type(h)() for h in hook_dicts}).requires_grad_(False).eval()
-    # `deepcopy` leaves out what `module.compile()` did; what was compiled for an earlier copy is used again
+    # `deepcopy` drops the effect of `module.compile()`; code that was compiled for an earlier copy is reused
     if getattr(module, '_compiled_call_impl', None) is not None: copy.compile()
     return copy
 
 
 @contextmanager
 def keep_buffers(
-    module:nn.Module, # Changed while inside
+    module:nn.Module, # Changed in this context
 )->Iterator[nn.Module]: # A context manager that gives the module
-    "A forward pass inside uses the batch's statistics where the module does, but does not change batch norm's buffers"
+    "Use the batch's statistics where the module does, without changing batch-norm buffers"
     tracking = [m for m in batch_norms(module) if m.training and m.track_running_stats]
     for m in tracking: m.track_running_stats = False
     try: yield module
@@ -64,8 +65,8 @@ def keep_buffers(
 
 
 def block_names(
-    encoder:nn.Module, # Or any other net
-)->list[str]: # As for `get_submodule`
+    encoder:nn.Module, # An encoder or any other net
+)->list[str]: # Names for `get_submodule`
     """Names of an encoder's blocks from input to output: its children that have weights.
 
     An only child is replaced by its children, a `ModuleList` by its members."""
@@ -88,12 +89,12 @@ def _members(name, module):
 def reestimate_bn(
     model:nn.Module, # Called on the inputs of each batch
     dl:Iterable, # Yields `(x, y)`; `y` is not used
-    part:nn.Module|None=None, # Batch norm of this part of the model only; `None`: of all of it
+    part:nn.Module|None=None, # Part of the model whose batch norm changes; `None`: the whole model
 )->nn.Module: # `model`
     """Set batch norm's running statistics to the mean over the batches of `dl`, as `momentum=None` does.
 
-    All other modules are in eval mode, so dropout draws no random number. Modes and momentum are restored, after an
-    error the statistics as well. Without batch norm `dl` is not read. Raises `InputError` for a loader without
+    All other modules are in eval mode, so dropout draws no random numbers. Modes and momentum are restored and, after
+    an error, the statistics as well. Without batch norm, `dl` is not read. Raises `InputError` for a loader without
     batches."""
     norms = batch_norms(model if part is None else part)
     norms = [m for m in norms if m.track_running_stats and m.running_mean is not None]

@@ -1,4 +1,4 @@
-"Weights of encoders: reading checkpoints strictly, saving, hashing, and averaging them."
+"Weights of encoders: loading checkpoints strictly, saving, hashing and averaging weights."
 import hashlib
 from pathlib import Path
 
@@ -13,24 +13,24 @@ from .surgery import frozen_copy
 
 __all__ = ['save_weights', 'load_encoder', 'anchor_state', 'state_hash', 'wise_ft']
 
-# Names of the last layer: in each of torchvision's families, in common checkpoints of image nets, in RSPNet's (there it
-# has one output and is never used)
+# Names of the last layer in torchvision's nets, in common checkpoints of image nets, and in RSPNet's checkpoints (where
+# it has one output and is never used)
 HEADS = ('fc', 'head', 'classifier', 'head.fc', 'last_linear', 'linear')
-# What comes before the encoder's names: of our own `Sequential(encoder, head)`; of RSPNet before fine-tuning (its query
-# net) and after; of VCOP
+# Prefixes of the encoder's names: none; in our `Sequential(encoder, head)`; in RSPNet before fine-tuning (query net)
+# and after; in VCOP
 PREFIXES = ('', '0.', 'encoder_q.encoder.', 'encoder.', 'base_network.')
-WRAPPERS = ('state_dict', 'model', 'model_state_dict')  # keys under which a checkpoint has its state dict
+WRAPPERS = ('state_dict', 'model', 'model_state_dict')  # keys under which a checkpoint may have its state dict
 
 
 def save_weights(
     module:nn.Module, # An encoder, a head or both
-    path:str|Path, # File, replaced whole
+    path:str|Path, # File, which is replaced atomically
 )->None:
     "Write a module's weights and buffers as safetensors"
     write(path, save({k:v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
 
 
-# classes in pickles of NumPy's numbers (an accuracy, a loss), which checkpoints hold in addition to tensors
+# classes in pickles of NumPy's numbers, such as an accuracy, which checkpoints may have in addition to tensors
 _scalar = np.float64(0).__reduce__()[0]
 NUMPY_CLASSES = [
     (_scalar, 'numpy.core.multiarray.scalar'),
@@ -40,11 +40,11 @@ NUMPY_CLASSES = [
 
 
 def read_tensors(path:str|Path)->dict[str, torch.Tensor]:
-    "The state dict in a safetensors or torch file, without running code from it; raises `InputError` if there is none"
+    "Read the state dict in a safetensors or torch file without running its code; raises `InputError` if there is none"
     path = Path(path)
     if not path.is_file(): raise InputError(f'weights {path} do not exist')
     try: state = _read(path)
-    except Exception as e:  # torch and safetensors raise many kinds for a broken file, one for pickled code
+    except Exception as e:  # torch and safetensors raise many kinds of errors for broken files
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise InputError(f'weights {path} cannot be read as tensors: {why}') from None
     for wrapper in WRAPPERS:
@@ -62,14 +62,14 @@ def _read(path):
 
 def load_encoder(
     encoder:nn.Module, # Receives the weights
-    path:str|Path, # safetensors or a torch file: of the encoder, of the same net with its head, of RSPNet or VCOP
+    path:str|Path, # safetensors or torch file: of the encoder, of the same net with a head, of RSPNet or of VCOP
 )->nn.Module: # `encoder`
-    """Load an encoder strictly: every weight must be there with its shape, and nothing else but a head may be.
+    """Load an encoder strictly: the file must have every weight in its shape, and no others except a head's.
 
-    Only tensors are read, so a file cannot run code. Raises `InputError`, which names what is missing."""
+    Only tensors are read, so a file cannot run code. Raises `InputError`, which lists what is missing."""
     want = encoder.state_dict()
     state = _best_match(read_tensors(path), want)
-    # counters of batches do not change what a net computes, and old files lack them
+    # counters of batches do not affect a net's outputs, and old files lack them
     missing = [k for k in want if k not in state and not k.endswith('num_batches_tracked')]
     wrong = [k for k in want if k in state and state[k].shape != want[k].shape]
     extra = [k for k in state if k not in want and not _is_head(k)]
@@ -84,7 +84,7 @@ def load_encoder(
 
 
 def _best_match(state, want):
-    "The entries of `state` under the prefix, with or without our `body.`, with most names of `want`"
+    "The entries of `state` after removing a prefix, and perhaps adding our `body.`, that match most names in `want`"
     inside = [{k[len(p):]:v for k, v in state.items() if k.startswith(p)} for p in PREFIXES]
     bodies = [{f'body.{k}':v for k, v in entries.items()} for entries in inside]
     return max([*inside, *bodies], key=lambda entries: len(want.keys() & entries.keys()))
@@ -95,9 +95,9 @@ def _is_head(name): return name.removeprefix('body.').startswith(tuple(f'{h}.' f
 
 def anchor_state(
     encoder:nn.Module, # The encoder that is going to be trained
-    anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file of weights; `None`: `encoder` as it is now
+    anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file of weights; `None`: those of `encoder`
 )->dict[str, torch.Tensor]: # On the device of `encoder`
-    "A copy of the weights to stay close to, under the names that they have in `encoder`"
+    "Copy the anchor, the weights to stay close to, with the names in `encoder`"
     if anchor is None: return {k:v.detach().clone() for k, v in encoder.state_dict().items()}
     copy = frozen_copy(encoder)
     if isinstance(anchor, (str, Path)): load_encoder(copy, anchor)
@@ -108,7 +108,7 @@ def anchor_state(
 def state_hash(
     state:dict, # Name -> tensor
 )->str: # The same on every device
-    "Sixteen hex digits that change when a name or a value of a state dict does"
+    "Hash of the names and values of a state dict, sixteen hex digits"
     h = hashlib.sha256()
     for k, v in sorted(state.items()):
         values = v.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -122,7 +122,7 @@ def check_alpha(alpha:float)->None:
 
 
 def weights_before(encoder:nn.Module, anchor:dict|nn.Module|str|Path)->dict[str, torch.Tensor]:
-    "`anchor_state`, but `anchor` must be given"
+    "`anchor_state` with a required `anchor`"
     if anchor is None:
         raise ValueError('averaging needs the weights from before training: '
                          'pass a state dict, an encoder or a file as anchor')
@@ -131,10 +131,10 @@ def weights_before(encoder:nn.Module, anchor:dict|nn.Module|str|Path)->dict[str,
 
 def wise_ft(
     encoder:nn.Module, # After fine-tuning; it does not change
-    anchor:dict|nn.Module|str|Path, # State dict, encoder or file: the encoder before
+    anchor:dict|nn.Module|str|Path, # State dict, encoder or file: the encoder before fine-tuning
     alpha:float, # 0 is exactly `anchor`, 1 exactly `encoder`
-)->dict[str, torch.Tensor]: # A new state dict, under the names of `encoder`
-    """`(1 - alpha)*theta_0 + alpha*theta` for weights and floating point buffers, others as in `encoder`
+)->dict[str, torch.Tensor]: # A new state dict, with the names in `encoder`
+    """`(1 - alpha)*theta_0 + alpha*theta` for weights and floating-point buffers; other buffers are those of `encoder`
     (Wortsman et al., CVPR 2022)."""
     check_alpha(alpha)
     start, end = weights_before(encoder, anchor), anchor_state(encoder)

@@ -1,7 +1,6 @@
-"""How much each weight of an encoder matters: Fisher information (for `EWC`) and memory-aware synapses (for `MAS`).
+"""The importance of each weight of an encoder: Fisher information (for `EWC`) and memory-aware synapses (for `MAS`).
 
-Both are means over samples of a function of each sample's own gradient; `PathIntegral` (for `SI`) is in
-`path_integral`."""
+Both are means over samples of a function of each sample's gradient. `PathIntegral` (for `SI`) is in `path_integral`."""
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -16,16 +15,15 @@ from .persample import layers_of
 
 __all__ = ['Importance', 'Fisher', 'fisher_information', 'empirical_fisher', 'mas_importance']
 
-# Samples that are differentiated together by default. For a net of more weights than LARGE on a CPU more than 4 gain
-# little
+# Default number of samples to differentiate together. On a CPU, more than 4 gain little if a net has over LARGE weights
 CHUNK, CHUNK_OF_LARGE, LARGE = 16, 4, 2_000_000
 
 
 @dataclass(frozen=True)
 class Importance:
-    "How much each weight of an encoder matters, and the weights at which this was measured, by parameter name"
-    diag: dict  # parameter -> importance of each weight, of its shape
-    anchor: dict  # parameter -> weights
+    "The importance of each weight of an encoder, and the weights at which it was measured"
+    diag: dict  # name of a parameter -> importance of each of its weights
+    anchor: dict  # name of a parameter -> weights
     n: int  # number of samples in the mean; for `PathIntegral` the number of steps
 
     def __repr__(self)->str: return f'Importance({len(self.diag)} parameters, n={self.n})'
@@ -41,14 +39,14 @@ class Importance:
         return Importance(moved(self.diag), moved(self.anchor), self.n)
 
     def normalized(self)->'Importance':
-        "Scaled to mean 1, so that a `lam` has the same effect for another net, data set or recipe"
+        "Scale to mean 1, so that a `lam` has the same effect for other nets, data sets and recipes"
         mean = self.mean
         if not mean > 0: raise InputError('the importance is zero everywhere: the model is certain of every sample')
         return Importance({k:v/mean for k, v in self.diag.items()}, self.anchor, self.n)
 
     def then(self, new:'Importance', gamma:float=1.)->'Importance':
-        """The importance for one task after another, `gamma*old + new`, at the new weights (online EWC, Schwarz et al.,
-        ICML 2018)"""
+        """Combine the importances of successive tasks, `gamma*old + new`, at the new weights (online EWC, Schwarz et
+        al., ICML 2018)"""
         if self.diag.keys() != new.diag.keys():
             raise ValueError('both must be of the same encoder: their parameter names differ')
         diag = {k:gamma*self.diag[k].to(f.device) + f for k, f in new.diag.items()}
@@ -59,19 +57,18 @@ Fisher = Importance
 
 
 def _single_precision(t):
-    "At least float32"
+    "Convert half precision to float32"
     return t if t.dtype == torch.float64 else t.float()
 
 
 class _SampleSums:
-    """Sums over samples of `sum_c f(d <outputs(sample), c>/dw)` over the `cotangents(outputs, sample)`, for each weight
-    w.
+    """For each weight w, the sum over samples and cotangents c of `f(d <outputs(sample), c>/dw)`.
 
-    The gradient is that of each sample, never of a batch as a whole. `chunk` samples are taken together where
-    `persample` can take the model apart, and one by one elsewhere."""
+    `cotangents(outputs, sample)` gives the c. Each sample has its own gradient, never that of a batch as a whole.
+    `chunk` samples are processed together if `persample` supports the model, else one by one."""
     def __init__(self, part, f, outputs, cotangents, chunk, draw):
         self.f, self.outputs, self.cotangents = f, outputs, cotangents
-        self.draw = draw  # generator that `cotangents` draws from, or `None`
+        self.draw = draw  # random generator of `cotangents`, or `None`
         self.weights = dict(part.named_parameters())
         self.diag = {k:torch.zeros_like(_single_precision(p), requires_grad=False) for k, p in self.weights.items()}
         self.layers = layers_of(part) if chunk > 1 else None
@@ -86,13 +83,13 @@ class _SampleSums:
             if id(p) in sums: self.diag[k].add_(sums[id(p)])
 
     def _together(self, batch):
-        "The sums by id of the parameter, or `None` if the samples have to be taken one by one"
+        "The sums by id of the parameter, or `None` if samples must be processed one by one"
         if self.layers is None or not (len(batch[0]) > 1 or self.layers.verified): return None
         state = None if self.draw is None else self.draw.get_state()
         sums = self.layers.sums(self.outputs, self.cotangents, batch, self.f)
         if sums is None:
             self.layers = None
-            if self.draw is not None: self.draw.set_state(state)  # the same draws again, sample by sample
+            if self.draw is not None: self.draw.set_state(state)  # repeat the same draws, sample by sample
         return sums
 
     def _alone(self, sample):
@@ -112,8 +109,9 @@ def _default_chunk(weights, device):
 
 
 def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=None):
-    """`Importance` as the mean of `_SampleSums` over samples, in eval mode. Buffers, gradients, modes and the random
-    state of the model do not change"""
+    """`Importance` as the mean of `_SampleSums` over samples, in eval mode.
+
+    The model's buffers, gradients and modes and the random state do not change."""
     if batches is None:
         raise InputError('the importance of weights is taken from samples of the source task, or of the target: '
                          'pass a loader of them, not None')
@@ -160,20 +158,20 @@ def _logits(model, *inputs):
 
 def fisher_information(
     model:torch.nn.Module, # The whole model with a head: the source's, or one fitted to the target
-    batches:Iterable, # Yields `(x, y)`, or `x` where no label is needed; a `DataLoader`, best without augmentation
-    n:int|None=None, # Samples to use, at least 500 for a good estimate; `None`: all
-    labels:str='exact', # 'exact': each class by its probability, 'sample': one drawn class, 'empirical': the true one
+    batches:Iterable, # Yields `(x, y)`, or `x` if no label is needed; a `DataLoader`, best without augmentation
+    n:int|None=None, # Number of samples, at least 500 for a good estimate; `None`: all
+    labels:str='exact', # 'exact': all classes by probability, 'sample': one drawn class, 'empirical': the true class
     encoder:str|Callable|None=None, # Which part of the model the weights are from, see `find_encoder`
-    loss:Callable|None=None, # Instead of `labels`: a function `(model, *sample)` of one sample to a scalar
-    seed:int=0, # For 'sample'
-    chunk:int|None=None, # Samples together, which bounds the memory; `None`: 16, for large nets on a CPU 4
+    loss:Callable|None=None, # Instead of `labels`: function `(model, *sample)` that returns the loss of one sample
+    seed:int=0, # Random seed for 'sample'
+    chunk:int|None=None, # Number of samples to process together; `None`: 16, or 4 for large nets on a CPU
 )->Importance: # Its `anchor` is the current weights
     """Diagonal Fisher information: mean over samples of `E_c (d -log p(c|x) / dw)^2` for each weight of the encoder.
 
-    Each sample's own gradient is squared, in eval mode (van de Ven 2025, arXiv 2502.11756, on what goes wrong
-    otherwise). 'exact' takes one backward pass a class. Under torch.distributed the samples of all processes count.
-    Samples are taken together if the encoder is made of convolutions, linear layers and norms, and one by one
-    otherwise; `chunk` samples together need about the memory of a training step with one and a half times as many."""
+    The gradient of each single sample is squared, in eval mode (on errors of other implementations see van de Ven 2025,
+    arXiv 2502.11756). 'exact' takes one backward pass per class. Under torch.distributed the mean is over the samples
+    of all processes. Samples are processed together if all weights of the encoder are in convolutions, linear layers
+    and norms, else one by one; `chunk` samples need about the memory of a training step with `1.5*chunk` samples."""
     if labels not in ('exact', 'sample', 'empirical'):
         raise ValueError(f"labels must be 'exact', 'sample' or 'empirical', not {labels!r}")
     if loss is not None:
@@ -188,7 +186,7 @@ def fisher_information(
         inputs = sample[:-1] if labels == 'empirical' else sample[:1]
         return _logits(model, *inputs).log_softmax(1)
 
-    def cotangents(logp, sample):  # signs do not matter to the square
+    def cotangents(logp, sample):  # without the minus sign, which the square removes
         logp, classes = logp.detach(), logp.shape[1]
         if labels == 'exact': return (_root_of_probability(logp, c) for c in range(classes))
         if labels == 'empirical': y = sample[-1]
@@ -200,7 +198,7 @@ def fisher_information(
 
 
 def _root_of_probability(logp, c):
-    "`sqrt(p(c))` at class c and 0 elsewhere: the square of its gradient is weighted with the probability"
+    "`sqrt(p(c))` at class c and 0 elsewhere, so that the squared gradient is weighted with the probability"
     index = torch.tensor([c], device=logp.device)
     return torch.zeros_like(logp).index_copy(1, index, logp[:, c:c + 1].div(2).exp())
 
@@ -208,9 +206,9 @@ def _root_of_probability(logp, c):
 def empirical_fisher(
     model:torch.nn.Module, # As for `fisher_information`
     batches:Iterable, # Yields `(x, y)`
-    n:int|None=None, # Samples to use; `None`: all
+    n:int|None=None, # Number of samples; `None`: all
     encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
-    chunk:int|None=None, # Samples together
+    chunk:int|None=None, # Number of samples to process together
 )->Importance: # Its `anchor` is the current weights
     "`fisher_information` with the true labels: one backward pass"
     return fisher_information(model, batches, n, 'empirical', encoder, chunk=chunk)
@@ -219,12 +217,12 @@ def empirical_fisher(
 def mas_importance(
     model:torch.nn.Module, # The whole model with the source's head, or any whose outputs are to stay the same
     batches:Iterable, # Yields `(x, y)` or `x`: labels are not used
-    n:int|None=None, # Samples to use; `None`: all
+    n:int|None=None, # Number of samples; `None`: all
     encoder:str|Callable|None=None, # Which part of the model the weights are from, see `find_encoder`
-    chunk:int|None=None, # Samples together, as in `fisher_information`
+    chunk:int|None=None, # Number of samples to process together, as in `fisher_information`
 )->Importance: # Its `anchor` is the current weights
-    """Mean over samples of `|d ||g(x)||^2 / dw|`, of each sample's gradient (memory-aware synapses, Aljundi et al.,
-    ECCV 2018)"""
+    """Mean over samples of `|d ||g(x)||^2 / dw|`, with each sample's own gradient (memory-aware synapses, Aljundi et
+    al., ECCV 2018)"""
     def outputs(sample): return _single_precision(model(sample[0]))
     def cotangents(out, sample): return [2*out.detach()]
     return _per_sample(model, batches, n, encoder, torch.abs, outputs, cotangents, chunk)

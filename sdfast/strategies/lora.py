@@ -1,4 +1,4 @@
-"Low-rank adapters on the encoder, by PEFT, merged into it when the fit ends."
+"Low-rank adapters on the encoder, made by PEFT and merged into the weights when the fit ends."
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -24,7 +24,7 @@ def _lora_model():
 
 
 def _adaptable(m):
-    # attention reads the weight of its own projection, without the adapter
+    # attention reads this layer's weight directly, without the adapter
     if isinstance(m, NonDynamicallyQuantizableLinear): return False
     if isinstance(m, nn.Linear): return True
     # PEFT's adapter of a convolution ignores groups and dilation, and pads with zeros
@@ -37,15 +37,15 @@ def _matches(name, target):
 
 
 class LoRA(Recipe):
-    """Train only low-rank adapters `W + alpha/r B A` (Hu et al., ICLR 2022) on the encoder, by PEFT, and the head.
+    """Train only the head and low-rank adapters of the encoder, `W + alpha/r B A` (Hu et al., ICLR 2022), made by PEFT.
 
-    The encoder's own weights and batch norm, statistics included, are frozen; when the fit ends the adapters are merged
-    into them. During the fit the adapters are in the optimizer's groups of their layers. Raises `ImportError` without
+    The encoder's weights and its batch norm, statistics included, are frozen; when the fit ends the adapters are merged
+    into the weights. The optimizer has each adapter in the parameter group of its layer. Raises `ImportError` without
     PEFT."""
     name = 'lora'
     _tuner = None  # PEFT's model around the encoder, while there are adapters
     _joined = ()  # the adapters' weights in the optimizer
-    _unchecked = False  # no backward pass has shown yet whether all adapters train
+    _unchecked = False  # whether the check that all adapters get gradients is still to come
 
     def __init__(self,
         r:int=8, # Rank
@@ -62,8 +62,8 @@ class LoRA(Recipe):
 
     @property
     def order(self)->int:
-        # first in: before DDP wraps and others save the model; last out: what SaveModelCallback and LRFinder load has
-        # adapters
+        # added early, before DDP wraps and other callbacks save the model; removed late, as SaveModelCallback and
+        # LRFinder load a model with adapters
         return -5 if self._tuner is None else 70
 
     def layers(self)->list[str]:
@@ -96,7 +96,7 @@ class LoRA(Recipe):
         self.freeze(encoder.parameters())
         pattern = '|'.join(n.replace('.', r'\.') for n in names)
         config = LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=pattern)
-        # drawn from a copy of the random state: data and dropout are those of other strategies with this seed
+        # in a copy of the random state, so that data and dropout equal those of other strategies with this seed
         with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
             self._tuner = LoraModel(encoder, config, 'default')
         self._unchecked = True
@@ -108,7 +108,7 @@ class LoRA(Recipe):
                 for n, m in self.module().named_modules() if hasattr(m, 'lora_A')}
 
     def changes(self)->dict[str, torch.Tensor]:
-        "What the adapters currently add to the encoder's weights, by the weights' names without adapters"
+        "The adapters' current contribution to each weight, by the weight's name in the encoder without adapters"
         changes = {}
         for n, (layer, a, b) in self.adapters().items():
             change = self.alpha/self.r*(b.weight.flatten(1) @ a.weight.flatten(1))
@@ -116,7 +116,7 @@ class LoRA(Recipe):
         return changes
 
     def _join(self):
-        # the optimizer cannot be made again: schedulers have counted its groups, and the head may have momentum
+        # do not recreate the optimizer: schedulers have counted its groups, and the head may have momentum
         core = unwrap_optimizer(self.opt)
         groups = [list(params) for params in self.opt.param_lists]
         where = {id(p):i for i, params in enumerate(groups) for p in params}
@@ -124,7 +124,7 @@ class LoRA(Recipe):
         for layer, a, b in adapters: groups[where.get(id(layer.weight), 0)] += [a.weight, b.weight]
         self._joined = tuple(p for _, a, b in adapters for p in (a.weight, b.weight))
         if not isinstance(core, torch.optim.Optimizer):
-            for p in self._joined: core.state[p] = {}  # a loaded state has no defaults
+            for p in self._joined: core.state[p] = {}  # a loaded optimizer state has no entries for new parameters
         self.opt.param_lists = groups
 
     def _leave(self):
@@ -149,7 +149,7 @@ class LoRA(Recipe):
 
     @torch.no_grad()
     def unload(self,
-        merge:bool=True, # Keep what the adapters have learnt
+        merge:bool=True, # Add the adapters to the weights
     )->None:
         "Remove the adapters from the encoder and the optimizer; without adapters, do nothing"
         if self._tuner is None: return

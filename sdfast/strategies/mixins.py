@@ -1,5 +1,5 @@
-"""Mix-ins for penalties that need more than the batch: `Anchored` keeps weights from before training, `Auxiliary`
-trains modules of its own."""
+"""Mix-ins for penalties that need more than the batch: `Anchored` keeps the weights from before training, `Auxiliary`
+trains its own modules."""
 from collections.abc import Callable
 
 import torch
@@ -11,20 +11,20 @@ __all__ = ['Anchored', 'Auxiliary']
 
 
 class Anchored:
-    """Mix-in for a callback that needs the weights from before training. It takes them once and never again.
+    """Mix-in for a callback that needs the weights from before training, which it takes once.
 
-    They are `anchor` or, without one, the encoder's weights when the first fit starts to train; `lr_find` does not
-    count. Call `take` in `begin`. If that moment has passed, because a fit starts at a later epoch or after
-    `load_learner`, training raises `ValueError`. A fit that `Resume` continues has the weights from its checkpoint."""
+    They are `anchor` or, without one, the encoder's weights at the start of the first fit (`lr_find` does not count).
+    Call `take` in `begin`. If it is too late to take them, because a fit starts at a later epoch or after
+    `load_learner`, `take` raises `ValueError`. In a resumed fit, `Resume` restores them from its checkpoint."""
     anchor = None
-    _held = False  # there are weights
-    _trial = False  # they were taken for `lr_find`, and must be taken again
-    _taken = False  # a fit has trained
+    _held = False  # whether weights have been taken
+    _trial = False  # whether they were taken for `lr_find`, so that a fit must take them again
+    _taken = False  # whether a fit has taken them
     _state = ('_held', '_trial', '_taken')
     _anchorattrs = ('anchor', '_held', '_trial')  # for `_stateattrs`: not exported
 
     def take(self)->dict|None:
-        "The weights from before training if this is the moment to take them, else `None`: earlier ones stay"
+        "Take the weights at the start of training; returns `None` if they have been taken already"
         trial = hasattr(self.learn, 'lr_finder')
         if self._held and (trial or not self._trial): return None
         if self.anchor is None and not trial and self.late():
@@ -41,7 +41,7 @@ class Anchored:
         return anchor_state(self.module(), self.anchor)
 
     def late(self)->bool:
-        "Whether the encoder has trained already"
+        "Whether the encoder has been trained already"
         return self._taken or self.learn.epoch > 0
 
     def after_fit(self):
@@ -50,15 +50,15 @@ class Anchored:
 
 
 class Auxiliary:
-    """Mix-in for a `Penalty` that trains modules of its own, `self.aux`, which are no part of the model.
+    """Mix-in for a `Penalty` that trains its own modules, `self.aux`, which are not part of the model.
 
-    `set_auxiliary` makes them. They learn by SGD at the learning rate and momentum of the model's last parameter group,
-    and step when the model does: not for micro-batches, nor in steps that the gradient scaler skips. `lr_find` has
-    modules of its own."""
+    `set_auxiliary` makes them. They are trained by SGD with the learning rate and momentum of the model's last
+    parameter group. They step when the model does: not after each micro-batch of an accumulated gradient, nor when the
+    gradient scaler skips a step. `lr_find` uses separate modules."""
     aux = None
     _aux_opt, _skipped = None, False
-    _aside = None  # modules and optimizer of the fits, while `lr_find` runs
-    _saved = None  # a checkpoint's state, until there are modules to load it
+    _aside = None  # the fits' modules and optimizer, while `lr_find` runs
+    _saved = None  # a checkpoint's state, until modules exist to load it into
     _auxattrs = ('aux', '_aux_opt', '_aside')  # for `_stateattrs`: not exported
 
     def before_fit(self):
@@ -90,7 +90,7 @@ class Auxiliary:
         self._saved = None
 
     def set_auxiliary(self, make:Callable)->None:
-        "Make the modules by the function `make`, with a fixed seed and without a change of the random state"
+        "Make the modules by calling `make`, with a fixed seed and without changing the random state"
         device = next(self.module().parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
             torch.manual_seed(0)
@@ -106,9 +106,9 @@ class Auxiliary:
         self._aux_opt.zero_grad()
 
     def _step_aux(self):
-        # not in `before_step`, which micro-batches have too: their sum is reduced and unscaled once
-        scaler = vars(self.learn).get('scaler')  # of `MixedPrecision`
-        scale = scaler.get_scale() if scaler is not None else 1.  # of this batch: `MixedPrecision` updates it later
+        # not in `before_step`, which runs for each micro-batch: gradients must be reduced and unscaled once
+        scaler = vars(self.learn).get('scaler')  # set by `MixedPrecision`
+        scale = scaler.get_scale() if scaler is not None else 1.  # this batch's: `MixedPrecision` updates it later
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         graded = [p for p in self.aux.parameters() if p.grad is not None]
         for p in graded:

@@ -1,4 +1,4 @@
-"What strategies need to know of an optimizer."
+"Properties of an optimizer that strategies need."
 import torch
 from fastai.optimizer import Lookahead, OptimWrapper, momentum_step, sgd_step
 
@@ -6,7 +6,7 @@ __all__ = ['unwrap_optimizer', 'momenta']
 
 
 def unwrap_optimizer(
-    opt:object, # fastai's or PyTorch's, wrapped by `Lookahead` or `OptimWrapper` or not
+    opt:object, # An optimizer of fastai or PyTorch, perhaps wrapped by `Lookahead` or `OptimWrapper`
 )->object: # fastai's or PyTorch's
     "The optimizer that takes the step, without fastai's wrappers"
     while isinstance(opt, (Lookahead, OptimWrapper)): opt = opt.opt
@@ -14,9 +14,9 @@ def unwrap_optimizer(
 
 
 def momenta(
-    opt:object, # As a `Learner` has it
+    opt:object, # A `Learner`'s optimizer
 )->list[float]|None: # One number for each parameter group
-    "The momentum of each group if `opt` is plain SGD, with heavy-ball momentum or none; `None` for any other optimizer"
+    "The momentum of each group if `opt` is SGD, with heavy-ball momentum or none; `None` for any other optimizer"
     core = unwrap_optimizer(opt)
     if isinstance(core, torch.optim.SGD):
         if any(g['nesterov'] or g['dampening'] for g in core.param_groups): return None

@@ -1,4 +1,4 @@
-"Distillation of outputs: of the source head, of the whole model of the last epoch, of the model's own last layer."
+"Distillation of outputs: of the source head, of the previous epoch's model, or of the model's own last layer."
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,8 +21,9 @@ def soft_divergence(
     teacher:torch.Tensor, # Logits of the same shape
     T:float=2., # Temperature
 )->torch.Tensor: # Scalar, float32
-    """`T^2 KL(teacher || student)` of softened outputs, averaged over the batch (Hinton et al. 2015); T^2 keeps the
-    gradient's size"""
+    """`T^2 KL(teacher || student)` of softened outputs, averaged over the batch (Hinton et al. 2015)
+
+    The factor T^2 keeps the size of the gradient independent of T."""
     log_student = F.log_softmax(student.float()/T, 1)
     log_teacher = F.log_softmax(teacher.float()/T, 1)
     return T*T*F.kl_div(log_student, log_teacher, reduction='batchmean', log_target=True)
@@ -30,16 +31,16 @@ def soft_divergence(
 
 class LwF(FixedTeacher):
     """Learning without forgetting: `lam T^2 KL` between the source head's outputs on the old features and on the new
-    ones (Li & Hoiem, 2016). `T^2` is part of the term; in code that leaves it out, the same lam is T^2 times weaker.
+    ones (Li & Hoiem, 2016). Code without the factor `T^2` needs a lam T^2 times as large.
 
-    The source head is frozen, so what is kept is what this head can read. For a self-supervised encoder, which has
-    none, fit a probe: `probe_head`."""
+    The source head is frozen, so only the information that it uses is protected. A self-supervised encoder has no such
+    head: fit a probe, see `probe_head`."""
     head = None
     _stateattrs = FixedTeacher._stateattrs + ('head',)
 
     def __init__(self,
         lam:float, # Weight of the divergence
-        head:nn.Module, # Of the source task, from features to logits
+        head:nn.Module, # The source task's head, from features to logits
         T:float=2., # Temperature
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
@@ -67,12 +68,11 @@ class LwF(FixedTeacher):
 
 
 class PSKD(Penalty):
-    """Progressive self-knowledge distillation (Kim et al., ICCV 2021): the targets are `(1 - a_t) y + a_t p`, where p
-    are the class probabilities that the whole model of the last epoch gives for the same batch, and `a_t =
-    lam*t/n_epoch` in epoch t = 1, 2...; in the first epoch p is y.
+    """Progressive self-knowledge distillation (Kim et al., ICCV 2021), with targets `(1 - a_t) y + a_t p`.
 
-    The term is what this adds to the cross-entropy with y, `t/n_epoch (CE(p) - CE(y))`; it can be negative. Targets
-    must be class numbers."""
+    p are the class probabilities of the previous epoch's model for the same batch, and `a_t = lam*t/n_epoch` in epoch
+    t = 1, 2...; in the first epoch p is y. The term is the change of the cross-entropy, `t/n_epoch (CE(p) - CE(y))`; it
+    can be negative. Targets must be class numbers."""
     name = 'pskd'
     teacher, age = None, 0
     _stateattrs = Penalty._stateattrs + ('teacher',)
@@ -106,12 +106,12 @@ class PSKD(Penalty):
 
 
 class BYOT(Auxiliary, FeaturePenalty):
-    """Be your own teacher (Zhang et al., ICCV 2019): shallow layers learn from the last one through heads of their own,
-    `sum_l (1 - alpha) CE(q_l, y) + alpha T^2 KL(q || q_l) + beta mean (F_l - F)^2`, q and F of the whole net without
-    gradient.
+    """Be your own teacher (Zhang et al., ICCV 2019): shallow layers learn from the last one through heads of their own.
 
-    A layer's head is: mean over time and space, a linear map to the width of F, ReLU, a linear classifier (the
-    original's are convolutions). The heads are no part of the model."""
+    The term is `sum_l (1 - alpha) CE(q_l, y) + alpha T^2 KL(q || q_l) + beta mean (F_l - F)^2`, where q and F are the
+    outputs and features of the whole net, without gradient. A head takes the mean over time and space, maps it linearly
+    to the width of F, and applies ReLU and a linear classifier (the original has convolutions). The heads are not part
+    of the model."""
     _stateattrs = FeaturePenalty._stateattrs + Auxiliary._auxattrs
 
     def __init__(self,

@@ -1,4 +1,4 @@
-"The path integral of synaptic intelligence (SI): what each weight contributed to the fall of the loss in training."
+"The path integral of synaptic intelligence (SI): how much each weight lowered the loss during training."
 from collections.abc import Callable
 
 import torch
@@ -15,14 +15,13 @@ __all__ = ['PathIntegral']
 
 
 class PathIntegral(ShowArguments, Resumable, Callback):
-    """Record in training on the source what each weight contributes to the fall of the loss, `-sum g dw` over steps,
-    for `SI`.
+    """Record, during training on the source, how much each weight lowers the loss, `-sum g dw` over steps, for `SI`.
 
-    It is unknown for weights that were trained elsewhere. Raises `InputError` in a fit with a `Penalty`, whose gradient
-    is not the task's."""
+    It cannot be computed for weights that were trained elsewhere. Raises `InputError` in a fit with a `Penalty`, whose
+    gradient would be included."""
     order, run_valid = 4, False
     integral, start, steps = None, None, 0
-    _before = None  # weights and gradients of the current step, before it
+    _before = None  # weights and gradients before the current step
     _skipped = False
     _stateattrs = ('integral', 'start', '_before')
     _state = ('integral', 'start', 'steps')
@@ -43,7 +42,7 @@ class PathIntegral(ShowArguments, Resumable, Callback):
 
     def before_step(self):
         self._skipped = False
-        scaler = vars(self.learn).get('scaler')  # of `MixedPrecision`
+        scaler = vars(self.learn).get('scaler')  # set by `MixedPrecision`
         scale = scaler.get_scale() if scaler is not None else 1.
         self._before = {n:(p.detach().clone(), p.grad.detach().float()/scale)
                         for n, p in self._weights().items() if p.grad is not None}

@@ -1,8 +1,8 @@
 """Gradients of single samples from one backward pass over a batch, layer by layer.
 
-A layer's weight gradient for one sample follows from the layer's input and the gradient of its output. `RULES` does
-this for convolutions, linear layers and norms. It is used only where it is certain to be right: `Layers.sums` returns
-`None` for a model or a pass that it cannot take apart, and the caller takes the samples one by one."""
+A layer's weight gradient for one sample follows from the layer's input and the gradient of its output. `RULES` computes
+it for convolutions, linear layers and norms. A check makes sure that the result is right: `Layers.sums` returns `None`
+for a model or forward pass that it cannot handle, and the caller then processes samples one by one."""
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
@@ -16,11 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ['layers_of', 'Layers']
 
-NARROW = 16  # input channels of a convolution below which all places of its kernel go into one matrix product
+NARROW = 16  # a convolution with fewer input channels is computed by one matrix product for its whole kernel
 
 
-# A rule takes a layer m, its input x and the gradient g of its output, both of n samples (n*r rows), and a function f.
-# It returns the sums over samples of f(gradient of the weight) and f(gradient of the bias).
+# A rule is a function of a layer m, its input x and the gradient g of its output, both for n samples (n*r rows), and a
+# function f. It returns the sums over samples of f(gradient of the weight) and f(gradient of the bias).
 
 def _linear(m, x, g, n, f):
     x, g = x.reshape(n, -1, x.shape[-1]), g.reshape(n, -1, g.shape[-1])
@@ -53,7 +53,7 @@ def _grouped_conv_weight(m, x, g, n, f):
 
 
 def _narrow_conv_weight(m, x, g, size, n, f):
-    "One matrix product for all places of the kernel, as narrow ones are slow"
+    "One matrix product for all positions of the kernel, as many narrow ones would be slow"
     x = x.contiguous()
     b, *steps, c = x.stride()
     moves = [s*o for s, o in zip(steps, m.stride)]
@@ -64,7 +64,7 @@ def _narrow_conv_weight(m, x, g, size, n, f):
 
 
 def _conv_weight(m, x, g, size, n, f):
-    "A matrix product for each place of the kernel"
+    "A matrix product for each position of the kernel"
     grads = []
     for at in product(*map(range, m.kernel_size)):
         place = [slice(o*k, o*k + s*(t - 1) + 1, s) for o, k, s, t in zip(at, m.dilation, m.stride, size)]
@@ -74,7 +74,7 @@ def _conv_weight(m, x, g, size, n, f):
 
 
 def _per_channel(t, n, f):
-    "The sum over samples of f(the sum over all but samples and channels) of `(n*r, C, ...)`"
+    "Sum `(n*r, C, ...)` within each sample and channel, apply f, and sum over samples"
     return f(t.reshape(n, -1, t.shape[1], t[0, 0].numel()).sum((1, 3))).sum(0)
 
 
@@ -95,7 +95,7 @@ def _layer_norm(m, x, g, n, f):
     return tuple(f(t.reshape(n, -1, *m.normalized_shape).sum(1)).sum(0) for t in (normalised*g, g))
 
 
-# by the function that computes the layer, so that a subclass with a `forward` of its own is not mistaken for its parent
+# keys are `forward` functions, not classes, so that a subclass that overrides `forward` has no rule
 RULES = {
     nn.Linear.forward: _linear,
     nn.Conv1d.forward: _conv,
@@ -111,8 +111,8 @@ RULES = {
 
 def layers_of(
     part:nn.Module, # In eval mode
-)->'Layers|None': # `None` if samples have to be taken one by one
-    "The layers of a module in eval mode, if there is a rule for all of its parameters and no parameter has two owners"
+)->'Layers|None': # `None` if samples must be processed one by one
+    "The layers of a module, if there is a rule for all of its parameters and no parameter belongs to two layers"
     rules, seen = {}, set()
     for m in part.modules():
         own = {k:p for k, p in m._parameters.items() if p is not None}
@@ -135,7 +135,7 @@ def _rule(m, own):
 
 
 def _uses(out)->Counter:
-    "How often each parameter is used in the graph of `out`, by id"
+    "Count the uses of each parameter, by id, in the graph of `out`"
     uses, seen, todo = Counter(), {out.grad_fn}, [out.grad_fn]
     while todo:
         for node, _ in todo.pop().next_functions:
@@ -147,7 +147,7 @@ def _uses(out)->Counter:
 
 
 class _Call:
-    "One call of a layer: its input, and where the gradient of its output can be had"
+    "One call of a layer: its input, and the edge of the graph that gives the gradient of its output"
     def __init__(self, args, out):
         # a rule needs a single input and an output with a graph
         self.usable = len(args) == 1 and torch.is_tensor(out) and out.requires_grad
@@ -156,31 +156,31 @@ class _Call:
         self.edge = get_gradient_edge(out)
 
     def fits(self, m, rule, n):
-        "Whether the rule of layer m applies to n samples: the input is as it was, with a whole number of rows a sample"
+        "Whether the rule of layer m applies to n samples: the input is unchanged and has whole rows for each sample"
         if not self.usable or self.x._version != self.version: return False
         if len(self.x) % n or self.x.ndim < 2: return False
         return rule is not _conv or self.x.ndim == m.weight.ndim
 
 
 class Layers:
-    "Sums over the samples of a batch of `f` (the square, the absolute value) of each sample's gradient, see `sums`"
+    "The layers of a module, and sums over a batch of `f` (square or absolute value) of each sample's gradient"
     def __init__(self,
         rules:dict, # Layer -> its rule, from `layers_of`
     ):
         self.rules = rules
-        self.verified = False  # whether a sample's gradient was once compared with that of the sample alone
+        self.verified = False  # whether a gradient has been compared with that of the sample alone
 
     def sums(self,
-        outputs:Callable, # From a list of tensors, batch first, to a tensor with a graph, batch first
-        cotangents:Callable, # From that tensor and the list to tensors of its shape, to differentiate the products with
-        batch:list, # Tensors of at least two samples, until one was verified
+        outputs:Callable, # Function of a list of tensors, batch first, that returns a tensor with a graph, batch first
+        cotangents:Callable, # Function of this tensor and the list that returns the vectors of vector-Jacobian products
+        batch:list, # Tensors, batch first; at least two samples until `verified`
         f:Callable, # Multiplicative: f(uv) = f(u)f(v)
-    )->dict|None: # id of a parameter -> sum; `None`: the samples have to be taken one by one
-        """Sum, or return `None` unless each layer is called once at most, on a whole number of rows a sample, and each
-        parameter is used there and nowhere else.
+    )->dict|None: # id of a parameter -> sum; `None`: samples must be processed one by one
+        """Sum `f` of the gradients of all samples.
 
-        The first time, the last sample's gradient must also equal that of the sample alone: it does not if samples are
-        mixed, or rows are in another order."""
+        Returns `None` unless each layer is called at most once, with a whole number of rows per sample, and each
+        parameter is used in this call only. The first time, the last sample's gradient must also equal that of the
+        sample alone, which detects nets that mix samples or reorder rows."""
         if torch.is_autocast_enabled(batch[0].device.type): return None
         out, calls = self._forward(outputs, batch)
         if not torch.is_tensor(out) or not out.requires_grad or not out.ndim or len(out) != len(batch[0]): return None
@@ -200,7 +200,7 @@ class Layers:
         return total
 
     def _forward(self, outputs, batch):
-        "The output, and the calls of each layer on the way"
+        "The output, and the calls of each layer in this forward pass"
         calls = {m:[] for m in self.rules}
         hooks = [m.register_forward_hook(lambda m, args, out: calls[m].append(_Call(args, out))) for m in self.rules]
         try: out = outputs(batch)
@@ -217,13 +217,13 @@ class Layers:
         return True
 
     def _order(self, cots):
-        "Until one was verified, the heaviest cotangent of the last sample first"
+        "The order of cotangents: until `verified`, that with the largest values for the last sample comes first"
         if self.verified: return range(len(cots))
         return sorted(range(len(cots)), key=lambda i: -cots[i][-1].abs().sum().item())
 
     def _add(self, total, called, grads, n, f):
         for j, (m, call) in enumerate(called.items()):
-            g, grads[j] = grads[j], None  # its memory is free again after this layer
+            g, grads[j] = grads[j], None  # so that its memory is freed after this layer
             for p, s in zip((m.weight, m.bias), self.rules[m](m, call.x, g, n, f)):
                 if p is not None: total[id(p)] = total[id(p)] + s if id(p) in total else s
 
@@ -240,7 +240,7 @@ class Layers:
             sums = self.rules[m](m, call.x[-rows:], g[-rows:], 1, f)
             ours += [s for p, s in zip((m.weight, m.bias), sums) if p is not None]
         size = torch.stack([a.norm() for a in alone]).norm()
-        # in float32, rounding (TF32 on GPUs) turns single ReLUs of a deep net on and off
+        # in float32, rounding (TF32 on GPUs) changes the sign of a few inputs of ReLUs in a deep net
         close = 1e-4 if cot.dtype == torch.float64 else 1e-2
         equal = all((a - b).norm() <= close*b.norm() + 1e-6*size for a, b in zip(ours, alone))
         self.verified = bool(size > 0) and bool(equal)

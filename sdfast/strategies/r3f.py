@@ -1,4 +1,4 @@
-"R3F: outputs that stay the same when a little noise is added to the input."
+"R3F: a penalty on changes of the outputs when a little noise is added to the input."
 import warnings
 from collections.abc import Callable
 
@@ -27,9 +27,9 @@ class R3F(Penalty):
     """`lam*sym_kl(model(x), model(x + noise))` (R3F, Aghajanyan et al., 2020, arXiv 2008.03156), noise on the pixels of
     the normalised clip.
 
-    Gradients flow through both passes. The second pass normalises by its own batch, changes no buffers and is not
-    recorded by other penalties. Its noise (from the seed and the epoch) and its dropout leave the random state
-    unchanged."""
+    Gradients flow through both passes. The second pass normalises with the statistics of its own batch, changes no
+    buffers and is not recorded by other penalties. Its noise (seeded by seed and epoch) and its dropout do not change
+    the random state."""
     name = 'r3f'
     _noise, _warned = None, False
     _stateattrs = Penalty._stateattrs + ('_noise',)
@@ -38,7 +38,7 @@ class R3F(Penalty):
         lam:float=1., # Weight of the divergence
         eps:float=1e-5, # Largest noise ('uniform') or its standard deviation ('normal'); 16 bits round it away
         noise:str='uniform', # 'uniform' or 'normal'
-        encoder:str|Callable|None=None, # Accepted as by every strategy; the divergence is of the whole model's outputs
+        encoder:str|Callable|None=None, # As for every strategy; the divergence is between the whole model's outputs
     ):
         super().__init__(lam, encoder)
         if not eps >= 0: raise InputError(f'eps must be a number of at least 0, not {eps}')

@@ -1,4 +1,4 @@
-"Recipes that set how fast each layer learns."
+"Recipes that set the learning rate of each layer."
 from collections.abc import Callable
 from functools import partial
 
@@ -13,17 +13,17 @@ from .optimizers import unwrap_optimizer
 
 __all__ = ['layer_groups', 'LayerDecay', 'LowerLR']
 
-NORMS = _NormBase, nn.GroupNorm, nn.LayerNorm  # they belong to the layer before them
+NORMS = _NormBase, nn.GroupNorm, nn.LayerNorm  # grouped with the layer before them
 
 
 def layer_groups(
     model:nn.Module, # Wrapped by DDP or not
     encoder:str|Callable|None=None, # Which part of the model has the layers, see `find_encoder`
-)->list[list[nn.Parameter]]: # From input to head; the last group is all that is not in the encoder
+)->list[list[nn.Parameter]]: # From input to head; the last group has all parameters outside the encoder
     """The parameters of a model by layer; a splitter for fastai's `Learner`.
 
-    A layer is a child of the encoder, or of the module it merely wraps, with the normalisation that follows it.
-    Parameters of the encoder itself (tokens, positions) belong to the first layer."""
+    A layer is a child of the encoder (or, if the encoder only wraps a module, of that module) with the normalisation
+    that follows it. Parameters of the encoder itself (tokens, positions) belong to the first layer."""
     model = get_model(model)
     part = find_encoder(model, encoder)
     layers = _layers(part)
@@ -63,16 +63,16 @@ class ScaledLR(Recipe):
     """Each parameter learns at `rate(lr, depth)`, where `lr` is the current learning rate of its group in the
     optimizer.
 
-    Only the step itself sees the other rates: it splits the optimizer's groups by depth and restores them afterwards.
-    So schedulers, `lr_find`, `freeze` and checkpoints find the groups they know, and nothing can compound. The recorder
-    shows `lr`."""
+    The rates are changed only during a step, which splits the optimizer's groups by depth and restores them afterwards.
+    So schedulers, `lr_find`, `freeze` and checkpoints see the original groups, and factors cannot accumulate. The
+    recorder shows `lr`."""
     _stepping, _depths = None, {}  # the optimizer whose `step` is replaced; id of a parameter -> depth
     _stateattrs = ('_stepping', '_depths')  # not exported
 
     def rate(self, lr:float, depth:int)->float: raise NotImplementedError(f'{type(self).__name__} must define `rate`')
 
     def depths(self)->dict[int, int]:
-        "Depth by `id` of a parameter; it is 0, as the head's, for a parameter that is not listed"
+        "Id of a parameter -> depth; parameters that are not listed have depth 0, like the head's"
         return {}
 
     def begin(self)->None:
@@ -117,8 +117,8 @@ class ScaledLR(Recipe):
 
 
 class LayerDecay(ScaledLR):
-    """The head learns at lr, a layer of the encoder at `lr*decay**d`, where d is 1 for the topmost of `layer_groups`
-    (Clark et al., ELECTRA, ICLR 2020)."""
+    """The head learns at lr, a layer of the encoder at `lr*decay**d`, where d is 1 for the last of its `layer_groups`
+    and grows towards the input (Clark et al., ELECTRA, ICLR 2020)."""
     def __init__(self,
         decay:float=.75, # Factor from layer to layer; with 1 training equals plain fine-tuning bit for bit
         encoder:str|Callable|None=None, # Which part of the model has the layers, see `find_encoder`
@@ -137,7 +137,7 @@ class LayerDecay(ScaledLR):
 
 
 class LowerLR(ScaledLR):
-    "Plain fine-tuning at `lr/(1 + lam)`: the control for every method that may forget less only because it moves less"
+    "Plain fine-tuning at `lr/(1 + lam)`: the control for methods that may forget less only because weights move less"
     def __init__(self,
         lam:float, # At least 0; with 0 training equals plain fine-tuning bit for bit
     ):

@@ -1,7 +1,7 @@
-"""Recipes that freeze a part of the model: batch norm, or the encoder for all of the fit or its first epochs.
+"""Recipes that freeze a part of the model: batch norm, or the encoder for the whole fit or its first epochs.
 
-Like every `Recipe` they undo what they did to the learner when the fit ends. After an interrupt they do so when the
-next fit begins, when the callback is removed, or by `undo()`. They compose with each other and with penalties."""
+Like every `Recipe`, they restore the learner when the fit ends. After an interrupted fit they do so when the next fit
+begins, when the callback is removed, or by `undo()`. They compose with each other and with penalties."""
 import warnings
 from collections.abc import Callable
 
@@ -57,7 +57,7 @@ class LinearProbe(Recipe):
 class LPFT(LinearProbe):
     "A linear probe for the first epochs of a fit, then the whole model (Kumar et al., ICLR 2022)"
     def __init__(self,
-        probe_epochs:int, # Epochs of the fit that train the head alone
+        probe_epochs:int, # Number of epochs that train the head only
         encoder:str|Callable|None=None, # Which part of the model to freeze, see `find_encoder`
     ):
         super().__init__(encoder)
@@ -80,6 +80,6 @@ class LPFT(LinearProbe):
             for p in self.module().parameters(): p.grad = None
 
     def _wrapped(self):
-        # DDP reduces the gradients of all parameters that needed one when it wrapped the model. So these keep needing
-        # one, and their gradients are dropped before the step
+        # DDP reduces the gradients of all parameters that required one when it wrapped the model. So these parameters
+        # keep `requires_grad`, and their gradients are dropped before the step
         return isinstance(self.learn.model, DistributedDataParallel)

@@ -1,6 +1,6 @@
 """The registry of strategies: for each name its callback, strengths to try, formula and paper.
 
-Studies, tables and figures read it. A strategy of one's own is one more row:
+Studies, tables and figures read it. To add your own strategy, add a row:
 
     STRATEGIES['mine'] = Strategy(Mine, (.1, 1.), 'CE + lam ...', 'a paper')
 """
@@ -34,24 +34,24 @@ def _same(lam): return lam
 
 @dataclass(frozen=True)
 class Strategy:
-    """A row of the registry: what to put into a `Learner`, and what tables say of it.
+    """A row of the registry: a strategy's callback, and its description in tables.
 
-    `callback` is called with the strength (if there are `lams`), with the attributes of the source model that `needs`
-    names, in this order, and with options by keyword. With lam 0 a strategy equals plain fine-tuning."""
+    `callback` is called with the strength (if there are `lams`), then with the attributes of the source model that
+    `needs` lists, and with options by keyword. With lam 0 a strategy equals plain fine-tuning."""
     callback: Callable|None  # class of the callback, or a function that returns one or several; `None`: no callback
-    lams: tuple  # strengths to choose from, weak to strong; () for a strategy without: it tries learning rates
-    formula: str  # of the loss, or of what changes
+    lams: tuple  # strengths to choose from, weak to strong; () for a strategy without strength, which tries lrs
+    formula: str  # formula of the loss, or of what the strategy changes
     paper: str  # where it was published
     needs: tuple = ()  # names of attributes of the source model: 'head', 'batches', 'fisher', 'mas', 'si', 'attention'
-    options: dict = field(default_factory=dict)  # keyword arguments, where they differ from the callback's defaults
+    options: dict = field(default_factory=dict)  # keyword arguments that differ from the callback's defaults
     strength: Callable = _same  # from lam to the callback's first argument
 
     def callbacks(self,
         lam:float, # Strength; ignored by a strategy that has none
         source:object=None, # The model before fine-tuning, with the attributes in `needs`; see `SourceModel`
         **options, # For the callback, see `check_options`
-    )->list: # Of callbacks
-        "What to put into a `Learner`"
+    )->list:
+        "The callbacks for a `Learner`"
         if self.callback is None:
             if options: raise InputError(f'plain fine-tuning takes no options, not {", ".join(options)}')
             return []
@@ -60,7 +60,7 @@ class Strategy:
         return list(made) if isinstance(made, (list, tuple)) else [made]
 
     def parameters(self)->dict: # Name -> `inspect.Parameter`
-        "The options: parameters of the callback apart from those that lam and the source model fill"
+        "The options: parameters of the callback other than the strength and the attributes in `needs`"
         if self.callback is None: return {}
         parameters = list(inspect.signature(self.callback).parameters.items())
         return dict(parameters[bool(self.lams) + len(self.needs):])
@@ -140,11 +140,10 @@ def check_options(
     strategy:str, # One of `STRATEGIES`
     options:dict, # Keyword arguments for its callback, see `Strategy.callbacks`
 )->None:
-    """Check options of a strategy by its callback's signature, before anything is built.
+    """Check the options of a strategy against its callback's signature, before anything is built.
 
-    Raises `InputError` for an option that the callback does not take and for a value of a type other than the annotated
-    one: text in place of a number, a number in place of text, 1.5 in place of a whole number. Ranges are checked by the
-    callback itself."""
+    Raises `InputError` for an option that the callback does not take, and for a value that does not fit the annotated
+    type, such as text or 1.5 for a whole number. The callback itself checks ranges."""
     if strategy not in STRATEGIES:
         raise InputError(f'unknown strategy {strategy!r}; known are {", ".join(STRATEGIES)}')
     parameters = STRATEGIES[strategy].parameters()
@@ -159,7 +158,7 @@ def check_options(
 
 
 def _types(parameter):
-    "The types that a parameter is annotated with; () if it is not"
+    "The types in a parameter's annotation; () if it has none"
     if parameter.annotation is Parameter.empty: return ()
     if get_origin(parameter.annotation) in (Union, UnionType): return get_args(parameter.annotation)
     return (parameter.annotation,)
@@ -167,7 +166,7 @@ def _types(parameter):
 
 def _fits(value, parameter):
     types = _types(parameter)
-    if not types or any(isinstance(t, str) for t in types): return True  # nothing to compare with
+    if not types or any(isinstance(t, str) for t in types): return True  # no type to compare with
     if value is None: return type(None) in types or parameter.default is None
     if isinstance(value, bool): return bool in types
     if isinstance(value, int): return int in types or float in types or bool in types and value in (0, 1)
@@ -176,7 +175,7 @@ def _fits(value, parameter):
     return True  # objects are for the callback to check
 
 
-# how messages name the types
+# names of types in messages
 NAMES = {bool:'true or false', int:'a whole number', float:'a number', str:'text', type(None):'none'}
 
 

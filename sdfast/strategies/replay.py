@@ -1,4 +1,4 @@
-"Replay: source clips in every training batch. The other strategies are compared with it, as an upper bound."
+"Replay: source clips in every training batch. It is an upper bound for the other strategies."
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -29,24 +29,23 @@ def _cycle(dl):
 
 
 class Replay(Penalty):
-    """`lam` times the cross-entropy of the source task on one batch of source clips per training batch, by its frozen
-    head.
+    """`lam` times the cross-entropy of the frozen source head on a batch of source clips, one for each training batch.
 
-    An upper bound, not a competitor: it needs the source data, which the other strategies do without. The source batch
-    is normalised with its own statistics where the encoder is in train mode, and leaves the running ones unchanged;
-    loader and dropout draw from a random state of their own. Raises `InputError` for a loader without batches."""
-    order = 5.5  # after the other penalties, which have then read what their hooks recorded
+    It is an upper bound, not a competitor: it needs the source data, unlike the other strategies. In train mode, the
+    encoder's batch norm uses the source batch's statistics and leaves its running statistics unchanged. Loader and
+    dropout draw from a separate random state. Raises `InputError` for a loader without batches."""
+    order = 5.5  # after the other penalties, which have then read their hooks' records
     source, source_head = None, None
     _batches = None  # endless iterator over `source`, during a fit
     _random = None  # the random state of loader and dropout
-    _read = 0  # batches that this fit has read
-    _order = None  # the state of the loader's generator before the first of them
+    _read = 0  # number of batches that this fit has read
+    _order = None  # the state of the loader's generator before the first batch
     _stateattrs = Penalty._stateattrs + ('source', 'source_head', '_batches', '_random', '_order')
     _state = ('_random', '_read', '_order')
     _argument_attrs = Penalty._argument_attrs | dict(dl='source', head='source_head')
 
     def __init__(self,
-        lam:float, # Weight of the source task
+        lam:float, # Weight of the source task's loss
         dl:Iterable, # Loader of source clips and labels `(x, y)`
         head:nn.Module, # From features to the logits of the source task; a frozen copy is used
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
@@ -69,7 +68,7 @@ class Replay(Penalty):
         if self._batches is None: self._open()
 
     def _open(self):
-        "Start to read the source; in a resumed fit, in the same order and from where it was"
+        "Start reading the source; a resumed fit reads it in the same order and from the same batch"
         rng = getattr(self.source, 'rng', None)
         if self._order is not None: rng.setstate(self._order)
         elif rng is not None: self._order = rng.getstate()
@@ -83,8 +82,8 @@ class Replay(Penalty):
 
     @contextmanager
     def _own_random(self):
-        """Inside, the generators of torch, numpy and Python continue from where this was last left; outside they do not
-        change"""
+        """Use a separate random state for torch, numpy and Python, which continues from its last use; the state outside
+        does not change"""
         outside = get_random_states()
         try:
             if self._random is None: _seed_all(torch.randint(2**32, ()).item())
@@ -103,14 +102,14 @@ class Replay(Penalty):
         with self._own_random(), keep_buffers(encoder):
             x, y = (t.as_subclass(torch.Tensor).to(device) for t in next(self._batches))
             self._read += 1
-            # `forward`, not a call: hooks of other callbacks record the target's features only
+            # call `forward` directly, as hooks of other callbacks must record the target's features only
             logits = self.source_head(encoder.forward(x))
         return F.cross_entropy(logits.float(), y)
 
     def after_fit(self):
         super().after_fit()
         if self.learn.lock.locked(): return
-        self._batches = None  # ends the workers of its loader
+        self._batches = None  # so that the loader's workers end
         self._read, self._order = 0, None
 
 

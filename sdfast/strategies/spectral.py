@@ -11,16 +11,16 @@ __all__ = ['bss', 'BSS']
 
 def bss(
     features:torch.Tensor, # `(B, F)`; maps `(B, F, ...)` are averaged over the trailing dimensions
-    k:int=1, # How many of the smallest singular values
+    k:int=1, # Number of singular values
 )->torch.Tensor: # Scalar, float32
     """Sum of the squares of the `k` smallest singular values of the batch's feature matrix (Chen et al., NeurIPS 2019).
 
-    The matrix has min(B, F) singular values: with fewer samples than features, the smallest of B values are taken."""
+    The matrix has min(B, F) singular values, so B of them if there are fewer samples than features."""
     if features.ndim < 2:
         raise InputError(f'features must be (B, F) or maps (B, F, ...), not of shape {tuple(features.shape)}')
     f = features.float()
     if f.ndim > 2: f = f.flatten(2).mean(2)
-    # LAPACK raises for values that are not finite; the task loss is not finite then either, and is checked elsewhere
+    # LAPACK raises an error for infinities and nan; the task loss is not finite then either, and is checked elsewhere
     f = f.nan_to_num(0., 0., 0.)
     return torch.linalg.svdvals(f)[-k:].square().sum()
 
@@ -35,7 +35,7 @@ class BSS(FeaturePenalty):
 
     def __init__(self,
         lam:float, # Weight of the term
-        k:int=1, # How many of the smallest singular values
+        k:int=1, # Number of singular values
         encoder:str|Callable|None=None, # Which part of the model gives the features, see `find_encoder`
     ):
         super().__init__(lam, encoder)

@@ -15,15 +15,15 @@ __all__ = ['stoch_norm', 'plain_norm', 'StochNorm']
 
 
 class _StochNorm:
-    """Comes before a batch norm's class among the bases: in training, uses moving statistics in each channel with
-    probability `p`"""
+    """Mix-in for a batch-norm class, to be put before it among the bases: in training, each channel uses the moving
+    statistics with probability `p`"""
     p = .5
 
     def forward(self, x):
         if not (self.training and self.track_running_stats and self.running_mean is not None): return super().forward(x)
         mean, var = self.running_mean, self.running_var
-        # The moving statistics are those before this batch, as in the original. They are copies, because the backward
-        # pass reads them after the originals have been updated
+        # As in the original, use the moving statistics before this batch. They are copied, because the backward pass
+        # needs them after this batch has updated them
         self.running_mean, self.running_var, self.training = mean.clone(), var.clone(), False
         try: moving = super().forward(x)
         finally: self.running_mean, self.running_var, self.training = mean, var, True
@@ -33,7 +33,7 @@ class _StochNorm:
 
     def __reduce_ex__(self, protocol):
         "A copy, pickle or export is the plain batch norm"
-        rebuild, (_, *args), *rest = super().__reduce_ex__(1)  # later protocols insist on the class of the object
+        rebuild, (_, *args), *rest = super().__reduce_ex__(1)  # later protocols require the object's own class
         return rebuild, (type(self).__bases__[1], *args), *rest
 
 
@@ -42,7 +42,7 @@ def _check_p(p):
 
 
 def stoch_norm(
-    module:nn.Module, # Its batch norms of 1 to 3 dimensions and subclasses of them, such as timm's, change in place
+    module:nn.Module, # Its batch norms of 1 to 3 dimensions and their subclasses, such as timm's, change in place
     p:float=.5, # Probability that a channel is normalised by its moving statistics instead of the batch's
 )->nn.Module: # The same module
     """Switch to stochastic normalisation (Kou et al., NeurIPS 2020) until `plain_norm`.
@@ -70,8 +70,8 @@ def plain_norm(
 class StochNorm(ShowArguments, Columns, Callback):
     """`stoch_norm` on the encoder while it trains (Kou et al., NeurIPS 2020).
 
-    Batch norm that is frozen or keeps no moving statistics, as a teacher's, stays plain, and so does every copy or
-    export of the model. The encoder is plain again when an epoch has trained, and when the fit ends or fails."""
+    Batch norm that is frozen or has no moving statistics, such as a teacher's, does not change, and copies and exports
+    of the model have plain batch norm. The encoder is restored after each training epoch, and when the fit fails."""
     _argument_attrs = dict(encoder='protected')
 
     def __init__(self,

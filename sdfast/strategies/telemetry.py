@@ -1,4 +1,4 @@
-"What penalties do in training: how hard and where to each pulls, and how far the encoder has moved."
+"Measurements of penalties during training: size and direction of their gradients, and how far the encoder has moved."
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,16 +23,16 @@ class Telemetry(ShowArguments, Anchored, Resumable, Columns, Callback):
 
     - NAME_ratio: the sum over the epoch's batches of `lam*term`, divided by that of the task loss;
     - NAME_cos: the cosine between its gradient and the task's on the encoder, mean over a few batches, nan in an epoch
-      without one;
+      without such a batch;
     - NAME_age: training batches since its teacher was renewed, mean over the epoch;
 
-    and, without a penalty too, `moved`: `||w - w0|| / ||w0||` of the encoder's weights, adapters of `LoRA` merged,
-    where w0 is from before training; over all fits, or nan if it is too late to take w0 (see `Anchored`).
+    and, with or without penalties, `moved`: `||w - w0|| / ||w0||` of the encoder's weights, adapters of `LoRA` merged.
+    w0 are the weights before the first fit; `moved` is nan if it is too late to take them (see `Anchored`).
 
     The cosine takes two more backward passes in every `every`-th batch. Training does not change."""
     order, run_valid = 7, False  # after the penalties
     _start = None  # w0
-    _sums = None  # column -> (sum, what to divide it by)
+    _sums = None  # column -> (numerator, denominator)
     _stateattrs = ('_start', '_columns', '_sums') + Anchored._anchorattrs
     _state = Anchored._state + ('_start',)
     _argument_attrs = dict(encoder='protected')
@@ -109,9 +109,9 @@ class Telemetry(ShowArguments, Anchored, Resumable, Columns, Callback):
         return (far.sqrt()/size.sqrt()).item()
 
     def after_loss(self):
-        # counted over epochs: otherwise short ones would pay for a sample each
+        # count batches over all epochs: otherwise every short epoch would have a sample
         batch = self.epoch*self.n_iter + self.iter
-        sample = batch % self.every == min(1, self.every - 1)  # the second: in the first there is often no pull yet
+        sample = batch % self.every == min(1, self.every - 1)  # not the first batch, where many are 0
         for p in self._penalties():
             if hasattr(p, 'age'): self._add(f'{p.name}_age', p.age)
             if p.pull is None: continue

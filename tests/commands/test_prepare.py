@@ -56,7 +56,7 @@ def test_copies_are_used_and_show_the_same_frames(task, done):
     assert was.prepared is None
     assert now.prepared == 32
     assert now.fingerprint != was.fingerprint
-    assert now.notes[0].startswith('16 of 16 videos are seen as their prepared copies')
+    assert now.notes[0].startswith('16 of 16 videos are replaced by their prepared copies')
     assert not any('prepared' in n for n in was.notes)
     assert [f'{p}.mp4'.replace(f'{done}/', f'{done}.prepared/') for p in was.df.path] == list(now.df.path)
     assert (was.df[['label', 'split', 'group']] == now.df[['label', 'split', 'group']]).all(None)
