@@ -1,7 +1,7 @@
-"""The table of measures: the name of each, what it is, how it is shown, and whether more of it is better.
+"""The table of measures: names, explanations, display format, and whether more is better.
 
 Rows of runs, `RetentionScores`, tables, plots and the page read it. To add a measure, compute it in `Retention` and
-add its row to `MEASURES`."""
+add a row to `MEASURES`."""
 from dataclasses import dataclass
 
 __all__ = ['Measure', 'MEASURES', 'COLUMNS', 'RETENTION_COLUMNS', 'REPORTED', 'TABLE_COLUMNS', 'measure_title']
@@ -12,13 +12,13 @@ class Measure:
     "One measure of a run, a row of `MEASURES`"
     column: str  # its name in runs.csv, table.csv, kept.json and `RetentionScores`
     title: str  # its name in tables and plots
-    about: str  # what it is; a share is a fraction from 0 to 1
-    share: bool = False  # a fraction: shown in %, differences in points
-    more_is_better: bool = True  # the direction of a verdict
-    target: bool = False  # of the target task; all others are measured by `Retention`
-    in_runs: bool = True  # a column of runs.csv; others are in kept.json only
-    in_table: bool = True  # shown in the main tables; others are in table.csv and in the page's second table
-    held_out: bool = False  # measured on the source's valid part, to choose strengths by; no table shows it
+    about: str  # explanation
+    share: bool = False  # whether it is a fraction from 0 to 1, shown in %, with differences in points
+    more_is_better: bool = True  # direction of verdicts
+    target: bool = False  # measured on the target task; `Retention` measures all others
+    in_runs: bool = True  # a column of runs.csv; the others are in kept.json only
+    in_table: bool = True  # shown in the main tables; the others are in table.csv and in the page's second table
+    held_out: bool = False  # measured on the source's valid part, to choose strengths; not shown in any table
 
     @property
     def scale(self)->int:
@@ -84,7 +84,7 @@ COLUMNS = ['key', 'task', 'source', 'model', 'strategy', 'strategy_args', 'lam',
 
 
 def measure_title(
-    column:str, # Of `MEASURES`, or any other name
-)->str: # The name itself where it is no measure
+    column:str, # A column of `MEASURES`, or any other name
+)->str: # `column` itself if it is not a measure
     "The title of a measure in tables and plots"
     return MEASURES[column].title if column in MEASURES else column

@@ -1,8 +1,8 @@
 """Measures of a chain of tasks, source → A → B → ..., from its matrix of accuracies.
 
-`R[i, j]` is the accuracy on task j after stage i. Task 0 is the source, row 0 the model before fine-tuning. With the
-old head of task j, kept as stage j left it, the matrix is nan above the diagonal; with a new linear probe on the
-encoder's features it is complete."""
+`R[i, j]` is the accuracy on task j after stage i. Task 0 is the source, row 0 the model before fine-tuning. If measured
+with the old head of task j from the end of stage j, the matrix is nan above the diagonal; if measured with a new linear
+probe on the encoder's features, it is complete."""
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -31,14 +31,14 @@ def average_accuracy(
 def learning_accuracy(
     R:ArrayLike, # Accuracies `(stages, tasks)`
 )->float: # From 0 to 1
-    "Mean over all tasks of the accuracy just after each was learned (Riemer et al., ICLR 2019)"
+    "Mean over all tasks of the accuracy right after the task was learned (Riemer et al., ICLR 2019)"
     return float(np.diag(_matrix(R)).mean())
 
 
 def backward_transfer(
     R:ArrayLike, # Accuracies `(stages, tasks)`
 )->float: # From -1 to 1
-    """Backward transfer (BWT), the mean of accuracy after the last stage minus accuracy when learned; negative is
+    """Backward transfer (BWT): mean accuracy after the last stage minus that right after learning; negative is
     forgetting.
 
     The mean is over all tasks but the last (Lopez-Paz & Ranzato, NeurIPS 2017)."""
@@ -47,10 +47,9 @@ def backward_transfer(
 
 def task_forgetting(
     R:ArrayLike, # Accuracies `(stages, tasks)`
-    best:bool=False, # From the best accuracy in any earlier stage (Chaudhry et al., ECCV 2018), not that when learned
-)->np.ndarray: # For each task but the last; unless `best`, their mean is -BWT
-    """Accuracy that each task lost up to the last stage, from when it was learned (as in avalanche-lib); negative is a
-    gain.
+    best:bool=False, # Compare with the best accuracy in any earlier stage (Chaudhry et al., ECCV 2018)
+)->np.ndarray: # For each task but the last; without `best`, their mean is -BWT
+    """Loss of accuracy on each task between its own and the last stage (as in avalanche-lib); negative is a gain.
 
     The mean over tasks is the forgetting of the chain."""
     R = _matrix(R, 2)
@@ -63,7 +62,7 @@ def forward_transfer(
     R:ArrayLike, # Accuracies of probes `(stages, tasks)`; a task has no old head before it is learned
     initial:ArrayLike, # Accuracy on each task with a random encoder `(tasks,)`
 )->float: # From -1 to 1
-    """Forward transfer (FWT), the mean of accuracy just before a task is learned minus that of a random encoder.
+    """Forward transfer (FWT): mean accuracy right before a task is learned minus that of a random encoder.
 
     The mean is over all tasks but the first (Lopez-Paz & Ranzato, NeurIPS 2017)."""
     R, initial = _matrix(R, 2), np.asarray(initial, float)

@@ -1,4 +1,4 @@
-"What an encoder keeps, epoch by epoch, while it is fine-tuned."
+"What an encoder keeps after each epoch of fine-tuning."
 from collections.abc import Callable
 from functools import partial
 
@@ -24,18 +24,18 @@ class RetentionCurve(Resumable, Columns, Callback):
     """Measure after each epoch what the encoder keeps, at a tenth of an epoch's cost.
 
     The recorder has the columns `kept_acc` (with the old head, if there is one), `kept_cka`, `kept_drift` and
-    `kept_weights`; `history` has every measure, layer by layer. Measured on a fixed sample of the clips of `retention`,
-    spread evenly over them and kept in memory. Training is the same bit for bit with and without it. Raises
+    `kept_weights`; `history` has all measures, also layer by layer. They are measured on a fixed, evenly spaced sample
+    of the clips of `retention`, which is kept in memory. Training with and without it is equal bit for bit. Raises
     `InputError` for a `retention` without clips."""
-    order, run_valid = 8, False  # before the recorder looks at columns
-    history = ()  # of the last fit: a dict for each epoch, named as in `RetentionScores.flat`
+    order, run_valid = 8, False  # before the recorder reads the columns
+    history = ()  # the last fit's measures: a dict for each epoch, with the names of `RetentionScores.flat`
     _stateattrs, _state = ('retention', 'history', '_columns', '_sample'), ('history',)
     _sample = None
 
     def __init__(self,
-        retention:Retention, # Of the encoder before training
-        clips:int|None=None, # How many; by default as many as cost a tenth of an epoch and fit into 256 MiB
-        every:int=1, # Epochs between two measurements; the last of a fit is always measured
+        retention:Retention, # The measurements, with the encoder before training as reference
+        clips:int|None=None, # Number of clips; by default those that cost a tenth of an epoch and fit into 256 MiB
+        every:int=1, # Epochs between two measurements; the last epoch of a fit is always measured
         encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
     ):
         if retention.clips is None: raise InputError('RetentionCurve needs a Retention with test_dl or clips')
@@ -44,16 +44,16 @@ class RetentionCurve(Resumable, Columns, Callback):
         self.retention, self.n, self.every, self.protected = retention, clips, every, encoder
 
     def affordable(self)->int:
-        """Count the clips that a tenth of an epoch pays for.
+        """The number of clips that can be measured in a tenth of an epoch's time.
 
-        A training clip costs three forward passes, a validation clip one; half of the tenth is left for everything
-        else."""
+        A training clip takes three forward passes, a validation clip one. Half of the tenth is reserved for everything
+        but forward passes."""
         valid = len(self.dls.valid_ds) if len(self.dls.loaders) > 1 else 0
         return max(2, int(.05*(3*len(self.dls.train_ds) + valid)/max(1, num_distrib())))
 
     @property
     def _old_head(self):
-        "The old head where the clips have the source's labels"
+        "The old head, if the clips have the source's labels"
         return self.retention.head if self.retention.clips is self.retention.test_dl else None
 
     def before_fit(self):

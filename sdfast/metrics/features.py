@@ -22,10 +22,10 @@ def linear_cka(
     x:torch.Tensor, # Features `(N, F)`
     y:torch.Tensor, # Features of the same N samples `(N, G)`
 )->float: # Between 0 and 1; exactly 1 for equal features
-    "Linear centred kernel alignment (Kornblith et al., ICML 2019); nan where one is constant and they differ"
+    "Linear centred kernel alignment (Kornblith et al., ICML 2019); nan if one is constant and they differ"
     if torch.equal(x, y): return 1.
     x, y = (f.double() - f.double().mean(0) for f in (x, y))
-    # the Gram matrices of samples and the covariances of features give the same numbers; the smaller ones are used
+    # the samples' Gram matrices and the features' covariances give the same numbers: use the smaller ones
     if len(x) < max(x.shape[1], y.shape[1]):
         kx, ky = x @ x.T, y @ y.T
         xy, xx, yy = (kx*ky).sum(), (kx*kx).sum(), (ky*ky).sum()
@@ -37,13 +37,13 @@ def linear_cka(
 
 def procrustes(
     x:torch.Tensor, # Features `(N, F)`
-    ref:torch.Tensor, # Of the same N samples `(N, F)`, by the untouched encoder
+    ref:torch.Tensor, # Features of the same samples by the untouched encoder, `(N, F)`
 )->float: # Between 0 and 2; exactly 0 for equal features
     """Orthogonal Procrustes distance `min_Q ||x Q - ref||^2` of centred features, each scaled to norm 1 (Ding et al.,
     NeurIPS 2021).
 
-    It is what no rotation explains; nan where one is constant."""
-    if torch.equal(x, ref): return 0.  # the singular values below would leave 1e-16
+    It is the part of the difference that no rotation explains; nan if one is constant."""
+    if torch.equal(x, ref): return 0.  # with the singular values below it would be about 1e-16
     x, ref = (f.double() - f.double().mean(0) for f in (x, ref))
     norm = x.norm()*ref.norm()
     if not 0 < norm < float('inf'): return float('nan')
@@ -62,8 +62,8 @@ def drift(
 def weight_distance(
     weights:dict, # Parameters by name
     ref:dict, # Parameters of the untouched encoder
-)->float: # 0 for equal weights; nan where names differ, as under adapters
-    "How far weights moved, relative to their size: `||w - ref|| / ||ref||`; buffers do not count"
+)->float: # 0 for equal weights; nan if names differ, as with adapters
+    "How far weights moved, relative to their size: `||w - ref|| / ||ref||`, without buffers"
     if not ref or not ref.keys() <= weights.keys(): return float('nan')
     moved = sum((weights[k].detach().cpu().double() - r.cpu().double()).square().sum() for k, r in ref.items())
     if moved == 0: return 0.
@@ -80,7 +80,7 @@ def fit_probe(
     if n_classes < 2: raise InputError(f'a probe needs train clips of at least two classes, not {n_classes}')
     if not torch.isfinite(x).all(): raise FloatingPointError('the features are not finite')
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=.1))
-    # matrices are small: more threads would cost time, and could change the last digits
+    # matrices are small: more threads would be slower, and could change the last digits
     with threadpool_limits(1): return probe.fit(x.numpy(), y.numpy())
 
 
@@ -99,10 +99,10 @@ def linear_probe(
 
 def probe_head(
     x:torch.Tensor, # Features `(N, F)`
-    y:torch.Tensor, # Their labels `(N,)`, each class among them
-    n_classes:int, # Classes of the head
-)->nn.Linear: # From F to `n_classes`
-    "The linear probe as a layer: a head for an encoder without one. Raises `InputError` if a class is missing"
+    y:torch.Tensor, # Their labels `(N,)`, with every class
+    n_classes:int, # Number of classes of the head
+)->nn.Linear: # Maps F features to `n_classes` logits
+    "Fit a linear probe and return it as a layer, a head for an encoder. Raises `InputError` if a class is missing"
     scale, probe = fit_probe(x, y)
     if len(probe.classes_) != n_classes:
         raise InputError(f'train features have {len(probe.classes_)} classes of {n_classes}')
@@ -122,7 +122,7 @@ def knn(
     y:torch.Tensor, # Their labels `(N,)`
     xt:torch.Tensor, # Test features `(M, F)`
     yt:torch.Tensor, # Their labels `(M,)`
-    k:int=5, # Neighbours that vote, at most N
+    k:int=5, # Number of neighbours that vote, at most N
 )->float: # Accuracy, from 0 to 1
     "Test accuracy of the majority vote of the `k` train clips with the largest cosine similarity"
     neighbours = KNeighborsClassifier(min(k, len(x)), metric='cosine').fit(x.numpy(), y.numpy())
@@ -144,10 +144,10 @@ def retrieval(
 
 
 def loss_barrier(
-    losses:Sequence[float], # At places on the straight line between two sets of weights
-    at:Sequence[float], # The places, from 0 to 1
-)->float: # 0 where the loss nowhere rises above the line between the losses of both ends
-    "Largest height of the loss above that line (Frankle et al., ICML 2020); nan if a loss is not finite"
+    losses:Sequence[float], # Losses at points on the straight line between two sets of weights
+    at:Sequence[float], # The positions of the points, from 0 to 1
+)->float: # 0 if no loss is above the linear interpolation of the losses at both ends
+    "Largest excess of the loss over its linear interpolation (Frankle et al., ICML 2020); nan if a loss is not finite"
     if not np.isfinite(losses).all(): return float('nan')
     first, last = losses[0], losses[-1]
     return max(0., *(loss - (first + a*(last - first)) for loss, a in zip(losses, at)))

@@ -1,4 +1,4 @@
-"Outputs of an encoder for all clips of a loader; random states are restored, and outputs can be cached as files."
+"The outputs of an encoder for all clips of a loader, optionally cached in files; random states are restored."
 import hashlib
 import random
 import warnings
@@ -33,16 +33,16 @@ def preserve_rng()->Iterator[None]: # A context manager
 
 
 def fix_seed()->None:
-    "Give each encoder the same random numbers; call it within `preserve_rng`"
+    "Seed all generators, so that each encoder gets the same random numbers; call it within `preserve_rng`"
     random.seed(0)
     np.random.seed(0)
-    # `torch.manual_seed` would also queue a seed for a CUDA that is not initialised yet
+    # `torch.manual_seed` would also seed CUDA later if it is not initialised yet
     torch.default_generator.manual_seed(0)
     if torch.cuda.is_initialized(): torch.cuda.manual_seed_all(0)
 
 
 def must_not_shuffle(
-    name:str, # Of the loader, for the error
+    name:str, # Name of the loader, for the error
     dl:Iterable|None, # Any iterable of batches
 )->None:
     "Raise `InputError` for a loader that shuffles: two readings of it could not be compared clip by clip"
@@ -53,10 +53,10 @@ def must_not_shuffle(
 
 @dataclass
 class ClipFeatures:
-    "What an encoder puts out for the clips of a loader, on the CPU"
+    "The outputs of an encoder for the clips of a loader, on the CPU"
     x: torch.Tensor  # features (N, F)
     y: torch.Tensor|None  # labels (N,)
-    logits: torch.Tensor|None  # of the old head (N, classes)
+    logits: torch.Tensor|None  # logits of the old head (N, classes)
     layers: dict  # name -> (N, C)
 
     def accuracy(self)->float: return (self.logits.argmax(1) == self.y).double().mean().item()
@@ -67,11 +67,11 @@ class ClipFeatures:
 def read_clips(
     encoder:nn.Module, # In eval mode
     dl:Iterable, # Yields `(x, y)`, `(x,)` or `x`
-    head:nn.Module|None=None, # From features to logits
-    layers:Sequence[str]=(), # Submodules whose outputs to keep
+    head:nn.Module|None=None, # Maps features to logits
+    layers:Sequence[str]=(), # Submodules whose outputs to return
     encode:Callable=encode, # `encode`, or an `OutputCache`
 )->ClipFeatures: # Of all clips, in the order of `dl`
-    "Features, labels, logits and outputs of layers. Raises `InputError` for a loader without batches"
+    "Compute features, logits and outputs of layers. Raises `InputError` for a loader without batches"
     features, labels, logits = [], [], []
     maps = {name:[] for name in layers}
     for batch in dl:
@@ -88,14 +88,14 @@ def read_clips(
 
 
 class OutputCache:
-    """`encode` for one encoder, with its outputs kept as files: the same weights and pixels are computed once.
+    """`encode` with a cache in files: the output for the same weights and pixels is computed only once.
 
-    The output for a file that is damaged is recomputed."""
+    A damaged file is recomputed."""
 
     def __init__(self,
-        folder:str|Path, # Where to keep files, for any encoders
-        encoder:nn.Module, # Whose outputs are kept
-        layers:Sequence[str], # Submodules whose outputs to keep
+        folder:str|Path, # Folder for the files, which several encoders may share
+        encoder:nn.Module, # The encoder
+        layers:Sequence[str], # Submodules whose outputs to store
     ):
         self.layers = layers
         device = next(encoder.parameters()).device.type

@@ -1,9 +1,9 @@
-"""What fine-tuning kept of what an encoder knew, measured against the untouched encoder.
+"""How much of an encoder's knowledge is left after fine-tuning, in comparison with the untouched encoder.
 
-Everything is computed in eval mode on the same clips; an untouched encoder is changed by exactly 0. Sources: linear
-probe after fine-tuning, Davari et al., CVPR 2022; change of a linear probe on other data sets, Mukhoti et al. (LDIFS),
-TMLR 2024; batch norm's statistics recomputed for the barrier, Jordan et al., ICLR 2023. `metrics.features` names the
-sources of the other measures."""
+Everything is computed in eval mode on the same clips, so for an untouched encoder all changes are exactly 0.
+References: linear probe after fine-tuning, Davari et al., CVPR 2022; change of a linear probe on other data sets,
+Mukhoti et al. (LDIFS), TMLR 2024; batch-norm statistics recomputed for the barrier, Jordan et al., ICLR 2023. For the
+other measures see `metrics.features`."""
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +37,8 @@ __all__ = ['Retention']
 class Retention:
     """Measures what an encoder kept: `Retention(model, train_dl, test_dl)(tuned_encoder)`.
 
-    The reference is `model` as it is now; its outputs are computed once. Loaders must neither shuffle nor augment; they
-    yield `(x, y)`, and `clips` may yield `x` alone. Measuring draws no random numbers and changes neither modes nor
+    The reference is the current `model`, whose outputs are computed once. Loaders must neither shuffle nor augment;
+    they yield `(x, y)`, and `clips` may yield only `x`. Measuring draws no random numbers and changes neither modes nor
     statistics."""
 
     def __init__(self,
@@ -46,16 +46,16 @@ class Retention:
         train_dl:Iterable|None=None, # Source clips to fit the probe and the neighbours on
         test_dl:Iterable|None=None, # Source clips to measure on
         *,
-        valid_dl:Iterable|None=None, # Held-out source clips to choose strengths by
+        valid_dl:Iterable|None=None, # Held-out source clips, to choose strengths
         clips:Iterable|None=None, # Clips to compare features on, without labels; by default those of `test_dl`
         others:dict|None=None, # Other tasks to probe: name -> `(train loader, test loader)`
-        pretext:Callable|None=None, # From a copy of the encoder to its loss on the pre-training task
-        head:nn.Module|None=None, # From features to source logits; by default the `head` of `Sequential(encoder, head)`
+        pretext:Callable|None=None, # Function of a copy of the encoder that returns its loss on the pre-training task
+        head:nn.Module|None=None, # Maps features to source logits; by default that of `Sequential(encoder, head)`
         layers:str|Sequence[str]|None='blocks', # Submodules to compare: names, 'blocks' for `block_names`, or none
         bn:bool=True, # Also measure the old head with recomputed batch-norm statistics
-        barrier_at:Sequence[float]=(.25, .5, .75), # Places between untouched (0) and tuned (1) weights; empty: none
+        barrier_at:Sequence[float]=(.25, .5, .75), # Positions between untouched (0) and tuned (1) weights; may be empty
         encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
-        cache:str|Path|None=None, # Folder that keeps outputs of the untouched encoder, for other processes too
+        cache:str|Path|None=None, # Folder for outputs of the untouched encoder, which processes can share
     ):
         if train_dl is None and test_dl is None and clips is None and not others and pretext is None:
             raise InputError('Retention has nothing to measure on: pass train_dl and test_dl of the source, clips '
@@ -93,10 +93,9 @@ class Retention:
         with preserve_rng(): return self._score(self.untouched, self.readings)
 
     def __call__(self, encoder:nn.Module)->RetentionScores:
-        """Scores of `encoder` (not of the whole model), which has the architecture of the untouched one; a fit may be
-        running.
+        """Measure an encoder (not a whole model) with the architecture of the untouched one; a fit may be running.
 
-        Under adapters, which rename weights, measures of the weights are nan or missing. Raises `FloatingPointError`
+        With adapters, which rename weights, measures of the weights are nan or missing. Raises `FloatingPointError`
         for features that are not finite."""
         with preserve_rng():
             copy = self._copy(encoder)
@@ -110,7 +109,7 @@ class Retention:
         return {k:v - reference[k] for k, v in self(encoder).flat().items()}
 
     def held_out(self, encoder:nn.Module)->RetentionScores:
-        "Scores on `valid_dl` alone, by which strengths may be chosen"
+        "Scores on `valid_dl` only, by which strengths may be chosen"
         if self.valid_dl is None: raise InputError('Retention was given no valid_dl to choose strengths by')
         with preserve_rng():
             copy = self._copy(encoder)
@@ -120,8 +119,8 @@ class Retention:
     def compare(self,
         x:torch.Tensor, # Features `(N, F)`
         layers:dict, # Outputs `(N, C)` of each of `self.layers`
-        encoder:nn.Module, # Whose features they are
-        rows:slice|torch.Tensor=slice(None), # Which of the clips they are of
+        encoder:nn.Module, # The encoder of these features
+        rows:slice|torch.Tensor=slice(None), # The clips of these features
     )->tuple[dict, dict]: # Measures of the features; layer -> its measures
         "Measures that need no labels: CKA, Procrustes distance, drift, and distances of weights by layer"
         reference, weights = self.readings['clips'], dict(encoder.named_parameters())
@@ -133,10 +132,10 @@ class Retention:
         return measures(x, reference.x[rows]), each
 
     def sample(self,
-        n:int, # How many; at least two videos are taken
-        size:int|None=None, # Bytes they may take; then several clips of a video count as several
-    )->tuple[torch.Tensor, torch.Tensor]: # Their numbers, and the clips as a loader yields them; kept in memory
-        "Clips spread evenly over those that need no labels"
+        n:int, # Number of videos; at least two are taken
+        size:int|None=None, # Largest size in bytes; if given, `n` counts each of several clips of a video
+    )->tuple[torch.Tensor, torch.Tensor]: # Indices, and the clips as a loader yields them; kept in memory
+        "Take an evenly spaced sample of `clips`"
         if (n, size) not in self._samples:
             with preserve_rng(): self._samples[n, size] = self._draw_sample(n, size)
         return self._samples[n, size]
@@ -164,7 +163,7 @@ class Retention:
         return frozen_copy(encoder)
 
     def _read_all(self, encoder, encode=encode):
-        "Readings of all loaders; those of the untouched encoder are kept"
+        "Outputs of an encoder for all loaders"
         def read(dl, head=None, layers=()): return read_clips(encoder, dl, head, layers, encode)
         readings = dict(others={name:(read(train), read(test)) for name, (train, test) in self.others.items()})
         if self.test_dl is not None:
@@ -210,7 +209,7 @@ class Retention:
         return values
 
     def _between_weights(self, encoder):
-        "With recomputed batch norm: the old head's accuracy, and the barrier of its loss from the untouched weights"
+        "With recomputed batch-norm statistics: the old head's accuracy, and the barrier of its loss"
         start, point = self.untouched.state_dict(), frozen_copy(encoder)
         if start.keys() != point.state_dict().keys(): return {}  # adapters: there is no straight line
         places, readings = [*self.barrier_at, 1.], []
@@ -228,13 +227,13 @@ class Retention:
     def _untouched_loss(self): return self._with_recomputed_bn(frozen_copy(self.untouched)).loss()
 
     def _with_recomputed_bn(self, encoder):
-        "Recompute batch norm's statistics on some sixteen batches of train clips, then read the test clips"
+        "Recompute batch-norm statistics on about sixteen batches of train clips, then read the test clips"
         step = max(1, len(self.train_dl)//16)
 
         def batches():
             for i, (x, *_) in enumerate(self.train_dl):
                 if i % step: continue
-                if x.ndim == 6: x = x.flatten(0, 1)  # several clips of a video are as many inputs
-                if i == 0 or len(x) > 1: yield x, None  # a last batch of one clip may have no spread
+                if x.ndim == 6: x = x.flatten(0, 1)  # several clips of a video are separate inputs
+                if i == 0 or len(x) > 1: yield x, None  # a last batch of one clip may have no variance
         reestimate_bn(encoder, batches())
         return read_clips(encoder, self.test_dl, self.head)

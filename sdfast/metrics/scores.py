@@ -1,4 +1,4 @@
-"What an encoder kept, as `Retention` measures it."
+"The result of `Retention`: what an encoder kept."
 from dataclasses import dataclass, field
 
 import torch
@@ -12,11 +12,11 @@ MEASURED = [c for c, m in MEASURES.items() if not m.target]  # what `Retention` 
 
 @dataclass(frozen=True, repr=False)
 class RetentionScores:
-    """What an encoder kept. Each measure of `MEASURES` is also an attribute, as `scores.source_acc`.
+    """What an encoder kept. Each measure of `MEASURES` is also an attribute, such as `scores.source_acc`.
 
-    An attribute is `None` where the measure was not asked for, or cannot be measured with what was given. Raises
-    `ValueError` for a value whose name the table lacks."""
-    values: dict = field(default_factory=dict)  # column of `MEASURES` -> what was measured
+    An attribute is `None` if the measure was not requested or the data for it were not given. Raises `ValueError` for
+    a value whose name is not in `MEASURES`."""
+    values: dict = field(default_factory=dict)  # column of `MEASURES` -> value
     others: dict = field(default_factory=dict)  # other task -> probe accuracy
     layers: dict = field(default_factory=dict)  # layer -> cka, procrustes, drift, weight_distance
     # class probabilities of each source test video by the old head (N, classes)
@@ -35,7 +35,7 @@ class RetentionScores:
         return f'{type(self).__name__}({", ".join(f"{k}={v!r}" for k, v in shown.items())})'
 
     def flat(self)->dict[str, float]:
-        "All numbers that were measured, by unique names: `cka`, `others.NAME`, `layers.NAME.cka`"
+        "All values by unique names: `cka`, `others.NAME`, `layers.NAME.cka`"
         numbers = {c:self.values[c] for c in MEASURED if c in self.values}
         for task, accuracy in self.others.items(): numbers[f'others.{task}'] = accuracy
         for layer, values in self.layers.items():

@@ -1,4 +1,4 @@
-"Encoders by name, their weights and features, and what can be done to a model's parts."
+"Encoders by name, their weights and features, and operations on parts of a model."
 from inspect import ismodule as _ismodule
 
 from .encoders import *
