@@ -36,6 +36,12 @@ class Difference:
 def _t(level, df): return float(stats.t.ppf((1 + level)/2, df))
 
 
+def _known(x:ArrayLike)->np.ndarray:
+    "The values that are not nan"
+    values = np.asarray(x, float)
+    return values[~np.isnan(values)]
+
+
 def mean_interval(
     x:ArrayLike, # Values, one a seed; nan counts as missing
     level:float=.95, # Coverage of the interval
@@ -44,23 +50,22 @@ def mean_interval(
 
     There is none for one value, nor for equal values other than 0: accuracies of a few clips are steps, and two seeds
     on the same step do not show the spread."""
-    x = np.asarray(x, float)
-    x = x[~np.isnan(x)]
-    n, mean = len(x), float(x.mean()) if len(x) else np.nan
+    values = _known(x)
+    n, mean = len(values), float(values.mean()) if len(values) else np.nan
     if n < 2: return Difference(mean, np.nan, np.nan, n)
-    equal = np.ptp(x) < TINY
+    equal = np.ptp(values) < TINY
     if equal and abs(mean) > TINY: return Difference(mean, np.nan, np.nan, n)
-    half = _t(level, n - 1)*x.std(ddof=1)/np.sqrt(n)
-    low, high = x.mean() - half, x.mean() + half
+    half = _t(level, n - 1)*values.std(ddof=1)/np.sqrt(n)
+    low, high = values.mean() - half, values.mean() + half
     # 0 but for rounding, as .1 + .2 - .3 at each seed, is no difference
     if equal: low, high = min(low, 0), max(high, 0)
     return Difference(mean, float(low), float(high), n)
 
 
-def _pairs(a, b):
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if a.shape != b.shape: raise ValueError(f'pairs are needed: {a.shape} against {b.shape} values')
-    return a, b
+def _pairs(a:ArrayLike, b:ArrayLike)->tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    if x.shape != y.shape: raise ValueError(f'pairs are needed: {x.shape} against {y.shape} values')
+    return x, y
 
 
 def paired_difference(
@@ -69,8 +74,8 @@ def paired_difference(
     level:float=.95, # Coverage of the interval
 )->Difference: # Mean and interval of `a - b`
     "Paired differences with Student's t interval"
-    a, b = _pairs(a, b)
-    return mean_interval(a - b, level)
+    mine, reference = _pairs(a, b)
+    return mean_interval(mine - reference, level)
 
 
 def bca_interval(
@@ -83,12 +88,13 @@ def bca_interval(
 
     It does not make up for few seeds: for normal values its nominal 95 % covers .86 at n = 6 and .94 at n = 30. The t
     interval covers .95 at both; verdicts therefore use that one."""
-    x = np.asarray(x, float)
-    x = x[~np.isnan(x)]
-    if len(x) < 2 or np.ptp(x) < TINY: return np.nan, np.nan
+    values = _known(x)
+    if len(values) < 2 or np.ptp(values) < TINY: return np.nan, np.nan
     rng = np.random.default_rng(seed)
-    boot = stats.bootstrap((x,), np.mean, n_resamples=resamples, confidence_level=level, method='BCa', random_state=rng)
-    return tuple(map(float, boot.confidence_interval))
+    boot = stats.bootstrap((values,), np.mean, n_resamples=resamples, confidence_level=level, method='BCa',
+                           random_state=rng)
+    low, high = boot.confidence_interval
+    return float(low), float(high)
 
 
 def proportion_interval(
@@ -106,10 +112,9 @@ def mcnemar(
     reference:ArrayLike, # Whether the model it is compared with was right on each, same videos
 )->float: # Two-sided p value; 1 if the models never disagree
     "McNemar's exact test of paired right and wrong answers"
-    right, reference = np.asarray(right, bool), np.asarray(reference, bool)
-    if right.shape != reference.shape:
-        raise ValueError(f'pairs are needed: {right.shape} against {reference.shape} answers')
-    gained, lost = int((right & ~reference).sum()), int((~right & reference).sum())
+    mine, other = np.asarray(right, bool), np.asarray(reference, bool)
+    if mine.shape != other.shape: raise ValueError(f'pairs are needed: {mine.shape} against {other.shape} answers')
+    gained, lost = int((mine & ~other).sum()), int((~mine & other).sum())
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.
 
 
@@ -118,9 +123,8 @@ def paired_test(
     b:ArrayLike, # Values of the reference at the same seeds; pairs with a nan are left out
 )->float: # Two-sided p value; nan where `paired_difference` has no interval, 1 if all differences are 0
     "Student's paired t test: p < .05 exactly where the 95 % interval of `paired_difference` excludes 0"
-    a, b = _pairs(a, b)
-    d = a - b
-    d = d[~np.isnan(d)]
+    mine, reference = _pairs(a, b)
+    d = _known(mine - reference)
     if np.isnan(mean_interval(d).low): return np.nan
     return 1. if np.ptp(d) < TINY else float(stats.ttest_1samp(d, 0).pvalue)
 
@@ -144,13 +148,12 @@ def sign_flip(
     It is exact if differences are symmetric about 0 under the null hypothesis: the share of the 2^n sign patterns
     (above 16 pairs, of 65536 drawn ones) whose sum is as far from 0. With 5 pairs the smallest p is 2/32 = .0625, so
     fewer than 6 could never reject at .05. Pairs that differ by 0 count, but do not add power."""
-    d = np.asarray(d, float)
-    d = d[~np.isnan(d)]
-    if len(d) < 6: return np.nan
-    d = np.where(np.abs(d) < TINY, 0, d)
-    far = np.abs(d.sum()) - 1e-5*np.abs(d).sum()  # rounding must not separate ties, or p would be too small
+    values = _known(d)
+    if len(values) < 6: return np.nan
+    values = np.where(np.abs(values) < TINY, 0, values)
+    far = np.abs(values.sum()) - 1e-5*np.abs(values).sum()  # rounding must not separate ties, or p would be too small
     def as_far(d, axis): return (np.abs(d.sum(axis)) >= far)*1.
-    test = stats.permutation_test((d,), as_far, permutation_type='samples', vectorized=True, n_resamples=2**16,
+    test = stats.permutation_test((values,), as_far, permutation_type='samples', vectorized=True, n_resamples=2**16,
                                   batch=4096, alternative='greater', random_state=np.random.default_rng(0))
     return float(test.pvalue)
 
@@ -217,11 +220,11 @@ def pareto_front(
     y:ArrayLike, # Second one, higher is better
 )->np.ndarray: # Whether each point is on the front: each of equal points is, points with a nan never are
     "Points that no other one dominates, being as high in both coordinates and higher in one"
-    x, y = _pairs(x, y)
-    as_high = (x >= x[:, None]) & (y >= y[:, None])  # whether the column's point is as high as the row's
-    higher = (x > x[:, None]) | (y > y[:, None])
+    a, b = _pairs(x, y)
+    as_high = (a >= a[:, None]) & (b >= b[:, None])  # whether the column's point is as high as the row's
+    higher = (a > a[:, None]) | (b > b[:, None])
     dominated = (as_high & higher).any(1)
-    return ~dominated & ~np.isnan(x + y)
+    return ~dominated & ~np.isnan(a + b)
 
 
 def hypervolume(
@@ -230,12 +233,12 @@ def hypervolume(
     ref:tuple[float, float]=(0, 0), # Corner; points that are not above it in both coordinates add nothing
 )->float: # In units of `x` times units of `y`
     "Area between a corner and the front of the points (Zitzler & Thiele 1998, 1999)"
-    x, y = _pairs(x, y)
-    x0, y0 = ref
-    above = (x > x0) & (y > y0)
-    x, y = x[above], y[above]
-    order = np.argsort(-x)
-    widths, heights = -np.diff(x[order], append=x0), np.maximum.accumulate(y[order]) - y0
+    a, b = _pairs(x, y)
+    a0, b0 = ref
+    above = (a > a0) & (b > b0)
+    a, b = a[above], b[above]
+    order = np.argsort(-a)
+    widths, heights = -np.diff(a[order], append=a0), np.maximum.accumulate(b[order]) - b0
     return float(widths @ heights)
 
 

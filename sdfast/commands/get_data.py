@@ -130,6 +130,7 @@ def main(
     try:
         data = _data_set(name, to, url_base, no_checksum)
         if insecure and no_checksum: say('warning: without certificate and checksum, nothing checks what arrives')
+        assert to is not None  # `_data_set` refuses it
         folder = Path(to)
         with disk_errors(folder): folder.mkdir(parents=True, exist_ok=True)
         context = ssl._create_unverified_context() if insecure else None

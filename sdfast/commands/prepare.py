@@ -106,7 +106,7 @@ def main(
     size:int=128, # Short side of the copies in pixels; smaller videos keep theirs
     gop:int=12, # Frames from one key frame to the next
     quality:int=18, # x264's constant rate factor: lower values give better and larger copies
-    jobs:int=os.cpu_count(), # Number of processes
+    jobs:int=os.cpu_count() or 1, # Number of processes
 )->None:
     "Make small, quickly decoded copies of a task's videos; if it is stopped, the same command resumes"
     start = time.time()

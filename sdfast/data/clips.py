@@ -117,6 +117,7 @@ class SampleClips(RandTransform):
         x:torch.Tensor, # uint8 `(T, C, H, W)`
     )->torch.Tensor: # uint8 `(T, C, size, size)`
         "Crop all frames in the same place, at random in training, and resize them to the square"
+        assert self.size is not None  # without a size no frame is cropped
         h, w = x.shape[-2:]
         if self.area and self.train:
             top, left, height, width = RandomResizedCrop.get_params(x, self.area, self.aspect)

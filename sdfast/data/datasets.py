@@ -2,6 +2,7 @@
 import re
 import shutil
 import uuid
+from collections.abc import Callable
 from functools import cache
 from inspect import signature
 from pathlib import Path
@@ -49,7 +50,8 @@ def _write_once(root, part):
 
 
 # First word of a spec -> function of a path and the spec's options. To add your own task, add a row
-TASKS = dict(moving_digits=moving_digits, ucf101=ucf101, hmdb51=hmdb51, folder=Task.from_folder, csv=Task.from_csv)
+TASKS: dict[str, Callable[..., Task]] = dict(
+    moving_digits=moving_digits, ucf101=ucf101, hmdb51=hmdb51, folder=Task.from_folder, csv=Task.from_csv)
 
 
 @cache
@@ -59,15 +61,15 @@ def create_task(
     part:str='target', # Which part of `moving_digits`
 )->Task: # Cached: the same object for the same arguments
     "Create a task by name, e.g. `ucf101:/data/UCF-101,fold=2` or `folder:mine,group=_g(\\d+)_`"
-    head, *options = re.split(r',(?=[a-z_]+=)', spec)
+    head, *words = re.split(r',(?=[a-z_]+=)', spec)
     kind, _, path = head.partition(':')
     if kind not in TASKS:
         known = ', '.join(k if k == 'moving_digits' else f'{k}:PATH' for k in TASKS)
         raise InputError(f'unknown task {spec!r}; known are {known}')
-    options = dict(option.split('=', 1) for option in options)
-    known = [name for name in list(signature(TASKS[kind]).parameters)[1:] if name != 'name']
-    unknown = sorted(set(options) - set(known))
-    if unknown: raise InputError(f'task {spec!r}: unknown option {unknown[0]!r}; {kind} has {", ".join(known)}')
+    options = dict(word.split('=', 1) for word in words)
+    accepted = [name for name in list(signature(TASKS[kind]).parameters)[1:] if name != 'name']
+    unknown = sorted(set(options) - set(accepted))
+    if unknown: raise InputError(f'task {spec!r}: unknown option {unknown[0]!r}; {kind} has {", ".join(accepted)}')
     if kind == 'moving_digits': return moving_digits(path or None, **dict(part=part) | options)
     if not path: raise InputError(f'task {spec!r} needs a path: {kind}:PATH')
     return TASKS[kind](path, **options)

@@ -24,7 +24,7 @@ SOURCE = {f'{digit}_{motion}': ((digit,), motion) for digit in range(10) for mot
 MOTION = {f'any_{motion}': (range(10), motion) for motion in MOTIONS}
 DIGIT = {f'{digit}_any': ((digit,), MOTIONS) for digit in range(10)}
 # Part -> class -> its digits and motion(s). A part's position seeds its random numbers: add new parts at the end
-PARTS = dict(source=SOURCE, target=TARGET, motion=MOTION, digit=DIGIT)
+PARTS: dict[str, dict[str, tuple]] = dict(source=SOURCE, target=TARGET, motion=MOTION, digit=DIGIT)
 # Handwritten images of each split
 IMAGES = dict(train=range(1000), valid=range(1000, 1200), test=range(1200, 1797))
 # Number of clips of each split, which are drawn in this order: add new splits at the end

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -20,7 +21,7 @@ __all__ = ['VideoError']
 
 MAX_PIXELS = 2**26  # largest number of pixels of a frame; 8K has half as many
 # Tags in the header need not be UTF-8. PyAV 19 always reads them byte by byte, earlier versions only when asked to.
-TAGS = dict(metadata_errors='surrogateescape') if int(av.__version__.split('.')[0]) < 19 else {}
+TAGS: dict[str, Any] = dict(metadata_errors='surrogateescape') if int(av.__version__.split('.')[0]) < 19 else {}
 
 
 class VideoError(InputError):

@@ -19,7 +19,8 @@ class CachedDL(TfmdDL):
     Batches that are the same in each epoch, such as those for validation, are kept in memory (before batch transforms),
     unless they take more than `MAX_TASK_BYTES`. If `SampleClips` is the only item transform, it is called directly:
     fastai's type dispatch takes longer than cutting a clip out of a decoded video."""
-    _batches, _items = None, None
+    _batches: list|None = None
+    _items: dict|None = None
 
     def create_batches(self, samps:Iterable)->Iterator:
         self._open_shared()

@@ -100,7 +100,7 @@ def _hmdb_rows(label, file):
 
 # ---- lists
 
-def _data_folder(name, path):
+def _data_folder(name:str, path:str|Path)->Path:
     if not Path(path).is_dir(): raise InputError(f'{name}: folder {path} does not exist')
     return Path(path)
 
@@ -110,7 +110,7 @@ def _fold(name, fold):
     return int(fold)
 
 
-def _list_folder(name:str, path:Path, splits:str|Path|None, is_list:Callable):
+def _list_folder(name:str, path:Path, splits:str|Path|None, is_list:Callable)->Path:
     "The folder that has the official lists"
     roots = [path, path/'splits', path.parent] if splits is None else [Path(splits)]
     for root in roots:

@@ -214,7 +214,8 @@ def make_task(
     Raises `InputError` for class names that are not safe in files, and unless there are two classes or more with two
     clips or more each."""
     check_names(name, df.label)
-    skipped, prepared = {}, None
+    skipped: dict[str, str] = {}
+    prepared = None
     if check:
         df, prepared, more_notes = use_prepared_copies(df)
         notes = [*notes, *more_notes]

@@ -120,20 +120,20 @@ class VideoFile(str):
     )->torch.Tensor: # uint8 `(len(frames), 3, H, W)`, upright, RGB
         "Decode `frames`. A frame that cannot be decoded is replaced by the last one before it that can"
         index = self.index
-        frames = np.asarray(frames).tolist()
-        wanted = sorted(set(frames))  # `np.unique` would take 5 % of the time for a clip
+        numbers = np.asarray(frames).tolist()
+        wanted = sorted(set(numbers))  # `np.unique` would take 5 % of the time for a clip
         if not wanted or wanted[0] < 0 or wanted[-1] >= index.n:
-            raise InputError(f'{self}: frames {frames} do not all exist; it has frames 0 to {index.n - 1}')
+            raise InputError(f'{self}: frames {numbers} do not all exist; it has frames 0 to {index.n - 1}')
         if not isinstance(size, tuple): size = self.scaled(size)
         with ffmpeg_errors(self): row_of, rows = self._decode(wanted, size)
-        if list(row_of) == frames: return torch.from_numpy(rows)
+        if list(row_of) == numbers: return torch.from_numpy(rows)
         if not row_of: raise VideoError(f'{self}: no frame can be decoded')
         missing = sorted(set(wanted) - set(row_of))
         if missing:
             warnings.warn(f'{self}: frames {missing[0]} to {missing[-1]} cannot be decoded, '
                           'the nearest one before is used')
         decoded = np.array(sorted(row_of))
-        before = np.maximum(np.searchsorted(decoded, frames, side='right') - 1, 0)
+        before = np.maximum(np.searchsorted(decoded, numbers, side='right') - 1, 0)
         return torch.from_numpy(rows[[row_of[i] for i in decoded[before].tolist()]])
 
     def whole(self,

@@ -11,14 +11,14 @@ from ..errors import InputError
 __all__ = ['average_accuracy', 'learning_accuracy', 'backward_transfer', 'task_forgetting', 'forward_transfer']
 
 
-def _matrix(R, least=1):
+def _matrix(R:ArrayLike, least:int=1)->np.ndarray:
     "`R` as a square array with at least `least` rows"
-    R = np.asarray(R, float)
-    if R.ndim != 2 or R.shape[0] != R.shape[1] or len(R) < least:
+    accuracies = np.asarray(R, float)
+    if accuracies.ndim != 2 or accuracies.shape[0] != accuracies.shape[1] or len(accuracies) < least:
         raise InputError(f'an accuracy matrix has a row for each stage and a column for each task, at least {least} '
-                         f'of each; stage i learns task i. This one is {R.shape}; for an unfinished chain of k stages '
-                         'pass R[:k, :k]')
-    return R
+                         f'of each; stage i learns task i. This one is {accuracies.shape}; for an unfinished '
+                         'chain of k stages pass R[:k, :k]')
+    return accuracies
 
 
 def average_accuracy(
@@ -52,10 +52,10 @@ def task_forgetting(
     """Loss of accuracy on each task between its own and the last stage (as in avalanche-lib); negative is a gain.
 
     The mean over tasks is the forgetting of the chain."""
-    R = _matrix(R, 2)
-    past = R[:-1, :-1]
+    accuracies = _matrix(R, 2)
+    past = accuracies[:-1, :-1]
     before = np.where(np.isnan(past), -np.inf, past).max(0) if best else np.diag(past)
-    return before - R[-1, :-1]
+    return before - accuracies[-1, :-1]
 
 
 def forward_transfer(
@@ -65,7 +65,7 @@ def forward_transfer(
     """Forward transfer (FWT): mean accuracy right before a task is learned minus that of a random encoder.
 
     The mean is over all tasks but the first (Lopez-Paz & Ranzato, NeurIPS 2017)."""
-    R, initial = _matrix(R, 2), np.asarray(initial, float)
-    if initial.shape != R.shape[1:]:
-        raise InputError(f'initial needs an accuracy for each of {R.shape[1]} tasks, not {initial.shape}')
-    return float((np.diag(R, 1) - initial[1:]).mean())
+    accuracies, start = _matrix(R, 2), np.asarray(initial, float)
+    if start.shape != accuracies.shape[1:]:
+        raise InputError(f'initial needs an accuracy for each of {accuracies.shape[1]} tasks, not {start.shape}')
+    return float((np.diag(accuracies, 1) - start[1:]).mean())

@@ -29,7 +29,8 @@ class RetentionCurve(Resumable, Columns, Callback):
     `InputError` for a `retention` without clips."""
     order, run_valid = 8, False  # before the recorder reads the columns
     history = ()  # the last fit's measures: a dict for each epoch, with the names of `RetentionScores.flat`
-    _stateattrs, _state = ('retention', 'history', '_columns', '_sample'), ('history',)
+    _stateattrs = ('retention', 'history', '_columns', '_sample')
+    _state = ('history',)
     _sample = None
 
     def __init__(self,

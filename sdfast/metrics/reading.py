@@ -60,7 +60,10 @@ class ClipFeatures:
     layers: dict  # name -> (N, C)
 
     def accuracy(self)->float: return (self.logits.argmax(1) == self.y).double().mean().item()
-    def loss(self)->float: return cross_entropy(self.logits.double(), self.y).item()
+
+    def loss(self)->float:
+        assert self.y is not None  # the loader has labels
+        return cross_entropy(self.logits.double(), self.y).item()
 
 
 @torch.no_grad()
@@ -73,7 +76,7 @@ def read_clips(
 )->ClipFeatures: # Of all clips, in the order of `dl`
     "Compute features, logits and outputs of layers. Raises `InputError` for a loader without batches"
     features, labels, logits = [], [], []
-    maps = {name:[] for name in layers}
+    maps: dict[str, list] = {name:[] for name in layers}
     for batch in dl:
         x, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
         f, found = encode(encoder, x, layers) if layers else encode(encoder, x)

@@ -83,7 +83,7 @@ class Retention:
         self.bn = bn and has_statistics
         self.barrier_at = tuple(barrier_at)
         self.weights = {k:p.detach().clone() for k, p in self.untouched.named_parameters()}
-        self._samples = {}
+        self._samples: dict[tuple, tuple] = {}
         read = OutputCache(cache, self.untouched, self.layers) if cache else encode
         with preserve_rng(): self.readings = self._read_all(self.untouched, read)
 
@@ -110,10 +110,12 @@ class Retention:
 
     def held_out(self, encoder:nn.Module)->RetentionScores:
         "Scores on `valid_dl` only, by which strengths may be chosen"
-        if self.valid_dl is None: raise InputError('Retention was given no valid_dl to choose strengths by')
+        if self.train_dl is None or self.valid_dl is None:
+            raise InputError('Retention needs train_dl and valid_dl to choose strengths by')
         with preserve_rng():
             copy = self._copy(encoder)
             train, valid = read_clips(copy, self.train_dl), read_clips(copy, self.valid_dl, self.head)
+            assert train.y is not None  # only `clips` may come without labels
             return RetentionScores(self._on_valid(fit_probe(train.x, train.y), valid))
 
     def compare(self,

@@ -1,5 +1,6 @@
 """Encoders and models `nn.Sequential(encoder, head)` by name: nets of sdfast, torchvision's video nets, timm's nets."""
 from pathlib import Path
+from typing import Any
 
 import timm
 import torchvision
@@ -96,7 +97,7 @@ def create_model(
     **kwargs, # For the model's constructor
 )->nn.Sequential: # `Sequential(encoder, head)`, the head one linear layer
     "Create a model with the encoder's weights from `init` and a new head; split it with `encoder_head_split`"
-    encoder = create_encoder(name, pretrained=init == 'pretrained', **kwargs)
+    encoder: Any = create_encoder(name, pretrained=init == 'pretrained', **kwargs)
     if init not in (None, 'pretrained'): load_encoder(encoder, init)
     return nn.Sequential(encoder, nn.Linear(encoder.num_features, n_classes))
 

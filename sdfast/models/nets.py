@@ -76,7 +76,8 @@ C3D_STAGES = (
 def c3d()->SpaceTimeEncoder: # Randomly initialised
     """The C3D of RSPNet and VCOP: batch norm after each of eight convolutions, global average pooling, no fully
     connected layers. 27,661,440 parameters; 512 non-negative features of a 16x112x112 clip, ImageNet-normalised RGB."""
-    layers, ni = OrderedDict(), 3
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    ni = 3
     for names, no, pool in C3D_STAGES:
         for name in names:
             layers[f'conv{name}'] = nn.Conv3d(ni, no, 3, padding=1)

@@ -30,7 +30,8 @@ def find_encoder(
             raise ValueError(f'{type(model).__name__} has no submodule {encoder!r}; '
                              f'its children are {_children(model)}') from None
     if isinstance(model, nn.Sequential) and len(model) == 2: return model[0]
-    if isinstance(getattr(model, 'encoder', None), nn.Module): return model.encoder
+    child = getattr(model, 'encoder', None)
+    if isinstance(child, nn.Module): return child
     raise ValueError(f'cannot tell which part of {type(model).__name__} is the encoder: it is neither '
                      'Sequential(encoder, head) nor has it `encoder`. Pass encoder=NAME or a function of the model; '
                      f'its children are {_children(model)}')
@@ -127,6 +128,6 @@ def _forward_all(model, dl, device):
                          'pass a loader that yields (x, y)')
 
 
-def batch_norms(module:nn.Module)->list[nn.Module]:
+def batch_norms(module:nn.Module)->list[_BatchNorm]:
     "All batch norm layers of a module"
     return [m for m in module.modules() if isinstance(m, _BatchNorm)]

@@ -28,7 +28,7 @@ def task_names(
     rows:pd.DataFrame, # From `compare_sequences`
 )->list[str]: # The source first
     "Names of the tasks of a chain"
-    return [c.removeprefix('probe.') for c in rows if c.startswith('probe.')]
+    return [c.removeprefix('probe.') for c in rows.columns if c.startswith('probe.')]
 
 
 def accuracy_matrices(
@@ -37,7 +37,7 @@ def accuracy_matrices(
 )->dict: # (strategy, seed) -> `R`
     "Accuracy matrices of the final chains that reached their end"
     final = rows[rows.final.astype(bool) & (rows.status == 'ok')]
-    columns = [c for c in rows if c.startswith(f'{kind}.')]
+    columns = [c for c in rows.columns if c.startswith(f'{kind}.')]
     start = final[final.strategy == 'untouched']
     trained = final[~final.strategy.isin(NOT_TRAINED)]
     matrices = {}

@@ -1,4 +1,6 @@
 "Curves over strengths and epochs, and changes by class and by layer, drawn on axes."
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -59,7 +61,7 @@ def draw_strengths(
         graded = [i for i, (lam, _) in enumerate(path.settings) if lam > 0]
         lams = [path.settings[i][0] for i in graded]
         drawn += _draw_curve(ax, lams, [mean_interval(values[:, i]) for i in graded], strategy)
-    if not is_target and 'untouched' in by.index: draw_untouched(ax, 100*by.loc['untouched', m])
+    if not is_target and 'untouched' in by.index: draw_untouched(ax, 100*by[m]['untouched'])
     _label_strengths(ax, f'{MEASURES[m].title} in %')
     return pd.DataFrame(drawn).rename(columns=dict(at='λ', mean=m))
 
@@ -77,7 +79,7 @@ def draw_trials(
     _draw_band(ax, base.mean, base.low, base.high, reference)
     drawn = []
     for strategy, runs in trials.groupby('strategy', sort=False):
-        if not has_strength(strategy): continue
+        if not has_strength(str(strategy)): continue
         by_lam = runs.groupby('lam').valid_acc1
         drawn += _draw_curve(ax, sorted(runs.lam.unique()), [mean_interval(v) for _, v in by_lam], strategy)
     _label_strengths(ax, 'target accuracy on valid in %')
@@ -93,7 +95,7 @@ def draw_course(
     drawn, n = [], course.strategy.nunique()
     scale = 100 if m == 'source_acc' else 1
     for i, (strategy, runs) in enumerate(course.groupby('strategy', sort=False)):
-        by_epoch = runs.groupby('epoch')[m]
+        by_epoch: Any = runs.groupby('epoch')[m]
         epochs = [int(epoch) + 1 for epoch in by_epoch.groups]
         shift = .3*((i + .5)/n - .5)  # error bars next to each other
         drawn += _draw_curve(ax, epochs, [mean_interval(v) for _, v in by_epoch], strategy, scale, shift)
@@ -143,7 +145,7 @@ def layer_drift(
     course:pd.DataFrame, # `Results.course`, or the part of a strategy
 )->pd.DataFrame: # A row for each layer in order, a column for each epoch; no row where it was not recorded
     "Drift of each layer's output after each epoch, mean over runs"
-    columns = [c for c in course if c.startswith('layers.') and c.endswith('.drift')]
+    columns = [c for c in course.columns if c.startswith('layers.') and c.endswith('.drift')]
     if not columns: return pd.DataFrame()
     drift = course[columns].rename(columns=lambda c: c.removeprefix('layers.').removesuffix('.drift'))
     return drift.groupby(course.epoch + 1).mean().T

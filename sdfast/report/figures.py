@@ -2,6 +2,7 @@
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib import rc_context
@@ -92,7 +93,7 @@ def write_figures(
     "Write each plot as PDF (vector, fonts embedded) and PNG (200 dots per inch)"
     out, files = Path(out), []
     out.mkdir(parents=True, exist_ok=True)
-    formats = dict(pdf=dict(metadata=dict(CreationDate=None)), png=dict(dpi=200))
+    formats: dict[str, dict[str, Any]] = dict(pdf=dict(metadata=dict(CreationDate=None)), png=dict(dpi=200))
     for plot in plots(r, summary(r.rows) if table is None else table):
         with rc_context(RC), warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='Glyph')  # letters that matplotlib's font lacks

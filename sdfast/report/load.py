@@ -28,7 +28,7 @@ def load_results(
     Equal runs count once. Where folders chose different strengths of a strategy, or none, the one with the best
     accuracy on valid is taken. Raises `InputError` for a folder without a finished comparison, and for runs that
     should be equal and are not."""
-    groups = {}
+    groups: dict[tuple, list[Study]] = {}
     for folder in folders:
         study = _read(folder)
         groups.setdefault(study.setup, []).append(study)

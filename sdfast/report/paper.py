@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,7 +94,8 @@ def table_1(
     The paper protocol chooses by test accuracy, as the paper does. The others choose by valid accuracy, or without
     one take the best of the printed numbers."""
     rows = []
-    for (encoder, data), group in table.groupby(['encoder', 'data'], sort=False):
+    groups: Any = table.groupby(['encoder', 'data'], sort=False)  # to pandas keys are only hashable, not strings
+    for (encoder, data), group in groups:
         cell = dict(encoder=encoder, data=data)
         for (of, method), values in QUOTED.items():
             if of != encoder: continue
@@ -123,7 +125,8 @@ def paper_markdown(
 )->str: # Markdown, a table a data set
     "Write a table of the paper, ours next to the printed numbers"
     parts = []
-    for data, rows in table.groupby('data', sort=False):
+    by_data: Any = table.groupby('data', sort=False)  # to pandas keys are only hashable, not strings
+    for data, rows in by_data:
         first = 'method' if rows.method.notna().all() else 'λ'
         head = ['encoder', first, 'printed', *(SELECTIONS[kind] for kind in selections)]
         shown = []

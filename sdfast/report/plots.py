@@ -46,7 +46,7 @@ def draw_means(
     final = final[(final.status == 'ok') & (final.strategy != 'untouched')]
     many = len(table) > MANY
     for strategy, runs in final.groupby('strategy', sort=False):
-        with marks_of(ax, strategy):
+        with marks_of(ax, str(strategy)):
             if not many: _draw_seeds(ax, runs, m, strategy)
             elif named: _draw_name(ax, table.loc[strategy], m, strategy)
             _draw_mean(ax, table.loc[strategy], m, strategy, small=many)

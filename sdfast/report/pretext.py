@@ -1,5 +1,6 @@
 "Table 1 of the paper with pre-training inside: what each way to pre-train gives to both ways to fine-tune."
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -32,7 +33,8 @@ def pretext_table(
 )->pd.DataFrame: # A row for each encoder, method and strategy
     "Accuracies with intervals, paired differences to no pre-training and to plain fine-tuning, and what was kept"
     table = []
-    for (model, method), group in rows.groupby(['model', 'method'], sort=False):
+    groups: Any = rows.groupby(['model', 'method'], sort=False)  # to pandas keys are only hashable, not strings
+    for (model, method), group in groups:
         result = results.get((model, method))
         pretext = '; '.join(map(score_text, result['scores'])) if result else ''
         before = group[group.strategy == 'untouched'].iloc[0]

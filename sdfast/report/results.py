@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,7 +62,7 @@ class Results:
     @cached_property
     def versions(self)->list[dict]:
         "What the runs were made with, most used first, and the number of `runs` of each"
-        found = Counter()
+        found: Counter[tuple] = Counter()
         for key in self.rows.key:
             result = json.loads(self.text('runs', key, 'result.json') or '{}')
             if 'versions' not in result: continue
@@ -76,7 +77,8 @@ class Results:
         for run in self.tuned.itertuples():
             file = self.file('runs', run.key, 'curve.csv')
             if file is None or file.stat().st_size <= 2: continue  # no epoch was measured
-            found.append(pd.read_csv(file).assign(strategy=run.strategy, seed=run.seed))
+            of_run: dict[str, Any] = dict(strategy=run.strategy, seed=run.seed)
+            found.append(pd.read_csv(file).assign(**of_run))
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
     @cached_property

@@ -1,5 +1,6 @@
 "Rows of runs: which runs are final, what a setting is called; and data frames of results."
 from collections.abc import Sequence
+from typing import cast
 
 import pandas as pd
 
@@ -64,4 +65,5 @@ def insert_after(
     values:Sequence, # One for each row
 )->None:
     "Insert a column after another one"
-    table.insert(table.columns.get_loc(column) + 1, name, values)
+    place = cast(int, table.columns.get_loc(column))  # not a slice, as names of columns are unique
+    table.insert(place + 1, name, values)

@@ -75,7 +75,7 @@ def _add_verdicts(table, m, method):
 
 
 def answered_right(
-    folder:str|Path|Sequence, # Of a study, or several
+    folder:str|Path|Sequence|None, # Of a study, or several; `None` has no scores
     keys:Sequence, # Of runs
 )->np.ndarray|None: # Of bools, one for each video; `None` where a run has no scores
     "Read which videos runs get right together, by the mean of their probabilities"
@@ -84,7 +84,7 @@ def answered_right(
     if not files or None in files: return None
     scores = [pd.read_csv(f, dtype=dict(label=str), keep_default_na=False) for f in files]  # a class may be called NA
     total = sum(s.drop(columns=['path', 'label']) for s in scores)
-    return (total.idxmax(axis=1) == scores[0].label).values
+    return (total.idxmax(axis=1) == scores[0].label).to_numpy()
 
 
 def _first_file(folders, key):

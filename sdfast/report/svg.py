@@ -3,6 +3,7 @@ import io
 import re
 import warnings
 from html import escape
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,9 +16,10 @@ from .looks import COLOURS, look
 from .panels import Plot
 
 # class names may hold a $; ids are the same each time a plot is drawn; text stays text, in the page's fonts
-RC = {'text.parse_math': False, 'svg.fonttype': 'none', 'svg.hashsalt': 'sdfast', 'pdf.fonttype': 42, 'font.size': 10,
-      'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .8, 'axes.axisbelow': True,
-      'legend.frameon': False}
+RC: dict[Any, Any] = {
+    'text.parse_math': False, 'svg.fonttype': 'none', 'svg.hashsalt': 'sdfast', 'pdf.fonttype': 42, 'font.size': 10,
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .8, 'axes.axisbelow': True,
+    'legend.frameon': False}
 
 # colour -> the page's variable for it
 SHEET = {colour: f'c{i}' for i, colour in enumerate(COLOURS)}

@@ -136,7 +136,7 @@ class Table:
         width:int=80, # Characters in a line of the terminal
     )->RichTable: # For rich's `print`
         "The table for a terminal; if it is too wide, the main columns alone"
-        shown = range(self.headings, len(self.columns))
+        shown: Sequence[int] = range(self.headings, len(self.columns))
         if self._width(shown) > width: shown = [i for i in shown if self.columns[i].main]
         notes = [from_markdown(n) for n in self.notes]
         caption = Text('\n'.join([self.caption, *notes]))

@@ -44,7 +44,7 @@ def strength_paths(
     paths = {}
     for strategy, runs in final.groupby('strategy', sort=False):
         settings = settings_of(runs)
-        if has_strength(strategy):
+        if has_strength(str(strategy)):
             runs = pd.concat([final[final.strategy == reference], runs])
             settings = [(0., settings[0][1]), *settings]
         paths[strategy] = _path(runs, settings, seeds, kept)

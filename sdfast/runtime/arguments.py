@@ -29,7 +29,7 @@ class ShowArguments:
     The value of an argument is read from the attribute of the same name, or from the one that `_argument_attrs` gives
     for it. An argument that is not stored is left out. Among the bases it must come before `Callback`, which defines
     `__repr__` too."""
-    _argument_attrs = {}  # argument -> attribute, where their names differ
+    _argument_attrs: dict[str, str] = {}  # argument -> attribute, where their names differ
 
     def __repr__(self)->str:
         shown = []

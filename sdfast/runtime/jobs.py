@@ -4,7 +4,9 @@ The processes share only a folder. One of them claims a piece of work (`store.cl
 its result. So any number of commands, workers and machines can take part, and any of them may die."""
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 from ..errors import Busy
 from .progress import Progress
@@ -14,7 +16,7 @@ __all__ = ['Job', 'WorkList', 'do_all']
 RETRY = .2  # seconds until pieces of other processes are tried again
 
 
-class Job:
+class Job(Protocol):
     """Interface: how pieces of work are done, and where their results are stored.
 
     Subclasses must be picklable, because workers receive them. A piece may be any picklable object; processes identify
@@ -27,7 +29,7 @@ class Job:
     def fail(self, piece:object, error:str)->None: "Record that every process that tried a piece was killed"
     def at(self, piece:object)->tuple: "`(run, epochs done)` of an unfinished piece"
     def report(self, result:object, skipped:bool, progress:Progress)->None: "Report a result to `progress`"
-    def listener(self)->Progress: "The progress listener of a worker process, which is a context manager"
+    def listener(self)->AbstractContextManager[Progress]: "The progress listener of a worker process"
 
 
 class WorkList:
@@ -40,7 +42,7 @@ class WorkList:
     ):
         self.pieces, self.progress, self.then, self.record = list(pieces), progress, then, record
         self.left = list(range(len(self.pieces)))  # indices of pieces without a result
-        self.results = {}  # index of a piece -> its result
+        self.results: dict[int, object] = {}  # index of a piece -> its result
         self._record()
 
     def _record(self):

@@ -43,12 +43,12 @@ def check_loggers(
     names:str, # Joined by commas
 )->tuple: # Each name once
     "Names of known loggers whose packages are installed; raises `InputError` for others"
-    names = tuple(dict.fromkeys(filter(None, (n.strip() for n in names.split(',')))))
-    for n in names:
+    wanted = tuple(dict.fromkeys(filter(None, (n.strip() for n in names.split(',')))))
+    for n in wanted:
         if n not in LOGGERS: raise InputError(f'--log: unknown {n!r}; known are {", ".join(LOGGERS)}')
-    for n in names:
+    for n in wanted:
         if find_spec(n) is None: raise InputError(f'--log {n} needs the package {n}: pip install {n}')
-    return names
+    return wanted
 
 
 @contextmanager

@@ -22,7 +22,7 @@ class Resumable:
     """Mix-in for a callback with state that outlives an epoch: `Resume` saves its attributes `_state`.
 
     Not needed for a callback whose state at the end of an epoch follows from its arguments, the epoch and the model."""
-    _state = ()
+    _state: tuple[str, ...] = ()
 
     def state_dict(self)->dict:
         "The state that `Resume` writes, made of tensors, numbers, strings and containers"

@@ -26,9 +26,10 @@ class Supervisor:
     ):
         self.todo, self.job, self.out, self.launcher, self.progress = todo, job, out, launcher, progress
         self.since, self.total = since, total
-        self.workers = []
+        self.workers: list = []
         # counts of finished work when workers were last started, and how many times they have not changed since
-        self.state, self.idle = None, 0
+        self.state: tuple|None = None
+        self.idle = 0
 
     def run(self)->None:
         "Return when all pieces have a result. An exception or Ctrl-C ends local workers; Slurm jobs continue"

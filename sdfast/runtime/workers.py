@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from submitit import AutoExecutor, LocalExecutor
+from submitit import Job as SubmittedJob
 from submitit.helpers import Checkpointable
 
 from ..errors import InputError, StoreError
@@ -51,6 +52,7 @@ class Worker(Checkpointable):
             except (InputError, StoreError) as e:
                 progress.say(str(e))
                 return e
+        return None
 
     def _plan(self, pieces, progress): progress.plan([self.job.at(p)[0] for p in pieces])
 
@@ -124,7 +126,7 @@ def _start_slurm(worker, firsts, folder, options):
     return jobs
 
 
-def is_alive(job:object, cluster:str)->bool:
+def is_alive(job:SubmittedJob, cluster:str)->bool:
     "Whether a worker runs or waits in the queue"
     if job.paths.result_pickle.exists(): return False
     if cluster == 'local': return job.state == 'RUNNING'
@@ -134,7 +136,7 @@ def is_alive(job:object, cluster:str)->bool:
     return bool(q.stdout.strip()) or (q.returncode != 0 and 'Invalid job id' not in q.stderr)
 
 
-def returned_error(job:object)->Exception|None:
+def returned_error(job:SubmittedJob)->Exception|None:
     "The error that a worker returned; `None` if there is none, or if it was killed"
     if not job.paths.result_pickle.exists(): return None
     try: return job.result()
