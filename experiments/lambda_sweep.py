@@ -44,7 +44,7 @@ def make_settings(base):
     return settings
 
 
-# --- table ------------------------------------------------------------------------------------------------------------
+# ---- table
 
 def setting_name(row):
     "Such as 'mean batch 10'"
@@ -96,7 +96,7 @@ def render_table(table):
     return Table(columns, [table_row(name, row) for name, row in table.iterrows()], caption)
 
 
-# --- figure -----------------------------------------------------------------------------------------------------------
+# ---- figure
 
 def draw_reduction(ax, table, m, reduction):
     "A measure against λ. The band is λ = 0; a cross at the bottom marks a setting of which some seeds diverged"

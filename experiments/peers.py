@@ -46,7 +46,7 @@ def total(importances): return sum(i.sum() for i in importances)
 def close_to_one(share): return abs(share - 1) < .01
 
 
-# --- checks: `(passed, what was seen)` --------------------------------------------------------------------------------
+# ---- checks: `(passed, what was seen)`
 
 def avalanche_fisher(bs):
     from avalanche.training.plugins import EWCPlugin

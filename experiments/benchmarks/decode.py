@@ -33,7 +33,7 @@ SIZE = 128
 SPAN = (FRAMES - 1)*STRIDE  # from the first frame of a clip to the last
 
 
-# --- readers: a path, frame numbers and the size (width, height) of scaled frames to a uint8 clip --------------------
+# ---- readers: a path, frame numbers and the size (width, height) of scaled frames to a uint8 clip
 
 def decoded_frames(path, idx):
     "Decode the frames `idx`, from the key frame before the first"
@@ -96,7 +96,7 @@ def peers(job):
     return readers, missing
 
 
-# --- what is read -----------------------------------------------------------------------------------------------------
+# ---- what is read
 
 def groups(videos):
     "Name -> files that are measured together"

@@ -24,7 +24,7 @@ SHARED = Path(__file__).resolve().parents[3]/'shared'/'data'  # videos that some
 PACKAGES = ('torch', 'fastai', 'av', 'decord', 'torchcodec')  # their versions are recorded
 
 
-# --- device -----------------------------------------------------------------------------------------------------------
+# ---- device
 
 def script(): return Path(sys.argv[0]).name
 
@@ -48,7 +48,7 @@ def synchronize(device):
     if is_cuda(device): torch.cuda.synchronize()
 
 
-# --- time -------------------------------------------------------------------------------------------------------------
+# ---- time
 
 class Timer:
     "Seconds of the wall clock and of this process on the CPU. Other work on the machine disturbs the latter less"
@@ -118,7 +118,7 @@ def summary(
     return rows
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------
+# ---- memory
 
 class LiveBytes(TorchDispatchMode):
     "Counts the bytes of storages that operations made and that are still alive: `now`, and the most at once, `peak`"
@@ -166,7 +166,7 @@ def peak_bytes(
     return live.peak
 
 
-# --- output -----------------------------------------------------------------------------------------------------------
+# ---- output
 
 def machine(device='cpu')->dict:
     "Describe the measurement: command, date, processor and its load, versions"

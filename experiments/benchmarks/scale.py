@@ -51,7 +51,7 @@ N_VIDEOS = (100, 1000, 10_000, 100_000)
 N_RUNS = (10, 100, 1000, 10_000)
 
 
-# --- a study that looks finished --------------------------------------------------------------------------------------
+# ---- a study that looks finished
 
 def sealed(d):
     "JSON text as `store.write_json` writes it, which would wait for the disk"
@@ -113,7 +113,7 @@ def write_study(folder, strategies, settings, seeds, paths, labels, classes):
     return len(rows)
 
 
-# --- measurements -----------------------------------------------------------------------------------------------------
+# ---- measurements
 
 def least(f, rounds):
     "`(seconds of the process, seconds of the clock)` of the best round"

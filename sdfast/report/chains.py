@@ -1,9 +1,9 @@
 """Chains of tasks, source → A → B → ...: from rows of stages to what was learned and what was forgotten.
 
 `R[i, j]` is the accuracy on task j after stage i. Task 0 is the source, and row 0 is the model before fine-tuning.
-Each task has its own head (task-incremental), so there are two such matrices. One is of the **old heads**, each as
-its stage left it, and is nan above the diagonal. The other is of a new linear **probe** on the encoder's features,
-and is complete.
+Each task has its own head (task-incremental learning), so there are two such matrices. One is measured with the **old
+heads**, each from the end of its stage, and is nan above the diagonal. The other is measured with new linear **probes**
+on the encoder's features, and is complete.
 """
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ def accuracy_matrices(
     rows:pd.DataFrame, # From `compare_sequences`
     kind:str='head', # 'head' for old heads, 'probe' for new probes
 )->dict: # (strategy, seed) -> `R`
-    "Accuracy matrices of the final chains that reached their end"
+    "Accuracy matrices of all complete final chains"
     final = rows[rows.final.astype(bool) & (rows.status == 'ok')]
     columns = [c for c in rows.columns if c.startswith(f'{kind}.')]
     start = final[final.strategy == 'untouched']
@@ -52,13 +52,12 @@ def sequence_summary(
     reference:str='finetune', # Strategy that the others are compared with, seed by seed
     method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
 )->pd.DataFrame: # A row for each strategy
-    """Means over seeds with 95 % t intervals (m, m_low, m_high) and paired differences to the reference (m_diff
-    with m_diff_low and
-    m_diff_high, m_p, m_p_adj, m_verdict) of each metric m.
+    """Summarise chains: means over seeds and paired differences to the reference, for each metric.
 
-    With old heads: `average`, `learned`, `bwt`, `forgetting.TASK`, and `forgetting_best`, the mean over tasks of
-    how far each is below its best. With probes: the same names after `probe_`, and `fwt`. Raises `InputError` if no
-    chain reached its end."""
+    The columns of a metric m are its mean with a 95 % t interval (m, m_low, m_high) and its difference with interval
+    and test (m_diff, m_diff_low, m_diff_high, m_p, m_p_adj, m_verdict). Metrics with old heads: `average`, `learned`,
+    `bwt`, `forgetting.TASK`, and `forgetting_best`, the mean over tasks of how far each is below its best. With probes:
+    the same with the prefix `probe_`, and `fwt`. Raises `InputError` if no chain is complete."""
     values = _chain_metrics(rows)
     final = rows[rows.final.astype(bool)]
     base = _of_strategy(values, reference)
@@ -79,7 +78,7 @@ def sequence_summary(
 
 
 def _chain_metrics(rows):
-    "A row for each chain, its index (strategy, seed); a column for each metric"
+    "A row for each chain, with index (strategy, seed), and a column for each metric"
     heads, probes = accuracy_matrices(rows), accuracy_matrices(rows, 'probe')
     if not heads:
         first_error = next((e for e in rows.error if e), 'none')
@@ -103,7 +102,7 @@ def _matrix_metrics(R, names, prefix=''):
 
 
 def _of_strategy(values, strategy):
-    "The chains of a strategy, their index the seed; none if all failed"
+    "The chains of a strategy, with the seed as index; empty if all failed"
     return values[values.index.get_level_values(0) == strategy].droplevel(0)
 
 
@@ -120,7 +119,7 @@ def _difference_columns(chains, base, m):
 
 
 def _add_verdicts(table, m, reference, method):
-    "Insert the adjusted p values of a metric and what follows from them"
+    "Insert the adjusted p values of a metric and the verdicts"
     adjusted = adjust(table[f'{m}_p'], method)
     more_is_better = 'forgetting' not in m
     verdicts = [judge(d, p, more_is_better) for d, p in zip(table[f'{m}_diff'], adjusted)]

@@ -13,13 +13,13 @@ from .plots import draw_untouched
 from .rows import PANELS, has_strength
 from .trade_off import strength_paths
 
-HEAT = 'cividis'  # a colour map that reads the same with every kind of colour vision
-N_CLASSES = 20  # classes that are drawn; of more, the first and the last ones
-N_FIRST = 15  # of them, the first ones
+HEAT = 'cividis'  # a colour map that looks the same with every kind of colour vision
+N_CLASSES = 20  # largest number of classes to draw; if there are more, the first and the last ones
+N_FIRST = 15  # number of first ones among these
 
 
 def _draw_curve(ax, x, intervals, strategy, scale=100, shift=0.):
-    "Draw means with error bars; a dict for each, of what is drawn"
+    "Draw means with error bars; returns a dict of the drawn numbers for each"
     colour, marker = look(strategy)
     means = [scale*i.mean for i in intervals]
     errors = [scale*np.nan_to_num([abs(getattr(i, end) - i.mean) for i in intervals]) for end in ('low', 'high')]
@@ -72,7 +72,7 @@ def draw_trials(
     table:pd.DataFrame, # Its `summary`
     reference:str='finetune', # Drawn as a band, at its chosen learning rate
 )->pd.DataFrame: # The numbers that are drawn
-    "Draw accuracy on valid against λ, where only the chosen strengths were run to the end"
+    "Draw accuracy on valid against λ, for studies in which only the chosen strengths were run to the end"
     trials = rows[~rows.final & (rows.status == 'ok')].astype(dict(valid_acc1=float))
     lr = table.set_index('strategy').lr[reference]
     base = mean_interval(trials[(trials.strategy == reference) & (trials.lr == lr)].valid_acc1)
@@ -131,7 +131,7 @@ def draw_classes(
 
 
 def _shown_classes(change):
-    "The first and the last classes, and their places, with a gap for those left out"
+    "The first and the last classes, and their positions, with a gap for those left out"
     if len(change) <= N_CLASSES: return change, np.arange(len(change), dtype=float)
     y = np.arange(N_CLASSES, dtype=float)
     y[N_FIRST:] += 1
@@ -142,8 +142,8 @@ def _cut(text, n): return text if len(text) <= n else text[:n - 1] + '…'
 
 
 def layer_drift(
-    course:pd.DataFrame, # `Results.course`, or the part of a strategy
-)->pd.DataFrame: # A row for each layer in order, a column for each epoch; no row where it was not recorded
+    course:pd.DataFrame, # `Results.course`, or its rows of one strategy
+)->pd.DataFrame: # A row for each layer in order, a column for each epoch; empty if it was not recorded
     "Drift of each layer's output after each epoch, mean over runs"
     columns = [c for c in course.columns if c.startswith('layers.') and c.endswith('.drift')]
     if not columns: return pd.DataFrame()
@@ -154,7 +154,7 @@ def layer_drift(
 def draw_drift(
     ax:Axes, # Axes
     drift:pd.DataFrame, # From `layer_drift`
-    top:float, # The value of the last colour
+    top:float, # Value of the last colour
 )->pd.DataFrame: # The same numbers
     "Draw drift as a heat map, layers by epochs"
     n_layers, n_epochs = drift.shape

@@ -85,7 +85,7 @@ def _legend(plot):
 
 def write_figures(
     r:Results, # From `load_results`
-    out:str|Path, # Folder, made if it is not there
+    out:str|Path, # Folder, created if it does not exist
     table:pd.DataFrame|None=None, # Its `summary`
     title:str='', # Above each plot
     suffix:str='', # At the end of the files' names

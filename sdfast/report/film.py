@@ -16,9 +16,9 @@ GAP = 2  # pixels between two frames
 
 
 def film_strip(
-    path:str|Path, # Of a video
-    n:int=6, # Frames, evenly spaced
-    height:int=72, # Of the strip, pixels
+    path:str|Path, # Video file
+    n:int=6, # Number of frames, evenly spaced
+    height:int=72, # Height of the strip in pixels
 )->tuple[str, int, int]|None: # A JPEG as data URI, its width and height; `None` if the video cannot be read
     "Show a video as a row of frames"
     if not Path(path).is_file(): return None
@@ -36,7 +36,7 @@ def film_strip(
 
 def _read_frames(path, n):
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # about frames that stand in for broken ones
+        warnings.simplefilter('ignore')  # about frames that replace undecodable ones
         video = VideoFile(str(path))
         places = np.linspace(0, video.index.n - 1, min(n, video.index.n)).round().astype(int)
         x = video.read(places)

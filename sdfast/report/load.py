@@ -1,4 +1,4 @@
-"Read the folders of studies, and merge those of one set-up."
+"Read the folders of studies, and merge studies with the same set-up."
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from .rows import has_strength, settings_of
 __all__ = ['load_results']
 
 SETUP = ('source', 'task', 'model', 'anchor')  # studies are merged if they share these, and the epochs of fine-tuning
+# columns that a study's runs.csv must have
 NEEDED = ('key', *SETUP, 'strategy', 'lam', 'lr', 'seed', 'epochs', 'acc1', 'status', 'final')
 RUN = ['strategy', 'strategy_args', 'lam', 'lr', 'seed', 'final']  # two runs that share these must have equal numbers
 
@@ -23,11 +24,11 @@ RUN = ['strategy', 'strategy_args', 'lam', 'lr', 'seed', 'final']  # two runs th
 def load_results(
     *folders, # Of studies, as `compare` wrote them
 )->list[Results]: # One for each set-up: source, target, model, weights before fine-tuning, and epochs
-    """Read the folders of studies, and merge those of one set-up.
+    """Read the folders of studies, and merge studies with the same set-up.
 
-    Equal runs count once. Where folders chose different strengths of a strategy, or none, the one with the best
-    accuracy on valid is taken. Raises `InputError` for a folder without a finished comparison, and for runs that
-    should be equal and are not."""
+    Equal runs count once. If folders chose different strengths of a strategy, or none, the one with the best accuracy
+    on valid is used. Raises `InputError` for a folder without a finished comparison, and for runs with equal settings
+    but different numbers."""
     groups: dict[tuple, list[Study]] = {}
     for folder in folders:
         study = _read(folder)
@@ -40,7 +41,7 @@ class Study:
     "The files of one folder"
     folder: str|Path
     rows: pd.DataFrame
-    command: str  # that repeats it, or ''
+    command: str  # command that repeats the study, or ''
     notes: list
 
     @property
@@ -66,7 +67,7 @@ def _read(folder):
 
 
 def _check(rows, file):
-    "Raise `InputError` unless rows are of a comparison of strategies with plain fine-tuning"
+    "Raise `InputError` unless the rows are a comparison of strategies with plain fine-tuning"
     missing = [c for c in NEEDED if c not in rows]
     if missing:
         chain = '; a chain of tasks (sequence.py) has tables of its own' if 'stage' in rows else ''
@@ -78,7 +79,7 @@ def _check(rows, file):
 
 
 def _merge(studies):
-    "Studies of one set-up as one"
+    "Merge studies with the same set-up"
     folders = [study.folder for study in studies]
     rows = _unique_runs(pd.concat([study.rows for study in studies], ignore_index=True), folders)
     # files from before all strengths could be run to the end have no `chosen`: their final runs are the chosen ones
@@ -95,7 +96,7 @@ def _unique(values): return list(dict.fromkeys(values))
 
 
 def _unique_runs(rows, folders):
-    "Each run once: one that ended well before one that failed, one that is chosen before one that is not"
+    "Keep each run once: prefer one that succeeded to one that failed, and one marked as chosen to one that is not"
     is_rejected = [c is False or c == 'False' for c in rows.chosen]
     rows = rows.assign(order=rows.index, bad=rows.status != 'ok', rejected=is_rejected)
     rows = rows.sort_values(['bad', 'rejected', 'order']).drop_duplicates('key')
@@ -111,7 +112,7 @@ def _unique_runs(rows, folders):
 
 
 def _names_with_options(rows):
-    "Names of strategies; where one ran with different options, they follow its name"
+    "Names of strategies, followed by their options if a strategy ran with different ones"
     several = rows.groupby('strategy').strategy_args.apply(lambda args: args.fillna('').nunique() > 1)
     def name(strategy, args):
         has_options = isinstance(args, str) and args
@@ -120,7 +121,7 @@ def _names_with_options(rows):
 
 
 def _settle_choices(rows):
-    "Where several settings of a strategy are marked as chosen, choose the best on valid; the notes that say so"
+    "If several settings of a strategy are marked as chosen, choose the best on valid; returns notes that say so"
     notes = []
     candidates = rows[rows.final & rows.chosen & (rows.strategy != 'untouched')]
     for strategy, runs in candidates.groupby('strategy', sort=False):

@@ -6,12 +6,12 @@ from matplotlib.axes import Axes
 
 from ..strategies.registry import STRATEGIES
 
-# Okabe & Ito's colours, which every kind of colour vision tells apart
+# Okabe & Ito's colours, which can be distinguished with every kind of colour vision
 COLOURS = '#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7A7A00', '#46237A'
-MARKERS = 'o^vDPX*<>hp8dH'  # tell strategies apart without colour
-# each has a colour of its own
+MARKERS = 'o^vDPX*<>hp8dH'  # distinguish strategies without colour
+# strategies with a colour of their own
 FIRST = ['self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc', 'lower_lr', 'linear_probe', 'lp_ft']
-# the colours of a marker's second use, by number: no kind of colour vision takes one for that of the first use
+# indices of colours for a marker's second use, which can be distinguished from those of its first use
 SECOND_COLOURS = 3, 4, 7, 0, 1, 6, 5, 2
 
 
@@ -31,7 +31,7 @@ LOOKS = _assign_looks()
 def look(
     name:str, # A strategy, or one with options after its name
 )->tuple[str, str]: # Colour and marker
-    "The look of a strategy; one with options has a look that follows from its name"
+    "The look of a strategy; if options follow its name, the look is derived from the whole name"
     if name in LOOKS: return LOOKS[name]
     at = sum(name.encode())
     return COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
@@ -42,7 +42,7 @@ def marks_of(
     ax:Axes, # Axes
     strategy:str, # Its name
 )->Iterator[None]: # A context
-    "Give what is drawn inside the group id `series-STRATEGY`, by which the page finds a strategy's marks"
+    "Give all marks drawn in this context the group id `series-STRATEGY`, by which the page finds them"
     before = set(ax.get_children())
     yield
     for artist in set(ax.get_children()) - before: artist.set_gid(f'series-{strategy}')

@@ -1,7 +1,7 @@
-"""One HTML file for each study that opens offline: tables, plots, what was forgotten, and how to repeat it.
+"""The page of a study, one HTML file that opens offline: tables, plots, what was forgotten, and how to repeat it.
 
-This module only lays out what `summary`, `trade_off` and `results` computed. The template escapes all text, and the
-page's Content Security Policy forbids every request and every script but its own.
+This module only lays out the results of `summary`, `trade_off` and `results`. The template escapes all text, and the
+page's Content Security Policy forbids all requests and all scripts but its own.
 """
 import base64
 import hashlib
@@ -45,7 +45,7 @@ OF_ONE_RUN = ('strategy', 'strategy_args', 'lam', 'lr', 'seed', 'final')  # sett
 
 
 def write_page(
-    folders:str|Path|Sequence, # Of one or more studies; those of one set-up are merged
+    folders:str|Path|Sequence, # Folders of one or more studies; those with the same set-up are merged
     out:str|Path|None=None, # File to write, by default `report.html` in the first folder
     method:str='holm', # How p values are adjusted for the number of strategies, see `stats.adjust`
     figures:bool=True, # Also write each plot as PDF and PNG to `figures/` next to the page
@@ -91,12 +91,12 @@ def _asset(name): return files('sdfast.report').joinpath(name).read_text(encodin
 
 
 def _breakable(name):
-    "A name that may be broken after an underscore"
+    "Allow line breaks after the underscores of a name"
     return Markup('_<wbr>').join(name.split('_'))
 
 
 def _sort_value(cell):
-    "What the page sorts a cell by"
+    "The text by which the page sorts a cell"
     return '' if cell.value is None else f'{cell.value:.10g}'
 
 
@@ -140,14 +140,14 @@ def _plot(plot, id):
 
 
 def _heat_scale(plot):
-    "The legend of a heat map: its last value and its colours; `None` for another plot"
+    "The legend of a heat map: its largest value and its colours; `None` for other plots"
     if not plot.heat: return None
     colours = matplotlib.colormaps[HEAT](np.linspace(0, 1, 9))
     return dict(top=f'{plot.heat:.3g}', colours=', '.join(map(to_hex, colours)))
 
 
 def _trades(r, method, id):
-    "Tables of what keeping costs, where all strengths were run to the end"
+    "Tables of what keeping costs, if all strengths were run to the end"
     if not has_all_strengths(r.rows): return []
     measured = [m for m in PANELS if m in r.rows and r.rows[m].notna().any()]
     return [_trade(r, m, method, f'{id}-trade-{i + 1}') for i, m in enumerate(measured)]
@@ -171,7 +171,7 @@ def _strips(r):
 
 
 def _strip(clip, n_seeds):
-    "A clip's frames, and what became of it"
+    "A clip's frames, and how it was classified before and after fine-tuning"
     src, width, height = film_strip(clip['path']) or ('', 0, 0)
     right = []
     for column, n in clip.items():

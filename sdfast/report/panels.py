@@ -1,4 +1,4 @@
-"Which plots a study has, each as panels that the page and the figures draw."
+"The plots of a study, each made of panels that the page and the figures draw."
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,21 +25,21 @@ __all__ = ['Plot', 'plots']
 @dataclass
 class Plot:
     "Panels that belong together"
-    name: str  # of its files
+    name: str  # name of its files
     title: str  # above the panels
     about: str  # how to read it
     panels: dict[str, Callable]  # title -> function that draws on axes and returns the numbers it drew
     series: list = field(default_factory=list)  # strategies, for a legend
     size: tuple = (4.6, 3.7)  # of a panel, inches
     columns: int = 2  # panels next to each other
-    heat: float|None = None  # the largest value, where colours are values
+    heat: float|None = None  # largest value of a heat map
 
 
 def plots(
     r:Results, # From `load_results`
     table:pd.DataFrame, # Its `summary`
-    reference:str='finetune', # What strategies are compared with
-)->list[Plot]: # Those for which the study recorded what they show
+    reference:str='finetune', # Strategy that the others are compared with
+)->list[Plot]: # Without plots whose data the study has not recorded
     "List all plots of a study"
     strategies = [s for s in table.strategy if s != 'untouched']
     found = [

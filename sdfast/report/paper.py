@@ -19,7 +19,7 @@ COLUMNS = ['encoder', 'data', 'method', 'lam', 'selection', 'printed_acc1', 'pri
            'acc1_high', 'acc5', 'diff', 'diff_low', 'diff_high', 'mcnemar', 'valid_acc1', 'runs', 'failed']
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+# ---- numbers
 
 def table_2(
     cells:Sequence[PaperCell], # From `PaperStudy.plan`
@@ -116,7 +116,7 @@ def table_1(
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
-# --- text -------------------------------------------------------------------------------------------------------------
+# ---- text
 
 def paper_markdown(
     table:pd.DataFrame, # From `table_1` or `table_2`

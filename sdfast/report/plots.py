@@ -10,15 +10,15 @@ from .rows import final_runs, setting_name
 from .summary import summary
 from .trade_off import strength_paths
 
-MANY = 14  # with more strategies single seeds are not drawn
-SHOWN_LOSS = .03  # with less target accuracy than the best of the reference by this much, training is ruined
+MANY = 14  # with more strategies than this, single seeds are not drawn
+SHOWN_LOSS = .03  # settings whose target accuracy is more than this below the reference's best are not shown
 
 
 def draw_untouched(
     ax:Axes, # Axes
     value:float|None, # In %; nothing is drawn without one
 )->None:
-    "Draw a dashed line at what the untouched encoder has"
+    "Draw a dashed line at the untouched encoder's value"
     if value is None: return
     ax.axhline(value, color='grey', ls='--', lw=1)
     ax.annotate('untouched', (.01, value), xycoords=('axes fraction', 'data'), va='bottom', color='grey', fontsize=8,
@@ -31,7 +31,7 @@ def _label_axes(ax, m, untouched):
     ax.grid(alpha=.3)
 
 
-# --- chosen strengths
+# ---- chosen strengths
 
 def draw_means(
     ax:Axes, # Axes
@@ -75,7 +75,7 @@ def _draw_mean(ax, row, m, strategy, small):
 
 
 def _error(row, m):
-    "Lengths of an error bar in points, as matplotlib wants them; `None` where there is no interval"
+    "Lengths of an error bar in points, in matplotlib's form; `None` if there is no interval"
     if pd.isna(row[f'{m}_low']): return None
     return [[100*(row[m] - row[f'{m}_low'])], [100*(row[f'{m}_high'] - row[m])]]
 
@@ -95,7 +95,7 @@ def _leave_out_far_points(ax, points):
 def _note(ax, text): ax.annotate(text, (.01, .01), xycoords='axes fraction', fontsize=7, color='grey')
 
 
-# --- paths of strengths
+# ---- paths of strengths
 
 def draw_paths(
     ax:Axes, # Axes
@@ -111,7 +111,7 @@ def draw_paths(
     paths = strength_paths(rows, m, reference)
     drawn = _path_points(paths, chosen, m)
     points = 100*drawn[['acc1', m]].to_numpy()
-    # ruined training would squeeze the rest into a corner
+    # settings that hardly learned would squeeze all others into a corner
     least = 100*(np.nanmax(paths[reference].learned.mean(0)) - SHOWN_LOSS)
     good = points[points[:, 0] >= least]
     untouched = chosen[m].get('untouched')

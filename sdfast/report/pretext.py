@@ -1,4 +1,4 @@
-"Table 1 of the paper with pre-training inside: what each way to pre-train gives to both ways to fine-tune."
+"Table 1 of the paper with our own pre-training: the results of each pre-training method with both ways to fine-tune."
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +23,7 @@ COLUMNS = ['model', 'method', 'strategy', 'strength', 'runs', 'acc1', 'acc1_low'
            'cka_before', 'cka', 'pretext', 'printed']
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+# ---- numbers
 
 def pretext_table(
     rows:pd.DataFrame, # From `compare`, with a column `method`
@@ -53,7 +53,7 @@ def pretext_table(
 
 
 def chosen_runs(rows, strategy):
-    "Finished final runs with the chosen strength, by seed"
+    "Successful final runs with the chosen strength, with the seed as index"
     chosen = rows.chosen == True  # noqa: E712  trials have no value there
     return rows[(rows.strategy == strategy) & rows.final & chosen & (rows.status == 'ok')].set_index('seed')
 
@@ -66,7 +66,7 @@ def measured(runs, strategy):
 
 
 def kept(runs, before, n_source):
-    "What was kept of the source: after fine-tuning, and before it with Wilson's interval of the probe"
+    "Measures of the source before and after fine-tuning, with Wilson's interval of the probe before it"
     probe = proportion_interval(round(before.source_probe*n_source), n_source)
     row = dict(source_probe_before_low=probe.low, source_probe_before_high=probe.high)
     for m in KEPT:
@@ -86,10 +86,10 @@ def difference(name, runs, others):
 def printed_results(
     method:str, # Way of pre-training
     strategy:str, # 'finetune' or 'self_distill'
-    model:str, # Encoder; one that the paper does not have shows all of the paper's
+    model:str, # Encoder; for one that is not in the paper, all of the paper's encoders are shown
     data:str|None=None, # Data set; `None`: both
 )->str: # Top-1 in %, '' if the paper has none
-    "Show what the paper prints for a row"
+    "The paper's numbers for a row"
     found = []
     for encoder in ([model] if model in RECIPES else RECIPES):
         values = [printed_top1(method, strategy, encoder, d) for d in DATA_SETS if data in (None, d)]
@@ -106,7 +106,7 @@ def printed_top1(method, strategy, encoder, data):
     return quoted[DATA_SETS.index(data)]
 
 
-# --- text -------------------------------------------------------------------------------------------------------------
+# ---- text
 
 def pretext_markdown(
     table:pd.DataFrame, # From `pretext_table`

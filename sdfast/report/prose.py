@@ -1,4 +1,4 @@
-"What the page says in words: the question, what was found, what is missing, and how the runs were made."
+"The sentences of the page: the question, the findings, what is missing, and how the runs were made."
 from pathlib import Path
 
 import pandas as pd
@@ -54,7 +54,7 @@ def lead(
 
 
 def _origin(run):
-    "How the encoder came to know the source"
+    "How the encoder learned the source"
     if not run: return ''
     epochs = run['source_epochs']
     text = f', trained on it for {count_of(epochs, "epoch")}' if epochs else ', with the weights it came with'
@@ -65,7 +65,7 @@ def findings(
     table:pd.DataFrame, # From `summary`
     measures:list, # Some of its columns
 )->list[dict]: # For each measure what it is and the parts of its line: verdict, sign, text
-    "Say what the verdicts of the table are, a line for each measure"
+    "List the verdicts of the table, a line for each measure"
     by = table.set_index('strategy')
     out = []
     for m in measures:
@@ -75,7 +75,7 @@ def findings(
 
 
 def _reference_text(by, m):
-    "What plain fine-tuning has, and what there was before"
+    "The values of plain fine-tuning and of the untouched encoder"
     text = f'{strategy_cell(by.loc["finetune"], m).mean} % with plain fine-tuning'
     before = strategy_cell(by.loc['untouched'], m).mean if 'untouched' in by.index else MISSING
     return text if before == MISSING else f'{text}, {before} % before'
@@ -100,7 +100,7 @@ def _verdict_parts(by, m):
 def missing_answers(
     r:Results, # A study
 )->list[str]: # Sentences
-    "Say which answers the folder lacks"
+    "Say which answers are missing in the folder"
     out = []
     if not len(r.source):
         out.append(

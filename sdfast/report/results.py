@@ -1,6 +1,6 @@
-"""What a study left in its folder, read from the files alone: rows, courses, answers, versions.
+"""The results of a study, read from the files in its folder: rows, courses over epochs, answers, versions.
 
-What a folder lacks, such as an old one or one of which only `runs.csv` was kept, is an empty table or `None`.
+If files are missing, because the folder is old or only `runs.csv` was kept, the result is an empty table or `None`.
 """
 import json
 from collections import Counter
@@ -21,26 +21,26 @@ ANSWER_COLUMNS = ['strategy', 'seed', 'path', 'label', 'answer', 'right', 'p']
 
 @dataclass
 class Results:
-    "A study, or several of one set-up merged"
-    rows: pd.DataFrame  # as from `compare`; where a strategy ran with different options, they follow its name
-    folders: list  # where it was read from
-    commands: list = field(default_factory=list)  # that repeat it, see `recorded_command`
-    notes: list = field(default_factory=list)  # what a reader must know of the tasks, as Markdown
+    "The results of a study, or of several merged ones with the same set-up"
+    rows: pd.DataFrame  # as from `compare`; if a strategy ran with different options, they follow its name
+    folders: list  # folders that were read
+    commands: list = field(default_factory=list)  # commands that repeat the study, see `recorded_command`
+    notes: list = field(default_factory=list)  # notes on the tasks for readers, as Markdown
 
     @cached_property
     def final(self)->pd.DataFrame:
-        "Final runs of the chosen strengths that ended well"
+        "Successful final runs with the chosen strengths"
         runs = final_runs(self.rows)
         return runs[runs.status == 'ok']
 
     @cached_property
     def tuned(self)->pd.DataFrame:
-        "These without the untouched encoder"
+        "The runs of `final`, without the untouched encoder"
         return self.final[self.final.strategy != 'untouched']
 
     @property
     def failed(self)->pd.DataFrame:
-        "Runs that did not end well"
+        "Runs that failed or diverged"
         return self.rows[self.rows.status != 'ok']
 
     def file(self, *parts)->Path|None:
@@ -61,7 +61,7 @@ class Results:
 
     @cached_property
     def versions(self)->list[dict]:
-        "What the runs were made with, most used first, and the number of `runs` of each"
+        "Versions with which the runs were made, most frequent first, and the number of `runs` of each"
         found: Counter[tuple] = Counter()
         for key in self.rows.key:
             result = json.loads(self.text('runs', key, 'result.json') or '{}')
@@ -113,7 +113,7 @@ class Results:
         return change.loc[order.sort_values(kind='stable').index]
 
     def clips(self,
-        n:int=4, # How many of each
+        n:int=4, # Number of videos in each table
         by:str='finetune', # A strategy
     )->tuple[pd.DataFrame, pd.DataFrame]: # The most and the least forgotten, a row for each video
         """Source videos that a strategy forgot most and least, of those that the untouched encoder got right.

@@ -1,4 +1,4 @@
-"Rows of runs: which runs are final, what a setting is called; and data frames of results."
+"Rows of runs: selecting final runs, naming settings, making data frames."
 from collections.abc import Sequence
 from typing import cast
 
@@ -13,7 +13,7 @@ def final_runs(
     rows:pd.DataFrame, # From `compare`
     chosen:bool=True, # Only those of the chosen strengths, instead of all that were run to the end
 )->pd.DataFrame: # Some of the rows
-    "Select the runs that read test; files from before all strengths could be run to the end mark none as chosen"
+    "Select the runs that read test; in old files, which have no column `chosen`, all of them count as chosen"
     final = rows[rows.final.astype(bool)]
     if not chosen or 'chosen' not in final: return final
     return final[[pd.isna(c) or bool(c) for c in final.chosen]]
@@ -21,7 +21,7 @@ def final_runs(
 
 def has_all_strengths(
     rows:pd.DataFrame, # From `compare`
-)->bool: # False in a study with the chosen ones alone
+)->bool: # False in a study with only the chosen ones
     "Whether more than the chosen strengths were run to the end"
     return len(final_runs(rows, chosen=False)) > len(final_runs(rows))
 

@@ -24,8 +24,8 @@ def summary(
 
     The columns of a measure m are m with m_low and m_high; the difference m_diff with its t interval (m_diff_low,
     m_diff_high) and BCa interval (m_bca_low, m_bca_high); the p values of the paired t test (m_p), the same
-    adjusted (m_p_adj), and of the exact sign-flip test (m_p_flip); and m_verdict, which the adjusted p value
-    decides."""
+    adjusted (m_p_adj), and of the exact sign-flip test (m_p_flip); and m_verdict, which depends on the adjusted p
+    value."""
     final = final_runs(rows)
     base = final[(final.strategy == reference) & (final.status == 'ok')].set_index('seed')
     measures = [m for m in REPORTED if m in final and final[m].notna().any()]
@@ -67,7 +67,7 @@ def _difference(runs, base, m):
 
 
 def _add_verdicts(table, m, method):
-    "Insert the adjusted p values of measure `m` and what follows from them"
+    "Insert the adjusted p values of measure `m` and the verdicts"
     adjusted = adjust(table[f'{m}_p'], method)
     verdicts = [judge(d, p, MEASURES[m].more_is_better) for d, p in zip(table[f'{m}_diff'], adjusted)]
     insert_after(table, f'{m}_p', f'{m}_p_adj', adjusted)
@@ -78,7 +78,7 @@ def answered_right(
     folder:str|Path|Sequence|None, # Of a study, or several; `None` has no scores
     keys:Sequence, # Of runs
 )->np.ndarray|None: # Of bools, one for each video; `None` where a run has no scores
-    "Read which videos runs get right together, by the mean of their probabilities"
+    "Read which videos the mean probabilities of several runs classify correctly"
     folders = listify(folder)
     files = [_first_file(folders, key) for key in keys]
     if not files or None in files: return None
@@ -93,11 +93,11 @@ def _first_file(folders, key):
 
 
 def mcnemar_of_runs(
-    right:Callable, # From keys of runs to which videos they get right, see `answered_right`
+    right:Callable, # Function of keys of runs, see `answered_right`
     runs:pd.DataFrame, # Of a strategy
     reference:pd.DataFrame, # Of the reference; its index is the seed
-)->float: # nan where scores are not there
-    "p value of McNemar's test, video by video; a seed that failed for one of the two is left out for both"
+)->float: # nan if scores are missing
+    "p value of McNemar's test over videos; a seed that failed for one of the two is left out for both"
     both = set(runs.seed) & set(reference.index)
     a = right(tuple(runs.key[runs.seed.isin(both)]))
     b = right(tuple(reference.key[reference.index.isin(both)]))

@@ -15,7 +15,7 @@ from matplotlib.markers import MarkerStyle
 from .looks import COLOURS, look
 from .panels import Plot
 
-# class names may hold a $; ids are the same each time a plot is drawn; text stays text, in the page's fonts
+# no TeX, as class names may contain a $; the same ids at each drawing; text as text, in the page's fonts
 RC: dict[Any, Any] = {
     'text.parse_math': False, 'svg.fonttype': 'none', 'svg.hashsalt': 'sdfast', 'pdf.fonttype': 42, 'font.size': 10,
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .8, 'axes.axisbelow': True,
@@ -30,7 +30,7 @@ def svg(
     plot:Plot, # From `plots`
     panel:str, # Its title
     prefix:str, # Makes ids unique on a page
-    alt:str, # What a screen reader says
+    alt:str, # Text for screen readers
 )->tuple[str, pd.DataFrame]: # A panel as inline SVG, and the numbers it shows
     """Draw a panel for the page.
 

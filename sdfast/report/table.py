@@ -97,16 +97,16 @@ class Column:
     title: str  # its heading, plain text
     numeric: bool = True  # aligned right, and sorted by value in the page
     main: bool = True  # kept where the terminal is narrow
-    hint: str = ''  # what the page's heading adds: unit and direction
+    hint: str = ''  # addition to the heading on the page: unit and direction
 
 
 @dataclass(frozen=True)
 class Table:
-    "Columns, rows of cells, and what a reader must know of them"
+    "Columns, rows of cells, and notes for the reader"
     columns: Sequence[Column]  # from left to right
     rows: Sequence[Sequence]  # a list for each row, of a `Cell` or a `str` for each column
     caption: str = ''  # how to read the numbers, plain text
-    notes: Sequence[str] = field(default_factory=list)  # what is special about the data, as Markdown
+    notes: Sequence[str] = field(default_factory=list)  # notes on the data, as Markdown
     title: str = ''  # plain text
     headings: int = 1  # columns that name a row; a terminal and the page stack them
 
@@ -135,7 +135,7 @@ class Table:
     def to_rich(self,
         width:int=80, # Characters in a line of the terminal
     )->RichTable: # For rich's `print`
-        "The table for a terminal; if it is too wide, the main columns alone"
+        "The table for a terminal; if it is too wide, only the main columns"
         shown: Sequence[int] = range(self.headings, len(self.columns))
         if self._width(shown) > width: shown = [i for i in shown if self.columns[i].main]
         notes = [from_markdown(n) for n in self.notes]
@@ -159,7 +159,7 @@ class Table:
 
 
 def _stacked(cell):
-    "A cell with a part in each line, as narrow as it gets"
+    "A cell with each part on a line of its own, to be as narrow as possible"
     if isinstance(cell, str): return cell
     return '\n'.join(cell.parts).replace('not distinguishable', 'not\ndistinguishable')
 

@@ -30,7 +30,7 @@ def _strength_text(row):
     return f'{text}, {row.failed} failed' if row.failed else text
 
 
-# --- strategies
+# ---- strategies
 
 def strategy_table(
     table:pd.DataFrame, # From `summary`
@@ -92,7 +92,7 @@ def strategy_caption(
     return ' '.join(sentences)
 
 
-# --- what keeping costs
+# ---- what keeping costs
 
 def trade_off_table(
     table:pd.DataFrame, # From `trade_off`
@@ -161,7 +161,7 @@ def margins_table(
     return Table(columns, cells, ' '.join(sentences), title=f'Other margins: {MEASURES[kept].title}')
 
 
-# --- chains of tasks
+# ---- chains of tasks
 
 def chain_table(
     table:pd.DataFrame, # From `sequence_summary`
@@ -202,13 +202,13 @@ def _chain_caption(table):
     return ' '.join(sentences)
 
 
-# --- any data frame
+# ---- any data frame
 
 def frame_table(
     frame:pd.DataFrame, # One row a line
     title:str='', # Above it
 )->Table: # To print or to write
-    "Make a table that shows a data frame as it is, numbers with four digits"
+    "Make a table of a data frame, with numbers of four digits"
     columns = [Column(str(c), numeric=_is_number(frame[c])) for c in frame]
     rows = [[_plain_text(v) for v in row] for row in frame.itertuples(index=False, name=None)]
     return Table(columns, rows, title=title)

@@ -1,4 +1,4 @@
-"What keeping costs: each strategy's path of strengths, compared where it learns as much as plain fine-tuning."
+"What keeping costs: each strategy's path of strengths, compared at the target accuracy of plain fine-tuning."
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from .rows import final_runs, frame_of, has_strength, insert_after, setting_name
 __all__ = ['trade_off']
 
 MARGIN = .01  # a setting may have this much less target accuracy than plain fine-tuning and still count
-MARGINS = 0., .0025, .005, MARGIN, .02  # shows whether what is found depends on the margin
+MARGINS = 0., .0025, .005, MARGIN, .02  # to show whether results depend on the margin
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def trade_off(
 )->pd.DataFrame: # A row for each strategy
     """Compute what keeping costs, from each strategy's path of strengths.
 
-    - `matched`: what it keeps at the target accuracy of the reference less `margin`, interpolated (`stats.kept_at`)
-    - `cost`: how much more the untouched encoder has, which is forgetting at equal target accuracy
+    - `matched`: what it keeps at the target accuracy of the reference minus `margin`, interpolated (`stats.kept_at`)
+    - `cost`: the untouched encoder's value minus `matched`, which is forgetting at equal target accuracy
     - `diff`: how much more it keeps there than the path of `against`; plain fine-tuning's is one of learning rates
     - `volume`: the area in points² that the path dominates beyond the reference less `margin`, mean over seeds
     - `volume_diff`: its paired difference to that of `against`, with the paired t test

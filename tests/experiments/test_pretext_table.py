@@ -124,7 +124,7 @@ def test_the_papers_numbers_stand_in_their_rows(method, strategy, model, data, t
     assert printed_results(method, strategy, model, data) == text
 
 
-# --- the shipped table ------------------------------------------------------------------------------------------------
+# ---- the shipped table
 
 @pytest.fixture(scope='module')
 def shipped(): return pd.read_csv(RESULTS/'table.csv').fillna(dict(pretext='', printed=''))

@@ -38,7 +38,7 @@ def test_watching(page):
     assert f'{cost["low"]:.2f} to {cost["high"]:.2f}' in page
 
 
-# --- what protection costs --------------------------------------------------------------------------------------------
+# ---- what protection costs
 
 def test_memory_that_is_returned(page):
     nets = benchmark('step_112')['models'].values()
@@ -124,7 +124,7 @@ def test_throughput(page):
     assert 'default layout on {} and {}, compiled on {} and {}.'.format(*contiguous, *compiled) in page
 
 
-# --- what a study takes -----------------------------------------------------------------------------------------------
+# ---- what a study takes
 
 def test_time_of_a_study(page):
     six, more = benchmark('study')['rows']
@@ -164,7 +164,7 @@ def test_the_same_study_with_another_source_net(page):
         assert (t.acc1_verdict[others] == 'not distinguishable').all()
 
 
-# --- what reading costs -----------------------------------------------------------------------------------------------
+# ---- what reading costs
 
 READERS = dict(
     floor='floor', sdfast='sdfast', pyav='PyAV, straightforward code', torchcodec='torchcodec', decord='decord')

@@ -109,7 +109,7 @@ def test_a_missing_docment_is_seen():
     assert undocumented('g', g) == []
 
 
-# --- API pages --------------------------------------------------------------------------------------------------------
+# ---- API pages
 
 def cells(page, kind='code'):
     notebook = json.loads(page.read_text(encoding='utf-8'))
@@ -165,7 +165,7 @@ def test_api_pages_show_what_the_code_says():
     assert not stale, f'execute nbs/api again: {stale}'
 
 
-# --- pages ------------------------------------------------------------------------------------------------------------
+# ---- pages
 
 def called_name(call): return getattr(call.func, 'id', getattr(call.func, 'attr', ''))
 
@@ -228,7 +228,7 @@ def test_the_sidebar_has_all_pages():
     assert set(linked_pages(website['navbar']['left'])) <= set(listed)
 
 
-# --- the checks see what they are for ---------------------------------------------------------------------------------
+# ---- the checks see what they are for
 
 def code_cell(code, *outputs): return dict(cell_type='code', source=code, outputs=list(outputs))
 

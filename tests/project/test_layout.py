@@ -143,7 +143,7 @@ def test_lines_are_short():
     assert not found
 
 
-# --- the checks see what they are for ---------------------------------------------------------------------------------
+# ---- the checks see what they are for
 
 def test_a_cycle_is_seen():
     assert find_cycle(defaultdict(set, a={'b'}, b={'c'}, c={'a'}, d={'a'})) == ['a', 'b', 'c', 'a']

@@ -56,7 +56,7 @@ def assert_same(again, committed):
 def body(text): return text.split('\n\n')[0]
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# ---- tables
 
 @pytest.mark.parametrize('name', ['moving_digits', 'moving_digits_all', 'moving_digits_source_bs64'])
 def test_studies_of_the_embedded_task(page, name):
@@ -100,7 +100,7 @@ def test_the_page_lists_every_strategy_as_the_registry_has_it(page):
         assert f'| `{name}` | {formula} | {lams} | {strategy.paper} |' in page, name
 
 
-# --- the README's paragraphs ------------------------------------------------------------------------------------------
+# ---- the README's paragraphs
 
 def interval(r, m='diff', sign='+', scale=100):
     "A number of a trade-off as the README writes it"
@@ -217,7 +217,7 @@ def test_prepared_copies_are_decoded_eight_times_as_fast(readme):
     assert 'decoded eight times as fast' in readme
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# ---- rows
 
 NEEDED = {
     'key', 'task', 'source', 'model', 'strategy', 'lam', 'seed', 'epochs', 'lr', 'valid_acc1', 'acc1', 'source_acc',

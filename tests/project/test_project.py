@@ -81,7 +81,7 @@ def test_the_strategy_of_contributing_at_lam_0(contributed):
     assert not same(plain, fit(.7))
 
 
-# --- citation, changelog, licence -------------------------------------------------------------------------------------
+# ---- citation, changelog, licence
 
 @pytest.fixture
 def citation(): return yaml.safe_load((ROOT/'CITATION.cff').read_text())
@@ -123,7 +123,7 @@ def test_licence():
     assert 'Version 2.0' in text
 
 
-# --- links and the table of scripts -----------------------------------------------------------------------------------
+# ---- links and the table of scripts
 
 def anchors(text):
     "Anchors of the headings, as GitHub makes them"
@@ -174,7 +174,7 @@ def test_each_script_says_question_command_time_and_output(row):
     assert re.search(r'[\d½]', time)
 
 
-# --- style ------------------------------------------------------------------------------------------------------------
+# ---- style
 
 def test_ruff():
     command = [sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', str(ROOT)]

@@ -108,7 +108,7 @@ def test_terminal_reads_no_markup(table):
     assert '[+0.4, +0.6]' in text
 
 
-# --- LaTeX: any text is shown, and none is run
+# ---- LaTeX: any text is shown, and none is run
 
 UNTEX = {
     r'\textbackslash{}': '\\', r'\textasciitilde{}': '~', r'\textasciicircum{}': '^', r'\textless{}': '<',
