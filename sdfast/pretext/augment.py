@@ -1,4 +1,4 @@
-"Augmentation of clips: torchvision's `ColorJitter` drawn for each clip or frame of a batch, blur and solarisation."
+"Augmentation of clips: colour jitter as in torchvision, drawn for each clip or frame of a batch, blur, solarisation."
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +24,7 @@ def _mix(x, other, factor): return (factor*x + (1 - factor)*other).clamp(0, 1)
 
 
 def _turn_hue(x, turn):
-    "Add `turn`, a part of a full turn, to the hue"
+    "Add `turn`, a fraction of a full turn, to the hue"
     hsv = rgb2hsv(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
     hue = (hsv.select(-3, 0).unsqueeze(-3) + turn) % 1
     return hsv2rgb(torch.cat([hue, hsv.narrow(-3, 1, 2)], -3).flatten(0, -4)).unflatten(0, x.shape[:-3])
@@ -32,13 +32,13 @@ def _turn_hue(x, turn):
 
 def jitter_colours(
     x:torch.Tensor, # `(..., 3, H, W)` in [0, 1]
-    brightness:torch.Tensor|float|None, # Factors that broadcast to `x`, 1 changes nothing; `None` to leave out
+    brightness:torch.Tensor|float|None, # Factors that broadcast to `x`, where 1 changes nothing; `None` to leave out
     contrast:torch.Tensor|float|None, # The same
     saturation:torch.Tensor|float|None, # The same
-    hue:torch.Tensor|float|None, # Turns of the hue, in full turns; `None` to leave out
-    order:Sequence[int]=(0, 1, 2, 3), # In which the four are applied
+    hue:torch.Tensor|float|None, # Change of the hue, as a fraction of a full turn; `None` to leave out
+    order:Sequence[int]=(0, 1, 2, 3), # Order in which the four adjustments are applied
 )->torch.Tensor: # The shape of `x`
-    "torchvision's adjustments of colour, with separate factors for each clip or frame"
+    "Adjust colours as torchvision does, with separate factors for each clip or frame"
     for step in order:
         if step == 0 and brightness is not None: x = _mix(x, 0., brightness)
         if step == 1 and contrast is not None: x = _mix(x, to_grey(x).mean((-3, -2, -1), keepdim=True), contrast)
@@ -51,15 +51,15 @@ class ColourJitter(Transform):
     """Jitter the colours of training clips `(B, K, T, C, H, W)` with probability `p`, then turn them grey with
     probability `grey`.
 
-    Drawn for each clip, or with `each_frame` for each frame. The order of the four adjustments is drawn for each
-    batch."""
+    Random values are drawn for each clip or, with `each_frame`, for each frame. The order of the four adjustments is
+    drawn for each batch."""
     order, split_idx = 50, 0  # of floats in [0, 1], before `Normalize` (99)
 
     def __init__(self,
-        brightness:float=0., # Factors are from 1 - v to 1 + v
+        brightness:float=0., # Factors range from 1 - v to 1 + v
         contrast:float=0., # The same
         saturation:float=0., # The same
-        hue:float=0., # Turns are from -hue to hue
+        hue:float=0., # Changes range from -hue to hue
         p:float=1., # Probability of the jitter
         grey:float=0., # Probability of grey
         each_frame:bool=False, # Draw for each frame, not each clip
@@ -73,7 +73,7 @@ class ColourJitter(Transform):
 
     def encodes(self, x:TensorVideo)->TensorVideo:
         v = x.as_subclass(torch.Tensor)
-        drawn = 3 if self.each_frame else 2  # axes with values of their own
+        drawn = 3 if self.each_frame else 2  # number of axes along which values differ
         shape = (*v.shape[:drawn], *(1,)*(6 - drawn))
         def draw(low, high): return torch.empty(shape, device=v.device).uniform_(low, high)
         jittered = draw(0, 1) < self.p
@@ -86,7 +86,7 @@ class ColourJitter(Transform):
 
 
 class _ForSomeClips(Transform):
-    "Changes a training clip with a probability that depends on its place among the clips of its video"
+    "Changes a training clip with a probability that depends on its position among the clips of its video"
     split_idx = 0
     def __init__(self, p): self.p = p
 
@@ -99,7 +99,7 @@ class _ForSomeClips(Transform):
 class Blur(_ForSomeClips):
     """Gaussian blur of clips `(B, K, T, C, H, W)`, with a standard deviation drawn for each from .1 to 2 pixels.
 
-    The kernel spans a tenth of the height; beyond the edge is black."""
+    The kernel spans a tenth of the height; frames are padded with black."""
     order = 51  # after `ColourJitter`
 
     def encodes(self, x:TensorVideo)->TensorVideo:
@@ -114,9 +114,9 @@ class Blur(_ForSomeClips):
 def blur(
     x:torch.Tensor, # Clips `(..., T, C, H, W)`
     sigma:torch.Tensor, # Standard deviation for each, in pixels `(...)`
-    radius:int, # Pixels on each side under the kernel
+    radius:int, # Radius of the kernel in pixels
 )->torch.Tensor:
-    "Gaussian blur with zeros beyond the edge"
+    "Gaussian blur with zero padding"
     at = torch.arange(-radius, radius + 1, device=x.device)
     w = torch.exp(-at**2/(2*sigma.flatten()[:, None]**2))
     w = (w/w.sum(1, keepdim=True)).to(x.dtype)
@@ -128,7 +128,7 @@ def blur(
 
 
 class Solarise(_ForSomeClips):
-    "Invert pixels of at least .5 in clips in [0, 1]"
+    "Invert all pixels of at least .5, for clips in [0, 1]"
     order = 52  # after `Blur`
 
     def encodes(self, x:TensorVideo)->TensorVideo:

@@ -1,5 +1,5 @@
-"""What all methods of pre-training without labels share: heads that train with the encoder and leave with the callback,
-columns in the recorder, the loss on held-out clips, and checkpoints.
+"""The base class of methods for pre-training without labels: heads that train with the encoder and stay with the
+callback, columns in the recorder, the loss on held-out clips, and checkpoints.
 
 A new method is a subclass of `Pretext` with `sample`, `heads`, `forward`, `loss` and `scores`."""
 import json
@@ -41,7 +41,7 @@ class PretextNet(nn.Module):
     def __init__(self,
         encoder:nn.Module, # To be pre-trained
         heads:nn.Module, # Added by the method
-        method:'Pretext', # Its `forward` is the net's
+        method:'Pretext', # Provides the net's `forward`
     ):
         super().__init__()
         self.encoder, self.heads = encoder, heads
@@ -51,7 +51,7 @@ class PretextNet(nn.Module):
 
 
 class _Leave(Callback):
-    "Gives the user's model back when all other callbacks have ended the fit"
+    "Restores the user's model after all other callbacks have ended the fit"
     order = 1000
     def __init__(self, method): self.method = method
     def after_fit(self): self.method.finish()
@@ -60,39 +60,39 @@ class _Leave(Callback):
 class Pretext(Resumable, Columns, Callback):
     """Pre-train an encoder without labels: `Learner(dls, model, cbs=Pace()).fit(10)` on `dls` of a `VideoBlock`.
 
-    `model` is an encoder, or has one by the convention of `find_encoder`; a head that it has is not changed. During a
-    fit, `validate` or `get_preds` the learner's model is a `PretextNet` of encoder and heads, and its loss is the
-    method's; afterwards the model is the user's own again, with its encoder trained. Heads stay with the callback, and
-    a second fit continues with them; `Resume` keeps them with the model. Labels of `dls` are not used.
+    `model` is an encoder, or has one by the convention of `find_encoder`; its head, if any, does not change. During a
+    fit, `validate` or `get_preds`, the learner's model is a `PretextNet` of encoder and heads, and the loss is the
+    method's. Afterwards the learner has the user's model again, with a trained encoder. Heads stay with the callback,
+    and a second fit continues with them; `Resume` saves them with the model. Labels of `dls` are not used.
 
-    Subclasses define the methods below. These take all they need as arguments and must not read `self.learn`."""
-    # before any callback asks for the model, and before `DistributedTrainer` (11) wraps it; it is on its device by then
+    Subclasses define the methods below, which get everything as arguments and must not read `self.learn`."""
+    # after the model is on its device, before other callbacks use it and `DistributedTrainer` (11) wraps it
     order = -5
-    # crops, see `SampleClips`: of a random area, or a square of a frame whose short side is zoom*size
+    # crops, see `SampleClips`: of a random area, or a square of a frame whose short side is scaled to zoom*size
     area, aspect, flip, zoom = None, SampleClips.aspect, False, 128/112
     batch_tfms = ()  # augmentation of batches `(B, K, T, C, H, W)` in [0, 1], before they are normalised
     score_names = ('pretext_acc',)
-    inputs = 1  # how many parts of an item go to `forward`; the others go to `loss`
+    inputs = 1  # number of parts of an item that go to `forward`; the others go to `loss`
     pretext_net, protected = None, None
     _users = None  # model and loss of the user during a fit
-    _nested = 0  # runs of `validate` inside a fit that have not ended
+    _nested = 0  # number of running calls of `validate` inside a fit
     _sums = None  # whether in training -> (sums of scores, number of videos) of the last epoch
     _made = None  # id of a loader -> (loader, the method's loader)
     _stateattrs = ('pretext_net', '_users', '_sums', '_made', '_columns')  # not exported
 
-    # what a method defines
+    # ---- methods that subclasses define
 
     def sample(self, n:int, frames:int, stride:int, rnd:Random)->tuple:
-        "Frame numbers `(K, frames)` of a video of `n` frames and a label, drawn by `rnd`; `VideoError` if too short"
+        "Draw frame numbers `(K, frames)` of a video of `n` frames, and a label, with `rnd`; `VideoError` if too short"
         raise NotImplementedError(f'{type(self).__name__} must define `sample`')
 
     def item(self, clips:PretextClips, video:VideoFile, rnd:Random)->tuple:
-        "Clips `(K, T, C, H, W)` and labels of a video, by default those of `sample`; override to change pixels"
+        "Make clips `(K, T, C, H, W)` and labels of a video, by default those of `sample`; override to change pixels"
         idx, *y = self.sample(video.index.n, clips.frames, clips.stride, rnd)
         return (clips.read(video, idx), *y)
 
     def heads(self, n:int)->nn.Module:
-        "Heads on `n` features"
+        "Make the heads for `n` features"
         raise NotImplementedError(f'{type(self).__name__} must define `heads`')
 
     def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor, *more)->torch.Tensor|tuple:
@@ -115,13 +115,13 @@ class Pretext(Resumable, Columns, Callback):
     def prepare(self, train_dl:DataLoader)->None:
         "Called before a fit, with the loader of training videos; heads may not be made yet"
 
-    # the net
+    # ---- the net
 
     def build(self,
-        encoder:nn.Module, # From clips `(B, T, C, H, W)` to features `(B, F)`; has `num_features`, or `x` is given
+        encoder:nn.Module, # Maps clips `(B, T, C, H, W)` to features `(B, F)`; has `num_features`, or `x` is given
         x:torch.Tensor|None=None, # A clip `(1, T, C, H, W)` to count the features with
     )->PretextNet:
-        "The net to train, made once for an encoder; heads are drawn from the current random state"
+        "Make the net to train, once for each encoder; heads are initialised from the current random state"
         if self.pretext_net is not None and self.pretext_net.encoder is encoder: return self.pretext_net
         n = self._count_features(encoder, x)
         heads = self.make_heads(encoder, n) if self.pretext_net is None else self.pretext_net.heads
@@ -129,7 +129,7 @@ class Pretext(Resumable, Columns, Callback):
         return self.pretext_net
 
     def make_heads(self, encoder:nn.Module, n:int)->nn.Module:
-        "Heads on the `n` features of `encoder`; override where heads hold a copy of it"
+        "Make the heads for the `n` features of `encoder`; override if heads contain a copy of it"
         return self.heads(n)
 
     def _count_features(self, encoder, x):
@@ -153,11 +153,11 @@ class Pretext(Resumable, Columns, Callback):
         "A copy of `dl` with the method's clips and labels, made once"
         if isinstance(dl, DistributedDL): dl = dl.dl
         if self._made is None: self._made = {}
-        # `dl` is kept, so that its id cannot become another's
+        # keep `dl`, so that its id cannot be reused
         if id(dl) not in self._made: self._made[id(dl)] = dl, method_loader(self, dl)
         return self._made[id(dl)][1]
 
-    # a fit
+    # ---- a fit
 
     def before_fit(self):
         locked = self.learn.lock.locked()
@@ -185,7 +185,7 @@ class Pretext(Resumable, Columns, Callback):
         return torch.zeros(1, base.frames, 3, size, size, device=device)
 
     def _add_heads(self, opt):
-        "Add the heads' parameters to the optimizer's last group, where `encoder_head_split` has the head"
+        "Add the heads' parameters to the optimizer's last group, which has the head with `encoder_head_split`"
         known = {id(p) for p, *_ in opt.all_params()}
         new = [p for p in self.pretext_net.heads.parameters() if p.requires_grad and id(p) not in known]
         if not new: return
@@ -222,7 +222,7 @@ class Pretext(Resumable, Columns, Callback):
 
     def score(self,
         name:str, # One of `score_names`
-        train:bool=False, # Of the last epoch's training batches, at the time of each, or of the validation part
+        train:bool=False, # On the last epoch's training batches during training, instead of the validation part
     )->float:
         "Mean of a score over videos, and over all processes"
         sums, n = (self._sums or {}).get(train, ({}, 0))
@@ -234,13 +234,13 @@ class Pretext(Resumable, Columns, Callback):
         return (both[0]/both[1]).item() if both[1] and name in sums else float('nan')
 
     def state_dict(self)->dict:
-        "Random states of the loaders; weights are in the model while a fit runs"
+        "Random states of the loaders; weights are saved with the model"
         return dict(loaders=[self.loader(dl).rng.getstate() for dl in self.learn.dls.loaders])
 
     def load_state_dict(self, state:dict)->None:
         for dl, rng in zip(self.learn.dls.loaders, state['loaders']): self.loader(dl).rng.setstate(rng)
 
-    def after_fit(self): "Not that of `Columns`: `finish` undoes the rest when all other callbacks have ended the fit"
+    def after_fit(self): "Overrides that of `Columns`: `finish` restores the learner after all other callbacks"
 
     def finish(self)->None:
         "End a fit, or a `validate` inside one"
@@ -255,12 +255,12 @@ class Pretext(Resumable, Columns, Callback):
             self.learn.model, self.learn.loss_func = self._users
             self._users = None
 
-    # after a fit
+    # ---- after a fit
 
     def held_out(self,
         dl:DataLoader, # Held-out videos, such as `dls.valid` or `unlabelled(dls, paths)`
-    )->Callable: # From an encoder to the mean loss over the videos
-        """The loss in eval mode with the present heads, a measure of forgetting without labels.
+    )->Callable: # Function of an encoder that returns the mean loss over the videos
+        """Make a function that computes the loss in eval mode with the current heads, to measure forgetting.
 
         Use it as `Retention(..., pretext=method.held_out(dl))`."""
         if self.pretext_net is None:
@@ -289,9 +289,9 @@ class Pretext(Resumable, Columns, Callback):
         return init_args(self)
 
     def save(self, path:str|Path)->None:
-        """Write encoder and heads as safetensors, whole or not at all.
+        """Write encoder and heads to a safetensors file, atomically.
 
-        `load_encoder` reads the encoder from it, `read_checkpoint` both."""
+        `load_encoder` reads the encoder from the file, `read_checkpoint` both."""
         if self.pretext_net is None: raise InputError(f'{type(self).__name__} has nothing to save yet: fit first')
         state = {k:v.detach().cpu().contiguous() for k, v in self.pretext_net.state_dict().items()}
         store.write(path, save(state, dict(method=type(self).__name__, config=json.dumps(self.config))))

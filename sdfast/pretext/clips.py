@@ -22,14 +22,14 @@ __all__ = ['PretextClips']
 class PretextClips(Transform):
     """Turn a loader's item `(video, ...)` into the clips and labels of `method.item`, `(clips, label, ...)`.
 
-    It takes the place of the loader's `SampleClips` and keeps its frames, stride, size and cache; spatial augmentation
-    is the method's. In training, clips, crops and labels are drawn; otherwise they depend on the video's name alone,
-    and crops are central."""
+    It replaces the loader's `SampleClips` and keeps its frames, stride, size and cache; spatial augmentation is the
+    method's. In training, clips, crops and labels are random; otherwise they depend only on the video's name, and crops
+    are central."""
     order = SampleClips.order
 
     def __init__(self,
         method:Callback, # A `Pretext`; its `item` makes clips and labels
-        base:SampleClips, # Transform whose place it takes
+        base:SampleClips, # The transform to replace
     ):
         self.method, self.frames, self.stride, self.cache = method, base.frames, base.stride, base.cache
         self.crop = copy(base)
@@ -49,7 +49,7 @@ class PretextClips(Transform):
             raise SkipItemException(str(e)) from None
 
     def whole(self, video:VideoFile, idx:ArrayLike)->torch.Tensor:
-        "Frames `idx` before any crop, `(len(idx), C, H, W)`, their short side `zoom` times the size"
+        "Frames `idx` before cropping, `(len(idx), C, H, W)`, with short side `zoom` times the size"
         cached = cached_frames(video, self.side, self.cache)
         return video.read(idx, self.side) if cached is None else cached[np.asarray(idx)]
 
@@ -57,7 +57,7 @@ class PretextClips(Transform):
         video:VideoFile,
         idx:ArrayLike, # Frame numbers `(K, T)`
     )->TensorVideo: # uint8 `(K, T, C, size, size)`
-        "Decode clips; in training each is cropped separately, and mirrored if the method asks for it"
+        "Decode clips; in training each is cropped separately, and mirrored at random if `flip` is set"
         idx = np.asarray(idx)
         clips = self.whole(video, idx.ravel()).unflatten(0, idx.shape)
         if self.crop.size is not None: clips = torch.stack([self.crop.crop_frames(c) for c in clips])

@@ -16,21 +16,21 @@ __all__ = ['draw_gap', 'nt_xent_logits', 'CVRL']
 
 
 def draw_gap(
-    u:float, # Drawn in [0, 1)
-    m:int, # Possible starts in the video
+    u:float, # Random number in [0, 1)
+    m:int, # Number of possible starts in the video
 )->int: # From 0 to m - 1
-    "Frames between the starts of two clips; P(gap <= d) = 2d/m - d²/m², rounded down, so small gaps are likelier"
+    "Frames between the starts of two clips; before rounding down, P(gap <= d) = 2d/m - d²/m²: small gaps are likelier"
     return int(m*(1 - sqrt(1 - u)))
 
 
 def nt_xent_logits(
     a:torch.Tensor, # Unit vectors of clips `(B, D)`
-    b:torch.Tensor, # Of the other clips of all videos, those of this batch from place `first` on `(N, D)`
-    others:torch.Tensor, # Of the same clips of all videos `(N, D)`
-    first:int, # Place of `a[0]` among them
+    b:torch.Tensor, # Unit vectors of the second clips of all processes' videos `(N, D)`
+    others:torch.Tensor, # Unit vectors of the first clips of the same videos `(N, D)`
+    first:int, # Index of `a[0]` in `others`, and of its video's second clip in `b`
     temperature:float=.1, # Divides similarities
 )->torch.Tensor: # `(B, 2N)`; the right answer for `a[i]` is `first + i`
-    "Similarities to all clips, -inf to itself; their cross-entropy is NT-Xent"
+    "Similarities of each clip to all others, -inf to itself; their cross-entropy is NT-Xent"
     own = torch.arange(len(a), device=a.device)
     same = (a @ others.T/temperature).index_put((own, own + first), a.new_tensor(float('-inf')))
     return torch.cat([a @ b.T/temperature, same], 1)
@@ -40,20 +40,20 @@ class CVRL(Pretext):
     """Find the other clip of the same video among all other clips of the batch, over all processes.
 
     The loss is NT-Xent, `-log(exp(z·z'/τ)/Σ exp(z·z_k/τ))` over all other clips k, with z and z' the unit vectors of
-    the two clips; both directions are added. Source: Qian et al., CVPR 2021, as trained by their code
-    (tensorflow/models, official/projects/video_ssl).
+    the two clips; both directions are added. Source: Qian et al., CVPR 2021, and their code (tensorflow/models,
+    official/projects/video_ssl).
 
-    Close clips are likelier than distant ones (`draw_gap`), as distant ones need not show the same. Crop, mirror and
-    colours are drawn for each clip; the first is always blurred, the second seldom, and at times solarised: otherwise
-    colours would reveal the video. Each clip is as often the first of the two in time as the second; a clip that
-    reaches the end of a short video continues with its first frame. Score: `pair_acc`, a clip is closer to the other of
-    its video than to that of the next video in the batch, chance 1/2."""
+    Close clips are likelier than distant ones (`draw_gap`), which may show something else. Crop, mirroring and colours
+    are drawn for each clip, because colours would otherwise reveal the video; the first clip is always blurred, the
+    second seldom, and it is sometimes solarised. Each of the two is the earlier one equally often. A clip that reaches
+    the end of a short video continues with its first frame. The score `pair_acc` is the share of clips that are closer
+    to the other clip of their video than to that of the next video in the batch; chance is 1/2."""
     area, aspect, flip, score_names = (.3, 1.), (1/2, 2.), True, ('pair_acc',)
 
     def __init__(self,
         temperature:float=.1, # Divides similarities
-        layers:int=3, # Hidden layers of the head
-        hidden:int=2048, # Their width
+        layers:int=3, # Number of hidden layers of the head
+        hidden:int=2048, # Width of the hidden layers
         dim:int=128, # Dimensions of the vectors that are compared
         jitter:tuple=(.8, .8, .8, .2), # Brightness, contrast, saturation and hue of each clip, with probability .8
         grey:float=.2, # Probability that a clip is grey
