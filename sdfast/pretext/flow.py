@@ -1,4 +1,4 @@
-"Optical flow of whole videos, computed once for a file."
+"Optical flow of whole videos, computed once for each file and stored."
 import hashlib
 import io
 import zipfile
@@ -32,7 +32,7 @@ def _opencv():
 
 
 def _flow_file(video, side, stride, folder):
-    "Where the flow of a file is kept; another name, content or setting is another file"
+    "The path at which the flow of a video is stored, which depends on its name, size, time and the settings"
     path = Path(video).resolve()
     if not path.is_file(): raise VideoError(f'{video}: cannot be opened (no such file)')
     stat = path.stat()

@@ -1,4 +1,4 @@
-"Inter-intra contrastive learning (IIC): frames and residuals against other videos and frames in disorder."
+"Inter-intra contrastive learning (IIC): match frames and residuals; negatives are other videos and disordered frames."
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from random import Random
@@ -25,7 +25,7 @@ __all__ = ['Residual', 'InterIntra']
 class Residual(Transform):
     """Append to clips `(B, K, T, C, H, W)` in [0, 1] the residuals of the first: `(frame - previous frame + 1)/2`.
 
-    The frame before the first is the last."""
+    The first frame's previous frame is the last one."""
     order, split_idx = 60, None  # before `Normalize` (99); in validation too
 
     def encodes(self, x:TensorVideo)->TensorVideo:
@@ -39,7 +39,7 @@ def disorder(
     frames:int, # In the clip
     rnd:Random, # Draws
 )->list[int]: # The frame of the clip at each place
-    "The same frame at every place, or two of four parts of the clip exchanged"
+    "Repeat one frame at every position, or exchange two of the clip's four parts"
     if kind == 'repeat': return [rnd.randrange(frames)]*frames
     parts = [p.tolist() for p in np.array_split(np.arange(frames), 4)]
     i, j = rnd.sample(range(4), 2)
@@ -68,7 +68,7 @@ class _Banks(nn.Module):
 
 @contextmanager
 def _batch_statistics(encoder:nn.Module)->Iterator[None]:
-    "Normalise by the statistics of the batch; batch norm's running ones stay as they are"
+    "Normalise with the statistics of the batch, without changing batch norm's running statistics"
     norms = [(m, m.training, m.track_running_stats) for m in batch_norms(encoder)]
     for m, *_ in norms: m.training, m.track_running_stats = True, False
     try: yield

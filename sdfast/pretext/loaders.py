@@ -19,7 +19,7 @@ __all__ = ['video_dls']
 
 
 class _NoLabels(Transform):
-    "Makes a `Learner` of videos alone possible: it asks the data for a loss"
+    "Gives unlabelled videos a loss function, as `Learner` takes its default from the data"
     loss_func = nn.Identity()
 
 
@@ -56,7 +56,7 @@ def method_loader(
     method:Callback, # A `Pretext`; makes clips, labels and the augmentation of batches
     dl:DataLoader, # Of videos; stays as it is
 )->DataLoader:
-    "A copy of `dl` with the clips and labels of `method`. Raises `InputError` for a loader without `SampleClips`"
+    "Copy `dl`, with the clips and labels of `method`. Raises `InputError` for a loader without `SampleClips`"
     base = sample_clips(dl)
     if base is None:
         raise InputError(f'{type(method).__name__} makes its clips in place of SampleClips, which this loader does not '

@@ -25,7 +25,7 @@ def order_label(
 
 
 class _PairHeads(nn.Module):
-    "One layer on the features of each pair of clips, and another on all pairs"
+    "A layer for the features of each pair of clips, and another for all pairs"
 
     def __init__(self, n, clips, hidden, dropout):
         super().__init__()
@@ -44,8 +44,8 @@ class ClipOrder(Pretext):
     Source: Xu et al., CVPR 2019, as trained by their code (xudejing/video-clip-order-prediction).
 
     There are gaps between clips, and each is cropped separately: otherwise the frames where two clips meet, or the
-    places of things in them, would reveal the order without any notion of motion. Videos too short for clips and gaps
-    are skipped, as in the reference. Score: `order_acc`, chance 1/clips!."""
+    positions of objects, would reveal the order without any understanding of motion. Videos too short for clips and
+    gaps are skipped, as in the reference. Score: `order_acc`, chance 1/clips!."""
     score_names = ('order_acc',)
 
     def __init__(self,

@@ -21,7 +21,7 @@ def pace_indices(
     pace:int, # Frames from one of the clip to the next
     start:int, # First frame
 )->list[int]: # `frames` of them
-    "Every `pace`-th frame from `start`; after the last frame the video starts again with its first, whatever the pace"
+    "Every `pace`-th frame from `start`; after the end of the video, continue with its first frame at any pace"
     idx, i = [], start
     for _ in range(frames):
         if i >= n: i = 0
@@ -36,11 +36,11 @@ class Pace(Pretext):
     Source: Wang, Jiao & Liu, ECCV 2020, as trained by their code (laura-wang/video-pace). Its contrastive term is in
     the paper, but not in the code, and is left out.
 
-    Two shortcuts would reveal the pace. Frames are jittered in colour one by one, as in the reference: otherwise the
-    change of brightness from frame to frame would show it. The reference starts anywhere and starts the video again
-    after its last frame (`restart`). In short videos only fast clips would then be cut: without `restart` a clip lies
-    entirely within the video, and videos too short for the fastest pace are skipped. Score: `pace_acc`, chance
-    `1/len(paces)`."""
+    Two shortcuts could reveal the pace. One is the change of brightness between frames: colours are therefore jittered
+    separately for each frame, as in the reference. The other is a cut in the clip: in the reference, a clip may start
+    anywhere and continues with the first frame at the end of the video (`restart`), which in short videos happens
+    mostly to fast clips. Without `restart`, a clip lies entirely within the video, and videos too short for the fastest
+    pace are skipped. Score: `pace_acc`, chance `1/len(paces)`."""
     flip, score_names = True, ('pace_acc',)
 
     def __init__(self,

@@ -25,13 +25,13 @@ def puzzle_cells(
     space:bool, # The four places at one time, or the four times at one place
     at:int, # Which time (0 to 3), or which place, row by row
 )->list[tuple]: # Time, row and column of each cell, in the right order
-    "The four cells of the 4x2x2 grid that a puzzle is made of"
+    "The four cells of a puzzle in the 4x2x2 grid"
     places = list(product(range(GRID[1]), range(GRID[2])))
     return [(at, *p) for p in places] if space else [(t, *places[at]) for t in range(GRID[0])]
 
 
 class _PieceHeads(nn.Module):
-    "One layer on the features of all four pieces, then one for their order and one for their rotation"
+    "A layer for the features of all four pieces, then one for their order and one for their rotation"
 
     def __init__(self, n, hidden, rotation):
         super().__init__()

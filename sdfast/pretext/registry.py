@@ -1,4 +1,4 @@
-"The registry of pre-training methods, and checkpoints that name one of them."
+"The registry of pre-training methods, and reading their checkpoints."
 import json
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def read_checkpoint(
     path:str|Path, # Written by `Pretext.save`
     encoder:nn.Module, # Receives the weights
 )->Pretext: # With its heads, for more training or `held_out`
-    "Read a method as it was saved, and its encoder's weights; raises `InputError` for another file or encoder"
+    "Read a saved method and its encoder's weights; raises `InputError` for another kind of file or encoder"
     try:
         with safe_open(str(path), 'pt') as f: meta = f.metadata() or {}
     except Exception as e: raise InputError(f'{path} cannot be read as a checkpoint of pre-training: {e}') from None

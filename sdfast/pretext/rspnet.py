@@ -46,7 +46,7 @@ def trim_queue(
     k:int, # Keys asked for
     global_batch:int, # Videos in a batch, over all processes
 )->int: # Keys to keep
-    "The largest multiple of the global batch up to `k`, as in the reference"
+    "The largest multiple of the global batch size that is at most `k`, as in the reference"
     if k < global_batch:
         raise InputError(f'a queue of {k} keys is shorter than the global batch of {global_batch}; take a longer queue '
                          'or smaller batches')
@@ -64,7 +64,7 @@ def _gather(x):
 
 
 class _Keys(nn.Module):
-    "Momentum copy of encoder and heads, which makes the keys that queries are compared with"
+    "Momentum copy of encoder and heads, which computes the keys"
 
     def __init__(self, encoder, appearance, motion):
         super().__init__()

@@ -23,7 +23,7 @@ def save_rspnet(
 )->None:
     """Write a checkpoint with the keys of RSPNet's own, for its fine-tuning code and for `load_encoder`.
 
-    It holds no optimizer to continue with."""
+    It has no optimizer state."""
     if method.pretext_net is None: raise InputError('RSPNet has nothing to save yet: fit first')
     encoder, heads = method.pretext_net.encoder, method.pretext_net.heads
     model = {}
@@ -32,7 +32,7 @@ def save_rspnet(
         model |= _named(body, f'{net}.encoder.')
         model |= _named(projections.appearance, f'{net}.{HEADS["appearance."]}')
         model |= _named(projections.motion, f'{net}.{HEADS["motion."]}')
-        # a linear layer that theirs has and never uses
+        # a linear layer that RSPNet's encoder has but never uses
         model |= {f'{net}.encoder.linear.weight': torch.zeros(1, heads.appearance.in_features),
                   f'{net}.encoder.linear.bias': torch.zeros(1)}
     model |= dict(queue=heads.queue.cpu().clone(), queue_ptr=heads.queue_ptr.cpu().clone())
@@ -49,7 +49,7 @@ def read_rspnet(
     encoder:nn.Module, # Receives the weights
     **kwargs, # For `RSPNet`, such as its temperature
 )->RSPNet: # With heads, keys and queue, for `held_out` or more training
-    """All of a checkpoint in RSPNet's layout; `load_encoder` reads the encoder alone.
+    """Read a whole checkpoint in RSPNet's layout; `load_encoder` reads only the encoder.
 
     Raises `InputError` if something is missing or has another shape."""
     state = read_tensors(path)
