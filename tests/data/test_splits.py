@@ -71,4 +71,5 @@ def test_equal_groups_give_every_class_and_the_part_asked_for(classes, groups, c
     per_class = chosen.groupby('label').group.nunique()
     folds = min(max(2, round(1/frac)), groups*clips)
     assert set(chosen.label) == set(df.label) or folds > groups
-    assert len(per_class) == 0 or per_class.max() <= -(-groups//min(folds, groups))
+    # scikit-learn fills folds greedily: one group more than an even split can fall into a fold
+    assert len(per_class) == 0 or per_class.max() <= -(-groups//min(folds, groups)) + 1
