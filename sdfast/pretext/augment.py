@@ -78,9 +78,10 @@ class ColourJitter(Transform):
         def draw(low, high): return torch.empty(shape, device=v.device).uniform_(low, high)
         jittered = draw(0, 1) < self.p
         factors = [torch.where(jittered, draw(max(0, 1 - f), 1 + f), 1.) if f else None for f in self.factors]
+        brightness, contrast, saturation = factors
         hue = torch.where(jittered, draw(-self.hue, self.hue), 0.) if self.hue else None
         if any(f is not None for f in [*factors, hue]):
-            v = jitter_colours(v, *factors, hue, torch.randperm(4).tolist())
+            v = jitter_colours(v, brightness, contrast, saturation, hue, torch.randperm(4).tolist())
         if self.grey: v = torch.where(draw(0, 1) < self.grey, to_grey(v).expand_as(v), v)
         return TensorVideo(v)
 

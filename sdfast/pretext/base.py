@@ -69,15 +69,18 @@ class Pretext(Resumable, Columns, Callback):
     # after the model is on its device, before other callbacks use it and `DistributedTrainer` (11) wraps it
     order = -5
     # crops, see `SampleClips`: of a random area, or a square of a frame whose short side is scaled to zoom*size
-    area, aspect, flip, zoom = None, SampleClips.aspect, False, 128/112
-    batch_tfms = ()  # augmentation of batches `(B, K, T, C, H, W)` in [0, 1], before they are normalised
-    score_names = ('pretext_acc',)
+    area: tuple[float, float]|None = None
+    aspect: tuple[float, float] = SampleClips.aspect
+    flip, zoom = False, 128/112
+    batch_tfms: tuple = ()  # augmentation of batches `(B, K, T, C, H, W)` in [0, 1], before they are normalised
+    score_names: tuple[str, ...] = ('pretext_acc',)
     inputs = 1  # number of parts of an item that go to `forward`; the others go to `loss`
-    pretext_net, protected = None, None
-    _users = None  # model and loss of the user during a fit
+    pretext_net: PretextNet|None = None
+    protected: str|Callable|None = None
+    _users: tuple|None = None  # model and loss of the user during a fit
     _nested = 0  # number of running calls of `validate` inside a fit
-    _sums = None  # whether in training -> (sums of scores, number of videos) of the last epoch
-    _made = None  # id of a loader -> (loader, the method's loader)
+    _sums: dict|None = None  # whether in training -> (sums of scores, number of videos) of the last epoch
+    _made: dict|None = None  # id of a loader -> (loader, the method's loader)
     _stateattrs = ('pretext_net', '_users', '_sums', '_made', '_columns')  # not exported
 
     # ---- methods that subclasses define

@@ -4,6 +4,7 @@ import warnings
 import zlib
 from copy import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +40,8 @@ class PretextClips(Transform):
     def __call__(self, item:tuple, split_idx:int|None=None, **kwargs)->tuple:
         video = item[0]
         self.crop.train = not split_idx
-        if self.crop.train: rnd = random
-        else:
+        rnd: Any = random  # the module has the methods of a `Random`
+        if not self.crop.train:
             name = '/'.join(Path(video).parts[-2:])
             rnd = random.Random(zlib.crc32(name.encode()))
         try: return self.method.item(self, video, rnd)

@@ -63,7 +63,9 @@ class CVRL(Pretext):
     ):
         store_attr('temperature,layers,hidden,dim,jitter,grey,blur,solarise')
         self.protected = encoder
-        self.batch_tfms = (ColourJitter(*jitter, p=.8, grey=grey), Blur(blur), Solarise(solarise))
+        # `jitter` has four values, so `p` is not given twice
+        colours = ColourJitter(*jitter, p=.8, grey=grey)  # type: ignore[misc]
+        self.batch_tfms = (colours, Blur(blur), Solarise(solarise))
 
     def sample(self, n:int, frames:int, stride:int, rnd:Random)->tuple:
         room = n - (frames - 1)*stride

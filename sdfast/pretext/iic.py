@@ -2,6 +2,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,11 +70,12 @@ class _Banks(nn.Module):
 @contextmanager
 def _batch_statistics(encoder:nn.Module)->Iterator[None]:
     "Normalise with the statistics of the batch, without changing batch norm's running statistics"
-    norms = [(m, m.training, m.track_running_stats) for m in batch_norms(encoder)]
-    for m, *_ in norms: m.training, m.track_running_stats = True, False
+    norms: list[Any] = batch_norms(encoder)
+    before = [(m, m.training, m.track_running_stats) for m in norms]
+    for m in norms: m.training, m.track_running_stats = True, False
     try: yield
     finally:
-        for m, *was in norms: m.training, m.track_running_stats = was
+        for m, training, tracks in before: m.training, m.track_running_stats = training, tracks
 
 
 class InterIntra(Pretext):
@@ -95,6 +97,7 @@ class InterIntra(Pretext):
     than those of the next video in the batch; `intra_acc`, they are closer than frames in disorder (equally close:
     half); chance of each 1/2."""
     score_names, inputs, batch_tfms = ('inter_acc', 'intra_acc'), 2, (Residual(),)
+    videos: int|None  # rows of each bank; known after `prepare`
 
     def __init__(self,
         disorder:str='repeat', # `repeat` one frame, or `shuffle`: two of four parts of the clip are exchanged
@@ -111,7 +114,8 @@ class InterIntra(Pretext):
             raise InputError('negatives must be at least 1, temperature above 0 and momentum at least 0 and below 1, '
                              f'not {negatives}, {temperature} and {momentum}')
         store_attr('disorder,negatives,temperature,momentum,unit,videos')
-        self.protected, self.numbers = encoder, {}
+        self.protected = encoder
+        self.numbers: dict[str, int] = {}
 
     def prepare(self, train_dl:DataLoader)->None:
         videos = dict.fromkeys(str(item[0]) if isinstance(item, tuple) else str(item) for item in train_dl.items)
@@ -138,7 +142,7 @@ class InterIntra(Pretext):
             raise InputError('InterIntra has a row for each training video: fit, or pass their number as `videos`')
         return _Banks(n, self.videos)
 
-    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor, index:torch.Tensor)->tuple:
+    def forward(self, encoder:nn.Module, heads:_Banks, x:torch.Tensor, index:torch.Tensor)->tuple:
         training = encoder.training
         with nullcontext() if training else _batch_statistics(encoder):
             # one by one, so that batch norm sees them apart

@@ -51,7 +51,9 @@ class Pace(Pretext):
     ):
         store_attr('paces,restart,jitter')
         self.protected = encoder
-        self.batch_tfms = (ColourJitter(*jitter, p=.8, each_frame=True),) if any(jitter) else ()
+        # `jitter` has four values, so `p` is not given twice
+        colours = ColourJitter(*jitter, p=.8, each_frame=True)  # type: ignore[misc]
+        self.batch_tfms = (colours,) if any(jitter) else ()
 
     def sample(self, n:int, frames:int, stride:int, rnd:Random)->tuple:
         label = rnd.randrange(len(self.paces))

@@ -78,6 +78,7 @@ class CubicPuzzle(Pretext):
         need = GRID[0]*long - stride + 1
         if n < need:
             raise VideoError(f'{video}: a video of {n} frames: four cells of {self.span}x{frames} frames take {need}')
+        assert clips.side is not None  # as there is a size and no `area`
         first, side = rnd.randrange(n - need + 1), clips.side//2
         cells, order = puzzle_cells(rnd.random() < .5, rnd.randrange(4)), list(range(4))
         rnd.shuffle(order)

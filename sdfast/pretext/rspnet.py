@@ -5,6 +5,7 @@ as trained by their code (PeihaoChen/RSPNet)."""
 from collections.abc import Callable
 from copy import deepcopy
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ def avid_loss(
 )->torch.Tensor: # Scalar
     "Instance discrimination by appearance: the sum of two InfoNCE terms, as keys at both speeds are positives"
     target = torch.zeros(len(same), dtype=torch.long, device=same.device)
-    return sum(F.cross_entropy(torch.cat([positive[:, None], queue], 1), target) for positive in (same, other))
+    total: Any = sum(F.cross_entropy(torch.cat([positive[:, None], queue], 1), target) for positive in (same, other))
+    return total
 
 
 def trim_queue(
@@ -94,6 +96,8 @@ class _Keys(nn.Module):
 
 class _Heads(nn.Module):
     "Two linear heads, the net that makes keys, and the queue of keys `(dim, K)`"
+    queue: torch.Tensor
+    queue_ptr: torch.Tensor
 
     def __init__(self, encoder, n, dim, queue):
         super().__init__()
@@ -133,6 +137,7 @@ class RSPNet(Pretext):
     video count as negatives: keep the queue shorter than an epoch. On held-out clips (`held_out`) the queries of an
     encoder are compared with keys of the momentum encoder and the queue as training left them."""
     area, flip, score_names = (.4, 1.), True, ('rsp_acc', 'avid_acc')
+    queue: int  # keys in the queue, trimmed in `prepare`
 
     def __init__(self,
         speed:int=2, # Of the fast clip
@@ -148,7 +153,9 @@ class RSPNet(Pretext):
         encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
     ):
         store_attr('speed,dim,temperature,margin,queue,momentum,appearance,motion,jitter,grey')
-        self.protected, self.batch_tfms = encoder, (ColourJitter(*jitter, grey=grey),)
+        # `jitter` has four values, so `grey` is not given twice
+        colours = ColourJitter(*jitter, grey=grey)  # type: ignore[misc]
+        self.protected, self.batch_tfms = encoder, (colours,)
 
     def prepare(self, train_dl:DataLoader)->None:
         if self.pretext_net is None: self.queue = trim_queue(self.queue, train_dl.bs*_world_size())
@@ -174,7 +181,7 @@ class RSPNet(Pretext):
         same, other = torch.where(fast, quick[:, 1], slow[:, 1]), torch.where(fast, slow[:, 1], quick[:, 1])
         return query, same, other
 
-    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor)->tuple:
+    def forward(self, encoder:nn.Module, heads:_Heads, x:torch.Tensor)->tuple:
         fast = torch.arange(len(x), device=x.device) % 2 == 1
         if encoder.training: fast = fast[torch.randperm(len(x), device=x.device)]
         query, same, other = self.speeds(x, fast)

@@ -1,5 +1,6 @@
 "Checkpoints in the layout of RSPNet's own code: encoder, heads, momentum copies and queue."
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,8 +26,9 @@ def save_rspnet(
 
     It has no optimizer state."""
     if method.pretext_net is None: raise InputError('RSPNet has nothing to save yet: fit first')
-    encoder, heads = method.pretext_net.encoder, method.pretext_net.heads
-    model = {}
+    encoder = method.pretext_net.encoder
+    heads: Any = method.pretext_net.heads
+    model: dict[str, torch.Tensor] = {}
     for net, parts in dict(encoder_q=(encoder, heads), encoder_k=(heads.keys.encoder, heads.keys)).items():
         body, projections = parts
         model |= _named(body, f'{net}.encoder.')

@@ -156,6 +156,7 @@ class MotionStatistics(Pretext):
         if room < 0:
             raise VideoError(f'{video}: a video of {n} frames: {frames} of them take {(frames - 1)*stride + 1}')
         idx = rnd.randrange(room + 1) + np.arange(frames)*stride
+        assert clips.side is not None  # as there is a size and no `area`
         w, h = video.scaled(clips.side)
         top, left = (rnd.randint(0, s - size) if clips.crop.train else (s - size)//2 for s in (h, w))
         def crop(v): return v[..., top:top + size, left:left + size]
@@ -165,9 +166,9 @@ class MotionStatistics(Pretext):
         appearance = appearance_labels(v.permute(0, 2, 3, 1).numpy())
         return TensorVideo(v[None]), torch.from_numpy(motion), torch.from_numpy(appearance)
 
-    def heads(self, n:int)->nn.Module: return nn.ModuleList([nn.Linear(n, 14), nn.Linear(n, 13)])
+    def heads(self, n:int)->nn.ModuleList: return nn.ModuleList([nn.Linear(n, 14), nn.Linear(n, 13)])
 
-    def forward(self, encoder:nn.Module, heads:nn.Module, x:torch.Tensor)->tuple:
+    def forward(self, encoder:nn.Module, heads:nn.ModuleList, x:torch.Tensor)->tuple:
         f = encoder(x[:, 0])
         return tuple(head(f).float() for head in heads)
 

@@ -3,6 +3,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,7 @@ def join_processes()->int: # Number of processes, 1 without torchrun
 
 def from_rank0(
     f:Callable, # Called without arguments, in the first process only
-)->object: # The same in all processes
+)->Any: # The same in all processes
     "Return in all processes what `f()` returns in the first one, or raise what it raises there"
     if num_distrib() < 2: return f()
     result, error = None, None

@@ -4,7 +4,7 @@ The scale s is 1 for `L2SP`, the Fisher information for `EWC`, each weight's eff
 (memory-aware synapses), and its contribution to the learning of the source for `SI`. lam has the same unit in all of
 them: the gradient is `lam s (w - w0)`."""
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -44,9 +44,10 @@ class WeightPenalty(Penalty):
     With `direct` the term has no gradient. Instead, each optimizer step is followed by a step towards the anchors
     (`pull_back`), which neither the gradient scaler nor Adam rescales."""
     direct = False
-    anchors, scale = None, None  # name of a parameter -> tensor of its shape
-    _warned = ()  # topics of past warnings: each appears once
-    _groups = ()  # for each parameter group of the optimizer, the names of its penalised weights
+    anchors: dict[str, torch.Tensor]|None = None  # name of a parameter -> tensor of its shape
+    scale: dict[str, torch.Tensor]|None = None  # the same
+    _warned: tuple[str, ...] = ()  # topics of past warnings: each appears once
+    _groups: Sequence[list[str]] = ()  # for each parameter group of the optimizer, the names of its penalised weights
     _skipped = False
     _stateattrs = Penalty._stateattrs + ('anchors', 'scale')
 
@@ -65,6 +66,7 @@ class WeightPenalty(Penalty):
         "`1/2 sum scale*(weight - anchor)^2`; 0 if nothing is trainable"
         weights = self.weights()
         if not weights: return torch.zeros((), device=self.learn.loss_grad.device)
+        assert self.anchors is not None  # set in `begin`
         anchors = [self.anchors[n] for n in weights]
         scale = None if self.scale is None else [self.scale[n] for n in weights]
         return _Distance.apply(anchors, scale, *weights.values())
@@ -156,10 +158,10 @@ class L2SP(Anchored, WeightPenalty):
 
 class Weighted(WeightPenalty):
     "A `WeightPenalty` scaled by an `Importance`"
-    importance = None
+    importance: Importance|None = None
     _stateattrs = WeightPenalty._stateattrs + ('importance',)
     _argument_attrs = WeightPenalty._argument_attrs | dict(implicit='direct')
-    _largest = ()  # the largest importance in each parameter group of the optimizer
+    _largest: Sequence[float] = ()  # the largest importance in each parameter group of the optimizer
 
     def __init__(self,
         lam:float, # Weight of the penalty
@@ -181,7 +183,7 @@ class Weighted(WeightPenalty):
 
     def begin(self)->None:
         who = type(self).__name__
-        if self.anchors is None:
+        if self.anchors is None or self.scale is None:
             raise ValueError(f'{who} lacks its importance: an exported learner does not carry it; '
                              f'pass a new {who}(lam, importance)')
         params = dict(self.module().named_parameters())

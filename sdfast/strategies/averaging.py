@@ -56,7 +56,7 @@ class WiSEFT(Anchored, Resumable, Recipe):
     (early stopping is not an interruption). Raises `ValueError` if it is too late to take the weights before training,
     see `Anchored`."""
     name, order = 'wise_ft', 80  # after SaveModelCallback, which loads the best epoch
-    _start = None  # the encoder's state before training
+    _start: dict|None = None  # the encoder's state before training
     _whole = False  # whether the last epoch trained to its end
     _stateattrs = Anchored._anchorattrs + ('_start', '_whole')
     _state = Anchored._state + ('_start', '_whole')

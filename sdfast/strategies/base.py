@@ -8,11 +8,12 @@ A new penalty is a subclass with one method:
     class SmallFeatures(FeaturePenalty):
         def term(self): return sum(out.square().mean() for _, _, out in self.calls())
 """
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from fastai.callback.core import Callback
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ..models.surgery import block_names, find_encoder
 from ..runtime.arguments import ShowArguments
@@ -37,10 +38,12 @@ class Penalty(ShowArguments, Resumable, Columns, Callback):
 
     `_state` names the attributes that `Resume` must restore, `_stateattrs` those that an exported learner must not
     have."""
-    order, run_valid = 5, False
-    pull = None  # `lam*term` of the current batch, with its graph, until the batch ends
-    _sum, _count = None, 0  # sum and number of this epoch's terms
-    _stateattrs = ('_sum', '_columns', 'pull')  # not exported
+    order: float = 5
+    run_valid = False
+    pull: torch.Tensor|None = None  # `lam*term` of the current batch, with its graph, until the batch ends
+    _sum: torch.Tensor|None = None  # sum of this epoch's terms
+    _count = 0  # their number
+    _stateattrs: tuple[str, ...] = ('_sum', '_columns', 'pull')  # not exported
     _argument_attrs = dict(encoder='protected')
 
     def __init__(self,
@@ -62,7 +65,7 @@ class Penalty(ShowArguments, Resumable, Columns, Callback):
 
     def mean_term(self)->float:
         "Mean of the term, without the factor `lam`, over the last training epoch; nan before the first"
-        if not self._count: return float('nan')
+        if self._sum is None: return float('nan')
         return (self._sum/self._count).item()
 
     def before_fit(self):
@@ -94,7 +97,9 @@ class FeaturePenalty(Penalty):
 
     In `term`, `self.calls()` gives the calls of the encoder in this batch. `layers` also records parts of the encoder:
     names of its submodules, or 'blocks' for all of `block_names`; `self.calls(name)` gives the calls of one of them."""
-    layers, _handles, _recorders = None, (), None
+    layers: str|Sequence[str]|None = None  # names of submodules to record, too, or 'blocks'
+    _handles: Sequence[RemovableHandle] = ()
+    _recorders: dict[str, Recorder]|None = None  # by name of the layer, '' for the encoder; while an epoch trains
     _stateattrs = Penalty._stateattrs + ('_handles', '_recorders')
 
     def layer_names(self)->list[str]:
@@ -129,6 +134,7 @@ class FeaturePenalty(Penalty):
 
     def calls(self, layer:str='')->list:
         "`[(args, kwargs, out)]` of the encoder, or of one of its layers, in this batch"
+        assert self._recorders is not None  # set in `before_train`
         calls = self._recorders[layer].calls
         if not calls:
             who = f'layer {layer!r} of the encoder' if layer else 'the encoder'
@@ -159,7 +165,8 @@ class Recipe(ShowArguments, Callback):
     `undo`. `undo` is called when the fit ends; after an interrupted fit, when the callback is removed or the next fit
     begins."""
     order, run_valid = -5, False  # after `model.train()`, before DDP (order 11) checks which parameters need gradients
-    protected, _off = None, ()
+    protected: str|Callable|None = None
+    _off: tuple[nn.Parameter, ...] = ()  # what `freeze` has frozen
     _argument_attrs = dict(encoder='protected')
 
     def __init__(self,

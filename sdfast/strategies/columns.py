@@ -1,6 +1,8 @@
 "Columns that fastai's recorder has only while a fit runs."
+from collections.abc import Sequence
+
 from fastai.callback.core import CancelEpochException, CancelFitException
-from fastai.learner import ValueMetric
+from fastai.learner import Learner, ValueMetric
 
 __all__ = ['Columns']
 
@@ -12,7 +14,9 @@ class Columns:
     callbacks of its own exceptions only, so after another exception `leave` is called immediately if an epoch failed;
     if the fit failed before its first epoch, it is called when the callback is removed from the learner or when the
     next `validate` or `get_preds` starts."""
-    _columns, _waiting = (), False  # `_waiting`: columns have been added, but no epoch has started yet
+    learn: Learner
+    _columns: Sequence[ValueMetric] = ()
+    _waiting = False  # columns have been added, but no epoch has started yet
 
     def starts(self)->bool:
         "Whether this `before_fit` belongs to a fit, and not to `validate` or `get_preds`"

@@ -1,6 +1,7 @@
 "Co-Tuning: the source task's head continues to learn, from soft source labels for the target's clips."
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,8 +99,9 @@ class CoTuning(Auxiliary, FeaturePenalty):
     fit (`lr_find` does not count), from the train items without augmentation. Raises `InputError` if the encoder has
     already been trained by then."""
     name = 'co_tuning'
-    head, relation = None, None
-    _before = None  # `(relation,)` as it was before `lr_find`, while `lr_find` runs
+    head: nn.Module|None = None
+    relation: torch.Tensor|None = None
+    _before: tuple|None = None  # `(relation,)` as it was before `lr_find`, while `lr_find` runs
     _stateattrs = FeaturePenalty._stateattrs + Auxiliary._auxattrs + ('head', 'relation', '_before')
     _state = ('relation',)
 
@@ -158,12 +160,14 @@ class CoTuning(Auxiliary, FeaturePenalty):
 
     def term(self)->torch.Tensor:
         calls = self.calls()
+        assert self.relation is not None  # set in `begin`
         target = self.relation[self.learn.yb[0].as_subclass(torch.Tensor)]
         logits = [self.aux(out).float() for _, _, out in calls]
         if logits[0].shape != target.shape:
             raise InputError(f'CoTuning: the head returns {tuple(logits[0].shape)} where the relation has '
                              f'{tuple(target.shape)}; both must be of the same source classes')
-        return sum(F.cross_entropy(l, target) for l in logits)/len(logits)
+        total: Any = sum(F.cross_entropy(l, target) for l in logits)
+        return total/len(logits)
 
     def leave(self)->None:
         if self._before is not None:

@@ -76,9 +76,9 @@ class Teacher(FeaturePenalty):
     instead of 0.
 
     Subclasses call `renew` in `begin`."""
-    teacher = None
+    teacher: nn.Module|None = None
     age = 0  # training batches since the teacher was renewed
-    teacher_dtype = None
+    teacher_dtype: torch.dtype|None = None
     _stateattrs = FeaturePenalty._stateattrs + ('teacher',)
 
     def __init__(self,
@@ -114,6 +114,7 @@ class Teacher(FeaturePenalty):
     def pairs(self)->list[list[tuple]]:
         """`[(layer, student's output, teacher's output)]` for each call of the encoder; '' is the layer of its own
         output"""
+        assert self.teacher is not None  # set in `begin`
         follow_modes(self.teacher, self.module(), self.teacher_bn)
         calls = self.calls()
         layers = [n for n in self._recorders if n]

@@ -1,6 +1,7 @@
 "Distillation of feature maps: the outputs of several layers of a fixed teacher, optionally with DELTA's attention."
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ def map_distance(
 class FeatureMaps(FixedTeacher):
     """`lam` times `map_distance` between the outputs of `layers` in the encoder and in the encoder before training,
     summed over the layers"""
-    weights = None
+    weights: dict[str, torch.Tensor]|None = None  # layer -> weights of its channels; `None`: equal
     _stateattrs = FixedTeacher._stateattrs + ('weights',)
 
     def __init__(self,
@@ -44,7 +45,8 @@ class FeatureMaps(FixedTeacher):
 
     def term(self)->torch.Tensor:
         calls = self.pairs()
-        return sum(map_distance(s, t, self.weight(n, s)) for call in calls for n, s, t in call)/len(calls)
+        total: Any = sum(map_distance(s, t, self.weight(n, s)) for call in calls for n, s, t in call)
+        return total/len(calls)
 
     def weight(self, layer:str, out:torch.Tensor)->torch.Tensor|None:
         "Weights of a layer's channels; `None`: equal"
@@ -73,6 +75,7 @@ class DELTA(FeatureMaps):
         super().begin()
 
     def weight(self, layer:str, out:torch.Tensor)->torch.Tensor:
+        assert self.weights is not None  # checked in `begin`
         w = self.weights[layer]
         if len(w) != out.shape[1]:
             raise ValueError(f'DELTA has {len(w)} weights for layer {layer!r}, which has {out.shape[1]} channels')

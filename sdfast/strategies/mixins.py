@@ -1,11 +1,19 @@
 """Mix-ins for penalties that need more than the batch: `Anchored` keeps the weights from before training, `Auxiliary`
 trains its own modules."""
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from fastai.learner import Learner
+from torch import nn
 
 from ..models.weights import anchor_state
+
+if TYPE_CHECKING:
+    from .base import Penalty as _Penalty
+else: _Penalty = object
 
 __all__ = ['Anchored', 'Auxiliary']
 
@@ -16,11 +24,13 @@ class Anchored:
     They are `anchor` or, without one, the encoder's weights at the start of the first fit (`lr_find` does not count).
     Call `take` in `begin`. If it is too late to take them, because a fit starts at a later epoch or after
     `load_learner`, `take` raises `ValueError`. In a resumed fit, `Resume` restores them from its checkpoint."""
-    anchor = None
+    learn: Learner
+    module: Callable[[], nn.Module]  # gives the encoder that is being trained
+    anchor: dict|nn.Module|str|Path|None = None
     _held = False  # whether weights have been taken
     _trial = False  # whether they were taken for `lr_find`, so that a fit must take them again
     _taken = False  # whether a fit has taken them
-    _state = ('_held', '_trial', '_taken')
+    _state: tuple[str, ...] = ('_held', '_trial', '_taken')
     _anchorattrs = ('anchor', '_held', '_trial')  # for `_stateattrs`: not exported
 
     def take(self)->dict|None:
@@ -49,16 +59,17 @@ class Anchored:
         super().after_fit()
 
 
-class Auxiliary:
+class Auxiliary(_Penalty):
     """Mix-in for a `Penalty` that trains its own modules, `self.aux`, which are not part of the model.
 
     `set_auxiliary` makes them. They are trained by SGD with the learning rate and momentum of the model's last
     parameter group. They step when the model does: not after each micro-batch of an accumulated gradient, nor when the
     gradient scaler skips a step. `lr_find` uses separate modules."""
-    aux = None
-    _aux_opt, _skipped = None, False
-    _aside = None  # the fits' modules and optimizer, while `lr_find` runs
-    _saved = None  # a checkpoint's state, until modules exist to load it into
+    aux: Any = None  # an `nn.Module`
+    _aux_opt: torch.optim.SGD|None = None
+    _skipped = False  # whether the gradient scaler skipped the current step
+    _aside: tuple|None = None  # the fits' modules and optimizer, while `lr_find` runs
+    _saved: dict|None = None  # a checkpoint's state, until modules exist to load it into
     _auxattrs = ('aux', '_aux_opt', '_aside')  # for `_stateattrs`: not exported
 
     def before_fit(self):

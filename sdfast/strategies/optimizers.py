@@ -1,4 +1,6 @@
 "Properties of an optimizer that strategies need."
+from typing import Any
+
 import torch
 from fastai.optimizer import Lookahead, OptimWrapper, momentum_step, sgd_step
 
@@ -6,15 +8,15 @@ __all__ = ['unwrap_optimizer', 'momenta']
 
 
 def unwrap_optimizer(
-    opt:object, # An optimizer of fastai or PyTorch, perhaps wrapped by `Lookahead` or `OptimWrapper`
-)->object: # fastai's or PyTorch's
+    opt:Any, # An optimizer of fastai or PyTorch, perhaps wrapped by `Lookahead` or `OptimWrapper`
+)->Any: # fastai's or PyTorch's
     "The optimizer that takes the step, without fastai's wrappers"
     while isinstance(opt, (Lookahead, OptimWrapper)): opt = opt.opt
     return opt
 
 
 def momenta(
-    opt:object, # A `Learner`'s optimizer
+    opt:Any, # A `Learner`'s optimizer
 )->list[float]|None: # One number for each parameter group
     "The momentum of each group if `opt` is SGD, with heavy-ball momentum or none; `None` for any other optimizer"
     core = unwrap_optimizer(opt)

@@ -1,6 +1,7 @@
 "Distillation of outputs: of the source head, of the previous epoch's model, or of the model's own last layer."
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class LwF(FixedTeacher):
 
     The source head is frozen, so only the information that it uses is protected. A self-supervised encoder has no such
     head: fit a probe, see `probe_head`."""
-    head = None
+    head: nn.Module|None = None
     _stateattrs = FixedTeacher._stateattrs + ('head',)
 
     def __init__(self,
@@ -62,9 +63,11 @@ class LwF(FixedTeacher):
         self.head.to(next(self.module().parameters()).device)
 
     def term(self)->torch.Tensor:
+        assert self.head is not None  # checked in `begin`
         calls = self.pairs()
         divergences = [soft_divergence(self.head(s), self.head(t), self.T) for call in calls for _, s, t in call]
-        return sum(divergences)/len(calls)
+        total: Any = sum(divergences)
+        return total/len(calls)
 
 
 class PSKD(Penalty):
@@ -74,7 +77,8 @@ class PSKD(Penalty):
     t = 1, 2...; in the first epoch p is y. The term is the change of the cross-entropy, `t/n_epoch (CE(p) - CE(y))`; it
     can be negative. Targets must be class numbers."""
     name = 'pskd'
-    teacher, age = None, 0
+    teacher: nn.Module|None = None
+    age = 0
     _stateattrs = Penalty._stateattrs + ('teacher',)
 
     def __init__(self,
@@ -139,7 +143,7 @@ class BYOT(Auxiliary, FeaturePenalty):
         if not shallow:
             raise InputError('BYOT found no layers before the last; pass layers=[NAME, ...] of the encoder')
         if self.aux is None: self._make_heads(shallow, features.shape[1], logits.shape[1])
-        total = 0.
+        total: Any = 0.
         for s, (widen, classify) in zip(shallow, self.aux):
             f = widen(s.float())
             q = classify(f.relu()).float()

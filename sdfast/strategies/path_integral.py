@@ -20,8 +20,10 @@ class PathIntegral(ShowArguments, Resumable, Callback):
     It cannot be computed for weights that were trained elsewhere. Raises `InputError` in a fit with a `Penalty`, whose
     gradient would be included."""
     order, run_valid = 4, False
-    integral, start, steps = None, None, 0
-    _before = None  # weights and gradients before the current step
+    integral: dict[str, torch.Tensor]|None = None
+    start: dict[str, torch.Tensor]|None = None  # weights before training
+    steps = 0
+    _before: dict|None = None  # weights and gradients before the current step
     _skipped = False
     _stateattrs = ('integral', 'start', '_before')
     _state = ('integral', 'start', 'steps')
@@ -62,7 +64,7 @@ class PathIntegral(ShowArguments, Resumable, Callback):
         xi:float=.1, # Damping of the division by the squared distance
     )->Importance: # At the current weights
         "`max(0, integral)/((w - w_start)^2 + xi)`"
-        if self.integral is None:
+        if self.integral is None or self.start is None:
             raise InputError('PathIntegral has seen no training: add it to the callbacks of the source fit')
         end = {n:p.detach().clone() for n, p in self._weights().items()}
         diag = {}

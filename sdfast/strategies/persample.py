@@ -136,7 +136,8 @@ def _rule(m, own):
 
 def _uses(out)->Counter:
     "Count the uses of each parameter, by id, in the graph of `out`"
-    uses, seen, todo = Counter(), {out.grad_fn}, [out.grad_fn]
+    uses: Counter[int] = Counter()
+    seen, todo = {out.grad_fn}, [out.grad_fn]
     while todo:
         for node, _ in todo.pop().next_functions:
             if hasattr(node, 'variable'): uses[id(node.variable)] += 1
@@ -188,7 +189,8 @@ class Layers:
         called = {m:found[0] for m, found in calls.items() if found}
         if not called: return None
 
-        cots, total = list(cotangents(out, batch)), {}
+        cots = list(cotangents(out, batch))
+        total: dict[int, torch.Tensor] = {}
         edges = [call.edge for call in called.values()]
         order = self._order(cots)
         for k, i in enumerate(order):

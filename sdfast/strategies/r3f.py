@@ -1,6 +1,7 @@
 "R3F: a penalty on changes of the outputs when a little noise is added to the input."
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from fastai.torch_core import get_model
@@ -31,7 +32,8 @@ class R3F(Penalty):
     buffers and is not recorded by other penalties. Its noise (seeded by seed and epoch) and its dropout do not change
     the random state."""
     name = 'r3f'
-    _noise, _warned = None, False
+    _noise: torch.Generator|None = None
+    _warned = False
     _stateattrs = Penalty._stateattrs + ('_noise',)
 
     def __init__(self,
@@ -52,7 +54,8 @@ class R3F(Penalty):
     def noisy(self, x:torch.Tensor)->torch.Tensor:
         "`x` with noise; integers, such as token numbers, are unchanged"
         if not x.is_floating_point(): return x
-        shape, kw = x.shape, dict(generator=self._noise, device=x.device, dtype=x.dtype)
+        shape = x.shape
+        kw: dict[str, Any] = dict(generator=self._noise, device=x.device, dtype=x.dtype)
         if self.noise == 'normal': return x + self.eps*torch.randn(shape, **kw)
         return x + self.eps*(2*torch.rand(shape, **kw) - 1)
 

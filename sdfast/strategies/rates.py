@@ -1,6 +1,7 @@
 "Recipes that set the learning rate of each layer."
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from fastai.torch_core import get_model
@@ -32,7 +33,7 @@ def layer_groups(
     for i, m in enumerate(layers):
         if i and not isinstance(m, NORMS): groups.append([])
         groups[-1] += m.parameters()
-    groups.append(model.parameters())
+    groups.append(list(model.parameters()))
     return _without_repeats(groups)
 
 
@@ -66,7 +67,8 @@ class ScaledLR(Recipe):
     The rates are changed only during a step, which splits the optimizer's groups by depth and restores them afterwards.
     So schedulers, `lr_find`, `freeze` and checkpoints see the original groups, and factors cannot accumulate. The
     recorder shows `lr`."""
-    _stepping, _depths = None, {}  # the optimizer whose `step` is replaced; id of a parameter -> depth
+    _stepping: Any = None  # the optimizer whose `step` is replaced
+    _depths: dict[int, int] = {}  # id of a parameter -> depth
     _stateattrs = ('_stepping', '_depths')  # not exported
 
     def rate(self, lr:float, depth:int)->float: raise NotImplementedError(f'{type(self).__name__} must define `rate`')

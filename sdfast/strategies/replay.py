@@ -1,9 +1,10 @@
 "Replay: source clips in every training batch. It is an upper bound for the other strategies."
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +36,12 @@ class Replay(Penalty):
     encoder's batch norm uses the source batch's statistics and leaves its running statistics unchanged. Loader and
     dropout draw from a separate random state. Raises `InputError` for a loader without batches."""
     order = 5.5  # after the other penalties, which have then read their hooks' records
-    source, source_head = None, None
-    _batches = None  # endless iterator over `source`, during a fit
-    _random = None  # the random state of loader and dropout
+    source: Any = None  # a loader
+    source_head: nn.Module|None = None
+    _batches: Iterator|None = None  # endless iterator over `source`, during a fit
+    _random: dict|None = None  # the random state of loader and dropout
     _read = 0  # number of batches that this fit has read
-    _order = None  # the state of the loader's generator before the first batch
+    _order: tuple|None = None  # the state of the loader's generator before the first batch
     _stateattrs = Penalty._stateattrs + ('source', 'source_head', '_batches', '_random', '_order')
     _state = ('_random', '_read', '_order')
     _argument_attrs = Penalty._argument_attrs | dict(dl='source', head='source_head')
@@ -97,6 +99,7 @@ class Replay(Penalty):
         if self._random is not None: self._random = as_states(self._random)
 
     def term(self)->torch.Tensor:
+        assert self._batches is not None and self.source_head is not None  # set in `begin`
         encoder = self.module()
         device = next(encoder.parameters()).device
         with self._own_random(), keep_buffers(encoder):

@@ -1,5 +1,6 @@
 "Batch spectral shrinkage (BSS): a penalty on the smallest singular values of a batch's features."
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -45,4 +46,5 @@ class BSS(FeaturePenalty):
 
     def term(self)->torch.Tensor:
         calls = self.calls()
-        return sum(bss(out, self.k) for _, _, out in calls)/len(calls)
+        total: Any = sum(bss(out, self.k) for _, _, out in calls)
+        return total/len(calls)

@@ -31,8 +31,8 @@ class Telemetry(ShowArguments, Anchored, Resumable, Columns, Callback):
 
     The cosine takes two more backward passes in every `every`-th batch. Training does not change."""
     order, run_valid = 7, False  # after the penalties
-    _start = None  # w0
-    _sums = None  # column -> (numerator, denominator)
+    _start: dict[str, torch.Tensor]|None = None  # w0
+    _sums: dict[str, tuple]|None = None  # column -> (numerator, denominator)
     _stateattrs = ('_start', '_columns', '_sums') + Anchored._anchorattrs
     _state = Anchored._state + ('_start',)
     _argument_attrs = dict(encoder='protected')

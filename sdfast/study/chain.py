@@ -6,6 +6,7 @@ features, which always exists.
 
 The key of a stage hashes its `Run` and the previous stage's key. A finished stage is read, not trained again, and one
 whose process died resumes from its last finished epoch."""
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from ..runtime.distributed import from_rank0
 from ..runtime.progress import Progress
 from .accuracies import Accuracies
+from .config import Run
 from .folder import claim_folder
 from .source import SourceModel
 from .stage import load_stage, read_stage, stage_folder, stage_keys, train_stage
@@ -22,7 +24,7 @@ __all__ = ['finished_chain', 'train_chain']
 
 
 def finished_chain(
-    runs:list, # A `Run` for each task in order
+    runs:Sequence[Run], # A `Run` for each task in order
     out:str|Path, # Folder of the study
     progress:Progress=Progress(), # Progress listener, for lines about damaged files
     since:float|None=None, # As in `finished`
@@ -38,7 +40,7 @@ def finished_chain(
 
 
 def train_chain(
-    runs:list, # A `Run` for each task in order, which differ in `task` and `bs` only
+    runs:Sequence[Run], # A `Run` for each task in order, which differ in `task` and `bs` only
     source:SourceModel, # From `load_source`
     out:str|Path, # Folder of the study
     accuracies:Accuracies, # Measures all tasks after each stage
@@ -63,13 +65,13 @@ def train_chain(
     return rows
 
 
-def chain_key(runs:list)->str:
+def chain_key(runs:Sequence[Run])->str:
     "The key of a chain's first stage, whose folder is claimed for the whole chain"
     _, key, _ = next(stage_keys(runs))
     return key
 
 
-def report_chain(rows:list, runs:list, skipped:bool, progress:Progress=Progress())->None:
+def report_chain(rows:list, runs:Sequence[Run], skipped:bool, progress:Progress=Progress())->None:
     "Report a chain to a progress listener, as a run with mean accuracies"
     run, last = runs[len(rows) - 1], rows[-1]
     heads = [v for k, v in last.items() if k.startswith('head.')]
@@ -82,7 +84,7 @@ def report_chain(rows:list, runs:list, skipped:bool, progress:Progress=Progress(
     progress.done(row, skipped=skipped)
 
 
-def chain_score(rows:list, runs:list)->float:
+def chain_score(rows:list, runs:Sequence[Run])->float:
     """Mean accuracy over source and tasks on valid, with old heads, after the last stage; strengths are chosen by it.
 
     It is nan if the last stage was not reached."""

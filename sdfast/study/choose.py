@@ -36,13 +36,13 @@ def choose(
         raise InputError('strengths cannot be chosen on test, which is read once, at the end; '
                          f'choose by {" or ".join(RULES)}')
     if rule not in RULES: raise InputError(f'unknown rule {rule!r} to choose by; known are {" and ".join(RULES)}')
-    valid = _scores(valid)
-    score = valid
+    accuracy = _scores(valid)
+    score = accuracy
     if rule == 'equal_learning':
         if kept is None:
             raise InputError('equal_learning chooses by what was kept on a held-out part of the source, '
                              'which a Run with source_valid measures')
-        within = valid >= valid.max() - margin - ROUNDING
+        within = accuracy >= accuracy.max() - margin - ROUNDING
         score = np.where(within, _scores(kept), -2.)
     return int(max(range(len(score)), key=lambda i: (score[i], i)))
 

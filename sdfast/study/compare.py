@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -90,7 +91,7 @@ def compare_rows(
 )->pd.DataFrame: # A row for each run, and one `untouched`; columns `COLUMNS`, and `anchor`, the source weights' hash
     "A table of runs, with a row for the untouched encoder. Raises `InputError` without a source task"
     if not base.source: raise InputError('a comparison needs a source task, on which to measure what was kept')
-    start = {c:None for c in COLUMNS}
+    start: dict[str, Any] = {c:None for c in COLUMNS}
     start |= dict(key=base.source_key, task=base.task, source=base.source, model=base.model, strategy='untouched',
                   status='ok', error='', final=True, chosen=True, anchor=source.id)
     start |= retention_columns(source.reference)

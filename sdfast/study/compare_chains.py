@@ -1,5 +1,5 @@
 "The comparison of strategies on a chain of tasks."
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..runtime.resume import epochs_done
 from .accuracies import Accuracies
 from .chain import chain_key, chain_score, finished_chain, report_chain, train_chain
 from .compare import prepare_source
-from .config import changed_fields, hash_fields
+from .config import Run, changed_fields, hash_fields
 from .folder import claim_folder, read_sealed
 from .plan import Plan, check_grids
 from .progress import LiveProgress
@@ -59,7 +59,7 @@ def compare_sequences(
 def _rows(plan, found)->Iterator[dict]:
     "Rows of stages, ordered by strategy, trials before final chains; those of `UNTRAINED` come last"
     found = iter(found)
-    rows = {s:[] for s in plan.grids}
+    rows: dict[str, list] = {s:[] for s in plan.grids}
     for s, settings in plan.trials().items():
         for chains in settings:
             for _ in chains: rows[s] += next(found)
@@ -89,16 +89,16 @@ class ChainJob(Job):
     out: str # Folder of the study
     bases: tuple # A `Run` for each task
 
-    def folder(self, chain:tuple)->Path:
+    def folder(self, chain:Sequence[Run])->Path:
         key = chain_key(chain) if chain else hash_fields([changed_fields(r) for r in self.bases])
         return stage_folder(key, self.out)
 
-    def read(self, chain:tuple, since:float|None, progress:Progress=Progress())->list|None:
+    def read(self, chain:Sequence[Run], since:float|None, progress:Progress=Progress())->list|None:
         if chain: return finished_chain(chain, self.out, progress, since)
         sealed = read_sealed(self.folder(chain), 'result.json', progress, 'measured again')
-        return sealed and sealed['rows']
+        return None if sealed is None else sealed['rows']
 
-    def do(self, chain:tuple, since:float|None, progress:Progress=Progress())->list:
+    def do(self, chain:Sequence[Run], since:float|None, progress:Progress=Progress())->list:
         rows = from_rank0(lambda: self.read(chain, since, progress))
         if rows is not None:
             self.report(rows, True, progress)
@@ -110,7 +110,7 @@ class ChainJob(Job):
             if not rank_distrib(): store.write_json(folder/'result.json', dict(rows=rows, files={}))
         return rows
 
-    def fail(self, chain:tuple, error:str)->None:
+    def fail(self, chain:Sequence[Run], error:str)->None:
         if not chain: raise RuntimeError(f'the models before training cannot be measured: {error}')
         for run, key, before in stage_keys(chain):
             folder = stage_folder(key, self.out)
@@ -119,7 +119,7 @@ class ChainJob(Job):
             with store.claim(folder): write_failure(folder, row, error)
             return
 
-    def at(self, chain:tuple)->tuple: return (chain or self.bases)[-1], epochs_done(self.folder(chain))
+    def at(self, chain:Sequence[Run])->tuple: return (chain or self.bases)[-1], epochs_done(self.folder(chain))
 
     def report(self, rows:list, skipped:bool, progress:Progress=Progress())->None:
         if rows[0]['strategy'] != 'untouched': report_chain(rows, self.bases, skipped, progress)

@@ -110,4 +110,4 @@ def estimate_run(
 
 def loading_processes(run:Run)->int: # At least 1
     "How many processes load clips at once on this machine"
-    return max(1, min(run.workers, os.cpu_count()))
+    return max(1, min(run.workers, os.cpu_count() or 1))

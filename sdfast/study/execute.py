@@ -202,7 +202,7 @@ def _best_test_columns(run, learn, folder):
 class RunJob(Job):
     "The runs of a study as pieces of work for `run_all`"
     out: str # Folder of the study
-    log: tuple = () # See `execute`
+    log: Sequence[str] = () # See `execute`
 
     def folder(self, run:Run)->Path: return run_folder(run, self.out)
 

@@ -162,7 +162,9 @@ class SkipValidation(Callback):
 class KeepBest(Resumable, Callback):
     "Keeps the weights of the epoch with the best validation accuracy, the earliest of several; loads them at the end"
     order = 61  # `after_fit` runs before recipes that change the trained weights
-    epoch_, best, state = None, -1., None
+    epoch_: int|None = None
+    best = -1.
+    state: dict[str, torch.Tensor]|None = None
     _state = ('epoch_', 'best', 'state')
 
     def __init__(self,

@@ -65,7 +65,9 @@ def read_sealed(folder:Path, name:str, progress:Progress, remedy:str)->dict|None
         store.verify(folder, sealed['files'])
         return sealed
     except FileNotFoundError: return None
-    except Damaged as e: progress.say(f'{e}; it is {remedy}')
+    except Damaged as e:
+        progress.say(f'{e}; it is {remedy}')
+        return None
 
 
 def is_settled(result:dict, since:float|None)->bool:

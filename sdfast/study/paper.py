@@ -89,7 +89,7 @@ class PaperStudy:
 
     def plan(self)->tuple[list[PaperCell], list[str]]:
         "Return `(cells, notes)`: the runs of each cell, and notes on data and weights for the reader"
-        notes = []
+        notes: list[str] = []
         specs = {name:self._find_task(name, notes) for name in self.datasets}
         weights = {encoder:self._find_checkpoint(encoder, notes) for encoder in self.encoders}
         cells = []

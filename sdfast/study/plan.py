@@ -1,5 +1,6 @@
 "The runs of a study: trials of each setting, and the final runs that follow from them."
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -7,7 +8,6 @@ from ..errors import InputError
 from ..runtime.progress import Progress
 from ..strategies.registry import STRATEGIES
 from .choose import choose
-from .config import Run
 
 __all__ = ['Plan']
 
@@ -17,7 +17,7 @@ class Plan:
     """The runs of a study. Called with the results of all trials, it returns the final runs.
 
     It is picklable, so that workers can compute the final runs themselves."""
-    base: Run  # what all runs share
+    base: Any  # what all runs share: a `Run`
     grids: dict  # strategy -> its `strength_grid`; all have the same length
     seeds: int  # final runs of each strategy
     trial_seeds: int  # trials of each setting
@@ -54,10 +54,11 @@ class Plan:
 
     def best(self, found:list, progress:Progress=Progress())->dict[str, int]:
         "Strategy -> number of the setting that the results of all trials choose"
-        found, best = iter(found), {}
+        results = iter(found)
+        best: dict[str, int] = {}
         for s, settings in self.trials().items():
             best[s] = 0
-            scores = [np.mean([self.scores(next(found)) for _ in runs], 0).tolist() for runs in settings]
+            scores = [np.mean([self.scores(next(results)) for _ in runs], 0).tolist() for runs in settings]
             if len(scores) < 2: continue
             valid, kept = zip(*scores)
             best[s] = choose(valid, kept, self.rule)

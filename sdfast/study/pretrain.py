@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from fastai.callback.core import Callback
@@ -99,8 +100,8 @@ def stage_data(
     """The train and valid parts of a task; for `videos:FOLDER` all videos below a folder, with one in twenty held out.
 
     Raises `InputError` for a folder with fewer than four videos."""
-    shape = dict(frames=stage.frames, stride=stage.stride, size=stage.size, bs=stage.bs, workers=stage.workers,
-                 stats=model_stats(stage.model))
+    shape: dict[str, Any] = dict(frames=stage.frames, stride=stage.stride, size=stage.size, bs=stage.bs,
+                                 workers=stage.workers, stats=model_stats(stage.model))
     if stage.task.startswith('videos:'): return _folder_data(stage, shape)
     task = create_task(stage.task, 'source').hold_out()
     if stage.clips: task = task.subset(train=stage.clips)

@@ -7,6 +7,7 @@ from rich.progress import Progress as Bars
 
 from ..runtime.progress import Progress
 from ..strategies.registry import STRATEGIES
+from .config import Run
 
 __all__ = ['LiveProgress', 'run_cost', 'run_name']
 
@@ -37,12 +38,11 @@ class LiveProgress(Progress):
         self.study = self.bars.add_task('study', total=total, where=f'0/{self.n} runs')
         self.now = self.bars.add_task('', total=1, where='')
 
-    def start(self, what:object, epochs:int)->None:
+    def start(self, what:Run|str, epochs:int)->None:
         self.epochs = max(1, epochs)
-        is_run = not isinstance(what, str)
-        name = run_name(asdict(what)) if is_run else what
+        name = what if isinstance(what, str) else run_name(asdict(what))
         self.bars.reset(self.now, description=name, total=self.epochs, where='')
-        if not is_run and not self.console.is_terminal: self.say(f'{what}: {epochs} epochs')
+        if isinstance(what, str) and not self.console.is_terminal: self.say(f'{what}: {epochs} epochs')
 
     def epoch(self, epoch:int, done:float)->None:
         self.bars.update(self.now, completed=epoch + done, where=f'epoch {epoch + 1}/{self.epochs}')

@@ -113,7 +113,7 @@ class Untouched:
     reference: dict  # scores of the untouched encoder
 
 
-_sources = {}  # folder and settings of retention -> `SourceModel`
+_sources: dict[str, SourceModel] = {}  # folder and settings of retention -> `SourceModel`
 
 
 def untouched(

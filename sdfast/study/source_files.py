@@ -52,6 +52,7 @@ def write_reference(run:Run, out:str|Path, id:str, reference:RetentionScores, ta
     answers = file.parent/'scores.csv'
     # keep the answers if another reference is sealed with them: other numbers of threads may change their last digits
     if not any(_seals(f, answers.name) for f in file.parent.glob('reference-*.json')):
+        assert reference.answers is not None  # a source task has a head
         write_answers(reference.answers, task, answers)
     files = {answers.name:store.digest(answers)}
     store.write_json(file, dict(id=id, reference=reference.flat(), files=files))

@@ -12,7 +12,7 @@ A stage's folder is `out/stages/KEY`; it is claimed, written and sealed as a run
     path.safetensors          how much each weight lowered the loss, for SI
     epochs.csv, log.txt
     result.json               written last: accuracies on all tasks, digests, versions"""
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 
@@ -43,7 +43,7 @@ RUN_COLUMNS = ('strategy', 'strategy_args', 'lam', 'lr', 'seed', 'epochs', 'fina
 
 # ---- folders
 
-def stage_keys(runs:list)->Iterator[tuple[Run, str, str]]:
+def stage_keys(runs:Sequence[Run])->Iterator[tuple[Run, str, str]]:
     "`(run, key, key of the previous stage)` of each stage of a chain"
     before = runs[0].source_key
     for run in runs:
