@@ -29,7 +29,7 @@ from .stochnorm import StochNorm
 __all__ = ['Strategy', 'STRATEGIES', 'check_options']
 
 
-def _same(lam): return lam
+def _same(lam:float)->float: return lam
 
 
 @dataclass(frozen=True)
