@@ -24,8 +24,8 @@ def torchvision_names()->list[str]:
 
 def is_model(
     name:str, # Name of a net
-)->bool:
-    "Whether `create_model` knows `name`; no net is built"
+)->bool: # Without building the net
+    "Whether `create_model` knows `name`"
     return name in ENCODERS or name in torchvision_names() or timm.is_model(name)
 
 

@@ -40,7 +40,7 @@ def format_options(
 
 
 def split_list(
-    text:str,
+    text:str, # Items joined by the separator
     separator:str=',', # One character
 )->list[str]: # Without surrounding blanks; empty parts are left out
     "Split text at separators that are not inside brackets or quotes"

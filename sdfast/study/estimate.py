@@ -29,7 +29,7 @@ class StepSeconds:
 
 def time_steps(
     run:Run, # Its model, clip and batch size are used
-)->StepSeconds:
+)->StepSeconds: # Seconds of each
     """Time training steps, plain and with a teacher, and forward passes.
 
     A batch has two clips on a CPU, and the run's batch size on a GPU."""

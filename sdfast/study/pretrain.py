@@ -51,7 +51,7 @@ class Stage:
     "All settings that decide a pre-trained encoder; equal stages have equal `key`s"
     method: str  # one of `METHODS`
     task: str  # videos: see `create_task`, or `videos:FOLDER`
-    epochs: int
+    epochs: int  # of training
     lr: float  # of SGD with momentum .9
     schedule: str  # see `stage_rates`
     wd: float  # L2 regularisation of all parameters
@@ -74,7 +74,7 @@ class Stage:
 
 def make_method(
     stage:Stage, # Only `method` and `method_args` matter
-)->Pretext:
+)->Pretext: # The callback
     "Make the stage's method; raises `InputError` for arguments that the method does not take"
     _check_method(stage.method)
     try: return METHODS[stage.method](**parse_options(stage.method_args, '--method-args'))
@@ -96,7 +96,7 @@ class StageData:
 
 def stage_data(
     stage:Stage, # Only `task` and the fields of clips and batches matter
-)->StageData:
+)->StageData: # Its videos and loaders
     """The train and valid parts of a task; for `videos:FOLDER` all videos below a folder, with one in twenty held out.
 
     Raises `InputError` for a folder with fewer than four videos."""
@@ -161,7 +161,9 @@ class EpochReporter(Callback):
     "Reports batches to a progress listener, and the numbers of each epoch once `Resume` has saved it"
     order = 98  # after `Resume`
 
-    def __init__(self, progress:Progress): self.progress = progress
+    def __init__(self,
+        progress:Progress, # Progress listener
+    ): self.progress = progress
 
     def after_batch(self):
         if self.learn.training: self.progress.epoch(self.learn.epoch, (self.learn.iter + 1)/self.learn.n_iter)

@@ -158,7 +158,7 @@ def parse_command_line(
     command:str, # 'compare' or 'sequence'
     argv:Sequence[str]|None=None, # By default the arguments of this process
     about:str='', # First lines of --help
-)->Settings:
+)->Settings: # Of the command
     "Read settings from a command line; options override the file of `--config`. Raises `InputError` for bad input"
     given, rest = make_parser(command, about).parse_known_args(argv)
     if rest:
@@ -175,7 +175,7 @@ def read_study_file(
     file:str|Path, # YAML
     command:str='', # 'compare' or 'sequence'; '': as the file says
     **given, # Name -> value, override the file's
-)->Settings:
+)->Settings: # Of the file's command
     "Read settings from a study file. Raises `InputError` if it is not a study file, or one for another command"
     try: values = yaml.safe_load(Path(file).read_text(encoding='utf-8'))
     except OSError as e: raise InputError(f'study file {file} cannot be read: {e.strerror}') from None
@@ -199,7 +199,7 @@ def changed_settings(
 
 
 def write_study_file(
-    settings:Settings,
+    settings:Settings, # Of the study
     folder:str|Path, # The study's
 )->Path: # Its study.yaml
     "Write the study file that repeats a study: its command, and the settings that differ from the defaults"
@@ -210,7 +210,7 @@ def write_study_file(
 
 
 def command_line(
-    settings:Settings,
+    settings:Settings, # Of a study
 )->str: # For a shell
     "The command that repeats a study"
     options = all_options(settings.command)

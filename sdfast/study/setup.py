@@ -49,7 +49,7 @@ class StudyTasks:
 def build(
     settings:Settings, # Of compare.py
     processes:int=1, # Number of processes that train together on each batch
-)->Setup:
+)->Setup: # All that `compare` or `compare_sequences` needs
     "Set up a comparison of strategies. Raises `InputError` for impossible settings"
     settings = add_official_options(reduce_if_quick(settings))
     names = check_names(settings)
@@ -68,7 +68,7 @@ def build(
 def build_chain(
     settings:Settings, # Of sequence.py
     processes:int=1, # Number of processes that train together on each batch
-)->Setup:
+)->Setup: # All that `compare` or `compare_sequences` needs
     "Set up a chain of tasks. Raises `InputError` for impossible settings"
     specs = [t.strip() for t in settings.tasks.split(';') if t.strip()]
     if not specs:
@@ -284,8 +284,8 @@ def default_size(
 
 
 def default_jobs(
-    settings:Settings,
-)->int:
+    settings:Settings, # Of a study
+)->int: # At least 1
     """Default number of worker processes: 1, or for the tiny net on moving_digits one for each CPU thread, up to 8.
 
     With so small a net, several workers with one thread each are faster than one worker with several threads."""

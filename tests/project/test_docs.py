@@ -69,7 +69,8 @@ def returns(f):
 def undocumented(name, o):
     "What of a function, or of a class and its constructor, has no docment or docstring"
     is_class = inspect.isclass(o)
-    constructor = vars(o).get('__init__') if is_class else o
+    has_constructor = is_class and not getattr(o, '_is_protocol', False)  # that of a protocol is typing's
+    constructor = vars(o).get('__init__') if has_constructor else None if is_class else o
     is_dataclass = is_class and '__dataclass_params__' in vars(o)
     doc = (o.__doc__ or '').strip()
     generated = is_dataclass and doc.startswith(f'{name}(')
