@@ -110,8 +110,8 @@ class Retention:
 
     def held_out(self, encoder:nn.Module)->RetentionScores:
         "Scores on `valid_dl` only, by which strengths may be chosen"
-        if self.train_dl is None or self.valid_dl is None:
-            raise InputError('Retention needs train_dl and valid_dl to choose strengths by')
+        if self.valid_dl is None: raise InputError('Retention was given no valid_dl to choose strengths by')
+        assert self.train_dl is not None  # the probe is fitted on it
         with preserve_rng():
             copy = self._copy(encoder)
             train, valid = read_clips(copy, self.train_dl), read_clips(copy, self.valid_dl, self.head)
