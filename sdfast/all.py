@@ -14,6 +14,7 @@ from .report.load import *
 from .report.page import *
 from .report.panels import *
 from .report.paper import *
+from .report.paths import *
 from .report.pretext import *
 from .report.results import *
 from .report.summary import *

@@ -9,21 +9,17 @@ from scipy import stats
 from scipy.optimize import linprog
 
 from sdfast.errors import InputError
+from sdfast.report.paths import hypervolume, kept_at, matched_difference, matched_kept, pareto_front
 from sdfast.stats import (
     adjust,
     bca_interval,
     benjamini_hochberg,
     holm,
-    hypervolume,
     judge,
-    kept_at,
-    matched_difference,
-    matched_kept,
     mean_interval,
     p_value,
     paired_difference,
     paired_test,
-    pareto_front,
     sign_flip,
 )
 

@@ -19,6 +19,8 @@ from ..models.features import encode
 from ..models.weights import state_hash
 from ..runtime import store
 
+__all__ = ['ClipFeatures', 'read_clips']
+
 
 @contextmanager
 def preserve_rng()->Iterator[None]: # A context manager

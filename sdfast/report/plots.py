@@ -4,8 +4,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..metrics.columns import measure_title
-from ..stats import pareto_front
 from .looks import look, marks_of
+from .paths import pareto_front
 from .rows import final_runs, setting_name
 from .summary import summary
 from .trade_off import strength_paths

@@ -56,7 +56,8 @@ def _for_page(s, prefix, alt):
     s = re.sub(r'style="[^"]*"', _page_style, s)
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', s).groups()
     head = (f'<svg class="plot" role="img" aria-labelledby="{prefix}-t" viewBox="0 0 {width} {height}" '
-            f'style="--w: {float(width):.0f}" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+            f'style="--w: {float(width):.0f}" xmlns="http://www.w3.org/2000/svg" '
+            'xmlns:xlink="http://www.w3.org/1999/xlink">'
             f'<title id="{prefix}-t">{escape(alt, quote=False)}</title>')
     return head + s[s.index('>') + 1:].strip()
 

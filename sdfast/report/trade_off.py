@@ -4,18 +4,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..stats import (
-    adjust,
-    hypervolume,
-    judge,
-    matched_difference,
-    matched_kept,
-    mean_interval,
-    p_value,
-    paired_difference,
-    paired_test,
-    pareto_front,
-)
+from ..stats import adjust, judge, mean_interval, p_value, paired_difference, paired_test
+from .paths import hypervolume, matched_difference, matched_kept, pareto_front
 from .rows import final_runs, frame_of, has_strength, insert_after, setting_name, settings_of
 
 __all__ = ['trade_off']

@@ -43,6 +43,8 @@ from .fit import Seeded, StopDiverged, fit_batch_size
 from .pretrain_recipes import recipe, stage_rates
 from .progress import LiveProgress
 
+__all__ = ['Stage', 'make_stage', 'pretrain', 'read_result']
+
 RSPNET_NAMES = dict(c3d='c3d', r2plus1d='r2plus1d-vcop')  # our encoders -> their names in RSPNet's code
 
 

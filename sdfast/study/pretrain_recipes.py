@@ -5,6 +5,8 @@ from collections.abc import Callable
 from ..errors import InputError
 from .fit import learning_rates
 
+__all__ = ['recipe', 'stage_rates']
+
 # From each method's reference code. RSPNet's lr is .05 for R(2+1)D, and both of its rates scale with (global batch)/64.
 # Of the puzzle's settings only the size of the pieces is published; the others are ours.
 RECIPES = dict(

@@ -152,7 +152,8 @@ INJECT = '''
     document.addEventListener('securitypolicyviolation', e => broken.push(e.effectiveDirective));
     document.body.insertAdjacentHTML('beforeend',
         '<img src="https://example.invalid/x.png"><img src="x" onerror="window.owned = 1">'
-        + '<link rel="stylesheet" href="https://example.invalid/x.css"><iframe src="https://example.invalid/"></iframe>');
+        + '<link rel="stylesheet" href="https://example.invalid/x.css">'
+        + '<iframe src="https://example.invalid/"></iframe>');
     const s = document.createElement('script');
     s.textContent = 'window.owned = 2';
     document.body.append(s);'''
