@@ -179,7 +179,7 @@ def test_a_pickle_in_its_place_runs_nothing(tmp_path):
     lines = []
     assert_same(fit(lambda net: [], tmp_path, say=lines.append), fit(lambda net: []))
     assert not (tmp_path/'ran').exists()
-    assert 'not what Resume writes' in lines[0]
+    assert 'not a checkpoint of Resume' in lines[0]
     assert 'starts from its first epoch' in lines[0]
 
 
@@ -189,7 +189,7 @@ def test_another_fit_is_refused(tmp_path):
     with pytest.raises(InputError, match='other callbacks'): fit(lambda net: make('ema_teacher', 1., net), tmp_path)
     with pytest.raises(InputError, match='other epochs'): fit(cbs, tmp_path, epochs=5)
     learn = fit(cbs, tmp_path)[3]
-    with pytest.raises(InputError, match='use another folder'): learn.fit(4)
+    with pytest.raises(InputError, match='use a new folder'): learn.fit(4)
     Resume(tmp_path).remove()
     assert epochs_done(tmp_path) == 0
 
