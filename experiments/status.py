@@ -1,7 +1,8 @@
-"""Show the progress of a study, its running and its failed runs, in another terminal.
+"""Show the progress of a study.
 
-    python experiments/status.py runs/compare              # once
-    python experiments/status.py runs/compare --every 5    # every 5 seconds, until Ctrl-C"""
+Options and files are described in sdfast/commands/status.py.
+
+    python experiments/status.py runs/compare"""
 from sdfast.commands.status import main
 
 if __name__ == '__main__': main()

@@ -1,1 +1,6 @@
-"The command line: one module for each command."
+"The command line: one module a command."
+import warnings
+
+# of libraries about each other, when they are imported
+warnings.filterwarnings('ignore', category=FutureWarning)
+warnings.filterwarnings('ignore', category=DeprecationWarning)
