@@ -7,6 +7,7 @@ from fastai.torch_core import num_distrib
 
 from ..errors import InputError
 from ..models.surgery import find_encoder, frozen_copy
+from ..runtime.arguments import ShowArguments
 from ..runtime.resume import Resumable
 from ..strategies.columns import Columns
 from .features import drift, linear_cka, weight_distance
@@ -20,7 +21,7 @@ __all__ = ['RetentionCurve']
 SHOWN = dict(kept_acc='source_acc', kept_cka='cka', kept_drift='drift', kept_weights='weight_distance')
 
 
-class RetentionCurve(Resumable, Columns, Callback):
+class RetentionCurve(ShowArguments, Resumable, Columns, Callback):
     """Measure after each epoch what the encoder keeps, at a tenth of an epoch's cost.
 
     The recorder has the columns `kept_acc` (with the old head, if there is one), `kept_cka`, `kept_drift` and
@@ -32,6 +33,7 @@ class RetentionCurve(Resumable, Columns, Callback):
     _stateattrs = ('retention', 'history', '_columns', '_sample')
     _state = ('history',)
     _sample = None
+    _argument_attrs = dict(clips='n', encoder='protected')
 
     def __init__(self,
         retention:Retention, # The measurements, with the encoder before training as reference

@@ -1,5 +1,4 @@
-"""The base class of methods for pre-training without labels: heads that train with the encoder and stay with the
-callback, columns in the recorder, the loss on held-out clips, and checkpoints.
+"""The base class of methods for pre-training without labels.
 
 A new method is a subclass of `Pretext` with `sample`, `heads`, `forward`, `loss` and `scores`."""
 import json
@@ -27,6 +26,7 @@ from ..errors import InputError
 from ..models.features import eval_mode
 from ..models.surgery import find_encoder, frozen_copy
 from ..runtime import store
+from ..runtime.arguments import ShowArguments
 from ..runtime.resume import Resumable
 from ..strategies.columns import Columns
 from .clips import PretextClips
@@ -57,7 +57,7 @@ class _Leave(Callback):
     def after_fit(self): self.method.finish()
 
 
-class Pretext(Resumable, Columns, Callback):
+class Pretext(ShowArguments, Resumable, Columns, Callback):
     """Pre-train an encoder without labels: `Learner(dls, model, cbs=Pace()).fit(10)` on `dls` of a `VideoBlock`.
 
     `model` is an encoder, or has one by the convention of `find_encoder`; its head, if any, does not change. During a

@@ -10,11 +10,12 @@ __all__ = ['ShowArguments']
 
 
 class _Brief(reprlib.Repr):
-    "Shapes instead of tensors, class names instead of modules, the first entries of long containers"
+    "Tensors by shape, modules and objects without a `repr` of their own by class, long containers by first entries"
     def repr_instance(self, x, level):
         if torch.is_tensor(x): return f'{type(x).__name__}{tuple(x.shape)}'
         if isinstance(x, nn.Module): return type(x).__name__
         if inspect.isroutine(x): return x.__name__
+        if type(x).__repr__ is object.__repr__: return type(x).__name__  # else it would show an address
         return super().repr_instance(x, level)
 
 

@@ -14,6 +14,7 @@ from fastcore.foundation import L
 
 from ..errors import Damaged, InputError
 from . import store
+from .arguments import ShowArguments
 
 __all__ = ['Resumable', 'epochs_done', 'Resume']
 
@@ -60,7 +61,7 @@ def as_states(saved:dict)->dict:
                         torch_cuda_state=[t.cpu() for t in saved['torch_cuda_state']])
 
 
-class Resume(Callback):
+class Resume(ShowArguments, Callback):
     """Save a fit to `folder` after each epoch; the same fit in another process resumes from there.
 
     It saves weights, optimizer, gradient scaler, the recorder, all random states including those of the loaders, and
@@ -77,7 +78,7 @@ class Resume(Callback):
         folder:str|Path, # Where to write; created if it does not exist
         say:Callable|None=None, # Called with a line for the reader
     ):
-        self.folder, self.say = Path(folder), say or (lambda text: None)
+        self.folder, self.say = Path(folder), say
         self.seconds = 0.  # duration of the fit in earlier processes
         self._done = 0  # epochs finished in earlier processes
         self._over = False  # whether this object has seen a whole fit
@@ -163,7 +164,8 @@ class Resume(Callback):
         try:
             files = store.find(self.folder, 'epoch-*', 'pt')
             return self._load_file(files[0]) if files else None
-        except Damaged as e: self.say(f'{e}; the fit starts from its first epoch')
+        except Damaged as e:
+            if self.say is not None: self.say(f'{e}; the fit starts from its first epoch')
 
     def _load_file(self, file):
         device = next(self.learn.model.parameters()).device

@@ -20,6 +20,7 @@ from torch import nn
 from ..data.block import MultiClip
 from ..errors import InputError, StoreError
 from ..models.encoders import encoder_head_split
+from ..runtime.arguments import ShowArguments
 from ..runtime.distributed import ShardedDL
 from ..runtime.progress import Progress
 from ..runtime.resume import Resumable
@@ -103,7 +104,7 @@ def fit_batch_size(
 
 # ---- callbacks
 
-class Seeded(Callback):
+class Seeded(ShowArguments, Callback):
     "Makes order, clips and augmentation of an epoch depend only on seed and epoch, not on earlier computations"
     order = 100  # after all callbacks that draw random numbers
 
@@ -159,7 +160,7 @@ class SkipValidation(Callback):
     def before_validate(self): raise CancelValidException
 
 
-class KeepBest(Resumable, Callback):
+class KeepBest(ShowArguments, Resumable, Callback):
     "Keeps the weights of the epoch with the best validation accuracy, the earliest of several; loads them at the end"
     order = 61  # `after_fit` runs before recipes that change the trained weights
     epoch_: int|None = None

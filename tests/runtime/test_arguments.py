@@ -8,7 +8,10 @@ from fastai.learner import load_learner
 from helpers import data, learner, model
 from torch import nn
 
+from sdfast.metrics import Retention, RetentionCurve
+from sdfast.pretext import Pace
 from sdfast.runtime.arguments import ShowArguments
+from sdfast.runtime.resume import Resume
 from sdfast.strategies import (
     EWC,
     L2SP,
@@ -24,6 +27,7 @@ from sdfast.strategies import (
     Telemetry,
     empirical_fisher,
 )
+from sdfast.study.fit import KeepBest, Seeded
 
 
 class Example(ShowArguments):
@@ -82,3 +86,13 @@ def test_the_current_value_is_shown():
     cb = SelfDistill(1.)
     cb.lam = 5.
     assert repr(cb) == 'SelfDistill(lam=5.0)'
+
+
+def test_callbacks_of_studies_measures_and_pre_training_show_theirs(tmp_path):
+    net = model()
+    retention = Retention(net, clips=[data().valid.one_batch()[0]])
+    assert repr(RetentionCurve(retention, clips=4, every=2)) == 'RetentionCurve(retention=Retention, clips=4, every=2)'
+    assert repr(Pace(paces=(1, 2), restart=False)) == 'Pace(paces=(1, 2), restart=False)'
+    assert repr(Resume(tmp_path)) == f'Resume(folder={tmp_path!r})'
+    assert repr(KeepBest(patience=3)) == 'KeepBest(patience=3)'
+    assert repr(Seeded(7)) == 'Seeded(seed=7)'
