@@ -180,8 +180,7 @@ def decode(path):
 
 @linux
 def test_no_file_hangs(torture_folder, tmp_path):
-    # a busy machine may take ten times as long as an idle one
-    found = {p.name:alone(decode, p, limit=60) for p in sorted(torture_folder.rglob('*.*'))}
+    found = {p.name:alone(decode, p) for p in sorted(torture_folder.rglob('*.*'))}
     broken = {Path(n).name.replace('.mp3', '.mp3.mp4') for n in BROKEN}
     assert {n for n, (read, _) in found.items() if not read} == broken
     assert max(found.values(), key=lambda f: f[1])[1] < 15, found

@@ -1,4 +1,5 @@
 "Processes that tests start, wait for and kill."
+import faulthandler
 import json
 import multiprocessing as mp
 import os
@@ -35,6 +36,7 @@ def alone(function, *args, limit=240):
     pid = os.fork()
     if not pid:
         try:
+            faulthandler.register(signal.SIGALRM, chain=True)  # where it hung
             signal.alarm(limit)
             os.close(r)
             with os.fdopen(w, 'w') as out: json.dump(function(*args), out)
