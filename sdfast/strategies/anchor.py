@@ -58,32 +58,44 @@ class WeightPenalty(Penalty):
     def before_train(self):
         super().before_train()
         names = {id(p):n for n, p in self.weights().items()}
-        self._groups = [[names[id(p)] for p in params if id(p) in names] for params in self.opt.param_lists]
+        groups = [] if self.loop.opt is None else self.loop.opt.param_lists
+        self._groups = [[names[id(p)] for p in params if id(p) in names] for params in groups]
         self._warn_of_weight_decay()
         self._warn_of_other_anchors()
 
     def term(self)->torch.Tensor:
         "`1/2 sum scale*(weight - anchor)^2`; 0 if nothing is trainable"
         weights = self.weights()
-        if not weights: return torch.zeros((), device=self.learn.loss_grad.device)
+        if not weights: return torch.zeros((), device=next(self.loop.model.parameters()).device)
         assert self.anchors is not None  # set in `begin`
         anchors = [self.anchors[n] for n in weights]
         scale = None if self.scale is None else [self.scale[n] for n in weights]
         return _Distance.apply(anchors, scale, *weights.values())
 
-    def after_loss(self):
-        if not self.direct: return super().after_loss()
+    @property
+    def needs_steps(self)->bool: return self.direct
+
+    def attached(self)->None:
+        super().attached()
+        if self.direct and self.loop.opt is None:
+            raise InputError(f'{type(self).__name__} moves the weights after each step, at the learning rate of the '
+                             'optimizer: call attach(model, optimizer)')
+
+    def add_to(self, loss:torch.Tensor)->torch.Tensor:
+        if not self.direct: return super().add_to(loss)
         with torch.no_grad(): self._count_term(self.term())
+        return loss
 
     def before_step(self): self._skipped = False
     def after_cancel_step(self): self._skipped = True  # the gradient scaler saw an overflow: there was no step
 
     @torch.no_grad()
     def after_step(self):
+        super().after_step()
         if not self.direct or self._skipped: return
         weights = self.weights()
-        moms = momenta(self.opt) or [0.]*len(self._groups)
-        for names, hyper, mom in zip(self._groups, self.opt.hypers, moms):
+        moms = momenta(self.loop.opt) or [0.]*len(self._groups)
+        for names, hyper, mom in zip(self._groups, self.loop.opt.hypers, moms):
             for n in names:
                 strength = self.lam*(1. if self.scale is None else self.scale[n])
                 self.pull_back(weights[n], self.anchors[n], strength, hyper['lr'], mom)
@@ -98,13 +110,14 @@ class WeightPenalty(Penalty):
         self._warned = (*self._warned, about)
 
     def _warn_of_weight_decay(self):
-        decays = {hyper.get('wd', 0) for hyper, names in zip(self.opt.hypers, self._groups) if names} - {0, None}
+        if not self._groups: return  # the optimizer is not known
+        decays = {hyper.get('wd', 0) for hyper, names in zip(self.loop.opt.hypers, self._groups) if names} - {0, None}
         if decays:
             self._warn_once('decay', ' pulls the encoder to its starting point, but weight decay '
                                      f'{max(decays)} pulls it to zero: set wd=0')
 
     def _warn_of_other_anchors(self):
-        others = [cb for cb in self.learn.cbs if isinstance(cb, WeightPenalty) and cb is not self]
+        others = [s for s in self.loop.strategies if isinstance(s, WeightPenalty) and s is not self]
         for other in others:
             if self.anchors is None or other.anchors is None: continue
             both = self.anchors.keys() & other.anchors.keys() & self.weights().keys() & other.weights().keys()
@@ -145,12 +158,12 @@ class L2SP(Anchored, WeightPenalty):
         weights = super().weights()
         return weights if self.which == 'all' else {n:p for n, p in weights.items() if p.ndim > 1}
 
-    def after_loss(self):
-        super().after_loss()
-        if not self.head: return
+    def add_to(self, loss:torch.Tensor)->torch.Tensor:
+        loss = super().add_to(loss)
+        if not self.head: return loss
         ours = {id(p) for p in self.module().parameters()}
-        rest = [p for p in self.learn.model.parameters() if id(p) not in ours and p.requires_grad and p.ndim > 1]
-        self.learn.loss_grad = self.loss_grad + self.head/2*sum(p.float().pow(2).sum() for p in rest)
+        rest = [p for p in self.loop.model.parameters() if id(p) not in ours and p.requires_grad and p.ndim > 1]
+        return loss + self.head/2*sum(p.float().pow(2).sum() for p in rest)
 
     def pull_back(self, p:torch.Tensor, anchor:torch.Tensor, strength:float, lr:float, mom:float)->None:
         p.sub_((p - anchor)*(lr*strength))
@@ -198,17 +211,17 @@ class Weighted(WeightPenalty):
         super().before_train()
         self._largest = [max((self.scale[n].max().item() for n in names), default=0.) for names in self._groups]
 
-    def after_loss(self):
-        super().after_loss()
-        if self.direct or 'stable' in self._warned or hasattr(self.learn, 'lr_finder'): return
-        self._check_stable()  # in each batch, as a schedule may raise the learning rate later
+    def add_to(self, loss:torch.Tensor)->torch.Tensor:
+        if not (self.direct or 'stable' in self._warned or self.loop.trial or not self._groups):
+            self._check_stable()  # in each batch, as a schedule may raise the learning rate later
+        return super().add_to(loss)
 
     def _check_stable(self):
         "Warn if gradient steps diverge: SGD with momentum m is stable only while `lr*lam*importance < 2(1 + m)`"
-        moms = momenta(self.opt)
+        moms = momenta(self.loop.opt)
         if moms is None: return
         limits = [(2*(1 + mom)/(hyper['lr']*largest), hyper['lr'], mom)
-                  for hyper, mom, largest in zip(self.opt.hypers, moms, self._largest) if hyper['lr']*largest > 0]
+                  for hyper, mom, largest in zip(self.loop.opt.hypers, moms, self._largest) if hyper['lr']*largest > 0]
         limit, lr, mom = min(limits, default=(float('inf'), 0., 0.))
         if self.lam >= limit:
             self._warn_once('stable', f': lam {self.lam:g} is unstable at learning rate {lr:g} and momentum {mom:g}, '

@@ -7,6 +7,7 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model
 from torch import nn
 
+from ..errors import InputError
 from ..models.surgery import find_encoder, reestimate_bn
 from ..models.weights import anchor_state, check_alpha, weights_before, wise_ft
 from ..runtime.resume import Resumable
@@ -25,7 +26,11 @@ def _interpolate(model, part, start, alpha, dl):
     moved = any(k.endswith(('running_mean', 'running_var')) and not torch.equal(v, start[k])
                 for k, v in part.state_dict().items())
     part.load_state_dict(wise_ft(part, start, alpha))
-    if moved and 0 < alpha < 1: reestimate_bn(model, dl, part)
+    if not (moved and 0 < alpha < 1): return
+    if dl is None:
+        raise InputError('WiSEFT takes the statistics of batch norm from the training data: '
+                         'call attach(model, batches=LOADER)')
+    reestimate_bn(model, dl, part)
 
 
 def wise_ft_sweep(
@@ -58,7 +63,7 @@ class WiSEFT(Anchored, Resumable, Recipe):
     name, order = 'wise_ft', 80  # after SaveModelCallback, which loads the best epoch
     _start: dict|None = None  # the encoder's state before training
     _whole = False  # whether the last epoch trained to its end
-    _stateattrs = Anchored._anchorattrs + ('_start', '_whole')
+    _stateattrs = Recipe._stateattrs + Anchored._anchorattrs + ('_start', '_whole')
     _state = Anchored._state + ('_start', '_whole')
 
     def __init__(self,
@@ -72,19 +77,32 @@ class WiSEFT(Anchored, Resumable, Recipe):
 
     def begin(self)->None:
         self._whole = False
-        if any(isinstance(cb, LoRA) for cb in self.learn.cbs):
+        if any(isinstance(cb, LoRA) for cb in self.loop.strategies):
             raise ValueError('WiSEFT cannot interpolate an encoder with adapters: fit with LoRA() alone, then call '
                              'wise_ft_sweep')
 
     def before_train(self):
         self._whole = False
+        self._take()
+
+    def _take(self):
         state = self.take()
         if state is not None: self._start = state
 
     def after_train(self): self._whole = True
 
+    def attached(self)->None:
+        super().attached()
+        self._take()
+
+    def detached(self)->None:
+        if self._whole: self._finish()
+        super().detached()
+
     def after_fit(self):
-        if self._whole and not self.learn.lock.locked() and not hasattr(self.learn, 'lr_finder'):
-            self._whole = False
-            _interpolate(get_model(self.learn.model), self.module(), self._start, self.alpha, self.dls.train)
+        if self._whole and not self.learn.lock.locked() and not self.loop.trial: self._finish()
         super().after_fit()
+
+    def _finish(self):
+        self._whole = False
+        _interpolate(get_model(self.loop.model), self.module(), self._start, self.alpha, self.loop.batches)

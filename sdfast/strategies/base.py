@@ -11,25 +11,26 @@ A new penalty is a subclass with one method:
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from fastai.callback.core import Callback
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..models.surgery import block_names, find_encoder
+from ..errors import InputError
+from ..models.surgery import block_names
 from ..runtime.arguments import ShowArguments
 from ..runtime.resume import Resumable
 from .columns import Columns
+from .driver import Driver
 from .hooks import Recorder
 
 __all__ = ['Penalty', 'FeaturePenalty', 'Recipe']
 
 
-class Penalty(ShowArguments, Resumable, Columns, Callback):
+class Penalty(ShowArguments, Resumable, Columns, Driver):
     """Add `lam * self.term()` to the loss that each training batch back-propagates.
 
     A subclass defines `term`, the penalty of the current batch: a scalar tensor with a graph. It may also define
     `begin`, which is called before each training epoch (not for skipped epochs, `validate` or `get_preds`). Both can
-    use the batch and the model's output, `self.learn.xb`, `self.learn.yb` and `self.learn.pred`, and the encoder,
+    use the batch and the model's output, `self.loop.args`, `self.loop.targets` and `self.loop.outputs`, and the encoder,
     `self.module()`.
 
     `train_loss` and `valid_loss` stay the task loss. The mean of the term over the epoch's batches, without the factor
@@ -43,7 +44,7 @@ class Penalty(ShowArguments, Resumable, Columns, Callback):
     pull: torch.Tensor|None = None  # `lam*term` of the current batch, with its graph, until the batch ends
     _sum: torch.Tensor|None = None  # sum of this epoch's terms
     _count = 0  # their number
-    _stateattrs: tuple[str, ...] = ('_sum', '_columns', 'pull')  # not exported
+    _stateattrs: tuple[str, ...] = Driver._stateattrs + ('_sum', '_columns', 'pull')  # not exported
     _argument_attrs = dict(encoder='protected')
 
     def __init__(self,
@@ -55,13 +56,32 @@ class Penalty(ShowArguments, Resumable, Columns, Callback):
         # not `self.encoder`: fastai warns if a callback has an attribute that the model has too
         self.protected = encoder
 
-    def begin(self)->None: "Called before each training epoch, number `self.learn.epoch`"
+    def begin(self)->None: "Called before each training epoch, number `self.loop.epoch`"
 
     def term(self)->torch.Tensor: raise NotImplementedError(f'{type(self).__name__} must define `term`')
 
-    def module(self)->nn.Module:
-        "The encoder that is being trained, without DDP around it"
-        return find_encoder(self.learn.model, self.protected)
+    def loss(self,
+        targets:torch.Tensor|None=None, # The batch's targets, for strategies that need them
+    )->torch.Tensor: # Scalar, to be added to the task's loss
+        "`lam*term` of the batch that the model has just seen, in a loop of your own; see `attach`"
+        loop = self._attached_loop('loss')
+        if not loop.started: raise InputError(f'{type(self).__name__}.loss: call start_epoch() before the first batch')
+        loop.targets = targets
+        try: return self.add_to(torch.zeros((), device=next(loop.model.parameters()).device))
+        finally:
+            loop.end_batch()
+            self.after_batch()
+
+    def add_to(self, loss:torch.Tensor)->torch.Tensor:
+        "The loss to back-propagate: `loss` and `lam*term` of the current batch"
+        term = self.term()
+        self._count_term(term.detach())
+        self.pull = self.lam*term
+        return loss + self.pull
+
+    def attached(self)->None: self._sum, self._count = None, 0
+    def detached(self)->None: self.leave()
+    def columns(self)->dict[str, Callable]: return {self.name: self.mean_term}
 
     def mean_term(self)->float:
         "Mean of the term, without the factor `lam`, over the last training epoch; nan before the first"
@@ -69,17 +89,15 @@ class Penalty(ShowArguments, Resumable, Columns, Callback):
         return (self._sum/self._count).item()
 
     def before_fit(self):
-        if self.starts(): self.show({self.name: self.mean_term})
+        if not self.starts(): return
+        self.meet()
+        self.show(self.columns())
 
     def before_train(self):
         self._sum, self._count = None, 0
         self.begin()
 
-    def after_loss(self):
-        term = self.term()
-        self._count_term(term.detach())
-        self.pull = self.lam*term
-        self.learn.loss_grad = self.loss_grad + self.pull
+    def after_loss(self): self.learn.loss_grad = self.add_to(self.loss_grad)
 
     def _count_term(self, term):
         self._sum = term if self._sum is None else self._sum + term
@@ -119,7 +137,8 @@ class FeaturePenalty(Penalty):
         self._unhook()  # a cancelled epoch may have left hooks
         super().before_train()
         encoder = self.module()
-        self._recorders = {n:Recorder() for n in ['', *self.layer_names()]}
+        wanted = None if self._loop is None else self._loop.recording
+        self._recorders = {n:Recorder(wanted) for n in ['', *self.layer_names()]}
         self._handles = [encoder.get_submodule(n).register_forward_hook(recorder, with_kwargs=True)
                          for n, recorder in self._recorders.items()]
 
@@ -158,24 +177,19 @@ class FeaturePenalty(Penalty):
         self._handles, self._recorders = (), None
 
 
-class Recipe(ShowArguments, Callback):
+class Recipe(ShowArguments, Driver):
     """A callback that changes how the encoder is trained and undoes the change when the fit ends.
 
     A subclass defines `begin`, which is called when a fit begins, and, if it changes more than by `freeze`, extends
     `undo`. `undo` is called when the fit ends; after an interrupted fit, when the callback is removed or the next fit
     begins."""
     order, run_valid = -5, False  # after `model.train()`, before DDP (order 11) checks which parameters need gradients
-    protected: str|Callable|None = None
     _off: tuple[nn.Parameter, ...] = ()  # what `freeze` has frozen
     _argument_attrs = dict(encoder='protected')
 
     def __init__(self,
         encoder:str|Callable|None=None, # Which part of the model to change, see `find_encoder`
     ): self.protected = encoder
-
-    def module(self)->nn.Module:
-        "The encoder that is being trained, without DDP around it"
-        return find_encoder(self.learn.model, self.protected)
 
     def begin(self)->None: "Called when a fit or `lr_find` begins, but not for `validate` and `get_preds`"
 
@@ -197,8 +211,12 @@ class Recipe(ShowArguments, Callback):
         for p in self._off: p.requires_grad_(True)
         self._off = ()
 
+    def attached(self)->None: self.begin()
+    def detached(self)->None: self.undo()
+
     def before_fit(self):
         if self.learn.lock.locked(): return  # `validate` and `get_preds`
+        self.meet()
         left = self._off  # parameters that an interrupted fit left frozen
         self.undo()
         known = {id(p) for params in self.opt.param_lists for p in params}

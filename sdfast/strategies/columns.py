@@ -45,6 +45,7 @@ class Columns:
 
     def leave(self)->None:
         "Remove the columns; a subclass also removes its hooks and frees its graphs here"
+        if self.learn is None: return  # not in a `Learner`
         self._drop()
         self._waiting = False
         self.learn.__dict__.pop('_do_epoch', None)

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from fastai.data.core import Datasets, test_set
 from fastai.torch_core import get_model, no_random
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
@@ -82,15 +81,6 @@ class _SourceProbs(nn.Module):
         return sum(self.head(f).float().softmax(1) for f in features)/len(features)
 
 
-def _unaugmented(dls):
-    "A loader of all train items in order, with the transforms of validation if they are known"
-    train, valid = (vars(dl).get('dl', dl) for dl in (dls.train, dls.valid))  # unwrapped from `DistributedDL`
-    if isinstance(train.dataset, Datasets):
-        items = test_set(train.dataset, train.dataset.items, with_labels=True)
-        return valid.new(items, shuffle=False, drop_last=False)
-    return train.new(shuffle=False, drop_last=False) if hasattr(train, 'new') else train
-
-
 class CoTuning(Auxiliary, FeaturePenalty):
     """`lam*CE(source head(features), p(y_s|y_t))`: a copy of the source task's head learns soft source labels (You et
     al., NeurIPS 2020).
@@ -101,6 +91,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
     name = 'co_tuning'
     head: nn.Module|None = None
     relation: torch.Tensor|None = None
+    _given = False  # whether the relation was an argument
     _before: tuple|None = None  # `(relation,)` as it was before `lr_find`, while `lr_find` runs
     _stateattrs = FeaturePenalty._stateattrs + Auxiliary._auxattrs + ('head', 'relation', '_before')
     _state = ('relation',)
@@ -116,6 +107,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
         self.head, self.how = head, how
         if how not in HOW: raise InputError(f"how must be 'direct' or 'reverse', not {how!r}")
         self._check_head()
+        self._given = relation is not None
         if relation is None: return
         self.relation = torch.as_tensor(relation).detach().float()
         if self.relation.ndim != 2 or (self.relation < 0).any() or (self.relation.sum(1) - 1).abs().max() > 1e-2:
@@ -131,43 +123,48 @@ class CoTuning(Auxiliary, FeaturePenalty):
     def before_fit(self):
         super().before_fit()
         # to be restored after `lr_find`, as the model's weights are
-        if hasattr(self.learn, 'lr_finder'): self._before = (self.relation,)
+        if self.loop.trial: self._before = (self.relation,)
 
     def begin(self)->None:
         self._check_head()
         if self.aux is None: self.set_auxiliary(lambda: deepcopy(self.head).requires_grad_(True))
         if self.relation is None: self.relation = self._relate()
-        if len(self.relation) < self._n_target():
+        if len(self.relation) < self.loop.classes:
             raise InputError(f'relation has rows for {len(self.relation)} target classes, the data have '
-                             f'{self._n_target()}; see category_relation')
+                             f'{self.loop.classes}; see category_relation')
         self.relation = self.relation.to(next(self.aux.parameters()).device)
 
-    def _n_target(self): return getattr(self.learn.dls, 'c', 0)  # 0 if fastai does not know the number of classes
-
     def _relate(self):
-        if self.learn.epoch > 0:
-            raise InputError(f'CoTuning: a fit that starts at epoch {self.learn.epoch} is too late to relate the '
+        if self.loop.epoch > 0:
+            raise InputError(f'CoTuning: a fit that starts at epoch {self.loop.epoch} is too late to relate the '
                              'classes by the untouched encoder. Pass relation=MATRIX, see category_relation')
-        source_probs = _SourceProbs(get_model(self.learn.model), self.module(), self.aux)
+        if self.loop.batches is None:
+            raise InputError('CoTuning: without the training data the classes cannot be related: pass '
+                             'relation=MATRIX, see category_relation, or attach(..., batches=LOADER)')
+        source_probs = _SourceProbs(get_model(self.loop.model), self.module(), self.aux)
         with no_random():  # creating loaders draws random numbers
-            probs, y = extract(source_probs, _unaugmented(self.learn.dls))
-        own_clips = 'dl' not in vars(self.learn.dls.train)  # a loader of this process's clips; `DistributedDL` has all
-        if dist.is_available() and dist.is_initialized() and own_clips:
+            loader = self.loop.unaugmented
+            probs, y = extract(source_probs, loader)
+        if dist.is_available() and dist.is_initialized() and self.loop.divided:
             parts = [None]*dist.get_world_size()
             dist.all_gather_object(parts, (probs, y))
             probs, y = (torch.cat(t) for t in zip(*parts))
-        return category_relation(probs, y, max(self._n_target(), int(y.max()) + 1), self.how)
+        return category_relation(probs, y, max(self.loop.classes, int(y.max()) + 1), self.how)
 
     def term(self)->torch.Tensor:
         calls = self.calls()
         assert self.relation is not None  # set in `begin`
-        target = self.relation[self.learn.yb[0].as_subclass(torch.Tensor)]
+        target = self.relation[self.loop.targets.as_subclass(torch.Tensor)]
         logits = [self.aux(out).float() for _, _, out in calls]
         if logits[0].shape != target.shape:
             raise InputError(f'CoTuning: the head returns {tuple(logits[0].shape)} where the relation has '
                              f'{tuple(target.shape)}; both must be of the same source classes')
         total: Any = sum(F.cross_entropy(l, target) for l in logits)
         return total/len(logits)
+
+    def forget(self)->None:
+        if not self._given: self.relation = None
+        super().forget()
 
     def leave(self)->None:
         if self._before is not None:

@@ -193,6 +193,7 @@ class FixedTeacher(Anchored, Teacher):
 class EMATeacher(FixedTeacher):
     """The teacher is the exponential moving average of the encoder over optimizer steps (mean teacher, Tarvainen &
     Valpola 2017)"""
+    needs_steps = True
     _skipped = False
 
     def __init__(self,
@@ -214,6 +215,7 @@ class EMATeacher(FixedTeacher):
 
     @torch.no_grad()
     def after_step(self):
+        super().after_step()
         if self._skipped: return
         teacher, student = self.teacher.state_dict(), self.module().state_dict()
         floats = [k for k, v in teacher.items() if v.is_floating_point()]

@@ -42,7 +42,7 @@ class LoRA(Recipe):
     The encoder's weights and its batch norm, statistics included, are frozen; when the fit ends the adapters are merged
     into the weights. The optimizer has each adapter in the parameter group of its layer. Raises `ImportError` without
     PEFT."""
-    name = 'lora'
+    name, needs_optimizer = 'lora', True
     _tuner = None  # PEFT's model around the encoder, while there are adapters
     _joined = ()  # the adapters' weights in the optimizer
     _unchecked = False  # whether the check that all adapters get gradients is still to come
@@ -117,21 +117,21 @@ class LoRA(Recipe):
 
     def _join(self):
         # do not recreate the optimizer: schedulers have counted its groups, and the head may have momentum
-        core = unwrap_optimizer(self.opt)
-        groups = [list(params) for params in self.opt.param_lists]
+        core = unwrap_optimizer(self.loop.opt)
+        groups = [list(params) for params in self.loop.opt.param_lists]
         where = {id(p):i for i, params in enumerate(groups) for p in params}
         adapters = self.adapters().values()
         for layer, a, b in adapters: groups[where.get(id(layer.weight), 0)] += [a.weight, b.weight]
         self._joined = tuple(p for _, a, b in adapters for p in (a.weight, b.weight))
         if not isinstance(core, torch.optim.Optimizer):
             for p in self._joined: core.state[p] = {}  # a loaded optimizer state has no entries for new parameters
-        self.opt.param_lists = groups
+        self.loop.opt.param_lists = groups
 
     def _leave(self):
         gone = set(map(id, self._joined))
-        self.opt.param_lists = [[p for p in params if id(p) not in gone] for params in self.opt.param_lists]
+        self.loop.opt.param_lists = [[p for p in params if id(p) not in gone] for params in self.loop.opt.param_lists]
         for p in self._joined:
-            for o in (self.opt, unwrap_optimizer(self.opt)): o.state.pop(p, None)
+            for o in (self.loop.opt, unwrap_optimizer(self.loop.opt)): o.state.pop(p, None)
         self._joined = ()
 
     def before_train(self):
@@ -158,7 +158,7 @@ class LoRA(Recipe):
             for layer, change in zip(layers, self.changes().values()): layer.weight.add_(change)
         self._tuner.unload()
         self._tuner = None
-        if self._joined and self.opt is not None: self._leave()
+        if self._joined and self.loop.opt is not None: self._leave()
         self.thaw()
 
     def undo(self)->None:

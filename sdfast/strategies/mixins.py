@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from fastai.learner import Learner
 from torch import nn
 
 from ..models.weights import anchor_state
+from .core import Loop
 
 if TYPE_CHECKING:
     from .base import Penalty as _Penalty
@@ -24,7 +24,7 @@ class Anchored:
     They are `anchor` or, without one, the encoder's weights at the start of the first fit (`lr_find` does not count).
     Call `take` in `begin`. If it is too late to take them, because a fit starts at a later epoch or after
     `load_learner`, `take` raises `ValueError`. In a resumed fit, `Resume` restores them from its checkpoint."""
-    learn: Learner
+    loop: Loop
     module: Callable[[], nn.Module]  # gives the encoder that is being trained
     anchor: dict|nn.Module|str|Path|None = None
     _held = False  # whether weights have been taken
@@ -35,12 +35,12 @@ class Anchored:
 
     def take(self)->dict|None:
         "Take the weights at the start of training; returns `None` if they have been taken already"
-        trial = hasattr(self.learn, 'lr_finder')
+        trial = self.loop.trial
         if self._held and (trial or not self._trial): return None
         if self.anchor is None and not trial and self.late():
             raise ValueError(
                 f'{type(self).__name__} lacks the weights from before training: an exported learner does not carry '
-                f'them, and a fit that starts at epoch {self.learn.epoch} is too late to take them. '
+                f'them, and a fit that starts at epoch {self.loop.epoch} is too late to take them. '
                 'Pass anchor=STATE_DICT, ENCODER or FILE')
         self._held, self._trial = True, trial
         self._taken = self._taken or not trial
@@ -52,7 +52,15 @@ class Anchored:
 
     def late(self)->bool:
         "Whether the encoder has been trained already"
-        return self._taken or self.learn.epoch > 0
+        return self._taken or self.loop.epoch > 0
+
+    def forget(self)->None:
+        self._held, self._trial, self._taken = False, False, False
+        super().forget()
+
+    def attached(self)->None:
+        super().attached()
+        self.begin()  # training may start with other weights than those that it was attached to
 
     def after_fit(self):
         if self._trial: self._held = False
@@ -70,11 +78,12 @@ class Auxiliary(_Penalty):
     _skipped = False  # whether the gradient scaler skipped the current step
     _aside: tuple|None = None  # the fits' modules and optimizer, while `lr_find` runs
     _saved: dict|None = None  # a checkpoint's state, until modules exist to load it into
+    needs_optimizer, needs_steps = True, True
     _auxattrs = ('aux', '_aux_opt', '_aside')  # for `_stateattrs`: not exported
 
     def before_fit(self):
         super().before_fit()
-        if hasattr(self.learn, 'lr_finder'):
+        if self.loop.trial:
             self._aside = self.aux, self._aux_opt
             self.aux = None
 
@@ -109,23 +118,27 @@ class Auxiliary(_Penalty):
         self._aux_opt = torch.optim.SGD(self.aux.parameters(), lr=1., momentum=.9)
         self._restore()
 
+    def forget(self)->None:
+        self.aux = self._aux_opt = self._saved = None
+        super().forget()
+
     def before_step(self): self._skipped = False
     def after_cancel_step(self): self._skipped = True
 
     def after_step(self):
+        super().after_step()
         if not self._skipped: self._step_aux()
         self._aux_opt.zero_grad()
 
     def _step_aux(self):
         # not in `before_step`, which runs for each micro-batch: gradients must be reduced and unscaled once
-        scaler = vars(self.learn).get('scaler')  # set by `MixedPrecision`
-        scale = scaler.get_scale() if scaler is not None else 1.  # this batch's: `MixedPrecision` updates it later
+        scale = self.loop.scale  # this batch's: `MixedPrecision` updates it later
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         graded = [p for p in self.aux.parameters() if p.grad is not None]
         for p in graded:
             if world > 1: dist.all_reduce(p.grad)
-            p.grad.div_(world*scale)
-        if scaler is not None and not all(p.grad.isfinite().all() for p in graded): return
-        hyper = self.opt.hypers[-1]
+            p.grad.div_(world*(scale or 1.))
+        if scale is not None and not all(p.grad.isfinite().all() for p in graded): return
+        hyper = self.loop.opt.hypers[-1]
         for g in self._aux_opt.param_groups: g.update(lr=float(hyper['lr']), momentum=float(hyper.get('mom', 0.) or 0.))
         self._aux_opt.step()

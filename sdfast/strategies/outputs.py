@@ -92,21 +92,21 @@ class PSKD(Penalty):
 
     def begin(self)->None:
         self.teacher, self.age = None, 0
-        if self.learn.epoch: self.teacher = batch_statistics(frozen_copy(get_model(self.learn.model)))
+        if self.loop.epoch: self.teacher = batch_statistics(frozen_copy(get_model(self.loop.model)))
 
     def after_batch(self):
         super().after_batch()
         self.age += 1
 
     def term(self)->torch.Tensor:
-        y, pred = self.learn.yb[0], self.learn.pred.float()
+        y, pred = self.loop.targets, self.loop.outputs.float()
         if y.is_floating_point() or y.ndim != 1:
             raise InputError(f'PSKD needs class numbers as targets, not a {y.dtype} tensor of shape {tuple(y.shape)}')
         if self.teacher is None: return pred.sum()*0
-        follow_modes(self.teacher, get_model(self.learn.model), self.teacher_bn)
-        with torch.no_grad(): p = self.teacher(*self.learn.xb).float().softmax(1)
+        follow_modes(self.teacher, get_model(self.loop.model), self.teacher_bn)
+        with torch.no_grad(): p = self.teacher(*self.loop.args, **self.loop.kwargs).float().softmax(1)
         y = y.as_subclass(torch.Tensor)
-        return (self.learn.epoch + 1)/self.learn.n_epoch*(F.cross_entropy(pred, p) - F.cross_entropy(pred, y))
+        return (self.loop.epoch + 1)/self.loop.epochs*(F.cross_entropy(pred, p) - F.cross_entropy(pred, y))
 
 
 class BYOT(Auxiliary, FeaturePenalty):
@@ -137,8 +137,8 @@ class BYOT(Auxiliary, FeaturePenalty):
         return names[:-1] if self.layers == 'blocks' else names
 
     def term(self)->torch.Tensor:
-        features, logits = pooled(self.calls()[0][2]), self.learn.pred
-        y = self.learn.yb[0].as_subclass(torch.Tensor)
+        features, logits = pooled(self.calls()[0][2]), self.loop.outputs
+        y = self.loop.targets.as_subclass(torch.Tensor)
         shallow = [pooled(self.calls(n)[0][2]) for n in self._recorders if n]
         if not shallow:
             raise InputError('BYOT found no layers before the last; pass layers=[NAME, ...] of the encoder')

@@ -2,19 +2,18 @@
 from collections.abc import Callable
 
 import torch
-from fastai.callback.core import Callback
 
 from ..errors import InputError
-from ..models.surgery import find_encoder
 from ..runtime.arguments import ShowArguments
 from ..runtime.resume import Resumable
 from .base import Penalty
+from .driver import Driver
 from .importance import Importance
 
 __all__ = ['PathIntegral']
 
 
-class PathIntegral(ShowArguments, Resumable, Callback):
+class PathIntegral(ShowArguments, Resumable, Driver):
     """Record, during training on the source, how much each weight lowers the loss, `-sum g dw` over steps, for `SI`.
 
     It cannot be computed for weights that were trained elsewhere. Raises `InputError` in a fit with a `Penalty`, whose
@@ -25,7 +24,8 @@ class PathIntegral(ShowArguments, Resumable, Callback):
     steps = 0
     _before: dict|None = None  # weights and gradients before the current step
     _skipped = False
-    _stateattrs = ('integral', 'start', '_before')
+    needs_optimizer, needs_steps = True, True
+    _stateattrs = Driver._stateattrs + ('integral', 'start', '_before')
     _state = ('integral', 'start', 'steps')
     _argument_attrs = dict(encoder='protected')
 
@@ -33,10 +33,17 @@ class PathIntegral(ShowArguments, Resumable, Callback):
         encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
     ): self.protected = encoder
 
-    def _weights(self): return dict(find_encoder(self.learn.model, self.protected).named_parameters())
+    def _weights(self): return dict(self.module().named_parameters())
+
+    def before_fit(self):
+        if not self.learn.lock.locked(): self.meet()
+
+    def forget(self)->None:
+        self.integral, self.start, self.steps = None, None, 0
+        super().forget()
 
     def before_train(self):
-        if any(isinstance(cb, Penalty) and cb.lam for cb in self.learn.cbs):
+        if any(isinstance(cb, Penalty) and cb.lam for cb in self.loop.strategies):
             raise InputError('PathIntegral needs the gradient of the task alone: train the source without penalties')
         if self.integral is not None: return
         self.start = {n:p.detach().clone() for n, p in self._weights().items()}
@@ -44,14 +51,14 @@ class PathIntegral(ShowArguments, Resumable, Callback):
 
     def before_step(self):
         self._skipped = False
-        scaler = vars(self.learn).get('scaler')  # set by `MixedPrecision`
-        scale = scaler.get_scale() if scaler is not None else 1.
+        scale = self.loop.scale or 1.
         self._before = {n:(p.detach().clone(), p.grad.detach().float()/scale)
                         for n, p in self._weights().items() if p.grad is not None}
 
     def after_cancel_step(self): self._skipped = True
 
     def after_step(self):
+        super().after_step()
         if self._skipped: return
         for n, p in self._weights().items():
             if n not in self._before: continue

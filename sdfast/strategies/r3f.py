@@ -48,8 +48,8 @@ class R3F(Penalty):
         self.eps, self.noise = eps, noise
 
     def begin(self)->None:
-        device = next(self.learn.model.parameters()).device
-        self._noise = torch.Generator(device).manual_seed((torch.initial_seed() + self.learn.epoch) % 2**63)
+        device = next(self.loop.model.parameters()).device
+        self._noise = torch.Generator(device).manual_seed((torch.initial_seed() + self.loop.epoch) % 2**63)
 
     def noisy(self, x:torch.Tensor)->torch.Tensor:
         "`x` with noise; integers, such as token numbers, are unchanged"
@@ -59,12 +59,18 @@ class R3F(Penalty):
         if self.noise == 'normal': return x + self.eps*torch.randn(shape, **kw)
         return x + self.eps*(2*torch.rand(shape, **kw) - 1)
 
+    def _noised(self, model):
+        args = [self.noisy(x) for x in self.loop.args]
+        kwargs = {k:self.noisy(v) if torch.is_tensor(v) else v for k, v in self.loop.kwargs.items()}
+        return model(*args, **kwargs)
+
     def term(self)->torch.Tensor:
-        model, pred, device = get_model(self.learn.model), self.learn.pred, self.learn.loss_grad.device
+        model, pred = get_model(self.loop.model), self.loop.outputs
+        device = next(model.parameters()).device
         self._warn_of_rounding(device.type)
         forked = torch.random.fork_rng(devices=[device] if device.type == 'cuda' else [])
         with forked, keep_buffers(model), unrecorded(model):
-            noised = model(*(self.noisy(x) for x in self.learn.xb))
+            noised = self._noised(model)
         if not (torch.is_tensor(pred) and torch.is_tensor(noised) and pred.shape == noised.shape):
             got = [tuple(o.shape) if torch.is_tensor(o) else type(o).__name__ for o in (pred, noised)]
             raise InputError('R3F needs a model that returns logits (B, classes), alike for the loss and in a second '

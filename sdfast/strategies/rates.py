@@ -67,9 +67,10 @@ class ScaledLR(Recipe):
     The rates are changed only during a step, which splits the optimizer's groups by depth and restores them afterwards.
     So schedulers, `lr_find`, `freeze` and checkpoints see the original groups, and factors cannot accumulate. The
     recorder shows `lr`."""
+    needs_optimizer = True
     _stepping: Any = None  # the optimizer whose `step` is replaced
     _depths: dict[int, int] = {}  # id of a parameter -> depth
-    _stateattrs = ('_stepping', '_depths')  # not exported
+    _stateattrs = Recipe._stateattrs + ('_stepping', '_depths')  # not exported
 
     def rate(self, lr:float, depth:int)->float: raise NotImplementedError(f'{type(self).__name__} must define `rate`')
 
@@ -78,14 +79,14 @@ class ScaledLR(Recipe):
         return {}
 
     def begin(self)->None:
-        others = [cb for cb in self.learn.cbs if isinstance(cb, ScaledLR) and cb is not self]
+        others = [cb for cb in self.loop.strategies if isinstance(cb, ScaledLR) and cb is not self]
         if others:
             raise ValueError(f'{type(self).__name__} and {type(others[0]).__name__} both set learning rates: keep one, '
                              'and scale the lr of the fit for the other')
 
     def before_train(self):
         self._release()
-        core = unwrap_optimizer(self.opt)
+        core = unwrap_optimizer(self.loop.opt)
         self._depths, self._stepping = self.depths(), core
         core.step = partial(self._step, core, core.step)
 
@@ -132,7 +133,7 @@ class LayerDecay(ScaledLR):
         self.decay = decay
 
     def depths(self)->dict[int, int]:
-        groups = layer_groups(self.learn.model, self.protected)
+        groups = layer_groups(self.loop.model, self.protected)
         return {id(p):d for d, params in enumerate(reversed(groups)) for p in params}
 
     def rate(self, lr:float, depth:int)->float: return lr*self.decay**depth

@@ -65,11 +65,11 @@ class LPFT(LinearProbe):
             raise ValueError(f'probe_epochs must be a whole number of at least 0, not {probe_epochs!r}')
         self.probe_epochs = probe_epochs
 
-    def probing(self)->bool: return self.learn.epoch < self.probe_epochs
+    def probing(self)->bool: return self.loop.epoch < self.probe_epochs
 
     def begin(self)->None:
-        if self.probe_epochs >= self.learn.n_epoch and not hasattr(self.learn, 'lr_finder'):
-            warnings.warn(f'LPFT({self.probe_epochs}) in a fit of {self.learn.n_epoch} epochs never trains the '
+        if self.probe_epochs >= self.loop.epochs and not self.loop.trial:
+            warnings.warn(f'LPFT({self.probe_epochs}) in a fit of {self.loop.epochs} epochs never trains the '
                           'encoder: fit for more epochs')
 
     def before_train(self):
@@ -82,4 +82,4 @@ class LPFT(LinearProbe):
     def _wrapped(self):
         # DDP reduces the gradients of all parameters that required one when it wrapped the model. So these parameters
         # keep `requires_grad`, and their gradients are dropped before the step
-        return isinstance(self.learn.model, DistributedDataParallel)
+        return isinstance(self.loop.model, DistributedDataParallel)

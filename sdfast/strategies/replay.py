@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastai.torch_core import get_random_states, set_random_states
+from fastai.torch_core import get_model, get_random_states, set_random_states
 from torch import nn
 
 from ..errors import InputError
 from ..models.surgery import frozen_copy, keep_buffers
 from ..runtime.resume import as_states
 from .base import Penalty
+from .hooks import unrecorded
 
 __all__ = ['Replay']
 
@@ -102,7 +103,7 @@ class Replay(Penalty):
         assert self._batches is not None and self.source_head is not None  # set in `begin`
         encoder = self.module()
         device = next(encoder.parameters()).device
-        with self._own_random(), keep_buffers(encoder):
+        with self._own_random(), keep_buffers(encoder), unrecorded(get_model(self.loop.model)):
             x, y = (t.as_subclass(torch.Tensor).to(device) for t in next(self._batches))
             self._read += 1
             # call `forward` directly, as hooks of other callbacks must record the target's features only
@@ -111,7 +112,13 @@ class Replay(Penalty):
 
     def after_fit(self):
         super().after_fit()
-        if self.learn.lock.locked(): return
+        if not self.learn.lock.locked(): self._close()
+
+    def detached(self)->None:
+        self._close()
+        super().detached()
+
+    def _close(self):
         self._batches = None  # so that the loader's workers end
         self._read, self._order = 0, None
 

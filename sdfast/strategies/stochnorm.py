@@ -2,14 +2,13 @@
 from collections.abc import Callable
 
 import torch
-from fastai.callback.core import Callback
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
-from ..models.surgery import find_encoder
 from ..runtime.arguments import ShowArguments
 from .columns import Columns
+from .driver import Driver
 
 __all__ = ['stoch_norm', 'plain_norm', 'StochNorm']
 
@@ -67,7 +66,7 @@ def plain_norm(
     return module
 
 
-class StochNorm(ShowArguments, Columns, Callback):
+class StochNorm(ShowArguments, Columns, Driver):
     """`stoch_norm` on the encoder while it trains (Kou et al., NeurIPS 2020).
 
     Batch norm that is frozen or has no moving statistics, such as a teacher's, does not change, and copies and exports
@@ -84,9 +83,11 @@ class StochNorm(ShowArguments, Columns, Callback):
     def before_fit(self):
         if self.starts(): self.show({})  # no columns, but `leave` is called after an exception
 
-    def before_train(self): stoch_norm(find_encoder(self.learn.model, self.protected), self.p)
-    def after_train(self): plain_norm(self.learn.model)
+    def detached(self)->None: self.leave()
+
+    def before_train(self): stoch_norm(self.module(), self.p)
+    def after_train(self): plain_norm(self.loop.model)
 
     def leave(self)->None:
-        plain_norm(self.learn.model)
+        plain_norm(self.loop.model)
         super().leave()

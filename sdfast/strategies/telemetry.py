@@ -3,7 +3,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from fastai.callback.core import Callback
 from torch import nn
 
 from ..errors import InputError
@@ -12,13 +11,14 @@ from ..runtime.arguments import ShowArguments
 from ..runtime.resume import Resumable
 from .base import Penalty
 from .columns import Columns
+from .driver import Driver
 from .lora import LoRA
 from .mixins import Anchored
 
 __all__ = ['Telemetry']
 
 
-class Telemetry(ShowArguments, Anchored, Resumable, Columns, Callback):
+class Telemetry(ShowArguments, Anchored, Resumable, Columns, Driver):
     """Columns for the recorder. For each `Penalty` NAME:
 
     - NAME_ratio: the sum over the epoch's batches of `lam*term`, divided by that of the task loss;
@@ -33,7 +33,7 @@ class Telemetry(ShowArguments, Anchored, Resumable, Columns, Callback):
     order, run_valid = 7, False  # after the penalties
     _start: dict[str, torch.Tensor]|None = None  # w0
     _sums: dict[str, tuple]|None = None  # column -> (numerator, denominator)
-    _stateattrs = ('_start', '_columns', '_sums') + Anchored._anchorattrs
+    _stateattrs = Driver._stateattrs + ('_start', '_columns', '_sums') + Anchored._anchorattrs
     _state = Anchored._state + ('_start',)
     _argument_attrs = dict(encoder='protected')
 
@@ -55,6 +55,7 @@ class Telemetry(ShowArguments, Anchored, Resumable, Columns, Callback):
 
     def before_fit(self):
         if not self.starts(): return
+        self.meet()
         self._sums = {}
         columns = {}
         for p in self._penalties():

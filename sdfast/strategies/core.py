@@ -1,0 +1,257 @@
+"""What a strategy does, without a trainer: attach it to a model and call it in a training loop of your own.
+
+    penalty = SelfDistill(lam=100).attach(model, encoder='videomae')
+    for epoch in range(epochs):
+        penalty.start_epoch()
+        for x, y in loader:
+            loss = criterion(model(x), y) + penalty.loss(y)
+            loss.backward()
+            optimizer.step()
+            penalty.after_step()
+            optimizer.zero_grad()
+    penalty.detach()
+
+The same objects are fastai callbacks: `driver` calls the same methods from a `Learner`'s events. A strategy knows
+training only through its `loop`, a `PlainLoop` here and a `LearnerLoop` there."""
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import get_model
+from torch import nn
+
+from ..errors import InputError
+from ..models.surgery import find_encoder
+from .hooks import is_paused
+
+__all__ = ['Loop', 'PlainLoop', 'Strategy']
+
+
+class Loop:
+    """What a strategy sees of the loop that trains: the model, the optimizer, the epoch and the current batch.
+
+    A subclass gives the attributes below, and `args`, `kwargs`, `outputs` and `targets` of the current batch."""
+    model: nn.Module # In training, perhaps wrapped by DDP
+    opt: Any = None # The optimizer in fastai's interface, which groups parameters; `None` if there is none
+    epoch: int = 0 # Number of the training epoch
+    epochs: int|None = None # Number of epochs, if known
+    trial: bool = False # Whether this is a trial, such as `lr_find`, whose effects are undone
+    batches: Any = None # The loader of the training data, if known
+    unaugmented: Any = None # A loader of the same in order, if possible without augmentation
+    classes: int = 0 # Number of classes of the targets, 0 if it is not known
+    divided: bool = True # Whether each process of a distributed loop loads a part of the data
+    scale: float|None = None # Factor by which a gradient scaler has multiplied the gradients
+    strategies: list # All strategies that act on this model
+    args: tuple # Positional arguments of the model in this batch
+    kwargs: dict # Its keyword arguments
+    outputs: Any # What it returned
+    targets: Any # What the loss compares the outputs with; `None` if not given
+
+
+class _Hook:
+    "A hook that calls `f`; copies and pickles of it do nothing"
+    def __init__(self, f:Callable|None=None): self.f = f
+    def __call__(self, *args:Any)->None: self.f and self.f(*args)
+    def __reduce__(self): return _Hook, ()
+
+
+# model -> strategies attached to it
+_attached: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+class PlainLoop(Loop):
+    """A training loop that somebody else writes: hooks on the model show its batches to the strategy.
+
+    A batch is what the model is called with, with gradients enabled, between two calls of `loss`."""
+    def __init__(self,
+        strategy:'Strategy', # Whose methods are called
+        model:nn.Module, # Called by the training loop
+        optimizer:torch.optim.Optimizer|None=None, # For strategies that act on it
+        epochs:int|None=None, # Number of epochs, for strategies with a schedule
+        batches:Iterable|None=None, # Loader of the training data `(x, y)`
+        scaler:Any=None, # The loop's `torch.amp.GradScaler`
+    ):
+        self.strategy, self.model, self.epochs, self.batches = strategy, model, epochs, batches
+        self.unaugmented, self.scaler = batches, scaler
+        self.optimizer, self.opt = optimizer, None if optimizer is None else OptimWrapper(opt=optimizer)
+        self.started = False  # whether an epoch has started
+        self.read = True  # whether `loss` has read the batch, so that the next call of the model is another one
+        self.targets, self._calls, self._mode, self._live = None, [], None, None
+        root = get_model(model)
+        self._handles = [root.register_forward_pre_hook(_Hook(self._before_forward)),
+                         root.register_forward_hook(_Hook(self._after_forward), with_kwargs=True)]
+        if optimizer is not None: self._handles.append(optimizer.register_step_pre_hook(_Hook(self._before_step)))
+        _attached.setdefault(root, []).append(strategy)
+
+    @property
+    def scale(self)->float|None: return None if self.scaler is None else self.scaler.get_scale()
+    @property
+    def strategies(self)->list: return list(_attached.get(get_model(self.model), ()))
+
+    def recording(self)->bool:
+        "Whether what the model computes belongs to a training batch"
+        if not self.started or is_paused(get_model(self.model)): return False
+        return torch.is_grad_enabled() if self._live is None else self._live
+
+    def _before_forward(self, module, args):
+        self._live = torch.is_grad_enabled()
+        # an evaluation without `torch.no_grad` is not part of the batch
+        if self.recording() and (self.read or self._mode != module.training): self.start_batch(module.training)
+
+    def _after_forward(self, module, args, kwargs, out):
+        if self.recording(): self._calls.append((args, kwargs, out))
+        self._live = None
+
+    def start_batch(self, mode:bool|None=None)->None:
+        "Forget the last batch"
+        self.read, self._mode, self._calls = False, mode, []
+        self.strategy.before_batch()
+
+    def end_batch(self)->None:
+        "Called after `loss` has read the batch: the graphs of its outputs may be freed"
+        self.read, self.targets, self._calls = True, None, []
+
+    def _before_step(self, optimizer, args, kwargs): self.strategy.before_step()
+
+    def remove(self)->None:
+        "Remove the hooks"
+        for h in self._handles: h.remove()
+        _attached[get_model(self.model)].remove(self.strategy)
+
+    def _call(self):
+        if len(self._calls) == 1: return self._calls[0]
+        raise InputError(f'{type(self.strategy).__name__} needs one forward pass of the model for each loss(), found '
+                         f'{len(self._calls)}: attach it to the module that the loop calls, and call that once')
+
+    @property
+    def args(self)->tuple: return self._call()[0]
+    @property
+    def kwargs(self)->dict: return self._call()[1]
+    @property
+    def outputs(self)->Any: return self._call()[2]
+
+
+class Strategy:
+    """Base of all strategies: what changes how an encoder is trained, in any training loop.
+
+    In a loop of your own, `attach` it, call `start_epoch` before each epoch and `after_step` after each step of the
+    optimizer, and `detach` it at the end; or use it as a context manager. A penalty is added to the loss by `loss`.
+
+    A subclass defines what happens at these moments: `forget` when it meets another model, `begin` and `undo` around a
+    fit or an epoch (see the base classes in `base`), `before_train` and `after_train` around a training epoch,
+    `before_batch`, `before_step` and `after_step`. It reads the state of training from `self.loop`."""
+    learn: Any = None  # the `Learner`, for a callback in one
+    protected: str|Callable|None = None  # which part of the model to act on, see `find_encoder`
+    needs_optimizer = False  # whether `attach` needs it
+    needs_steps: bool = False  # whether `after_step` has an effect
+    _loop: PlainLoop|None = None  # the loop that the strategy is attached to
+    _of: Any = None  # weak reference to the module that the strategy's state is about
+    _steps = 0  # calls of `after_step` in this epoch
+    _stateattrs: tuple[str, ...] = ('_loop', '_of')  # not exported
+
+    @property
+    def loop(self)->Loop:
+        "Where the strategy is at work"
+        if self._loop is None: raise InputError(f'{type(self).__name__} is not attached to a model: call attach(model)')
+        return self._loop
+
+    def module(self)->nn.Module:
+        "The encoder that is being trained, without DDP around it"
+        return find_encoder(self.loop.model, self.protected)
+
+    def meet(self)->None:
+        "Forget what was taken from another model: anchors, averages and heads belong to one model"
+        module = self.module()
+        if self._of is not None and self._of() is not module: self.forget()
+        self._of = weakref.ref(module)
+
+    def forget(self)->None: "Drop the state that belongs to another model"
+
+    # ---- moments of training
+
+    def before_train(self)->None: "Called before each training epoch"
+    def after_train(self)->None: "Called after each training epoch"
+    def before_batch(self)->None: "Called before the model sees a training batch"
+    def before_step(self)->None: "Called before each step of the optimizer"
+    def after_step(self)->None:
+        "Called after each step of the optimizer"
+        self._steps += 1
+
+    # ---- a training loop of one's own
+
+    def attach(self,
+        model:nn.Module, # The model that the loop calls, wrapped by DDP or not
+        optimizer:torch.optim.Optimizer|None=None, # For strategies that act on weights or learning rates
+        encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
+        epochs:int|None=None, # Number of epochs, for strategies with a schedule (PSKD, LPFT)
+        batches:Iterable|None=None, # Loader of the training data `(x, y)`, for CoTuning and WiSEFT
+        scaler:Any=None, # `torch.amp.GradScaler` of the loop, for strategies that read gradients
+    )->'Strategy': # Itself
+        """Act on `model` until `detach`; weights from before training are taken now.
+
+        Raises `InputError` if the strategy is in use already, or needs an optimizer and gets none."""
+        who = type(self).__name__
+        if self._loop is not None or self.learn is not None:
+            raise InputError(f'{who} is in use already: call detach() first, or make another {who}')
+        if not isinstance(model, nn.Module): raise InputError(f'attach needs a model, not {type(model).__name__}')
+        if self.needs_optimizer and optimizer is None:
+            raise InputError(f'{who} acts on the optimizer: call attach(model, optimizer)')
+        if encoder is not None: self.protected = encoder
+        find_encoder(model, self.protected)
+        self._loop = PlainLoop(self, model, optimizer, epochs, batches, scaler)
+        try:
+            self.meet()
+            self.attached()
+        except BaseException:
+            self._loop.remove()
+            self._loop = None
+            raise
+        return self
+
+    def attached(self)->None: "Called by `attach`"
+    def detached(self)->None: "Called by `detach`, before the hooks are removed"
+
+    def start_epoch(self,
+        epoch:int|None=None, # Its number, from 0; `None`: the one after the last
+    )->None:
+        "Start a training epoch: renew the teacher, take what is needed, look for the layers to record"
+        loop = self._attached_loop('start_epoch')
+        if loop.started:
+            self._check_steps()
+            self.after_train()
+            loop.epoch += 1
+        if epoch is not None: loop.epoch = epoch
+        loop.started, self._steps = True, 0
+        self.before_train()
+        loop.start_batch()
+
+    def _attached_loop(self, what)->PlainLoop:
+        if self._loop is None:
+            raise InputError(f'{type(self).__name__}.{what} needs a model: call attach(model) first; '
+                             'a Learner calls it by itself')
+        return self._loop
+
+    def _check_steps(self):
+        if self.needs_steps and not self._steps:
+            warnings.warn(f'{type(self).__name__}.after_step was not called in epoch {self.loop.epoch}: call it after '
+                          'each optimizer.step()')
+
+    def detach(self)->None:
+        "End the last epoch, undo what the strategy changed in the model, and remove its hooks"
+        if self._loop is None: return
+        try:
+            if self._loop.started: self.after_train()
+            self.detached()
+        finally:
+            self._loop.remove()
+            self._loop = None
+
+    def __enter__(self)->'Strategy': return self
+    def __exit__(self, *error:Any)->None: self.detach()
+
+    def columns(self)->dict[str, Callable]:
+        "Numbers for a log, by name: functions of no argument, to be called after an epoch"
+        return {}
