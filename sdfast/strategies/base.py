@@ -30,8 +30,8 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
 
     A subclass defines `term`, the penalty of the current batch: a scalar tensor with a graph. It may also define
     `begin`, which is called before each training epoch (not for skipped epochs, `validate` or `get_preds`). Both can
-    use the batch and the model's output, `self.loop.args`, `self.loop.targets` and `self.loop.outputs`, and the encoder,
-    `self.module()`.
+    use the batch and the model's output, `self.loop.args`, `self.loop.targets` and `self.loop.outputs`, and the
+    encoder, `self.module()`.
 
     `train_loss` and `valid_loss` stay the task loss. The mean of the term over the epoch's batches, without the factor
     `lam`, is a column of the recorder, named after the callback. The term is added inside autocast (which ends at order

@@ -1,5 +1,6 @@
 "Processes that tests start, wait for and kill."
 import faulthandler
+import gc
 import json
 import multiprocessing as mp
 import os
@@ -24,6 +25,7 @@ def fork(f):
     if (pid := os.fork()) == 0:
         code = 1
         try:
+            gc.freeze()  # see `alone`
             f()
             code = 0
         finally: os._exit(code)
@@ -36,6 +38,8 @@ def alone(function, *args, limit=240):
     pid = os.fork()
     if not pid:
         try:
+            # collecting garbage of the parent would wait for codec threads that a forked process does not have
+            gc.freeze()
             faulthandler.register(signal.SIGALRM, chain=True)  # where it hung
             signal.alarm(limit)
             os.close(r)
