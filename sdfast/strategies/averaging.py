@@ -83,17 +83,13 @@ class WiSEFT(Anchored, Resumable, Recipe):
 
     def before_train(self):
         self._whole = False
-        self._take()
+        self.take_at_start()
 
-    def _take(self):
+    def take_at_start(self)->None:
         state = self.take()
         if state is not None: self._start = state
 
     def after_train(self): self._whole = True
-
-    def attached(self)->None:
-        super().attached()
-        self._take()
 
     def detached(self)->None:
         if self._whole: self._finish()

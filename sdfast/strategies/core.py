@@ -79,7 +79,10 @@ class PlainLoop(Loop):
         self.optimizer, self.opt = optimizer, None if optimizer is None else OptimWrapper(opt=optimizer)
         self.started = False  # whether an epoch has started
         self.read = True  # whether `loss` has read the batch, so that the next call of the model is another one
-        self.targets, self._calls, self._mode, self._live = None, [], None, None
+        self.targets: Any = None
+        self._calls: list[tuple] = []  # of the model in this batch
+        self._mode: bool|None = None  # whether the model was in train mode then
+        self._live: bool|None = None  # whether the call in progress is one of training
         root = get_model(model)
         self._handles = [root.register_forward_pre_hook(_Hook(self._before_forward)),
                          root.register_forward_hook(_Hook(self._after_forward), with_kwargs=True)]
@@ -162,6 +165,13 @@ class Strategy:
         "The encoder that is being trained, without DDP around it"
         return find_encoder(self.loop.model, self.protected)
 
+    def n_epochs(self)->int:
+        "Number of epochs of this fit"
+        epochs = self.loop.epochs
+        if epochs is None:
+            raise InputError(f'{type(self).__name__} follows a schedule: call attach(model, epochs=NUMBER)')
+        return epochs
+
     def meet(self)->None:
         "Forget what was taken from another model: anchors, averages and heads belong to one model"
         module = self.module()
@@ -172,6 +182,7 @@ class Strategy:
 
     # ---- moments of training
 
+    def begin(self)->None: "Called before each epoch of a penalty, before each fit of a recipe"
     def before_train(self)->None: "Called before each training epoch"
     def after_train(self)->None: "Called after each training epoch"
     def before_batch(self)->None: "Called before the model sees a training batch"

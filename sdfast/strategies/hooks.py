@@ -11,7 +11,9 @@ __all__ = ['unrecorded']  # `Recorder` is a name of fastai, too: import it from 
 class Recorder:
     """A forward hook that records `(args, kwargs, out)` of each call of a module while `wanted()` is true, or always;
     copies and pickles of it are empty"""
-    def __init__(self, wanted:Callable|None=None): self.calls, self.wanted = [], wanted
+    def __init__(self, wanted:Callable|None=None):
+        self.calls: list[tuple] = []
+        self.wanted = wanted
 
     def __call__(self, module:nn.Module, args:tuple, kwargs:dict, out:object)->None:
         if self.wanted is None or self.wanted(): self.calls.append((args, kwargs, out))

@@ -9,23 +9,21 @@ import torch.distributed as dist
 from torch import nn
 
 from ..models.weights import anchor_state
-from .core import Loop
 
 if TYPE_CHECKING:
     from .base import Penalty as _Penalty
-else: _Penalty = object
+    from .core import Strategy as _Strategy
+else: _Penalty = _Strategy = object
 
 __all__ = ['Anchored', 'Auxiliary']
 
 
-class Anchored:
+class Anchored(_Strategy):
     """Mix-in for a callback that needs the weights from before training, which it takes once.
 
     They are `anchor` or, without one, the encoder's weights at the start of the first fit (`lr_find` does not count).
     Call `take` in `begin`. If it is too late to take them, because a fit starts at a later epoch or after
     `load_learner`, `take` raises `ValueError`. In a resumed fit, `Resume` restores them from its checkpoint."""
-    loop: Loop
-    module: Callable[[], nn.Module]  # gives the encoder that is being trained
     anchor: dict|nn.Module|str|Path|None = None
     _held = False  # whether weights have been taken
     _trial = False  # whether they were taken for `lr_find`, so that a fit must take them again
@@ -60,7 +58,11 @@ class Anchored:
 
     def attached(self)->None:
         super().attached()
-        self.begin()  # training may start with other weights than those that it was attached to
+        self.take_at_start()  # training may start with other weights than those that it was attached to
+
+    def take_at_start(self)->None:
+        "Take the weights when the strategy is attached; `begin` does, where it calls `take`"
+        self.begin()
 
     def after_fit(self):
         if self._trial: self._held = False

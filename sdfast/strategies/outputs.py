@@ -91,6 +91,7 @@ class PSKD(Penalty):
         self.teacher_bn = teacher_bn
 
     def begin(self)->None:
+        self.n_epochs()  # fail before the first batch
         self.teacher, self.age = None, 0
         if self.loop.epoch: self.teacher = batch_statistics(frozen_copy(get_model(self.loop.model)))
 
@@ -106,7 +107,7 @@ class PSKD(Penalty):
         follow_modes(self.teacher, get_model(self.loop.model), self.teacher_bn)
         with torch.no_grad(): p = self.teacher(*self.loop.args, **self.loop.kwargs).float().softmax(1)
         y = y.as_subclass(torch.Tensor)
-        return (self.loop.epoch + 1)/self.loop.epochs*(F.cross_entropy(pred, p) - F.cross_entropy(pred, y))
+        return (self.loop.epoch + 1)/self.n_epochs()*(F.cross_entropy(pred, p) - F.cross_entropy(pred, y))
 
 
 class BYOT(Auxiliary, FeaturePenalty):

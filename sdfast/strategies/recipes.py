@@ -68,8 +68,8 @@ class LPFT(LinearProbe):
     def probing(self)->bool: return self.loop.epoch < self.probe_epochs
 
     def begin(self)->None:
-        if self.probe_epochs >= self.loop.epochs and not self.loop.trial:
-            warnings.warn(f'LPFT({self.probe_epochs}) in a fit of {self.loop.epochs} epochs never trains the '
+        if self.probe_epochs >= self.n_epochs() and not self.loop.trial:
+            warnings.warn(f'LPFT({self.probe_epochs}) in a fit of {self.n_epochs()} epochs never trains the '
                           'encoder: fit for more epochs')
 
     def before_train(self):

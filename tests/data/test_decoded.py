@@ -299,7 +299,7 @@ from sdfast.data.video import VideoFile
 whole, n = VideoFile.whole, [0]
 def slow(*args):
     n[0] += 1
-    print('decoding\n', end='', flush=True)  # in one piece: threads print at once
+    print('decoding\\n', end='', flush=True)  # in one piece: threads print at once
     time.sleep(float(sys.argv[2]))
     return whole(*args)
 VideoFile.whole = slow
