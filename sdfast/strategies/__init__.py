@@ -1,10 +1,11 @@
-"Ways to fine-tune: fastai callbacks, listed in `STRATEGIES`."
+"Ways to fine-tune, as fastai callbacks and for any training loop (`core`), listed in `STRATEGIES`."
 from inspect import ismodule as _ismodule
 
 from .anchor import *
 from .averaging import *
 from .base import *
 from .columns import *
+from .core import *
 from .cotuning import *
 from .distill import *
 from .feature_maps import *

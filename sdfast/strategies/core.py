@@ -27,7 +27,7 @@ from ..errors import InputError
 from ..models.surgery import find_encoder
 from .hooks import is_paused
 
-__all__ = ['Loop', 'PlainLoop', 'Strategy']
+__all__ = ['BaseStrategy']
 
 
 class Loop:
@@ -67,7 +67,7 @@ class PlainLoop(Loop):
 
     A batch is what the model is called with, with gradients enabled, between two calls of `loss`."""
     def __init__(self,
-        strategy:'Strategy', # Whose methods are called
+        strategy:'BaseStrategy', # Whose methods are called
         model:nn.Module, # Called by the training loop
         optimizer:torch.optim.Optimizer|None=None, # For strategies that act on it
         epochs:int|None=None, # Number of epochs, for strategies with a schedule
@@ -137,7 +137,7 @@ class PlainLoop(Loop):
     def outputs(self)->Any: return self._call()[2]
 
 
-class Strategy:
+class BaseStrategy:
     """Base of all strategies: what changes how an encoder is trained, in any training loop.
 
     In a loop of your own, `attach` it, call `start_epoch` before each epoch and `after_step` after each step of the
@@ -200,7 +200,7 @@ class Strategy:
         epochs:int|None=None, # Number of epochs, for strategies with a schedule (PSKD, LPFT)
         batches:Iterable|None=None, # Loader of the training data `(x, y)`, for CoTuning and WiSEFT
         scaler:Any=None, # `torch.amp.GradScaler` of the loop, for strategies that read gradients
-    )->'Strategy': # Itself
+    )->'BaseStrategy': # Itself
         """Act on `model` until `detach`; weights from before training are taken now.
 
         Raises `InputError` if the strategy is in use already, or needs an optimizer and gets none."""
@@ -260,7 +260,7 @@ class Strategy:
             self._loop.remove()
             self._loop = None
 
-    def __enter__(self)->'Strategy': return self
+    def __enter__(self)->'BaseStrategy': return self
     def __exit__(self, *error:Any)->None: self.detach()
 
     def columns(self)->dict[str, Callable]:

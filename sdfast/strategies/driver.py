@@ -1,4 +1,4 @@
-"fastai's events drive strategies: a `Learner` as the loop that `core.Strategy` works in."
+"fastai's events drive strategies: a `Learner` as the loop that `core.BaseStrategy` works in."
 from typing import Any
 
 from fastai.callback.core import Callback
@@ -6,9 +6,9 @@ from fastai.data.core import Datasets, test_set
 from fastai.learner import Learner
 from torch import nn
 
-from .core import Loop, Strategy
+from .core import BaseStrategy, Loop
 
-__all__ = ['LearnerLoop', 'Driver']
+__all__ = ['Driver']
 
 
 class LearnerLoop(Loop):
@@ -45,7 +45,7 @@ class LearnerLoop(Loop):
     @property
     def divided(self)->bool: return 'dl' not in vars(self.learn.dls.train)  # `DistributedDL` has all clips
     @property
-    def strategies(self)->list: return [cb for cb in self.learn.cbs if isinstance(cb, Strategy)]
+    def strategies(self)->list: return [cb for cb in self.learn.cbs if isinstance(cb, BaseStrategy)]
     @property
     def args(self)->tuple: return self.learn.xb
     @property
@@ -59,7 +59,7 @@ class LearnerLoop(Loop):
         return None if scaler is None else scaler.get_scale()
 
 
-class Driver(Strategy, Callback):
+class Driver(BaseStrategy, Callback):
     """Base of strategies as fastai callbacks, whose methods are named after fastai's events.
 
     In a fit, `loop` is the `Learner`."""

@@ -12,7 +12,7 @@ from ..models.weights import anchor_state
 
 if TYPE_CHECKING:
     from .base import Penalty as _Penalty
-    from .core import Strategy as _Strategy
+    from .core import BaseStrategy as _Strategy
 else: _Penalty = _Strategy = object
 
 __all__ = ['Anchored', 'Auxiliary']
