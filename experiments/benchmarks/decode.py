@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 from fastcore.script import call_parse
 from measure import SHARED, is_cuda, ratio, require_device, show, side_by_side, write
 
-from sdfast.data.tables import VIDEO_SUFFIXES
+from sdfast.data.folders import find_videos
 from sdfast.data.video import VideoFile
 from sdfast.runtime.memory import keep_freed_memory
 
@@ -101,7 +101,7 @@ def peers(job):
 def groups(videos):
     "Name -> files that are measured together"
     if videos:
-        files = [p for p in Path(videos).rglob('*') if p.suffix.lower() in VIDEO_SUFFIXES]
+        files, _ = find_videos(videos)
         return {Path(videos).name:sorted(map(str, files))}
     if not SHARED.is_dir(): sys.exit('decode.py: ../shared/data is missing; name a folder of videos with --videos')
     real = [sorted((SHARED/'real').glob(p))[i] for p in ('arid6/*/*.mp4', 'fights2/*/*.mp4') for i in (3, 33, 63, 93)]

@@ -6,7 +6,9 @@ from .cache import *
 from .clips import *
 from .datasets import *
 from .decoded import *
+from .folders import *
 from .loader import *
+from .manifest import *
 from .official import *
 from .prepared import *
 from .splits import *

@@ -14,6 +14,7 @@ from plum import dispatch
 
 from ..errors import InputError
 from .clips import SampleClips, TensorVideo
+from .loader import VideoDL
 from .video import VideoFile
 
 __all__ = [
@@ -93,7 +94,7 @@ def VideoBlock(
     "A `TransformBlock` for paths of video files"
     clips = SampleClips(frames, stride, size, k, cache, **kwargs)
     to_float = IntToFloatTensor if stats is None else NormalizeClips.from_stats(*stats, dim=2, ndim=5)
-    return TransformBlock(type_tfms=VideoFile.create, item_tfms=clips, batch_tfms=to_float)
+    return TransformBlock(type_tfms=VideoFile.create, item_tfms=clips, batch_tfms=to_float, dl_type=VideoDL)
 
 
 def _strips(n, figsize): return get_grid(n, ncols=1, nrows=n, figsize=figsize or (10, 1.6*n))

@@ -58,6 +58,15 @@ def clip_indices(
     return np.minimum(start + np.arange(frames)*stride, n - 1)
 
 
+class BrokenVideo(SkipItemException):
+    "A video that cannot be decoded is skipped; the message is that of the `VideoError`"
+
+
+def row_lost(error:Exception)->VideoError:
+    "The error for a broken video where the order of the videos matters"
+    return VideoError(f'{error}; leave the file out: without it, later predictions would be beside the wrong files')
+
+
 class SampleClips(RandTransform):
     """Cut clips out of a video: a random one for training, otherwise `k` evenly spaced ones, cropped at the centre.
 
@@ -93,8 +102,9 @@ class SampleClips(RandTransform):
     def encodes(self, x:VideoFile)->TensorVideo:
         try: clips = self._clips(x)
         except VideoError as e:
+            if not self.train: raise row_lost(e) from None
             warnings.warn(f'skipped {e}')
-            raise SkipItemException(str(e)) from None
+            raise BrokenVideo(str(e)) from None
         return TensorVideo(clips[0] if len(clips) == 1 else clips)
 
     def _clips(self, video):

@@ -34,7 +34,7 @@ def moving_digits(
     if not root.exists(): _write_once(root, part)
     table = pd.read_csv(root/'manifest.csv')
     table['path'] = [str(root/p) for p in table.path]
-    return check_split(make_task(f'moving_digits:{part}', table, check=False))
+    return check_split(make_task(f'moving_digits:{part}', table, check=False), files=False)
 
 
 def _write_once(root, part):
@@ -67,6 +67,7 @@ def create_task(
         known = ', '.join(k if k == 'moving_digits' else f'{k}:PATH' for k in TASKS)
         raise InputError(f'unknown task {spec!r}; known are {known}')
     options = dict(word.split('=', 1) for word in words)
+    if len(options) < len(words): raise InputError(f'task {spec!r} has an option twice; give each once')
     accepted = [name for name in list(signature(TASKS[kind]).parameters)[1:] if name != 'name']
     unknown = sorted(set(options) - set(accepted))
     if unknown: raise InputError(f'task {spec!r}: unknown option {unknown[0]!r}; {kind} has {", ".join(accepted)}')

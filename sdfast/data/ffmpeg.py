@@ -5,12 +5,15 @@ import os
 import threading
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -21,6 +24,7 @@ __all__ = ['VideoError']
 
 MAX_PIXELS = 2**26  # largest number of pixels of a frame; 8K has half as many
 # Tags in the header need not be UTF-8. PyAV 19 always reads them byte by byte, earlier versions only when asked to.
+PICTURES = {'bmp', 'jpeg2000', 'jpegls', 'mjpeg', 'png', 'tiff', 'webp'}  # codecs of still pictures, such as covers
 TAGS: dict[str, Any] = dict(metadata_errors='surrogateescape') if int(av.__version__.split('.')[0]) < 19 else {}
 
 
@@ -45,8 +49,9 @@ def open_video(
     path:str|Path, # Video file
     format:str|None=None, # Container format, if it is known
     probe:bool=True, # Decode some frames to identify the streams, instead of relying on the container's header
+    number:int|None=None, # Index of the stream, if it is known
 )->tuple[InputContainer, VideoStream]:
-    "Open a file and find its video stream. Raises `VideoError`"
+    "Open a file and find its video stream: the first that is not a cover picture. Raises `VideoError`"
     if os.path.exists(path) and not os.path.isfile(path):
         raise VideoError(f'{path}: cannot be opened (not a file)')  # opening a pipe would block forever
     limit = dict(max_pixels=str(MAX_PIXELS))  # a few bytes can declare a frame of gigabytes, the first or a later one
@@ -54,14 +59,36 @@ def open_video(
     try: container = av.open(str(path), format=format, options=options, **TAGS)
     except (av.FFmpegError, OSError, ValueError) as e:  # `ValueError`: the path contains a NUL
         raise VideoError(f'{path}: cannot be opened ({_reason(e)})') from None
-    stream = next(iter(container.streams.video), None)
+    try: stream = _video_stream(container, number)
+    except av.FFmpegError: stream = None
     if stream is None or stream.codec_context is None:
+        pictures = len(container.streams.video)
         container.close()
-        why = 'has no video stream' if stream is None else 'uses a codec that this build of FFmpeg cannot decode'
+        why = 'uses a codec that this build of FFmpeg cannot decode'
+        if stream is None: why = 'has no video stream, only a picture' if pictures else 'has no video stream'
         raise VideoError(f'{path}: {why}')
     stream.codec_context.options = limit
     stream.thread_type = 'NONE'  # for many short reads in parallel workers, decoder threads cost more than they save
     return container, stream
+
+
+def _video_stream(container, number):
+    "The stream with an index or, without one, the first that is a video; `None` if there is none"
+    if number is not None: return next((s for s in container.streams.video if s.index == number), None)
+    return next((s for s in container.streams.video if not _is_picture(container, s)), None)
+
+
+def _is_picture(container, stream):
+    """Whether a stream is a cover: marked as one or, as Matroska and AVI have no such mark, a single picture beside
+    another video or sound."""
+    if stream.disposition & Disposition.attached_pic: return True
+    codec = stream.codec_context
+    others = len(container.streams.video) + len(container.streams.audio) - 1
+    if codec is None or codec.name not in PICTURES or not others: return False
+    packets = (p for p in container.demux(stream) if p.size)
+    is_single = len(list(islice(packets, 2))) < 2
+    container.seek(0)
+    return is_single
 
 
 def decode_frames(
@@ -83,6 +110,22 @@ def decode_frames(
 _local = threading.local()  # one scaler per thread, which swscale sets up again only for another size
 
 
+def _progressive(frame):
+    "The same frame, marked as progressive"
+    key = frame.width, frame.height, frame.format.name
+    if getattr(_local, 'unmark_key', None) != key:
+        graph = av.filter.Graph()
+        source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format,
+                                  time_base=frame.time_base or Fraction(1, 25))
+        unmark, sink = graph.add('setfield', 'prog'), graph.add('buffersink')
+        source.link_to(unmark)
+        unmark.link_to(sink)
+        graph.configure()
+        _local.unmark, _local.unmark_key = graph, key
+    _local.unmark.push(frame)
+    return _local.unmark.pull()
+
+
 def write_rgb(
     frame:VideoFrame, # Decoded, of any size
     out:np.ndarray, # uint8 `(3, H, W)`, whose shape decides the size
@@ -90,6 +133,8 @@ def write_rgb(
     "Write a frame, upright and scaled, into `out`"
     if frame.rotation: out = np.rot90(out, -frame.rotation//90 % 4, (1, 2))
     h, w = out.shape[1:]
+    # swscale scales the two fields of interlaced frames separately; cameras and editors mark progressive ones, too
+    if frame.interlaced_frame: frame = _progressive(frame)
     if not hasattr(_local, 'scaler'): _local.scaler = VideoReformatter()
     scale = _local.scaler.reformat
     if (w, h) == (frame.width, frame.height):

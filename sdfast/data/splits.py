@@ -27,7 +27,8 @@ def group_names(
     if unmatched:
         counts = f'{len(unmatched)} of {len(paths)} paths'
         raise InputError(f'group rule {rule!r} does not match {counts}, such as {unmatched[0]!r}')
-    return ['/'.join(part for part in m.groups() if part is not None) for m in matches]
+    # a path without any part has no group
+    return ['/'.join(part for part in m.groups() if part is not None) if any(m.groups()) else '' for m in matches]
 
 
 def split_groups(

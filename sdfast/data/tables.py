@@ -1,111 +1,217 @@
-"""Tables of videos, read from class folders or from a csv file, and checked.
+"""Checks of tables of videos. A table has the columns path, label, split and group; a `Task` is made from it.
 
-A table has the columns path, label, split and group; a `Task` is made from a table."""
+What is impossible raises an `InputError`; what is doubtful becomes a note."""
 import os
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..errors import InputError
+from ..runtime import store
+from .folders import SPLITS
 from .prepared import prepared_copies
-from .splits import group_names
 from .text import CONTROL, FORMULA, as_markdown, check_class_name, list_names
 from .video import VideoFile
 
-__all__ = ['VIDEO_SUFFIXES']
+__all__ = ['clean_table']
 
-# Suffixes of files that are taken for videos in class folders
-VIDEO_SUFFIXES = {
-    '.3gp', '.avi', '.flv', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv'}
-SPLIT_FOLDERS = dict(train='train', valid='valid', val='valid', test='test')  # name of a folder -> split
+COLUMNS = 'path', 'label', 'split', 'group'
+BLANK = {'', 'nan', 'none', 'null', 'n/a', '<na>', 'nat'}  # what programs write into empty cells of a group
+ENDS = 2**16  # bytes at the start and end of files that are compared first
+INTEGER = re.compile(r'[+-]?\d+')
 
 
 def parse_flag(value:bool|int|str)->bool:
     "Read a boolean option, which is text in a task's spec"
-    return value.lower() in ('1', 'true', 'yes') if isinstance(value, str) else bool(value)
+    if not isinstance(value, str): return bool(value)
+    if value.lower() in ('1', 'true', 'yes', 'on'): return True
+    if value.lower() in ('0', 'false', 'no', 'off', ''): return False
+    raise InputError(f'{value!r} is neither 1 (yes) nor 0 (no)')
 
 
-# ---- class folders
-
-def read_folder(path:Path, group:str|None)->tuple[pd.DataFrame, bool]:
-    "Table of the videos in class folders, and whether there are folders train and test; if not, all are 'train'"
-    below = {d.name.lower():d for d in path.iterdir() if d.is_dir()}
-    split_folders = {split:below[name] for name, split in SPLIT_FOLDERS.items() if name in below}
-    is_split = {'train', 'test'} <= set(split_folders)
-    if not is_split: split_folders = {'train': path}
-    rows = []
-    for split, root in split_folders.items():
-        for class_folder in sorted(d for d in root.iterdir() if d.is_dir()):
-            rows += [(str(f), class_folder.name, split) for f in _videos(class_folder)]
-    if not rows:
-        raise InputError(f'folder {path} has no videos in class folders (looked for {path}/CLASS/*.mp4 and the like)')
-    df = pd.DataFrame(rows, columns=['path', 'label', 'split'])
-    df['group'] = group_names([os.path.relpath(p, path) for p in df.path], group)
-    df['path'] = df.path.map(os.path.abspath)
-    return df, is_split
+def parse_share(value:float|str, what:str)->float:
+    "Read a number between 0 and 1, which may be text in a task's spec"
+    try: number = float(value)
+    except (TypeError, ValueError): number = np.nan
+    if not 0 < number < 1: raise InputError(f'{what} must be between 0 and 1, not {value}')
+    return number
 
 
-def _videos(folder):
-    return [f for f in sorted(folder.rglob('*')) if f.suffix.lower() in VIDEO_SUFFIXES and f.is_file()]
+def parse_integer(value:int|str, what:str)->int:
+    "Read a whole number, which may be text in a task's spec"
+    try: return int(value)
+    except (TypeError, ValueError): raise InputError(f'{what} must be a whole number, not {value!r}') from None
 
 
-# ---- csv files
+# ---- cells
 
-def read_csv(path:Path, train:str, test:str|None, valid:str|None, outside:bool)->tuple[pd.DataFrame, list[str]]:
-    "Table of the videos listed in a csv file, and notes on its splits; see `Task.from_csv`"
-    try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as e: raise InputError(f'{path} cannot be read as csv: {e}') from None
-    for column in ('path', 'label', 'split'):
-        if column not in table: raise InputError(f'{path} has no column {column!r}; it has {list_names(table.columns)}')
-    names = list(dict.fromkeys(table.split))
-    split_of = _split_of(path, names, train, test, valid)
-    notes = _split_notes(names, split_of)
-    table = table[table.split.isin(split_of)].reset_index(drop=True)
-    if not outside: _check_inside(path, table.path)
-    df = pd.DataFrame(dict(path=[os.path.abspath(path.parent/p) for p in table.path], label=table.label,
-                           split=table.split.map(split_of), group=table.group if 'group' in table else table.path))
-    return df, notes
+def clean_table(
+    name:str, # Name of the task, for messages
+    df:pd.DataFrame, # Columns path, label, split and group, one row per video
+    files:bool=True, # Find out which paths mean the same file
+)->tuple[pd.DataFrame, list[str]]: # A new table, and notes on what is doubtful in it, as Markdown
+    """Check the cells of a table: text, a known split, one label for each file, a group for each row.
 
-
-def _split_of(path, names, train, test, valid):
-    "Split name in the file -> 'train', 'valid' or 'test', for the names that are used"
-    if test is None: test = 'test' if 'test' in names else '+'.join(s for s in names if s.startswith('test'))
-    if valid is None: valid = '+'.join(s for s in names if s in ('valid', 'val'))
-    split_of = {}
-    for split, asked in dict(train=train, valid=valid, test=test).items():
-        for name in asked.split('+'):
-            if not name: continue
-            if name not in names:
-                raise InputError(f'{path} has no split {name!r} to use as {split}; it has {list_names(names)}')
-            if name in split_of: raise InputError(f'split {name!r} is named both as {split_of[name]} and as {split}')
-            split_of[name] = split
-    if 'test' not in split_of.values():
-        raise InputError(f'{path} has no split whose name begins with test; say which to test on with test=NAME. '
-                         f'It has {list_names(names)}')
-    return split_of
+    Labels may be whole numbers. A row with a blank group gets one of its own, and rows of the same file are in the same
+    group, however their paths are spelled or linked. Raises `InputError`."""
+    missing = [column for column in COLUMNS if column not in df]
+    if missing: raise InputError(f'{name}: the table has no column {missing[0]!r}; it needs {", ".join(COLUMNS)}')
+    if not len(df): raise InputError(f'{name}: there are no videos')
+    df = df.reset_index(drop=True)
+    df = df.assign(**{column:[_as_text(name, column, value) for value in df[column]] for column in COLUMNS})
+    unknown = [split for split in dict.fromkeys(df.split) if split not in SPLITS]
+    if unknown: raise InputError(f'{name}: unknown split {unknown[0]!r}; use {", ".join(SPLITS)}')
+    notes = _label_notes(df.label.unique())
+    blank = df.group.str.strip().str.lower().isin(BLANK)
+    if blank.any():
+        df['group'] = df.group.where(~blank, df.path)
+        notes.append(f'videos with a blank group: {blank.sum()}; each is a group of its own')
+    if not files: return df, notes
+    df['group'], more_notes = _join_files(name, df)
+    return df, notes + more_notes
 
 
-def _split_notes(names, split_of):
-    "Notes on splits that have other names in the file, and on unused splits"
+def _as_text(name, column, value):
+    "A cell as text. Raises `InputError` if it is none"
+    if isinstance(value, str): return str(value)
+    if column == 'path' and isinstance(value, Path): return str(value)
+    if column == 'group' and pd.api.types.is_scalar(value) and pd.isna(value): return ''
+    # blank cells turn a column of whole numbers into floats
+    is_whole = isinstance(value, (int, np.integer)) or column == 'group' and isinstance(value, float) and value % 1 == 0
+    if column in ('label', 'group') and is_whole and not isinstance(value, bool): return str(int(value))
+    raise InputError(f'{name}: {column} {value!r} is not text; convert the column, for instance with astype(str)')
+
+
+# ---- labels
+
+def _label_notes(labels:Iterable[str])->list[str]:
+    "Notes on class names that look like the same one, and on numbers"
     notes = []
-    for split in ('train', 'valid', 'test'):
-        own = [as_markdown(name) for name in names if split_of.get(name) == split]
-        if own and split_of.get(split) != split: notes.append(f'{split} is {" + ".join(own)}')
-    unused = [name for name in names if name not in split_of]
-    if unused: notes.append(f'splits {list_names(unused)} are not used')
+    first_like: dict[str, str] = {}
+    for label in labels:
+        like = first_like.setdefault(_plain_label(label), label)
+        if like != label:
+            notes.append(f'classes {_quoted(like)} and {_quoted(label)} differ only by case, spaces or the like')
+    if all(INTEGER.fullmatch(label) for label in labels):
+        as_text = sorted(labels)
+        swapped = [(a, b) for a, b in zip(as_text, as_text[1:]) if int(a) > int(b)]
+        if swapped: notes.append(f'class names are numbers, which are sorted as text: {swapped[0][0]} is before '
+                                 f'{swapped[0][1]}')
     return notes
 
 
-def _check_inside(path, files):
-    outside = [f for f in files if not os.path.isabs(f) and os.path.normpath(f).split(os.sep)[0] == os.pardir]
-    if not outside: return
-    raise InputError(f'{path} names {len(outside)} files outside its own folder, such as {outside[0]!r}: '
-                     'write absolute paths, or allow it with outside=1')
+def _quoted(label): return f"'{as_markdown(label)}'"
 
 
-# ---- checks
+def _plain_label(label):
+    "A class name without what people write differently: case, kinds of letters, spaces, zeros before a number"
+    plain = unicodedata.normalize('NFKC', label).casefold().strip()
+    if INTEGER.fullmatch(plain): return str(int(plain))
+    return re.sub(r'(?<=[^\W\d_])[\s_]+(?=[^\W\d_])', '', re.sub(r'\s+', ' ', plain))
+
+
+# ---- files
+
+def file_identity(path:str|Path)->tuple:
+    "The same for all spellings of and links to a file"
+    try: stat = os.stat(path)
+    except (OSError, ValueError): return (os.path.abspath(path),)
+    return (stat.st_dev, stat.st_ino, stat.st_size) if stat.st_ino else (os.path.realpath(path),)
+
+
+def distinct_files(paths:Iterable[Path])->list[Path]:
+    "The paths of a file's first name each"
+    first: dict[tuple, Path] = {}
+    for path in paths: first.setdefault(file_identity(path), path)
+    return list(first.values())
+
+
+def _join_files(name, df):
+    "Groups in which rows of the same file are together, and a note. Raises `InputError` for a file with two labels"
+    files = pd.Series([file_identity(p) for p in df.path], df.index)
+    repeated = df[files.duplicated(keep=False)]
+    if not len(repeated): return df.group, []
+    group_of = {}  # group -> the group that it is part of
+    for _, rows in repeated.groupby(files[repeated.index], sort=False):
+        first, second = rows.iloc[0], rows[rows.label != rows.label.iloc[0]]
+        if len(second):
+            raise InputError(f'{name}: {first.path} and {second.path.iloc[0]} are one file with two labels, '
+                             f'{first.label!r} and {second.label.iloc[0]!r}; each video needs one')
+        roots = [_root(group_of, g) for g in rows.group]
+        group_of |= {root:roots[0] for root in roots[1:] if root != roots[0]}
+    return df.group.map(lambda g: _root(group_of, g)), _repetition_notes(df, files)
+
+
+def _repetition_notes(df, files):
+    notes = []
+    for split in SPLITS:
+        own = files[df.split == split]
+        again = df.path[own.index[own.duplicated()]]
+        if len(again):
+            notes.append(f'rows of {split} that repeat a video: {len(again)}, such as {_file_names(again[:1])}')
+    return notes
+
+
+def _root(group_of, group):
+    while group in group_of: group = group_of[group]
+    return group
+
+
+def overlap_notes(df:pd.DataFrame)->list[str]:
+    "Notes on videos, or exact copies of videos, that are in two splits, and on copies with two labels"
+    files = pd.Series([file_identity(p) for p in df.path], df.index)
+    notes = _overlaps(df, files, 'videos in both {a} and {b}')
+    df = df[~files.duplicated()]
+    contents = _equal_contents(df.path)
+    copies = df.loc[contents.index]
+    notes += _overlaps(copies, contents, 'exact copies in both {a} and {b}')
+    n_labels = copies.label.groupby(contents).nunique()
+    if not (n_labels > 1).any(): return notes
+    paths = copies.path[contents == n_labels.idxmax()]
+    return [*notes, f'exact copies with different labels: {(n_labels > 1).sum()}, such as {_file_names(paths)}']
+
+
+def _overlaps(df, keys, text):
+    "A note for each pair of splits that have keys in common"
+    notes = []
+    for a, b in (('train', 'test'), ('train', 'valid'), ('valid', 'test')):
+        both = df.path[(df.split == b) & keys.isin(set(keys[df.split == a]))]
+        if len(both): notes.append(f'{text.format(a=a, b=b)}: {len(both)}, such as {_file_names(both[:1])}')
+    return notes
+
+
+def _file_names(paths): return list_names(os.path.basename(p) for p in paths[:2])
+
+
+def _equal_contents(paths):
+    "Digests of the files whose content equals that of another one. Only files of the same size are read"
+    sizes = pd.Series([_size(p) for p in paths], paths.index)
+    alike = paths[sizes.duplicated(keep=False) & (sizes > 0)]
+    for read in (_ends, store.digest):  # few files of the same size have the same first and last bytes
+        with ThreadPoolExecutor() as pool: keys = pd.Series(list(pool.map(read, alike)), alike.index, dtype=object)
+        alike = alike[keys.duplicated(keep=False)]
+    return keys[alike.index]
+
+
+def _size(path):
+    try: return os.path.getsize(path)
+    except OSError: return -1
+
+
+def _ends(path):
+    "Size, first and last bytes of a file"
+    with open(path, 'rb') as f:
+        first = f.read(ENDS)
+        f.seek(max(0, os.path.getsize(path) - ENDS))
+        return os.path.getsize(path), first, f.read(ENDS)
+
+
+# ---- tasks
 
 def check_classes(task:str, labels:pd.Series)->None:
     "Raise `InputError` unless there are two classes or more with at least two videos each"
@@ -133,15 +239,21 @@ def use_prepared_copies(df:pd.DataFrame)->tuple[pd.DataFrame, int|None, list[str
     return df.assign(path=df.path.map(lambda p: copies.get(p, p))), size, [note]
 
 
-def drop_undecodable(df:pd.DataFrame)->tuple[pd.DataFrame, dict[str, str]]:
-    "The table without unusable files, and the reason for each of those"
-    with ThreadPoolExecutor() as pool: problems = list(pool.map(_problem, df.path))
+def drop_undecodable(df:pd.DataFrame)->tuple[pd.DataFrame, dict[str, str], list[str]]:
+    "The table without unusable files, the reason for each of those, and a note on classes that are lost with them"
+    problems = video_problems(df.path)
     skipped = {_printable(path):why for path, why in zip(df.path, problems) if why}
-    return df[[why is None for why in problems]], skipped
+    kept = df[[why is None for why in problems]]
+    lost = [label for label in df.label.unique() if label not in set(kept.label)]
+    return kept, skipped, [f'no video of {list_names(lost)} can be decoded'] if lost else []
+
+
+def video_problems(paths:Iterable[str])->list[str|None]:
+    "Why each video cannot be used, or `None`"
+    with ThreadPoolExecutor() as pool: return list(pool.map(_problem, paths))
 
 
 def _problem(path):
-    "Why a video cannot be used, or `None`"
     if CONTROL.search(path): return 'its path contains a control character; rename it'
     if FORMULA.search(path):
         return 'its path has a formula after a semicolon, which spreadsheets would run in scores.csv; rename it'
@@ -151,9 +263,9 @@ def _problem(path):
 def _printable(path): return repr(path)[1:-1] if CONTROL.search(path) else path
 
 
-def shared_groups(df:pd.DataFrame)->Sequence[str]:
-    "Groups that are in both train and test, sorted"
-    return sorted(set(df.group[df.split == 'train']) & set(df.group[df.split == 'test']))
+def shared_groups(df:pd.DataFrame, a:str='train', b:str='test')->list[str]:
+    "Groups that are in two splits, sorted"
+    return sorted(set(df.group[df.split == a]) & set(df.group[df.split == b]))
 
 
 def missing_classes(df:pd.DataFrame, classes:Sequence[str], split:str)->list[str]:

@@ -5,6 +5,7 @@ makes are by group, so that no group is on both sides."""
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,25 +22,28 @@ from ..errors import InputError
 from .block import VideoBlock, normalize_video
 from .cache import MAX_TASK_BYTES
 from .decoded import Decoded
-from .loader import CachedDL
+from .folders import SPLITS, read_folder
+from .loader import CachedDL, check_loader_arguments
+from .manifest import read_video_csv
 from .splits import split_groups
 from .tables import (
     check_classes,
     check_names,
+    clean_table,
     drop_undecodable,
     missing_classes,
+    overlap_notes,
     parse_flag,
-    read_csv,
-    read_folder,
+    parse_integer,
+    parse_share,
     shared_groups,
     use_prepared_copies,
+    video_problems,
 )
 from .text import list_names
 from .video import PIXELS, VideoFile
 
 __all__ = ['Task', 'make_task', 'check_split', 'unlabelled']
-
-SPLITS = 'train', 'valid', 'test'
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +58,9 @@ class Task:
 
     @classmethod
     def from_folder(cls,
-        path:str|Path, # Folder with a folder for each class, or with folders train, test and perhaps valid of such
+        # Folder with a folder for each class, or with folders train, test and perhaps valid of such; other usual names
+        # of splits are known, too, in any case. Without test, valid is the test part
+        path:str|Path,
         # Regular expression on the path below `path`; its parentheses name the group, e.g. `_g(\\d+)_`
         group:str|None=None,
         test_frac:float=.25, # Part of the clips to test on if there is no test folder
@@ -63,14 +69,14 @@ class Task:
         "Make a task of videos in class folders. Without `group`, each file is its own group"
         path = Path(path)
         if not path.is_dir(): raise InputError(f'folder {path} does not exist')
-        if not 0 < float(test_frac) < 1: raise InputError(f'test_frac must be between 0 and 1, not {test_frac}')
-        df, is_split = read_folder(path, group)
-        task = make_task(f'folder:{path}', df)
+        test_frac, seed = parse_share(test_frac, 'test_frac'), parse_integer(seed, 'seed')
+        df, is_split, notes = read_folder(path, group)
+        task = make_task(f'folder:{path}', df, notes)
         if is_split:
             shared = shared_groups(task.df)
             if shared: raise InputError(f'{task.name}: group {shared[0]!r} is in both train and test')
             return check_split(task)
-        test = split_groups(task.df, float(test_frac), int(seed), f'{task.name}: cannot split into train and test')
+        test = split_groups(task.df, test_frac, seed, f'{task.name}: cannot split into train and test')
         by_group = f'test is {len(test)} clips split off by group, seed {seed}'
         by_file = (f'test is {len(test)} files split off at random, seed {seed}: recordings of one person or scene '
                    'can be on both sides; name them with group=REGEX')
@@ -79,9 +85,9 @@ class Task:
     @classmethod
     def from_csv(cls,
         path:str|Path, # File with columns path (absolute or relative to the file), label, split and perhaps group
-        train:str='train', # Split names to train on, joined by `+`
+        train:str='train', # Split names to train on, joined by `+`; if there is no 'train', a name such as 'Training'
         test:str|None=None, # Split names to test on, joined by `+`; by default 'test', else all that begin with it
-        # Split names to choose strengths on; by default 'valid' or 'val', else part of train is held out later
+        # Split names to choose strengths on; by default 'valid', 'val' and the like, else part of train is held out
         valid:str|None=None,
         name:str|None=None, # Name of the task
         outside:bool=False, # Allow relative paths that lead out of the csv's folder, such as `../videos/a.mp4`
@@ -89,10 +95,11 @@ class Task:
         "Make a task of videos listed in a csv file. Rows with other split names are left out"
         path = Path(path)
         if not path.is_file(): raise InputError(f'csv file {path} does not exist')
-        df, notes = read_csv(path, train, test, valid, parse_flag(outside))
+        df, notes = read_video_csv(path, train, test, valid, parse_flag(outside))
         task = make_task(name or f'csv:{path}', df, notes)
-        shared = shared_groups(task.df)
-        if shared: task = task._noted(f'{len(shared)} groups are in both train and test, as the file says')
+        for a, b in (('train', 'test'), ('train', 'valid'), ('valid', 'test')):
+            shared = shared_groups(task.df, a, b)
+            if shared: task = task._noted(f'{len(shared)} groups are in both {a} and {b}, as the file says')
         return check_split(task)
 
     @cached_property
@@ -110,9 +117,12 @@ class Task:
 
     def items(self, *splits)->list[tuple[str, str]]:
         "`(path, label)` of the given splits, in the order of the table"
+        for split in splits: _check_split_name(split)
         return list(self.df.loc[self.df.split.isin(splits), ['path', 'label']].itertuples(index=False, name=None))
 
-    def count(self, split:str)->int: return int((self.df.split == split).sum())
+    def count(self, split:str)->int:
+        _check_split_name(split)
+        return int((self.df.split == split).sum())
 
     def describe(self)->str:
         "One line with the numbers of classes, clips and skipped files"
@@ -126,6 +136,7 @@ class Task:
         seed:int=0, # Random seed of the choice
     )->'Task':
         "Move some groups from train to 'valid', with balanced classes. A task with a valid part is returned unchanged"
+        frac, seed = parse_share(frac, 'frac'), parse_integer(seed, 'seed')
         if self.count('valid'): return self
         train = self.df.index[self.df.split == 'train']
         chosen = split_groups(self.df.loc[train], frac, seed, f'{self.name}: cannot hold out a valid part of train')
@@ -144,6 +155,7 @@ class Task:
         **n:int, # Clips of each class to keep in each split, e.g. `train=20, test=10`; other splits are kept whole
     )->'Task':
         "Keep at most the given number of clips of each class"
+        for split in n: _check_split_name(split)
         mixed = self.df.sample(frac=1, random_state=seed)
         rank = mixed.groupby(['split', 'label']).cumcount()
         kept = rank.index[rank < mixed.split.map(n).fillna(np.inf)]
@@ -166,6 +178,7 @@ class Task:
         **kwargs, # Passed to `DataBlock.dataloaders`
     )->DataLoaders:
         "`DataLoaders` of the train and valid parts; for test see `dl`"
+        check_loader_arguments('Task.dls', Task.dls, kwargs)
         train, valid = self.items('train'), self.items('valid')
         if not train: raise InputError(f'{self.name}: there are no train clips')
         self._check_prepared_size(size, area)
@@ -189,8 +202,9 @@ class Task:
 
     def _check_prepared_size(self, size, area):
         "Raise `InputError` if crops would be larger than prepared copies"
-        needed = math.ceil(size/math.sqrt(area[0] if area else 1))
-        if not self.prepared or self.prepared >= needed: return
+        if not self.prepared: return
+        needed = math.inf if size is None else math.ceil(size/math.sqrt(area[0] if area else 1))
+        if self.prepared >= needed: return
         crops = f' and crops of {area[0]:g} of the frame' if area else ''
         raise InputError(f'{self.name}: its prepared copies have a short side of {self.prepared} pixels, too few for '
                          f'size {size}{crops}; prepare with --size {needed} or more, or set the environment variable '
@@ -211,15 +225,18 @@ def make_task(
 )->Task: # Its split is not checked, see `check_split`
     """Make a `Task` from a table of videos.
 
-    Raises `InputError` for class names that are not safe in files, and unless there are two classes or more with two
-    clips or more each."""
+    Its cells are checked, see `clean_table`; what is doubtful becomes a note and a warning. Raises `InputError` for
+    class names that are not safe in files, and unless there are two classes or more with two clips or more each."""
+    df, doubts = clean_table(name, df, files=check)
     check_names(name, df.label)
+    notes = [*notes, *doubts]
+    for doubt in doubts: warnings.warn(f'{name}: {doubt}')
     skipped: dict[str, str] = {}
     prepared = None
     if check:
         df, prepared, more_notes = use_prepared_copies(df)
-        notes = [*notes, *more_notes]
-        df, skipped = drop_undecodable(df)
+        df, skipped, lost = drop_undecodable(df)
+        notes += more_notes + lost
     df = df.reset_index(drop=True)
     if not len(df):
         path, why = next(iter(skipped.items()))
@@ -230,16 +247,26 @@ def make_task(
 
 def check_split(
     task:Task, # A task with a complete split
-)->Task: # With notes on classes that are missing in the valid or test part
+    files:bool=True, # Look for files, and copies of files, that are in two splits
+)->Task: # With notes on classes that are missing in the valid or test part, and on overlaps of splits
     "Check a task's split. Raises `InputError` if a class has no train clip or the test part is empty"
     missing = missing_classes(task.df, task.vocab, 'train')
-    if missing: raise InputError(f'{task.name}: no train clip of class {missing[0]!r}')
+    if missing:
+        known = sorted(set(task.df.label[task.df.split == 'train']))
+        raise InputError(f'{task.name}: no train clip of class {missing[0]!r}; train has {list_names(known[:5])}'
+                         + (' and others' if len(known) > 5 else ''))
     if not task.count('test'): raise InputError(f'{task.name}: there are no test clips')
     notes = []
     for split in ('valid', 'test'):
         missing = missing_classes(task.df, task.vocab, split)
         if missing and task.count(split): notes.append(f'{split} has no clip of {list_names(missing)}')
-    return task._noted(*notes)
+    overlaps = overlap_notes(task.df) if files else []
+    for overlap in overlaps: warnings.warn(f'{task.name}: {overlap}')
+    return task._noted(*notes, *overlaps)
+
+
+def _check_split_name(split):
+    if split not in SPLITS: raise InputError(f'unknown split {split!r}; use {", ".join(SPLITS)}')
 
 
 def unlabelled(
@@ -248,5 +275,12 @@ def unlabelled(
 )->TfmdDL: # Yields `(x,)`
     """An unshuffled loader of videos without labels, with the transforms that `dls` uses for validation.
 
-    It can be passed to `Retention` as `clips`."""
-    return dls.test_dl([(str(p), None) for p in paths])
+    It can be passed to `Retention` as `clips`. Raises `InputError` if some cannot be decoded, so that predictions are
+    those of `paths`, one by one."""
+    files = [str(p) for p in paths]
+    if not files: raise InputError('there are no videos; pass the paths of some')
+    broken = [f'{path} ({why})' for path, why in zip(files, video_problems(files)) if why]
+    if broken:
+        raise InputError(f'{len(broken)} of {len(files)} videos cannot be used; leave them out: '
+                         + ', '.join(broken[:10]) + (', ...' if len(broken) > 10 else ''))
+    return dls.test_dl([(path, None) for path in files])

@@ -2,10 +2,15 @@
 
 Frames are numbered in the order in which they are shown, also if the frame rate varies."""
 import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import update_wrapper
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +23,8 @@ from .ffmpeg import MAX_PIXELS, VideoError, decode_frames, ffmpeg_errors, open_v
 __all__ = ['VideoError', 'VideoIndex', 'VideoFile']
 
 # Version of the pixels that `VideoFile.read` returns, part of a run's key: increase it when they change.
-PIXELS = 2  # 2: scaled frames are converted exactly
+PIXELS = 3  # 2: scaled frames are converted exactly; 3: interlaced frames are scaled as a whole
+MAX_INDEX_BYTES = 2**29  # limit for the indexes in memory of a process; a long video's takes megabytes
 MAX_ASPECT = 64  # largest ratio of a frame's long and short side
 
 
@@ -31,18 +37,54 @@ class VideoIndex:
     height: int  # as shown
     counted: bool  # whether frames are counted from the start, because time stamps cannot be trusted
     format: str  # container format, so that it need not be guessed again
+    stream: int  # index of the video stream in the container
 
     @property
     def n(self)->int: return len(self.pts)
 
+    @property
+    def nbytes(self)->int: return self.pts.nbytes + self.keys.nbytes
 
-@lru_cache(maxsize=2**17)
+
+class KeepRecent:
+    "Decorates a function of a path: keeps its most recently used results, up to `MAX_INDEX_BYTES`"
+
+    def __init__(self,
+        f:Callable, # Its results have `nbytes`
+    ):
+        update_wrapper(self, f)
+        self.f, self.lock = f, Lock()
+        self.cache_clear()
+
+    def cache_clear(self)->None:
+        self.kept: OrderedDict[str, Any] = OrderedDict()
+        self.nbytes = 0
+
+    def __call__(self, path:str)->'VideoIndex':
+        with self.lock:
+            if path in self.kept:
+                self.kept.move_to_end(path)
+                return self.kept[path]
+        result = self.f(path)
+        with self.lock:
+            if path not in self.kept: self.nbytes += _kept_bytes(path, result)
+            self.kept[path] = result
+            while self.nbytes > MAX_INDEX_BYTES and len(self.kept) > 1:
+                self.nbytes -= _kept_bytes(*self.kept.popitem(last=False))
+        return result
+
+
+def _kept_bytes(path, index): return index.nbytes + len(path) + 800  # the objects themselves
+
+
+@KeepRecent
 def index_video(path:str)->VideoIndex:
     "Read the index of a video and decode its first frame. Raises `VideoError` if no frame can be decoded"
     container, stream = open_video(path)
-    with container, ffmpeg_errors(path):
+    with ffmpeg_errors(path), ExitStack() as opened:
+        opened.enter_context(container)
         times = _time_stamps(container, stream)
-        container.seek(0)
+        container, stream = _rewind(path, container, stream, opened)
         first = next(decode_frames(container, stream), None)
         if first is None:
             limit = f': the size of its frames is unknown or above the limit of {MAX_PIXELS:,} pixels'
@@ -50,11 +92,22 @@ def index_video(path:str)->VideoIndex:
         width, height = _shown_size(path, first, stream.sample_aspect_ratio)
         counted = times is None
         if counted:
-            container.seek(0)
+            container, stream = _rewind(path, container, stream, opened)
             n = sum(1 for _ in decode_frames(container, stream))
             times = np.arange(n), np.zeros(0, np.int64)
         pts, keys = times
-        return VideoIndex(pts, keys, width, height, counted, container.format.name.split(',')[0])
+        return VideoIndex(pts, keys, width, height, counted, container.format.name.split(',')[0], stream.index)
+
+
+def _rewind(path, container, stream, opened):
+    "Go back to the start. Streams without a container have no time stamps to seek by, and are opened again"
+    try:
+        container.seek(0)
+        return container, stream
+    except av.FFmpegError:
+        container, stream = open_video(path, number=stream.index)
+        opened.enter_context(container)
+        return container, stream
 
 
 def _time_stamps(container, stream):
@@ -166,7 +219,8 @@ class VideoFile(str):
 
         seek = seek and not index.counted and len(index.keys) > 1 and times[0] >= index.keys[1]
         # the header of an MP4 has the time stamps, and how far frames are out of order
-        container, stream = open_video(self, index.format, probe=not (quick and index.format == 'mov'))
+        container, stream = open_video(self, index.format, probe=not (quick and index.format == 'mov'),
+                                       number=index.stream)
         with container:
             if seek: container.seek(times[0], stream=stream)
             # only H.264 reliably marks frames that no other frame is predicted from

@@ -1,5 +1,6 @@
 "Weights of encoders: loading checkpoints strictly, saving, hashing and averaging weights."
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,13 @@ def save_weights(
     module:nn.Module, # An encoder, a head or both
     path:str|Path, # File, which is replaced atomically
 )->None:
-    "Write a module's weights and buffers as safetensors"
-    write(path, save({k:v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
+    "Write a module's weights and buffers as safetensors, with the names that they have if it is not compiled"
+    write(path, save({_plain(k):v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
+
+
+def _plain(name):
+    "A weight's name without the part that `torch.compile` adds"
+    return '.'.join(part for part in name.split('.') if part != '_orig_mod')
 
 
 # classes in pickles of NumPy's numbers, such as an accuracy, which checkpoints may have in addition to tensors
@@ -42,6 +48,7 @@ NUMPY_CLASSES = [
 def read_tensors(path:str|Path)->dict[str, torch.Tensor]:
     "Read the state dict in a safetensors or torch file without running its code; raises `InputError` if there is none"
     path = Path(path)
+    if path.is_dir(): raise InputError(f'weights {path} are a folder; give the file in it')
     if not path.is_file(): raise InputError(f'weights {path} do not exist')
     try: state = _read(path)
     except Exception as e:  # torch and safetensors raise many kinds of errors for broken files
@@ -51,7 +58,15 @@ def read_tensors(path:str|Path)->dict[str, torch.Tensor]:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict): state = state[wrapper]
     if not isinstance(state, dict) or not any(torch.is_tensor(v) for v in state.values()):
         raise InputError(f'weights {path} hold no state dict')
-    return {k.removeprefix('module.'):v for k, v in state.items() if torch.is_tensor(v)}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in state.items():
+        if not torch.is_tensor(value): continue
+        if not isinstance(name, str):
+            raise InputError(f'weights {path}: the name {name!r} is not text; save the state dict of a module')
+        plain = _plain(name).removeprefix('module.')
+        if plain in tensors: raise InputError(f'weights {path} have {plain} twice; save the state dict of one module')
+        tensors[plain] = value
+    return tensors
 
 
 def _read(path):
@@ -67,27 +82,96 @@ def load_encoder(
     """Load an encoder strictly: the file must have every weight in its shape, and no others except a head's.
 
     Only tensors are read, so a file cannot run code. Raises `InputError`, which lists what is missing."""
-    want = encoder.state_dict()
-    state = _best_match(read_tensors(path), want)
+    found = read_tensors(path)
+    names = {_plain(k) for k in encoder.state_dict()}
+    state = {k:v for k, v in _best_match(found, names).items() if k in names or not _is_head(k)}
+    _load(encoder, state, f'weights {path}', _unknown_prefix(found, names))
+    return encoder
+
+
+def _load(module, state, source, prefix=''):
+    "Load a state dict strictly; `source` names it in the message of an `InputError`"
+    want = module.state_dict()
+    name_of = {_plain(k):k for k in want}
+    state = {name_of.get(_plain(str(k)), k):v for k, v in state.items()}
     # counters of batches do not affect a net's outputs, and old files lack them
-    missing = [k for k in want if k not in state and not k.endswith('num_batches_tracked')]
-    wrong = [k for k in want if k in state and state[k].shape != want[k].shape]
-    extra = [k for k in state if k not in want and not _is_head(k)]
+    missing = [k for k in want if k not in state and not _is_counter(k)]
+    wrong = [k for k in want if k in state and _shape(state[k]) != _shape(want[k])]
+    extra = [k for k in state if k not in want]
     for what, keys in (('lack', missing), ('have other shapes for', wrong), ('also have', extra)):
         if not keys: continue
         listed = keys
         if len(keys) >= 25 and not (what == 'lack' and len(keys) < len(want)/2): listed = [*keys[:3], '...']
-        raise InputError(f'weights {path} are not of this encoder: they {what} {len(keys)} of {len(want)} entries: '
-                         + ', '.join(listed))
-    encoder.load_state_dict({k:state.get(k, v) for k, v in want.items()})
-    return encoder
+        hint = f'; all names in it begin with {prefix!r}: save it without' if prefix else ''
+        raise InputError(f'{source} are not of this encoder: they {what} {len(keys)} of {len(want)} entries: '
+                         + ', '.join(map(str, listed)) + hint)
+    check_values(state, want, source)
+    module.load_state_dict({k:state.get(k, v) for k, v in want.items()})
+
+
+def _is_counter(name): return name.endswith('num_batches_tracked')
+def _shape(value): return value.shape if torch.is_tensor(value) and not value.is_nested else None
+
+
+def _unknown_prefix(found, want):
+    "What all names that were found begin with, if without it, and only so, most of those that are wanted are there"
+    first = {name.partition('.')[0] for name in found}
+    if len(first) != 1 or want & found.keys(): return ''
+    prefix = f'{first.pop()}.'
+    there = want & {name.removeprefix(prefix) for name in found}
+    return prefix if len(there) > len(want)/2 else ''
+
+
+# ---- values
+
+def check_values(
+    state:Mapping, # Name -> value
+    want:Mapping, # Name -> the value that is to be replaced
+    source:str, # Where `state` is from, for the message
+)->None:
+    "Raise `InputError` for values that are not finite, not dense, or of another kind than those that they replace"
+    checked = [k for k, v in want.items() if k in state and torch.is_tensor(v) and not _is_counter(k)]
+    why_not = {k:_unfit(state[k], want[k]) for k in checked}
+    unfit = [k for k, why in why_not.items() if why]
+    if not unfit: return
+    listed = ', '.join(unfit[:3]) + (', ...' if len(unfit) > 3 else '')
+    raise InputError(f'{source} {why_not[unfit[0]]} in {len(unfit)} of {len(want)} entries: {listed}; they must be '
+                     'finite, dense and of the same kind')
+
+
+def _unfit(value, want):
+    "What is wrong with a value, or `None`"
+    if not torch.is_tensor(value): return f'are of type {type(value).__name__}, not tensors,'
+    if value.is_meta: return 'have no values (meta tensors)'
+    if value.is_quantized: return 'are quantised'
+    if value.layout is not torch.strided: return 'are sparse'
+    kind, wanted = _kind(value), _kind(want)
+    if kind != wanted: return f'have {kind} ({_dtype(value)}) instead of {wanted} ({_dtype(want)})'
+    if kind not in ('floats', 'complex numbers'): return None
+    loaded = value.detach().to(want.dtype)
+    odd = ~torch.isfinite(loaded if loaded.dtype.itemsize > 1 else loaded.float())
+    # a buffer may hold infinities, such as the mask of an attention layer
+    if not odd.any() or torch.equal(loaded[odd].cpu(), want.detach()[odd.to(want.device)].cpu()): return None
+    return 'have NaN or infinite values'
+
+
+def _kind(value):
+    if value.is_complex(): return 'complex numbers'
+    if value.is_floating_point(): return 'floats'
+    return 'booleans' if value.dtype is torch.bool else 'integers'
+
+
+def _dtype(value): return str(value.dtype).removeprefix('torch.')
+
+
+# ---- names
 
 
 def _best_match(state, want):
     "The entries of `state` after removing a prefix, and perhaps adding our `body.`, that match most names in `want`"
     inside = [{k[len(p):]:v for k, v in state.items() if k.startswith(p)} for p in PREFIXES]
     bodies = [{f'body.{k}':v for k, v in entries.items()} for entries in inside]
-    return max([*inside, *bodies], key=lambda entries: len(want.keys() & entries.keys()))
+    return max([*inside, *bodies], key=lambda entries: len(want & entries.keys()))
 
 
 def _is_head(name): return name.removeprefix('body.').startswith(tuple(f'{h}.' for h in HEADS))
@@ -101,7 +185,7 @@ def anchor_state(
     if anchor is None: return {k:v.detach().clone() for k, v in encoder.state_dict().items()}
     copy = frozen_copy(encoder)
     if isinstance(anchor, (str, Path)): load_encoder(copy, anchor)
-    else: copy.load_state_dict(anchor.state_dict() if isinstance(anchor, nn.Module) else anchor)
+    else: _load(copy, anchor.state_dict() if isinstance(anchor, nn.Module) else anchor, 'the weights of the anchor')
     return copy.state_dict()
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..data.block import NormalizeClips, VideoBlock
 from ..data.clips import SampleClips
+from ..data.loader import check_loader_arguments
 from ..errors import InputError
 from .clips import PretextClips
 
@@ -36,10 +37,12 @@ def video_dls(
     **kwargs, # Passed to `DataBlock.dataloaders`
 )->DataLoaders: # Batches of clips `(x,)`
     "`DataLoaders` of videos without labels, for pre-training"
+    check_loader_arguments('video_dls', video_dls, kwargs)
     train, valid = [str(p) for p in train], [str(p) for p in valid]
     if not train: raise InputError('video_dls: there are no training videos')
     video = VideoBlock(frames, stride, size, cache=cache, stats=stats or imagenet_stats)
-    block = TransformBlock([*video.type_tfms, _NoLabels()], item_tfms=video.item_tfms, batch_tfms=video.batch_tfms)
+    block = TransformBlock([*video.type_tfms, _NoLabels()], item_tfms=video.item_tfms, batch_tfms=video.batch_tfms,
+                           dl_type=video.dl_type)
     held_out = range(len(train), len(train) + len(valid))
     data = DataBlock(blocks=block, splitter=IndexSplitter(held_out))
     return data.dataloaders(train + valid, bs=bs, num_workers=workers, **kwargs)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..models.weights import read_tensors
+from ..models.weights import check_values, read_tensors
 from .rspnet import RSPNet
 
 __all__ = ['save_rspnet', 'read_rspnet']
@@ -70,6 +70,7 @@ def read_rspnet(
     for theirs, ours in prefixes.items():
         for k, v in state.items():
             if k.startswith(theirs) and not k.startswith(f'{theirs}linear.'): mine[ours + k.removeprefix(theirs)] = v
+    check_values(mine, net.state_dict(), f'weights {path}')
     try: net.load_state_dict(mine)
     except RuntimeError as e:
         reasons = ' '.join(line.strip() for line in str(e).splitlines()[1:3])

@@ -26,7 +26,8 @@ from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 
 from ..data.datasets import create_task
-from ..data.tables import VIDEO_SUFFIXES
+from ..data.folders import find_videos
+from ..data.tables import distinct_files
 from ..errors import Damaged, InputError
 from ..models.encoders import create_encoder, model_stats
 from ..models.weights import load_encoder
@@ -115,7 +116,7 @@ def _folder_data(stage, shape):
     root = Path(stage.task.removeprefix('videos:'))
     if not root.is_dir(): raise InputError(f'folder {root} does not exist')
     if stage.clips: raise InputError('--clips is for tasks, which have classes')
-    found = sorted(f for f in root.rglob('*') if f.suffix.lower() in VIDEO_SUFFIXES and f.is_file())
+    found = distinct_files(f for f in find_videos(root)[0] if f.is_file())
     if len(found) < 4: raise InputError(f'{root} has {len(found)} videos; at least four are needed')
     valid = sorted(random.Random(0).sample(found, max(1, len(found)//20)))
     train = sorted(set(found) - set(valid))

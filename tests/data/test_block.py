@@ -15,6 +15,7 @@ from torch import nn
 from sdfast.data.block import ClipTransform, MultiClip, NormalizeClips, VideoBlock, normalize_video
 from sdfast.data.clips import TensorVideo
 from sdfast.data.task import Task
+from sdfast.data.video import VideoError, index_video
 from sdfast.errors import InputError
 
 
@@ -132,12 +133,19 @@ def test_multi_clip_averages_logits_of_a_video(clips):
     torch.testing.assert_close(logits.as_subclass(torch.Tensor), by_hand.detach())
 
 
-def test_a_file_that_breaks_later_is_skipped_and_named(clips, tmp_path):
+def test_a_file_that_breaks_later_is_skipped_in_training_and_refused_where_rows_would_shift(clips, tmp_path):
     root = tmp_path/'c'
     shutil.copytree(clips, root)
+    dls = block(root)
     (root/'down'/'p0_1.mp4').write_bytes(b'')
-    with pytest.warns(UserWarning, match='p0_1.mp4: cannot be opened'): n = sum(len(x) for x, _ in block(root).valid)
-    assert n == 3
+    (root/'right'/'p3_7.mp4').write_bytes(b'')
+    index_video.cache_clear()
+    with pytest.warns(UserWarning, match='p3_7.mp4: cannot be opened'): n = sum(len(x) for x, _ in dls.train)
+    assert n == 8  # of 12 videos 11, without the incomplete batch
+    for dl in (dls.valid, dls.test_dl([root/'right/p0_0.mp4', root/'right/p3_7.mp4'])):
+        with pytest.raises(VideoError, match=r'p\d_\d.mp4: cannot be opened.*leave the file out'): list(dl)
+    unshuffled = dls.train.new(shuffle=False, drop_last=False)
+    with pytest.raises(VideoError, match='p3_7.mp4: .*leave the file out'), pytest.warns(): list(unshuffled)
 
 
 def test_film_strips(clips):

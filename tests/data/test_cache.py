@@ -42,3 +42,17 @@ def test_long_videos_are_not_kept_decoded(write, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, 'MAX_VIDEO_BYTES', 12*32*32*3 - 1)
     assert torch.equal(clip(VideoFile(tmp_path/'x.mp4'), split_idx=1), a)
     assert len(kept) == 1
+
+
+def test_the_decoded_videos_of_a_process_are_bounded(write, tmp_path, monkeypatch):
+    "Those that are kept stay, so that a loader does not decode whole videos again and again"
+    videos = [VideoFile(tmp_path/f'{i}.mp4') for i in range(3)]
+    for video in videos: write(video, np.zeros((3, 32, 32), np.uint8))
+    cache_module.decoded_videos.clear()
+    monkeypatch.setattr(cache_module, '_n_bytes', 0)
+    monkeypatch.setattr(cache_module, 'MAX_PROCESS_BYTES', 2*3*3*32*32)
+    found = [cached_frames(video, 32, True) for video in [*videos, *videos]]
+    assert [frames is not None for frames in found] == [True, True, False]*2
+    assert found[0] is found[3]
+    clips = [SampleClips(2, 1, 32, cache=cache)(videos[2], split_idx=1) for cache in (True, False)]
+    assert torch.equal(*clips)

@@ -201,7 +201,7 @@ def decode_many(paths, n):
             found.append((pages*resource.getpagesize()/2**20, len(os.listdir('/proc/self/fd'))))
         index_video.cache_clear()
         try: clip(VideoFile(paths[i % len(paths)]), split_idx=i//len(paths) % 2)
-        except SkipItemException: left += 1
+        except (SkipItemException, VideoError): left += 1
     return found, left
 
 

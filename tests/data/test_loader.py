@@ -6,13 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastai.callback.progress import ProgressCallback
+from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import TfmdDL
+from fastai.data.transforms import IndexSplitter, ItemGetter
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
 from fastai.vision.augment import Flip
+from fastcore.basics import noop
 
 from sdfast.data import loader as loader_module
-from sdfast.data.block import ClipTransform
+from sdfast.data.block import ClipTransform, VideoBlock
+from sdfast.data.cache import decoded_videos
 from sdfast.data.loader import CachedDL
-from sdfast.data.task import Task
+from sdfast.data.task import Task, unlabelled
+from sdfast.data.video import VideoError, index_video
+from sdfast.errors import InputError
+from sdfast.models.encoders import create_model
+from sdfast.pretext.loaders import video_dls
 
 
 def test_loaders_keep_only_what_does_not_change(clips):
@@ -76,3 +88,89 @@ def test_a_video_that_breaks_later_is_skipped_from_memory_too(clips, tmp_path):
     assert (dls := task.dls(frames=4, size=24, bs=2)).train.after_item[0].cache
     with pytest.warns(UserWarning, match=f'skipped {re.escape(lost)}'): n = sum(len(y) for _, y in dls.train)
     assert n in (task.count('train') - 1, task.count('train') - 2)  # a last batch of one is dropped
+
+
+# ---- what would go wrong silently
+
+@pytest.fixture
+def learner(clips):
+    def learner(dls):
+        model = create_model('tiny', 2, width=8)
+        learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, lr=.1)
+        learn.remove_cb(ProgressCallback)
+        learn.logger = noop
+        return learn
+    return learner
+
+
+def test_an_epoch_without_a_batch_is_refused(clips, learner):
+    task = Task.from_folder(clips).hold_out(.3)
+    n = task.count('train')
+    paths = [path for path, _ in task.items('train')]
+    block = DataBlock((VideoBlock(4, size=24), CategoryBlock), getters=[ItemGetter(0), ItemGetter(1)],
+                      splitter=IndexSplitter([0]))
+    for dls in (task.dls(4, size=24, bs=n + 1), task.dls(4, size=24, bs=64, workers=1),
+                video_dls(paths, frames=4, size=24, bs=n + 1),
+                block.dataloaders(task.items('train', 'valid'), num_workers=0)):
+        with pytest.raises(InputError, match=r'\d+ clips make no batch of \d+.*of at most \d+') as e:
+            learner(dls).fit(1)
+        assert '\n' not in str(e.value)
+        assert all(len(b[0]) for b in dls.valid)  # only training needs whole batches
+    learn = learner(task.dls(4, size=24, bs=n))
+    before = [p.clone() for p in learn.model.parameters()]
+    learn.fit(1)
+    assert not all(map(torch.equal, before, learn.model.parameters()))
+    learner(task.dls(4, size=24, bs=n + 1, drop_last=False)).fit(1)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_predictions_are_beside_their_files_or_none_are_made(clips, learner, tmp_path, workers):
+    dls = Task.from_folder(clips).hold_out(.3).dls(4, size=24, bs=2, workers=workers)
+    files = [tmp_path/f'{i}.mp4' for i in range(5)]
+    for file, good in zip(files, sorted(clips.rglob('*.mp4'))): shutil.copy(good, file)
+    learn = learner(dls)
+    assert len(learn.get_preds(dl=unlabelled(dls, files))[0]) == len(learn.get_preds(dl=dls.test_dl(files))[0]) == 5
+    ready = unlabelled(dls, files)
+    for file in files[1:3]: file.write_bytes(b'no video')
+    index_video.cache_clear()
+    decoded_videos.clear()
+    with pytest.raises(InputError, match=r'2 of 5 videos cannot be used; leave them out: \S+1.mp4 \(cannot be opened'):
+        unlabelled(dls, files)
+    for dl in (ready, dls.test_dl(files)):
+        with pytest.raises(VideoError, match='1.mp4: cannot be opened .*leave the file out'): learn.get_preds(dl=dl)
+    good = [file for i, file in enumerate(files) if i not in (1, 2)]
+    assert len(learn.get_preds(dl=unlabelled(dls, good))[0]) == 3
+    with pytest.raises(InputError, match='there are no videos'): unlabelled(dls, [])
+
+
+def test_predictions_of_the_training_part_are_not_shifted_either(clips, learner, tmp_path):
+    root = tmp_path/'some'
+    shutil.copytree(clips, root)
+    task = Task.from_folder(root).hold_out(.3)
+    learn = learner(task.dls(4, size=24, bs=2))
+    assert len(learn.get_preds(ds_idx=0)[0]) == task.count('train')
+    learn = learner(task.dls(4, size=24, bs=2, workers=1))
+    Path(lost := task.items('train')[1][0]).write_bytes(b'no video any more')
+    index_video.cache_clear()
+    with pytest.raises(VideoError, match=f'^{re.escape(lost)}: cannot be opened.*leave the file out') as e:
+        learn.get_preds(ds_idx=0)
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('argument,near', [('frame', 'frames'), ('strid', 'stride'), ('batch_siz', 'batch_size'),
+                                           ('num_workers', 'workers'), ('drop_lst', 'drop_last'), ('clip', 'flip')])
+def test_arguments_that_do_not_exist(clips, argument, near):
+    task = Task.from_folder(clips)
+    with pytest.raises(InputError, match=f"Task.dls has no argument '{argument}'; did you mean '{near}'"):
+        task.dls(size=24, **{argument: 2})
+    if argument == 'clip': return  # `video_dls` has no `flip`
+    with pytest.raises(InputError, match=f"video_dls has no argument '{argument}'; did you mean '{near}'"):
+        video_dls([path for path, _ in task.items('train')], size=24, **{argument: 2})
+
+
+def test_arguments_of_fastai_are_passed_on(clips):
+    task = Task.from_folder(clips).hold_out(.3)
+    dls = task.dls(4, size=24, bs=4, val_bs=3, shuffle=False, device='cpu', drop_last=False, path=clips)
+    assert (dls.valid.bs, dls.train.shuffle, dls.path) == (3, False, clips)
+    with pytest.raises(InputError, match="no argument 'after_item'"): task.dls(after_item=[])
+    with pytest.raises(TypeError): VideoBlock(frame=2)

@@ -112,9 +112,9 @@ def test_an_mp4_is_opened_without_a_look_at_its_frames(shared, monkeypatch):
     full, want = decode_all(v, v, 24), [5, 9, 20]
     decode_frames, open_video = video_module.decode_frames, video_module.open_video
     probed, loses = [], False
-    def noted(path, format=None, probe=True):
+    def noted(path, format=None, probe=True, number=None):
         probed.append(probe)
-        return open_video(path, format, probe)
+        return open_video(path, format, probe, number)
     def lossy(*args):
         for i, x in enumerate(decode_frames(*args)):
             if not (loses and i > 1 and not probed[-1]): yield x
@@ -281,3 +281,19 @@ def test_scaled_size_is_bounded(w, h, size):
         assert min(sw, sh) == size
         assert abs(max(sw, sh) - size*max(w, h)/min(w, h)) <= .5
         if max(w, h) <= MAX_ASPECT*min(w, h): assert sw*sh <= MAX_ASPECT*size*size
+
+
+def test_indexes_in_memory_are_bounded_in_bytes(monkeypatch):
+    "The least recently used ones go, as the bytes of the index decide, not the number of files"
+    read = []
+    def index(path):
+        read.append(path)
+        return SimpleNamespace(nbytes=int(path[1:]))
+    kept = video_module.KeepRecent(index)
+    monkeypatch.setattr(video_module, 'MAX_INDEX_BYTES', 10_000)
+    for path in ('a3000', 'b4000', 'a3000', 'c3000', 'a3000', 'b4000', 'd50000', 'd50000', 'a1'): kept(path)
+    assert read == ['a3000', 'b4000', 'c3000', 'b4000', 'd50000', 'a1']
+    assert list(kept.kept) == ['a1']
+    assert kept.nbytes < 10_000
+    kept.cache_clear()
+    assert (len(kept.kept), kept.nbytes) == (0, 0)
