@@ -13,7 +13,7 @@ from fasttransform import Pipeline, Transform
 from plum import dispatch
 
 from ..errors import InputError
-from .clips import SampleClips, TensorVideo
+from .clips import MissingClips, SampleClips, TensorVideo
 from .loader import VideoDL
 from .video import VideoFile
 
@@ -66,7 +66,7 @@ class NormalizeClips(Normalize):
         return [IntToFloatTensor(), Normalize(self.mean, self.std)]
 
     def encodes(self, x:TensorVideo)->TensorVideo:
-        if x.is_floating_point():
+        if x.is_floating_point() and not isinstance(x, MissingClips):
             raise InputError(f'NormalizeClips takes bytes, not {x.dtype}: floats in [0, 1] are for normalize_video()')
         return TensorVideo(torch.addcmul(-self.mean/self.std, x.as_subclass(torch.Tensor), 1/(255*self.std)))
 

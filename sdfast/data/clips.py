@@ -58,13 +58,17 @@ def clip_indices(
     return np.minimum(start + np.arange(frames)*stride, n - 1)
 
 
+class MissingClips(TensorVideo):
+    "Clips of which some could not be decoded: a blank clip or, in a batch, floats from 0 to 255 with NaN for those"
+
+
 class BrokenVideo(SkipItemException):
     "A video that cannot be decoded is skipped; the message is that of the `VideoError`"
 
 
 def row_lost(error:Exception)->VideoError:
     "The error for a broken video where the order of the videos matters"
-    return VideoError(f'{error}; leave the file out: without it, later predictions would be beside the wrong files')
+    return VideoError(f'{error}; leave the file out: without its row, all later ones would be beside the wrong files')
 
 
 class SampleClips(RandTransform):
@@ -106,6 +110,12 @@ class SampleClips(RandTransform):
             warnings.warn(f'skipped {e}')
             raise BrokenVideo(str(e)) from None
         return TensorVideo(clips[0] if len(clips) == 1 else clips)
+
+    def blank(self)->MissingClips:
+        "Zeros in place of the clips of a video outside training"
+        assert self.size is not None  # without a size it is not known
+        several = (self.k,) if self.k > 1 else ()
+        return MissingClips(torch.zeros(*several, self.frames, 3, self.size, self.size, dtype=torch.uint8))
 
     def _clips(self, video):
         side = None if self.area else self.size

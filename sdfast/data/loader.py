@@ -1,16 +1,18 @@
 "Loaders of videos: one that leaves no gap in predictions and no epoch empty, and one for videos in memory."
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from itertools import chain, islice
 
+import torch
 from fastai.data.core import Datasets, TfmdDL
 from fastai.data.load import SkipItemException
 from fastai.data.transforms import ToTensor
 
 from ..errors import InputError
 from .cache import MAX_TASK_BYTES
-from .clips import BrokenVideo, SampleClips, row_lost
+from .clips import BrokenVideo, MissingClips, SampleClips, row_lost
 from .decoded import Decoded
 from .video import VideoError
 
@@ -18,23 +20,44 @@ __all__ = ['VideoDL', 'CachedDL']
 
 
 class VideoDL(TfmdDL):
-    """fastai's loader, except that it raises an error where a gap would go unnoticed.
+    """fastai's loader, which skips videos that break, except that it does not let this go unnoticed.
 
-    A video that breaks is skipped only if the order is random: in a fixed order, all later predictions would be beside
-    the wrong file. An epoch of no batch at all, because `bs` is larger than the number of clips, trains nothing."""
+    They are skipped only if the order is random. In a fixed order, all later rows would be beside the wrong file:
+    without labels, such as of files to predict, the row of a broken video is NaN, else an error names the video. An
+    epoch of no batch at all, because `bs` is larger than the number of clips, is an error, too."""
 
     def do_item(self, s:int)->object:
-        return self.make_item(lambda: self.after_item(self.create_item(s)))
+        if s is None: return super().do_item(s)
+        item = self.create_item(s)
+        return self.make_item(item, lambda: self.after_item(item))
 
     def make_item(self,
-        make:Callable, # Function without arguments that makes the item
+        item:tuple, # The video, and perhaps a label
+        make:Callable, # Function without arguments that makes the clips
     )->object: # `None` for one to skip
-        "Make an item. Raises `VideoError` for a video that breaks, if the order is fixed"
+        "Make an item. Raises `VideoError` for a labelled video that breaks, if the order is fixed"
         try: return make()
         except BrokenVideo as e:
-            if not self.shuffle: raise row_lost(e) from None
-        except SkipItemException: pass
-        return None
+            if self.shuffle: return None
+            return self._blank(item, row_lost(e))
+        except VideoError as e: return self._blank(item, e)
+        except SkipItemException: return None
+
+    def _blank(self, item, error):
+        "An item for a row of NaN, if there are no labels and other rows"
+        transforms = [f for f in self.after_item.fs if not isinstance(f, ToTensor)]
+        clips = transforms[0] if len(transforms) == 1 and isinstance(transforms[0], SampleClips) else None
+        if len(item) > 1 or self.n == 1 or clips is None or clips.size is None: raise error from None
+        warnings.warn(f'{str(error).partition("; leave")[0]}; its row is NaN')
+        return (clips.blank(),)
+
+    def create_batch(self, b:list)->object:
+        batch = super().create_batch(b)
+        missing = [isinstance(item, tuple) and isinstance(item[0], MissingClips) for item in b]
+        if not any(missing): return batch
+        x = batch[0].as_subclass(torch.Tensor).float()
+        x[missing] = torch.nan
+        return (MissingClips(x), *batch[1:])
 
     def __iter__(self)->Iterator:
         if self.n and not len(self):
@@ -79,9 +102,9 @@ class CachedDL(VideoDL):
         clips = transforms[0]
         if self._items is None: self._items = {}
         if s not in self._items: self._items[s] = self.create_item(s)
-        video, *label = self._items[s]
+        item = video, *label = self._items[s]
         clips.before_call(video, self.after_item.split_idx)
-        return self.make_item(lambda: (clips.encodes(video), *label))
+        return self.make_item(item, lambda: (clips.encodes(video), *label))
 
 
 def check_loader_arguments(

@@ -241,19 +241,15 @@ def use_prepared_copies(df:pd.DataFrame)->tuple[pd.DataFrame, int|None, list[str
 
 def drop_undecodable(df:pd.DataFrame)->tuple[pd.DataFrame, dict[str, str], list[str]]:
     "The table without unusable files, the reason for each of those, and a note on classes that are lost with them"
-    problems = video_problems(df.path)
+    with ThreadPoolExecutor() as pool: problems = list(pool.map(_problem, df.path))
     skipped = {_printable(path):why for path, why in zip(df.path, problems) if why}
     kept = df[[why is None for why in problems]]
     lost = [label for label in df.label.unique() if label not in set(kept.label)]
     return kept, skipped, [f'no video of {list_names(lost)} can be decoded'] if lost else []
 
 
-def video_problems(paths:Iterable[str])->list[str|None]:
-    "Why each video cannot be used, or `None`"
-    with ThreadPoolExecutor() as pool: return list(pool.map(_problem, paths))
-
-
 def _problem(path):
+    "Why a video cannot be used, or `None`"
     if CONTROL.search(path): return 'its path contains a control character; rename it'
     if FORMULA.search(path):
         return 'its path has a formula after a semicolon, which spreadsheets would run in scores.csv; rename it'

@@ -38,7 +38,6 @@ from .tables import (
     parse_share,
     shared_groups,
     use_prepared_copies,
-    video_problems,
 )
 from .text import list_names
 from .video import PIXELS, VideoFile
@@ -275,12 +274,8 @@ def unlabelled(
 )->TfmdDL: # Yields `(x,)`
     """An unshuffled loader of videos without labels, with the transforms that `dls` uses for validation.
 
-    It can be passed to `Retention` as `clips`. Raises `InputError` if some cannot be decoded, so that predictions are
-    those of `paths`, one by one."""
+    It can be passed to `Retention` as `clips`. Predictions are those of `paths`, one by one; of a video that cannot be
+    decoded they are NaN, with a warning."""
     files = [str(p) for p in paths]
     if not files: raise InputError('there are no videos; pass the paths of some')
-    broken = [f'{path} ({why})' for path, why in zip(files, video_problems(files)) if why]
-    if broken:
-        raise InputError(f'{len(broken)} of {len(files)} videos cannot be used; leave them out: '
-                         + ', '.join(broken[:10]) + (', ...' if len(broken) > 10 else ''))
     return dls.test_dl([(path, None) for path in files])

@@ -27,7 +27,7 @@ def save_weights(
     module:nn.Module, # An encoder, a head or both
     path:str|Path, # File, which is replaced atomically
 )->None:
-    "Write a module's weights and buffers as safetensors, with the names that they have if it is not compiled"
+    "Write a module's weights and buffers as safetensors"
     write(path, save({_plain(k):v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
 
 

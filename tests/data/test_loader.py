@@ -2,6 +2,7 @@
 import random
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -124,22 +125,30 @@ def test_an_epoch_without_a_batch_is_refused(clips, learner):
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_predictions_are_beside_their_files_or_none_are_made(clips, learner, tmp_path, workers):
+def test_predictions_are_beside_their_files(clips, learner, tmp_path, workers):
     dls = Task.from_folder(clips).hold_out(.3).dls(4, size=24, bs=2, workers=workers)
     files = [tmp_path/f'{i}.mp4' for i in range(5)]
     for file, good in zip(files, sorted(clips.rglob('*.mp4'))): shutil.copy(good, file)
     learn = learner(dls)
-    assert len(learn.get_preds(dl=unlabelled(dls, files))[0]) == len(learn.get_preds(dl=dls.test_dl(files))[0]) == 5
-    ready = unlabelled(dls, files)
+    whole = learn.get_preds(dl=unlabelled(dls, files))[0]
+    assert len(whole) == 5
+    assert torch.equal(whole, learn.get_preds(dl=dls.test_dl(files))[0])
     for file in files[1:3]: file.write_bytes(b'no video')
     index_video.cache_clear()
     decoded_videos.clear()
-    with pytest.raises(InputError, match=r'2 of 5 videos cannot be used; leave them out: \S+1.mp4 \(cannot be opened'):
-        unlabelled(dls, files)
-    for dl in (ready, dls.test_dl(files)):
-        with pytest.raises(VideoError, match='1.mp4: cannot be opened .*leave the file out'): learn.get_preds(dl=dl)
-    good = [file for i, file in enumerate(files) if i not in (1, 2)]
-    assert len(learn.get_preds(dl=unlabelled(dls, good))[0]) == 3
+    for make in (lambda: unlabelled(dls, files), lambda: dls.test_dl(files)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            probs = learn.get_preds(dl=make())[0]
+        torch.testing.assert_close(probs[[0, 3, 4]], whole[[0, 3, 4]])
+        assert probs[[1, 2]].isnan().all()
+        named = [str(w.message) for w in caught if 'its row is NaN' in str(w.message)]
+        assert len(named) == (0 if workers else 2)  # loading processes print theirs
+    with pytest.raises(VideoError, match='1.mp4: cannot be opened.*leave the file out'): learn.predict(files[1])
+    labelled = dls.test_dl([(str(file), 'down') for file in files], with_labels=True)
+    with pytest.raises(VideoError, match='1.mp4: cannot be opened.*leave the file out') as e:
+        learn.get_preds(dl=labelled)
+    assert '\n' not in str(e.value)
     with pytest.raises(InputError, match='there are no videos'): unlabelled(dls, [])
 
 
@@ -174,3 +183,14 @@ def test_arguments_of_fastai_are_passed_on(clips):
     assert (dls.valid.bs, dls.train.shuffle, dls.path) == (3, False, clips)
     with pytest.raises(InputError, match="no argument 'after_item'"): task.dls(after_item=[])
     with pytest.raises(TypeError): VideoBlock(frame=2)
+
+
+@pytest.mark.parametrize('kwargs', LOADERS, ids=str)
+def test_rows_of_broken_files(clips, tmp_path, kwargs):
+    dls = Task.from_folder(clips).hold_out(.3).dls(4, size=24, bs=4, **kwargs)
+    files = [*sorted(clips.rglob('*.mp4'))[:4], tmp_path/'none.mp4', sorted(clips.rglob('*.mp4'))[5]]
+    with pytest.warns(UserWarning, match='none.mp4: cannot be opened.*its row is NaN'):
+        rows = torch.cat([x.as_subclass(torch.Tensor) for x, in dls.test_dl(files)])
+    whole = torch.cat([x.as_subclass(torch.Tensor) for x, in dls.test_dl(files[:4] + files[5:])])
+    assert rows[4].isnan().all()
+    torch.testing.assert_close(rows[[0, 1, 2, 3, 5]], whole, rtol=1e-6, atol=1e-6)
