@@ -8,8 +8,8 @@ from scipy import stats
 
 from .errors import InputError
 
-__all__ = ['Difference', 'paired_difference', 'mean_interval', 'bca_interval', 'proportion_interval', 'mcnemar',
-           'paired_test', 'p_value', 'sign_flip', 'holm', 'benjamini_hochberg', 'adjust', 'judge']
+__all__ = ['Difference', 'paired_difference', 'mean_interval', 'bca_interval', 'proportion_interval', 'above_chance',
+           'mcnemar', 'paired_test', 'p_value', 'sign_flip', 'holm', 'benjamini_hochberg', 'adjust', 'judge']
 
 TINY = 1e-6  # closer values count as equal: steps of accuracies are larger, rounding errors are smaller
 
@@ -103,6 +103,17 @@ def proportion_interval(
     "An accuracy of one model with Wilson's interval: its spread over videos, not over repeated training"
     ci = stats.binomtest(int(right), int(n)).proportion_ci(level, method='wilson')
     return Difference(right/n, float(ci.low), float(ci.high), int(n))
+
+
+def above_chance(
+    accuracy:float, # Share of videos classified correctly
+    n:int, # Videos
+    chance:float, # Accuracy of always answering the most frequent class
+    level:float=.95, # 1 minus the accepted error
+)->bool: # False if the accuracy can be chance
+    "Whether an accuracy is above chance, by the one-sided binomial test"
+    right = round(accuracy*n)
+    return bool(stats.binomtest(right, int(n), chance, alternative='greater').pvalue < round(1 - level, 9))
 
 
 def mcnemar(

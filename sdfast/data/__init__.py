@@ -10,6 +10,7 @@ from .folders import *
 from .loader import *
 from .manifest import *
 from .official import *
+from .order import *
 from .prepared import *
 from .splits import *
 from .tables import *

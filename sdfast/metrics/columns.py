@@ -19,6 +19,7 @@ class Measure:
     in_runs: bool = True  # a column of runs.csv; the others are in kept.json only
     in_table: bool = True  # shown in the main tables; the others are in table.csv and in the page's second table
     held_out: bool = False  # measured on the source's valid part, to choose strengths; not shown in any table
+    clips: str = 'source_clips'  # column of runs.csv with the number of clips that it is measured on; '' for none
 
     @property
     def scale(self)->int:
@@ -38,9 +39,9 @@ def _table(*measures): return {m.column:m for m in measures}
 
 
 MEASURES = _table(
-    Measure('acc1', 'target acc@1', 'accuracy on the target task', share=True, target=True),
+    Measure('acc1', 'target acc@1', 'accuracy on the target task', share=True, target=True, clips='test_clips'),
     Measure('acc5', 'target acc@5', 'share of videos whose label is among the five most likely classes', share=True,
-            target=True, in_table=False),
+            target=True, in_table=False, clips='test_clips'),
     Measure('source_acc', 'source, old head', 'accuracy with the head that was trained on the untouched encoder',
             share=True),
     Measure('source_acc_bn', 'old head, BN recomputed', 'the same, with batch-norm statistics of source clips',
@@ -53,21 +54,24 @@ MEASURES = _table(
     Measure('r10', 'source, R@10', 'the same for one of the 10 nearest', share=True, in_table=False),
     Measure('r20', 'source, R@20', 'the same for one of the 20 nearest', share=True, in_table=False),
     Measure('r50', 'source, R@50', 'the same for one of the 50 nearest', share=True, in_table=False),
-    Measure('other_probe', 'other tasks, new probe', "mean accuracy of linear probes on the other tasks", share=True),
-    Measure('cka', 'CKA', "linear CKA with the untouched encoder's features; 1: unchanged"),
+    Measure('other_probe', 'other tasks, new probe', "mean accuracy of linear probes on the other tasks", share=True,
+            clips='other_clips'),
+    # `cka` in the runs.csv of older studies is by the biased estimator: no report reads it
+    Measure('cka_unbiased', 'CKA', "linear CKA (HSIC_1) with the untouched encoder's features; 1: unchanged, "
+            '0: unrelated'),
     Measure('procrustes', 'Procrustes distance', 'distance to them; 0: unchanged up to rotation and scale',
             more_is_better=False, in_table=False),
     Measure('drift', 'drift', 'relative distance to them; 0: unchanged', more_is_better=False),
     Measure('weight_distance', 'weight distance', 'relative distance of the weights; 0: unchanged',
-            more_is_better=False, in_table=False),
+            more_is_better=False, in_table=False, clips=''),
     Measure('barrier', 'barrier', "of the old head's loss between untouched and tuned weights; 0: same basin",
             more_is_better=False),
     Measure('pretext', 'pretext loss', 'loss of the task on which the encoder was pre-trained without labels',
-            more_is_better=False, in_runs=False, in_table=False),
+            more_is_better=False, in_runs=False, in_table=False, clips=''),
     Measure('valid_source_acc', 'source, old head, on valid', 'accuracy on a held-out part of the source', share=True,
-            in_table=False, held_out=True),
+            in_table=False, held_out=True, clips=''),
     Measure('valid_source_probe', 'source, new probe, on valid', 'accuracy of a linear probe on that part', share=True,
-            in_table=False, held_out=True),
+            in_table=False, held_out=True, clips=''),
 )
 
 # what `Retention` measures and runs.csv has
@@ -77,10 +81,15 @@ REPORTED = [c for c, m in MEASURES.items() if m.in_runs and not m.held_out]
 # what the main tables show
 TABLE_COLUMNS = [c for c, m in MEASURES.items() if m.in_table]
 
+# numbers of clips: of the target's valid and test part, of the source's test part, of the other tasks' test parts
+CLIP_COLUMNS = ['valid_clips', 'test_clips', 'source_clips', 'other_clips']
+# what runs.csv has of `RetentionScores.about`; chance is the share of the source's most frequent class
+ABOUT_COLUMNS = ['source_clips', 'other_clips', 'source_chance']
+
 # the columns of runs.csv, in this order
 COLUMNS = ['key', 'task', 'source', 'model', 'strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'valid_acc1',
-           'acc1', 'acc5', *RETENTION_COLUMNS, 'select', 'best_epoch', 'best_valid_acc1', 'best_acc1', 'best_acc5',
-           'seconds', 'status', 'error', 'final', 'chosen']
+           'acc1', 'acc5', *RETENTION_COLUMNS, *CLIP_COLUMNS, 'source_chance', 'select', 'best_epoch',
+           'best_valid_acc1', 'best_acc1', 'best_acc5', 'seconds', 'status', 'error', 'final', 'chosen']
 
 
 def measure_title(

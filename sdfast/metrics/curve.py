@@ -10,7 +10,7 @@ from ..models.surgery import find_encoder, frozen_copy
 from ..runtime.arguments import ShowArguments
 from ..runtime.resume import Resumable
 from ..strategies.columns import Columns
-from .features import drift, linear_cka, weight_distance
+from .features import MIN_CKA_CLIPS, drift, linear_cka, weight_distance
 from .reading import preserve_rng, read_clips
 from .retention import Retention
 from .scores import RetentionScores
@@ -18,18 +18,19 @@ from .scores import RetentionScores
 __all__ = ['RetentionCurve']
 
 # columns in the recorder -> measures
-SHOWN = dict(kept_acc='source_acc', kept_cka='cka', kept_drift='drift', kept_weights='weight_distance')
+SHOWN = dict(kept_acc='source_acc', kept_cka_unbiased='cka_unbiased', kept_drift='drift',
+             kept_weights='weight_distance')
 
 
 class RetentionCurve(ShowArguments, Resumable, Columns, Callback):
     """Measure after each epoch what the encoder keeps, at a tenth of an epoch's cost.
 
-    The recorder has the columns `kept_acc` (with the old head, if there is one), `kept_cka`, `kept_drift` and
-    `kept_weights`; `history` has all measures, also layer by layer. They are measured on a fixed, evenly spaced sample
-    of the clips of `retention`, which is kept in memory. Training with and without it is equal bit for bit. Raises
-    `InputError` for a `retention` without clips."""
+    The recorder has the columns `kept_acc` (with the old head, if there is one), `kept_cka_unbiased` (from 16 clips
+    on), `kept_drift` and `kept_weights`; `history` has all measures, also layer by layer, and the number of `clips`.
+    They are measured on a fixed, evenly spaced sample of the clips of `retention`, which is kept in memory. Training
+    with and without it is equal bit for bit. Raises `InputError` for a `retention` without clips."""
     order, run_valid = 8, False  # before the recorder reads the columns
-    history = ()  # the last fit's measures: a dict for each epoch, with the names of `RetentionScores.flat`
+    history = ()  # the last fit's measures: a dict for each epoch: `epoch`, `clips`, and `RetentionScores.flat`
     _stateattrs = ('retention', 'history', '_columns', '_sample')
     _state = ('history',)
     _sample = None
@@ -50,9 +51,9 @@ class RetentionCurve(ShowArguments, Resumable, Columns, Callback):
         """The number of clips that can be measured in a tenth of an epoch's time.
 
         A training clip takes three forward passes, a validation clip one. Half of the tenth is reserved for everything
-        but forward passes."""
+        but forward passes. At least 16, which CKA needs."""
         valid = len(self.dls.valid_ds) if len(self.dls.loaders) > 1 else 0
-        return max(2, int(.05*(3*len(self.dls.train_ds) + valid)/max(1, num_distrib())))
+        return max(MIN_CKA_CLIPS, int(.05*(3*len(self.dls.train_ds) + valid)/max(1, num_distrib())))
 
     @property
     def _old_head(self):
@@ -66,6 +67,7 @@ class RetentionCurve(ShowArguments, Resumable, Columns, Callback):
         self.history = []
         shown = {column:partial(self._latest, measure) for column, measure in SHOWN.items()}
         if self._old_head is None: shown.pop('kept_acc')
+        if len(self._sample[0]) < MIN_CKA_CLIPS: shown.pop('kept_cka_unbiased')
         self.show(shown)
 
     def _latest(self, measure):
@@ -77,7 +79,7 @@ class RetentionCurve(ShowArguments, Resumable, Columns, Callback):
         last = self.epoch + 1 == self.n_epoch
         if (self.epoch + 1) % self.every and not last: return
         with preserve_rng(): scores = self._measure()
-        self.history.append(dict(epoch=self.epoch) | scores.flat())
+        self.history.append(dict(epoch=self.epoch, clips=len(self._sample[0])) | scores.flat())
 
     def _measure(self):
         rows, clips = self._sample
@@ -91,7 +93,8 @@ class RetentionCurve(ShowArguments, Resumable, Columns, Callback):
         if complete: values, layers = self.retention.compare(reading.x, reading.layers, copy, rows)
         else:
             ref = reference.x[rows]
-            values, layers = dict(cka=linear_cka(reading.x, ref), drift=drift(reading.x, ref)), {}
+            values, layers = dict(drift=drift(reading.x, ref)), {}
+            if len(ref) >= MIN_CKA_CLIPS: values['cka_unbiased'] = linear_cka(reading.x, ref)
         values['weight_distance'] = weight_distance(dict(copy.named_parameters()), self.retention.weights)
         if reading.logits is not None:
             values['source_acc'] = (reading.logits.argmax(1) == reference.y[rows]).double().mean().item()

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import RandomSampler
 
+from ..data.order import trace
 from ..errors import Damaged, InputError
 from ..models.features import encode
+from ..models.targets import check_head, class_numbers, loader_vocab
 from ..models.weights import state_hash
 from ..runtime import store
 
@@ -43,16 +44,6 @@ def fix_seed()->None:
     if torch.cuda.is_initialized(): torch.cuda.manual_seed_all(0)
 
 
-def must_not_shuffle(
-    name:str, # Name of the loader, for the error
-    dl:Iterable|None, # Any iterable of batches
-)->None:
-    "Raise `InputError` for a loader that shuffles: two readings of it could not be compared clip by clip"
-    if getattr(dl, 'shuffle', False) or isinstance(getattr(dl, 'sampler', None), RandomSampler):
-        raise InputError(f'{name} shuffles, so two readings of it cannot be compared clip by clip: pass task.dl(dls, '
-                         '"train") or dls.test_dl(items, with_labels=True), which do not augment either')
-
-
 @dataclass
 class ClipFeatures:
     "The outputs of an encoder for the clips of a loader, on the CPU"
@@ -60,6 +51,16 @@ class ClipFeatures:
     y: torch.Tensor|None  # labels (N,)
     logits: torch.Tensor|None  # logits of the old head (N, classes)
     layers: dict  # name -> (N, C)
+    trace: torch.Tensor  # by which the clips are recognised when they are read again (N, 3)
+    n_batches: int  # how many batches the loader has
+
+    def __len__(self): return len(self.x)
+
+    @property
+    def chance(self)->float:
+        "Accuracy of always answering the most frequent class"
+        assert self.y is not None  # the loader has labels
+        return (self.y.bincount().max()/len(self.y)).item()
 
     def accuracy(self)->float: return (self.logits.argmax(1) == self.y).double().mean().item()
 
@@ -75,21 +76,37 @@ def read_clips(
     head:nn.Module|None=None, # Maps features to logits
     layers:Sequence[str]=(), # Submodules whose outputs to return
     encode:Callable=encode, # `encode`, or an `OutputCache`
+    name:str='the loader', # For errors
+    labelled:bool=True, # Whether labels are read
 )->ClipFeatures: # Of all clips, in the order of `dl`
-    "Compute features, logits and outputs of layers. Raises `InputError` for a loader without batches"
-    features, labels, logits = [], [], []
-    maps: dict[str, list] = {name:[] for name in layers}
+    """Compute features, logits and outputs of layers.
+
+    Raises `InputError` for a loader without batches, for labels that are not class numbers, and for a head whose
+    outputs cannot be the loader's classes."""
+    features, labels, logits, traces = [], [], [], []
+    maps: dict[str, list] = {layer:[] for layer in layers}
     for batch in dl:
         x, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
+        if not torch.is_tensor(x):
+            raise InputError(f'{name} must yield (clips, labels) or clips as tensors, not {type(x).__name__}')
         f, found = encode(encoder, x, layers) if layers else encode(encoder, x)
         features.append(f.float().flatten(1).cpu())
-        if rest: labels.append(rest[0].as_subclass(torch.Tensor).cpu())
+        traces.append(trace(x))
+        if rest and labelled: labels.append(class_numbers(rest[0], f'labels of {name}', len(x)).cpu())
         if head is not None: logits.append(head.to(f.device)(f).float().cpu())
-        for name in layers: maps[name].append(found[name].cpu())
-    if not features: raise InputError('retention cannot be measured on a loader without batches')
+        for layer in layers: maps[layer].append(found[layer].cpu())
+    if not features: raise InputError(f'{name} is a loader without batches, on which nothing can be measured')
     def joined(parts): return torch.cat(parts) if parts else None
-    outputs = {name:joined(parts) for name, parts in maps.items()}
-    return ClipFeatures(joined(features), joined(labels), joined(logits), outputs)
+    outputs = {layer:joined(parts) for layer, parts in maps.items()}
+    reading = ClipFeatures(joined(features), joined(labels), joined(logits), outputs, joined(traces), len(features))
+    if head is not None and reading.y is not None: _check_logits(reading, dl, name)
+    return reading
+
+
+def _check_logits(reading, dl, name):
+    if reading.logits.ndim != 2:
+        raise InputError(f'the head must give a logit for each class (N, classes), not {tuple(reading.logits.shape)}')
+    check_head(reading.logits.shape[1], reading.y, loader_vocab(dl), name)
 
 
 class OutputCache:

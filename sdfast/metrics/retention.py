@@ -13,22 +13,28 @@ import torch
 from fastai.torch_core import get_model
 from torch import nn
 
+from ..data.order import check_trace, trace
 from ..errors import InputError
 from ..models.features import encode
 from ..models.surgery import block_names, find_encoder, frozen_copy, reestimate_bn
+from ..models.targets import loader_vocab
 from ..models.weights import wise_ft
+from .doubts import warn_of_chance, warn_of_few_clips, warn_of_wide_head
 from .features import (
+    MIN_CKA_CLIPS,
     drift,
     fit_probe,
     knn,
     linear_cka,
     linear_probe,
     loss_barrier,
+    probe_accuracy,
     procrustes,
     retrieval,
     weight_distance,
 )
-from .reading import OutputCache, fix_seed, must_not_shuffle, preserve_rng, read_clips
+from .loaders import FixedLoaders
+from .reading import OutputCache, fix_seed, preserve_rng
 from .scores import RetentionScores
 
 __all__ = ['Retention']
@@ -37,8 +43,10 @@ __all__ = ['Retention']
 class Retention:
     """Measures what an encoder kept: `Retention(model, train_dl, test_dl)(tuned_encoder)`.
 
-    The reference is the current `model`, whose outputs are computed once. Loaders must neither shuffle nor augment;
-    they yield `(x, y)`, and `clips` may yield only `x`. Measuring draws no random numbers and changes neither modes nor
+    The reference is the current `model`, whose outputs are computed once. Loaders yield `(x, y)`, y class numbers, and
+    `clips` may yield only `x`. They must neither shuffle nor augment: each reading is checked to give the same clips as
+    the first. CKA is left out, with a warning, where there are fewer than 16 clips. An old head that is not above
+    chance is warned of, as it has nothing to forget. Measuring draws no random numbers and changes neither modes nor
     statistics."""
 
     def __init__(self,
@@ -65,9 +73,7 @@ class Retention:
         self.train_dl, self.test_dl, self.valid_dl = train_dl, test_dl, valid_dl
         self.clips = test_dl if clips is None else clips
         self.others, self.pretext = others or {}, pretext
-        for name in ('train_dl', 'test_dl', 'valid_dl', 'clips'): must_not_shuffle(name, getattr(self, name))
-        for name, loaders in self.others.items():
-            for dl in loaders: must_not_shuffle(f'others[{name!r}]', dl)
+        self.loaders = FixedLoaders(self._named_loaders(), unlabelled=['clips'])
 
         model = get_model(model)
         self.untouched = frozen_copy(find_encoder(model, encoder))
@@ -86,11 +92,21 @@ class Retention:
         self._samples: dict[tuple, tuple] = {}
         read = OutputCache(cache, self.untouched, self.layers) if cache else encode
         with preserve_rng(): self.readings = self._read_all(self.untouched, read)
+        if self.clips is not None: warn_of_few_clips(self.readings['clips'])
+        if self.head is not None and self.test_dl is not None:
+            labels, test = self.readings['train_dl'].y, self.readings['test_dl']
+            if loader_vocab(self.test_dl) is None: warn_of_wide_head(labels, test)
+            warn_of_chance('the old head', test.accuracy(), test, 'its accuracy says nothing about forgetting; train '
+                           'the source model longer, or pass the head of these classes')
 
     @cached_property
     def reference(self)->RetentionScores:
         "Scores of the untouched encoder"
-        with preserve_rng(): return self._score(self.untouched, self.readings)
+        with preserve_rng(): scores = self._score(self.untouched, self.readings)
+        if self.test_dl is not None:
+            warn_of_chance('a new probe on the untouched encoder', scores.source_probe, self.readings['test_dl'],
+                           'there is no knowledge of the source to forget')
+        return scores
 
     def __call__(self, encoder:nn.Module)->RetentionScores:
         """Measure an encoder (not a whole model) with the architecture of the untouched one; a fit may be running.
@@ -114,7 +130,7 @@ class Retention:
         assert self.train_dl is not None  # the probe is fitted on it
         with preserve_rng():
             copy = self._copy(encoder)
-            train, valid = read_clips(copy, self.train_dl), read_clips(copy, self.valid_dl, self.head)
+            train, valid = self._read(copy, 'train_dl'), self._read(copy, 'valid_dl')
             assert train.y is not None  # only `clips` may come without labels
             return RetentionScores(self._on_valid(fit_probe(train.x, train.y), valid))
 
@@ -124,9 +140,14 @@ class Retention:
         encoder:nn.Module, # The encoder of these features
         rows:slice|torch.Tensor=slice(None), # The clips of these features
     )->tuple[dict, dict]: # Measures of the features; layer -> its measures
-        "Measures that need no labels: CKA, Procrustes distance, drift, and distances of weights by layer"
+        """Measures that need no labels: CKA, Procrustes distance, drift, and distances of weights by layer.
+
+        Fewer than 16 clips have no CKA."""
         reference, weights = self.readings['clips'], dict(encoder.named_parameters())
-        def measures(a, b): return dict(cka=linear_cka(a, b), procrustes=procrustes(a, b), drift=drift(a, b))
+
+        def measures(a, b):
+            cka = dict(cka_unbiased=linear_cka(a, b)) if len(a) >= MIN_CKA_CLIPS else {}
+            return cka | dict(procrustes=procrustes(a, b), drift=drift(a, b))
         each = {n:measures(layers[n], reference.layers[n][rows]) for n in self.layers}
         for n, found in each.items():
             untouched = {k:p for k, p in self.weights.items() if k.startswith(f'{n}.')}
@@ -155,6 +176,7 @@ class Retention:
             mine = rows[(rows >= start) & (rows < start + len(x))] - start
             clips.append(x.as_subclass(torch.Tensor)[mine.to(x.device)].clone())
             start += len(x)
+        check_trace('clips', self.readings['clips'].trace[rows], trace(torch.cat(clips)))
         return rows, torch.cat(clips)
 
     def _copy(self, encoder):
@@ -164,25 +186,45 @@ class Retention:
             raise InputError('Retention measures encoders: pass learn.model[0], not the whole model')
         return frozen_copy(encoder)
 
+    def _named_loaders(self):
+        "Name -> loader; the names are those of the arguments"
+        loaders = dict(train_dl=self.train_dl, test_dl=self.test_dl, valid_dl=self.valid_dl)
+        if self.clips is not self.test_dl: loaders['clips'] = self.clips
+        for task, (train, test) in self.others.items():
+            loaders |= dict(zip(_other_names(task), (train, test)))
+        return {name:dl for name, dl in loaders.items() if dl is not None}
+
+    def _read(self, encoder, name, encode=encode):
+        "The outputs of an encoder for the clips of a loader"
+        head = self.head if name in ('test_dl', 'valid_dl') else None
+        layers = self.layers if name == ('test_dl' if self.clips is self.test_dl else 'clips') else ()
+        return self.loaders.read(encoder, name, head, layers, encode)
+
     def _read_all(self, encoder, encode=encode):
-        "Outputs of an encoder for all loaders"
-        def read(dl, head=None, layers=()): return read_clips(encoder, dl, head, layers, encode)
-        readings = dict(others={name:(read(train), read(test)) for name, (train, test) in self.others.items()})
-        if self.test_dl is not None:
-            readings['train'] = read(self.train_dl)
-            readings['test'] = read(self.test_dl, self.head, self.layers if self.clips is self.test_dl else ())
-        if self.valid_dl is not None: readings['valid'] = read(self.valid_dl, self.head)
-        if self.clips is not None:
-            readings['clips'] = readings['test'] if self.clips is self.test_dl else read(self.clips, None, self.layers)
+        "Name of a loader -> the outputs of an encoder for its clips; `clips` is there if there are any to compare"
+        readings = {name:self._read(encoder, name, encode) for name in self.loaders}
+        if 'test_dl' in readings: readings.setdefault('clips', readings['test_dl'])
         return readings
+
+    @cached_property
+    def about(self)->dict: # Name -> number
+        "Numbers of clips that measures are of, and `source_chance`, the share of the source's most frequent class"
+        names = dict(source_clips='test_dl', compared_clips='clips', valid_source_clips='valid_dl')
+        counts = {column:len(self.readings[name]) for column, name in names.items() if name in self.readings}
+        others = {f'others.{task}.clips':len(self.readings[_other_names(task)[1]]) for task in self.others}
+        if others: counts |= dict(other_clips=sum(others.values())) | others
+        return counts if self.test_dl is None else counts | dict(source_chance=self.readings['test_dl'].chance)
 
     def _score(self, encoder, readings):
         values, layers, answers = {}, {}, None
-        others = {name:linear_probe(a.x, a.y, b.x, b.y) for name, (a, b) in readings['others'].items()}
+        others = {}
+        for task in self.others:
+            train, test = (readings[name] for name in _other_names(task))
+            others[task] = linear_probe(train.x, train.y, test.x, test.y)
         if others: values['other_probe'] = float(np.mean(list(others.values())))
         if self.test_dl is not None:
             values |= self._on_source(encoder, readings)
-            if self.head is not None: answers = readings['test'].logits.softmax(1)
+            if self.head is not None: answers = readings['test_dl'].logits.softmax(1)
         if self.clips is not None:
             features, layers = self.compare(readings['clips'].x, readings['clips'].layers, encoder)
             values |= features
@@ -190,23 +232,23 @@ class Retention:
         if self.pretext is not None:
             fix_seed()
             values['pretext'] = float(self.pretext(frozen_copy(encoder)))
-        return RetentionScores(values, others, layers, answers)
+        return RetentionScores(values, others, layers, self.about, answers)
 
     def _on_source(self, encoder, readings):
         "Measures on the labelled source clips"
-        train, test = readings['train'], readings['test']
+        train, test = readings['train_dl'], readings['test_dl']
         probe = fit_probe(train.x, train.y)
-        values = dict(source_probe=float(probe.score(test.x.numpy(), test.y.numpy())),
+        values = dict(source_probe=probe_accuracy(probe, test.x, test.y),
                       source_knn=knn(train.x, train.y, test.x, test.y))
         for k, share in retrieval(train.x, train.y, test.x, test.y).items(): values[f'r{k}'] = share
-        if self.valid_dl is not None: values |= self._on_valid(probe, readings['valid'])
+        if self.valid_dl is not None: values |= self._on_valid(probe, readings['valid_dl'])
         if self.head is not None:
             values['source_acc'] = test.accuracy()
             if self.bn or self.barrier_at: values |= self._between_weights(encoder)
         return values
 
     def _on_valid(self, probe, valid):
-        values = dict(valid_source_probe=float(probe.score(valid.x.numpy(), valid.y.numpy())))
+        values = dict(valid_source_probe=probe_accuracy(probe, valid.x, valid.y))
         if self.head is not None: values['valid_source_acc'] = valid.accuracy()
         return values
 
@@ -230,7 +272,7 @@ class Retention:
 
     def _with_recomputed_bn(self, encoder):
         "Recompute batch-norm statistics on about sixteen batches of train clips, then read the test clips"
-        step = max(1, len(self.train_dl)//16)
+        step = max(1, self.readings['train_dl'].n_batches//16)
 
         def batches():
             for i, (x, *_) in enumerate(self.train_dl):
@@ -238,4 +280,7 @@ class Retention:
                 if x.ndim == 6: x = x.flatten(0, 1)  # several clips of a video are separate inputs
                 if i == 0 or len(x) > 1: yield x, None  # a last batch of one clip may have no variance
         reestimate_bn(encoder, batches())
-        return read_clips(encoder, self.test_dl, self.head)
+        return self._read(encoder, 'test_dl')
+
+
+def _other_names(task): return f"the train part of others[{task!r}]", f"others[{task!r}]"

@@ -18,7 +18,10 @@ class RetentionScores:
     a value whose name is not in `MEASURES`."""
     values: dict = field(default_factory=dict)  # column of `MEASURES` -> value
     others: dict = field(default_factory=dict)  # other task -> probe accuracy
-    layers: dict = field(default_factory=dict)  # layer -> cka, procrustes, drift, weight_distance
+    layers: dict = field(default_factory=dict)  # layer -> cka_unbiased, procrustes, drift, weight_distance
+    # numbers of clips, `source_clips`, `compared_clips`, `other_clips` and so on, and `source_chance`, the share of the
+    # source's most frequent class
+    about: dict = field(default_factory=dict, compare=False)
     # class probabilities of each source test video by the old head (N, classes)
     answers: torch.Tensor|None = field(default=None, compare=False)
 
@@ -34,8 +37,13 @@ class RetentionScores:
         shown = {c:self.values.get(c) for c in MEASURED} | dict(others=self.others, layers=self.layers)
         return f'{type(self).__name__}({", ".join(f"{k}={v!r}" for k, v in shown.items())})'
 
+    @property
+    def recorded(self)->dict[str, float]:
+        "What studies store: `flat()` and `about`"
+        return self.flat() | self.about
+
     def flat(self)->dict[str, float]:
-        "All values by unique names: `cka`, `others.NAME`, `layers.NAME.cka`"
+        "All values by unique names: `drift`, `others.NAME`, `layers.NAME.drift`"
         numbers = {c:self.values[c] for c in MEASURED if c in self.values}
         for task, accuracy in self.others.items(): numbers[f'others.{task}'] = accuracy
         for layer, values in self.layers.items():

@@ -5,6 +5,7 @@ from .encoders import *
 from .features import *
 from .nets import *
 from .surgery import *
+from .targets import *
 from .weights import *
 
 # names, not submodules

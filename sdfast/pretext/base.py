@@ -21,6 +21,7 @@ from torch import nn
 
 from ..data.block import MultiClip
 from ..data.clips import SampleClips
+from ..data.order import check_order
 from ..data.video import VideoFile
 from ..errors import InputError
 from ..models.features import eval_mode
@@ -271,6 +272,7 @@ class Pretext(ShowArguments, Resumable, Columns, Callback):
         if not getattr(dl.dataset, 'split_idx', 1):
             raise InputError('held_out needs a loader that neither shuffles nor augments, such as dls.valid or '
                              'unlabelled(dls, paths)')
+        check_order('the loader of held_out', dl)
         heads, dl = frozen_copy(self.pretext_net.heads), self.loader(dl)
         device = next(self.pretext_net.parameters()).device
 

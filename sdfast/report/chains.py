@@ -57,7 +57,8 @@ def sequence_summary(
     The columns of a metric m are its mean with a 95 % t interval (m, m_low, m_high) and its difference with interval
     and test (m_diff, m_diff_low, m_diff_high, m_p, m_p_adj, m_verdict). Metrics with old heads: `average`, `learned`,
     `bwt`, `forgetting.TASK`, and `forgetting_best`, the mean over tasks of how far each is below its best. With probes:
-    the same with the prefix `probe_`, and `fwt`. Raises `InputError` if no chain is complete."""
+    the same with the prefix `probe_`, and `fwt`. `clips.TASK` is the number of test clips. Raises
+    `InputError` if no chain is complete."""
     values = _chain_metrics(rows)
     final = rows[rows.final.astype(bool)]
     base = _of_strategy(values, reference)
@@ -74,7 +75,13 @@ def sequence_summary(
     table = frame_of(out)
     for m in values:
         if f'{m}_p' in table: _add_verdicts(table, m, reference, method)
-    return table
+    return table.assign(**_test_clips(rows))
+
+
+def _test_clips(rows):
+    "`clips.TASK` -> number of test clips of each task, as far as they were recorded"
+    counts = {c: rows[c].dropna() for c in rows if c.startswith('clips.')}
+    return {c: int(n.iloc[0]) for c, n in counts.items() if len(n)}
 
 
 def _chain_metrics(rows):

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..strategies.registry import STRATEGIES
 from ..study.choose import choose
 from ..study.settings import recorded_command
+from .clips import clips_note
 from .results import Results
 from .rows import has_strength, settings_of
 
@@ -63,7 +64,7 @@ def _read(folder):
         if column not in rows: rows[column] = None
     file = Path(folder)/'notes.json'
     notes = json.loads(file.read_text()) if file.exists() else []
-    return Study(folder, rows, recorded_command(folder), notes)
+    return Study(folder, rows, recorded_command(folder), notes + clips_note(rows))
 
 
 def _check(rows, file):

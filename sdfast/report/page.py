@@ -104,10 +104,11 @@ def _study(r, table, method, id):
     "All that the template shows of a study"
     main = [m for m in MAIN if m in table]
     more = [m for m in REPORTED if m in table and m not in MAIN]
+    shown = [m for m in (*main, *more, 'mcnemar') if m in table]
     to_copy = strategy_table(table, [*main, 'mcnemar'], r.notes, method)
     return dict(
         id=id, title=study_title(r), contents=list(CONTENTS.items()), lead=lead(r, table), found=findings(table, main),
-        caption=strategy_caption(table, method, 'mcnemar' in table),
+        caption=strategy_caption(table, method, shown),
         main=strategy_table(table, main, title='What was learned and what was kept'),
         more=strategy_table(table, [*more, 'mcnemar'], title='All other measures'),
         swatches={s: Markup(swatch(s)) for s in table.strategy if s != 'untouched'},

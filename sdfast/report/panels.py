@@ -6,6 +6,7 @@ from functools import partial
 import pandas as pd
 
 from ..metrics.columns import MEASURES
+from .clips import clip_counts, clips_sentence
 from .curves import (
     N_CLASSES,
     draw_classes,
@@ -60,14 +61,15 @@ def _paths(r, table, strategies, reference):
     if not has_all_strengths(r.rows): return None
     about = ('Up is more kept, right is more learned. A path leads from plain fine-tuning or the weakest strength '
              '(hollow) over the chosen one (large) to the strongest; means over seeds, on test. The grey steps are the '
-             'Pareto front: what lies below and left of it is beaten in both.')
+             f'Pareto front: what lies below and left of it is beaten in both. {_measured_on(r, ["acc1", *PANELS])}')
     panels = {MEASURES[m].title: partial(draw_paths, rows=r.rows, m=m, reference=reference) for m in _kept(table)}
     return Plot('paths', 'Every strength of every strategy', about, panels, strategies)
 
 
 def _means(r, table, strategies):
     what = 'Means over seeds' if len(table) > MANY else 'Each seed (faint) and the mean over seeds'
-    about = f'{what} with 95 % intervals in both directions. Up is more kept, right is more learned.'
+    about = (f'{what} with 95 % intervals in both directions. Up is more kept, right is more learned. '
+             f'{_measured_on(r, ["acc1", *PANELS])}')
     panels = {MEASURES[m].title: partial(draw_means, rows=r.rows, m=m, table=table) for m in _kept(table)}
     return Plot('means', 'Chosen strengths', about, panels, strategies)
 
@@ -78,21 +80,36 @@ def _strengths(r, table, strategies, reference):
     if not graded: return None
     shared = dict(rows=r.rows, table=table, reference=reference)
     if has_all_strengths(r.rows):
-        about = f'Means over seeds with 95 % intervals; the band is {reference} with its own.'
+        about = (f'Means over seeds with 95 % intervals; the band is {reference} with its own. '
+                 f'{_measured_on(r, ["acc1", *PANELS])}')
         panels = {MEASURES[m].title: partial(draw_strengths, m=m, **shared) for m in ('acc1', *_kept(table))}
     else:
-        about = f'The trials from which strengths were chosen; the line is {reference} at its chosen learning rate.'
+        n = clip_counts(r.rows).get('valid_clips')
+        on = f'on {n} valid clips of the target' if n else 'on the valid part of the target (size not recorded)'
+        about = (f'The trials from which strengths were chosen, {on}; the line is {reference} at its chosen learning '
+                 'rate.')
         panels = {'target accuracy on valid, trials': partial(draw_trials, **shared)}
     return Plot('strengths', 'What λ does', about, panels, [*graded, reference], columns=len(panels))
 
 
 def _course(r, strategies):
     if not len(r.course): return None
-    titles = dict(source_acc='source, old head', cka='CKA with the untouched encoder')
+    titles = dict(source_acc='source, old head', cka_unbiased='CKA with the untouched encoder')
     panels = {title: partial(draw_course, course=r.course, m=m) for m, title in titles.items() if m in r.course}
-    about = ("What the encoder keeps after each epoch, on a sample of the source's test videos; means over seeds with "
-             '95 % intervals.')
+    if not panels: return None
+    about = f'What the encoder keeps after each epoch, {_sample(r)}; means over seeds with 95 % intervals.'
     return Plot('course', 'Epoch by epoch', about, panels, _recorded(r, strategies))
+
+
+def _measured_on(r, measures): return clips_sentence(clip_counts(r.rows), measures)
+
+
+def _sample(r):
+    "The clips that courses are measured on"
+    sizes = sorted(set(r.course.clips.dropna().astype(int))) if 'clips' in r.course else []
+    if not sizes: return "on a sample of the source's test clips (its size was not recorded)"
+    n = str(sizes[0]) if len(sizes) == 1 else f'{sizes[0]} to {sizes[-1]}'
+    return f"on {n} of the source's test clips"
 
 
 def _recorded(r, strategies): return [s for s in strategies if s in set(r.course.strategy)]
@@ -108,7 +125,8 @@ def _classes(r, of, reference):
         about += f'; the {N_CLASSES} that {reference} {extremes}'
     height = .9 + .22*min(len(change), N_CLASSES + 1)
     panels = {f'{of} accuracy by class': partial(draw_classes, change=change)}
-    return Plot(f'classes_{of}', f'{of.capitalize()} classes', f'{about}. Left of the line is lost.', panels,
+    about += f'; on {r.class_sizes(of)}. Left of the line is lost.'
+    return Plot(f'classes_{of}', f'{of.capitalize()} classes', about, panels,
                 series=list(change), size=(4.6, height), columns=1)
 
 
@@ -120,5 +138,5 @@ def _drift(r, strategies):
     panels = {s: partial(draw_drift, drift=layer_drift(r.course[r.course.strategy == s]), top=top)
               for s in _recorded(r, strategies)}
     about = ("Drift ‖f − f₀‖ / ‖f₀‖ of each layer's output (rows, first layer on top) after each epoch (columns), "
-             'mean over seeds.')
+             f'mean over seeds, {_sample(r)}.')
     return Plot('drift', 'Where features moved', about, panels, size=(2.5, 2.3), columns=3, heat=top)

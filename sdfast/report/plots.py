@@ -3,7 +3,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..metrics.columns import measure_title
+from ..metrics.columns import MEASURES, measure_title
+from .clips import clip_counts
 from .looks import look, marks_of
 from .paths import pareto_front
 from .rows import final_runs, setting_name
@@ -25,10 +26,17 @@ def draw_untouched(
                 annotation_clip=True)
 
 
-def _label_axes(ax, m, untouched):
+def _label_axes(ax, m, untouched, counts):
     draw_untouched(ax, None if untouched is None else 100*untouched)
-    ax.set(xlabel='learned: target accuracy in %', ylabel=f'kept: {measure_title(m)} in %')
+    ax.set(xlabel=f'learned: target accuracy in %{_clips(counts, "acc1")}',
+           ylabel=f'kept: {measure_title(m)} in %{_clips(counts, m)}')
     ax.grid(alpha=.3)
+
+
+def _clips(counts, m):
+    "Such as ' of 400 clips'; '' if the number is not known"
+    n = counts.get(MEASURES[m].clips)
+    return f' of {n} clips' if n else ''
 
 
 # ---- chosen strengths
@@ -52,7 +60,7 @@ def draw_means(
             _draw_mean(ax, table.loc[strategy], m, strategy, small=many)
     means = table[table.index != 'untouched']
     if not named: _leave_out_far_points(ax, 100*means[['acc1', m]].dropna())
-    _label_axes(ax, m, table.loc['untouched', m] if 'untouched' in table.index else None)
+    _label_axes(ax, m, table.loc['untouched', m] if 'untouched' in table.index else None, clip_counts(rows))
     return means[[f'{c}{end}' for c in ('acc1', m) for end in ('', '_low', '_high')]].reset_index()
 
 
@@ -121,7 +129,7 @@ def draw_paths(
     for strategy, path in drawn.groupby('strategy', sort=False): _draw_path(ax, path, m, strategy)
     n_hidden = int((~np.isnan(points).any(1)).sum()) - len(good)
     if n_hidden: _note(ax, f'{n_hidden} more learned too little to be shown')
-    _label_axes(ax, m, untouched)
+    _label_axes(ax, m, untouched, clip_counts(rows))
     return drawn
 
 

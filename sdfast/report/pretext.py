@@ -16,11 +16,11 @@ STRATEGIES = ('finetune', 'self_distill')
 # as the paper names them; MAS is motion and appearance statistics
 METHOD_NAMES = dict(none='no pre-training', rspnet='RSPNet', pace='Pace', order='VCOP', puzzle='3D ST puzzles',
                     cvrl='CVRL', iic='IIC', mas='MAS')
-KEPT = dict(source_probe='source, new probe', cka='CKA')  # measures shown before and after fine-tuning
+KEPT = dict(source_probe='source, new probe', cka_unbiased='CKA')  # measures shown before and after fine-tuning
 COLUMNS = ['model', 'method', 'strategy', 'strength', 'runs', 'acc1', 'acc1_low', 'acc1_high', 'acc5',
            'none_diff', 'none_diff_low', 'none_diff_high', 'plain_diff', 'plain_diff_low', 'plain_diff_high',
            'source_probe_before', 'source_probe_before_low', 'source_probe_before_high', 'source_probe',
-           'cka_before', 'cka', 'pretext', 'printed']
+           'cka_unbiased_before', 'cka_unbiased', 'pretext', 'printed']
 
 
 # ---- numbers

@@ -4,6 +4,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..metrics.columns import measure_title
+from .clips import clip_counts, clips_sentence
 from .results import Results
 from .rows import final_runs
 from .table import MISSING, capitalised, count_of
@@ -50,7 +51,7 @@ def lead(
         f'An encoder ({rows.model.iloc[0]}) that knows {rows.source.iloc[0]}{_origin(r.run)} is fine-tuned on '
         f'{_target_name(r)} for {epochs}: by plain fine-tuning, and by {others}. How much of the source is left '
         f'afterwards, and at what price in target accuracy? Each was run with {seeds}; the strength of each was chosen '
-        'on held-out data, not on test.')
+        f'on held-out data, not on test. {clips_sentence(clip_counts(rows), ["acc1", "source_acc"])}')
 
 
 def _origin(run):

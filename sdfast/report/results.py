@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .rows import final_runs
+from .table import count_of
 
 __all__ = ['Results']
 
@@ -111,6 +112,15 @@ class Results:
         if of == 'target': change = change.drop(columns='finetune')
         order = change['finetune'] if 'finetune' in change else change.mean(axis=1)
         return change.loc[order.sort_values(kind='stable').index]
+
+    def class_sizes(self,
+        of:str, # 'source' or 'target'
+    )->str: # Such as '80 test clips, 18 to 22 of each class'
+        "Say how many test clips the answers are of"
+        answers = getattr(self, of)
+        n = answers.groupby('label').path.nunique()
+        each = str(n.min()) if n.min() == n.max() else f'{n.min()} to {n.max()}'
+        return f'{count_of(answers.path.nunique(), "test clip")}, {each} of each class'
 
     def clips(self,
         n:int=4, # Number of videos in each table

@@ -9,6 +9,7 @@ from fastcore.basics import listify
 
 from ..metrics.columns import MEASURES, REPORTED
 from ..stats import adjust, bca_interval, judge, mcnemar, mean_interval, paired_difference, paired_test, sign_flip
+from .clips import clip_counts
 from .rows import final_runs, frame_of, insert_after
 
 __all__ = ['summary']
@@ -25,7 +26,9 @@ def summary(
     The columns of a measure m are m with m_low and m_high; the difference m_diff with its t interval (m_diff_low,
     m_diff_high) and BCa interval (m_bca_low, m_bca_high); the p values of the paired t test (m_p), the same
     adjusted (m_p_adj), and of the exact sign-flip test (m_p_flip); and m_verdict, which depends on the adjusted p
-    value."""
+    value. If some of a strategy's runs lack a measure, m_runs is the number of those that have it. The last columns,
+    as far as they were recorded, are `CLIP_COLUMNS` and `source_chance`. Raises `InputError` for runs that were not
+    measured on the same number of clips."""
     final = final_runs(rows)
     base = final[(final.strategy == reference) & (final.status == 'ok')].set_index('seed')
     measures = [m for m in REPORTED if m in final and final[m].notna().any()]
@@ -42,7 +45,7 @@ def summary(
         if compared and folder is not None: row['mcnemar'] = mcnemar_of_runs(right, ok, base)
         row['seconds'] = ok.seconds.astype(float).mean()
         out.append(row)
-    table = frame_of(out)
+    table = frame_of(out).assign(**_about(final))
     for m in measures:
         if f'{m}_p' in table: _add_verdicts(table, m, method)
     return table
@@ -51,7 +54,14 @@ def summary(
 def _mean(runs, m):
     "Columns of the mean of measure `m`"
     mean = mean_interval(runs[m])
-    return {m: mean.mean, f'{m}_low': mean.low, f'{m}_high': mean.high}
+    columns = {m: mean.mean, f'{m}_low': mean.low, f'{m}_high': mean.high}
+    return columns | {f'{m}_runs': mean.n} if 0 < mean.n < len(runs) else columns
+
+
+def _about(final):
+    "Numbers of clips, and the source's chance, which all runs share"
+    chance = final.source_chance.dropna() if 'source_chance' in final else []
+    return clip_counts(final) | (dict(source_chance=float(chance.iloc[0])) if len(chance) else {})
 
 
 def _difference(runs, base, m):

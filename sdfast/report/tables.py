@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 
 from ..metrics.columns import MEASURES, TABLE_COLUMNS
+from .clips import UNKNOWN, chance_sentence, clip_counts, clips_sentence
 from .rows import has_strength
 from .table import MISSING, Cell, Column, Table, capitalised, count_of
 from .trade_off import MARGIN, MARGINS, trade_off
@@ -44,7 +45,7 @@ def strategy_table(
     shown = [m for m in wanted if m in table]
     columns = [*STRATEGY_COLUMNS, *map(_measure_column, shown)]
     rows = [_strategy_row(row, shown) for _, row in table.iterrows()]
-    caption = strategy_caption(table, method, 'mcnemar' in shown)
+    caption = strategy_caption(table, method, shown)
     return Table(columns, rows, caption, list(notes), title, headings=2)
 
 
@@ -77,19 +78,30 @@ def _mcnemar_cell(p): return Cell() if pd.isna(p) else Cell(f'{p:.2g}', value=fl
 def strategy_caption(
     table:pd.DataFrame, # From `summary`
     method:str, # How p values were adjusted
-    mcnemar:bool, # Whether McNemar's test is shown
+    shown:Sequence[str], # Columns that are shown
 )->str: # Sentences
     "Say how to read the table of strategies"
     seeds = count_of(int(table.runs[table.strategy != 'untouched'].max()), 'seed')
     sentences = [
         f'Accuracies in %, means over {seeds}, each followed by the paired difference to finetune',
         'with its 95 % t interval.',
-        f'Better, worse or not distinguishable: by the paired t test, {ADJUSTED[method]}.']
-    if mcnemar:
+        f'Better, worse or not distinguishable: by the paired t test, {ADJUSTED[method]}.',
+        clips_sentence(clip_counts(table), shown), *_of_fewer_runs(table, shown)]
+    if 'mcnemar' in shown:
         sentences += ["McNemar's test compares a strategy with finetune video by video, each by the mean of its",
                       'probabilities over seeds; its p values are not adjusted.']
     sentences.append('Strengths were chosen on valid parts, never on test.')
-    return ' '.join(sentences)
+    return ' '.join(filter(None, [*sentences, chance_sentence(table)]))
+
+
+def _of_fewer_runs(table, shown):
+    "A sentence for each measure that some runs lack"
+    for m in shown:
+        if f'{m}_runs' not in table: continue
+        fewer = table.dropna(subset=f'{m}_runs')
+        counts = zip(fewer.strategy, fewer[f'{m}_runs'], fewer.runs)
+        names = ', '.join(f'{n:.0f} of {runs} of {strategy}' for strategy, n, runs in counts)
+        yield f'{MEASURES[m].title} was measured in some runs only: {names}.'
 
 
 # ---- what keeping costs
@@ -107,7 +119,7 @@ def trade_off_table(
         Column('on the front', numeric=False)]
     rows = [_trade_off_row(row, row.strategy == against) for _, row in table.iterrows()]
     title = f'What keeping costs: {MEASURES[kept].title}'
-    return Table(columns, rows, _trade_off_caption(kept, method), title=title)
+    return Table(columns, rows, _trade_off_caption(table, kept, method), title=title)
 
 
 def _trade_off_row(row, is_reference):
@@ -125,10 +137,11 @@ def _difference_cell(row):
     return Cell.of(row['diff'], row.diff_low, row.diff_high, verdict=row.verdict, scale=100, sign='+')
 
 
-def _trade_off_caption(kept, method):
+def _trade_off_caption(table, kept, method):
     "How to read the table of what keeping costs, and what was selected on which data"
     sentences = [
         f'{capitalised(MEASURES[kept].title)}, in %, on test.',
+        clips_sentence(clip_counts(table), ['acc1', kept]),
         "Kept at equal learning: the most that a strategy's path of strengths keeps among its places whose target",
         f'accuracy on test is at least that of finetune less {100*MARGIN:g} point; – where it never learns that much.',
         "The place on a path is thus selected on test; only finetune's learning rate is selected on valid.",
@@ -136,7 +149,7 @@ def _trade_off_caption(kept, method):
         'Forgotten: what the untouched encoder has more.',
         f'Intervals are 95 % t intervals of the jackknife over seeds, verdicts {ADJUSTED[method]}.',
         'Volume: points² that a path dominates beyond finetune (less the same margin), paired by seed.',
-        'On the front: settings that no other setting beats in both means.']
+        'On the front: settings that no other setting beats in both means on test.']
     return ' '.join(sentences)
 
 
@@ -154,6 +167,8 @@ def margins_table(
     sentences = [
         f"{capitalised(MEASURES[kept].title)}, on test: what each path keeps more than {against}'s where both reach",
         "finetune's target accuracy on test less so many points.",
+        clips_sentence(clip_counts(rows), ['acc1', kept]),
+        'The place on each path is selected on test.',
         'Intervals and verdicts as above.',
         "Without a margin a path counts from where it reaches finetune's own accuracy, and chance decides whether",
         'it does: the jackknife is rough there.',
@@ -198,8 +213,18 @@ def _chain_caption(table):
         'Each task has its own head, as it was when the task had been learned.',
         'BWT and forgetting compare the accuracy after the last stage with that when learned.',
         'FWT: a new probe just before a task is learned, compared with one on a random encoder.',
+        _chain_clips(table),
         'Strengths were chosen on valid parts; only final runs read test.']
     return ' '.join(sentences)
+
+
+def _chain_clips(table):
+    "How many test clips; tasks have names of their users, which a caption does not escape"
+    counts = [int(table[c].iloc[0]) for c in table if c.startswith('clips.')]
+    if not counts: return UNKNOWN
+    source, *tasks = counts
+    each = f'{tasks[0]}' if len(set(tasks)) == 1 else f'{min(tasks)} to {max(tasks)}'
+    return f'Measured on {count_of(source, "test clip")} of the source and {each} of each task after it.'
 
 
 # ---- any data frame

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 
 from ..stats import adjust, judge, mean_interval, p_value, paired_difference, paired_test
+from .clips import clip_counts
 from .paths import hypervolume, matched_difference, matched_kept, pareto_front
 from .rows import final_runs, frame_of, has_strength, insert_after, setting_name, settings_of
 
@@ -68,6 +69,8 @@ def trade_off(
     - `volume_diff`: its paired difference to that of `against`, with the paired t test
     - `front`: the settings that no other setting of any strategy beats in both means
 
+    The last columns, as far as they were recorded, are `CLIP_COLUMNS`.
+
     The first three have jackknife t intervals, the volumes t intervals. All accuracies are of test; the learning rate
     of the reference is the best on valid. Raises `ValueError` where there is nothing to compare with."""
     paths = strength_paths(rows, kept, reference)
@@ -90,6 +93,7 @@ def trade_off(
         out.append(row | dict(front=' '.join(front[strategy])))
     table = frame_of(out)
     table = table[[c for c in table if c != 'front'] + ['front']]  # the row of `against` has fewer columns
+    for column, n in clip_counts(final_runs(rows, chosen=False)).items(): table[column] = n
     if 'p' in table:
         for prefix in ('', 'volume_'): _add_verdicts(table, prefix, against, method)
     return table

@@ -39,12 +39,13 @@ class Accuracies:
         encoder:nn.Module, # Its mode and statistics do not change
         heads:Sequence[nn.Module], # The heads of the tasks learned so far, each from the end of its stage
         final:bool=True, # Also read test, with old heads and new probes
-    )->dict: # `valid.NAME` and `head.NAME` of tasks with a head, `probe.NAME` of all tasks
+    )->dict: # `valid.NAME`, `head.NAME` of tasks with a head; `probe.NAME`, and `clips.NAME` of test, of all tasks
         "Accuracies on valid and test"
         found = {f'valid.{n}':_accuracy(h, *extract(encoder, dl)) for n, h, dl in zip(self.names, heads, self.valid)}
         if not final: return found
         test = [extract(encoder, dl) for dl in self.test]
         for name, head, xy in zip(self.names, heads, test): found[f'head.{name}'] = _accuracy(head, *xy)
+        for name, (_, y) in zip(self.names, test): found[f'clips.{name}'] = len(y)
         for name, dl, xy in zip(self.names, self.train, test):
             found[f'probe.{name}'] = linear_probe(*extract(encoder, dl), *xy)
         return found

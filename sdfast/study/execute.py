@@ -140,6 +140,7 @@ def _measure(run, source, folder, learn, why):
     if why: return Outcome(status='diverged', error=why)
     numbers = _valid_columns(run, learn)
     if run.final:
+        numbers |= dict(test_clips=target_data(run)[0].count('test'))
         numbers |= _test_columns(run, learn, folder/'scores.csv')
         if source.retention is not None: numbers |= _retention(run, source, learn, folder)
         if run.select == 'paper': numbers |= _best_test_columns(run, learn, folder)
@@ -151,7 +152,7 @@ def _measure(run, source, folder, learn, why):
 def _valid_columns(run, learn):
     "Accuracy on valid, and the best epoch where one is chosen"
     has_valid = run.select != 'paper' and target_data(run)[0].count('valid')
-    columns = dict(valid_acc1=_valid_accuracy(learn) if has_valid else None)
+    columns = dict(valid_acc1=_valid_accuracy(learn) if has_valid else None, valid_clips=has_valid)
     if run.select != 'last':
         best = learn.keep_best
         columns |= dict(best_epoch=best.epoch_, best_valid_acc1=best.best if run.select == 'valid' else None)
@@ -184,7 +185,7 @@ def _retention(run, source, learn, folder):
     "Measure what the encoder kept, and write it and its course over the epochs"
     scores = source.retention(learn.model[0])
     write_answers(scores.answers, source_data(run)[0], folder/'source_scores.csv')
-    kept = scores.flat()
+    kept = scores.recorded
     store.write(folder/'kept.json', json.dumps(kept, indent=1))
     store.write(folder/'curve.csv', pd.DataFrame(learn.retention_curve.history).to_csv(index=False))
     return retention_columns(kept)

@@ -23,7 +23,7 @@ from fastai.torch_core import rank_distrib
 
 from ..data.task import Task
 from ..errors import Damaged, StoreError
-from ..metrics.columns import COLUMNS, RETENTION_COLUMNS
+from ..metrics.columns import ABOUT_COLUMNS, COLUMNS, RETENTION_COLUMNS
 from ..runtime import store
 from ..runtime.distributed import from_rank0
 from ..runtime.progress import Progress
@@ -111,5 +111,5 @@ def write_answers(probs:torch.Tensor, task:Task, file:Path)->None:
 
 
 def retention_columns(kept:dict)->dict:
-    "The retention scores that are columns of runs.csv"
-    return {k:v for k, v in kept.items() if k in RETENTION_COLUMNS}
+    "What runs.csv has of the scores, and of the numbers of clips they are based on"
+    return {k:v for k, v in kept.items() if k in (*RETENTION_COLUMNS, *ABOUT_COLUMNS)}

@@ -84,7 +84,7 @@ class SourceModel:
     @property
     def reference(self)->dict:
         "Scores of the untouched encoder"
-        return self._need('what an untouched encoder scores is of', self.retention).reference.flat()
+        return self._need('what an untouched encoder scores is of', self.retention).reference.recorded
 
     def _need(self, what, value):
         if value is None: raise InputError(f'{what} a source task, and this study has none')

@@ -40,9 +40,12 @@ def reference_file(run:Run, out:str|Path)->Path:
 
 
 def read_reference(run:Run, out:str|Path, progress:Progress=Progress())->dict|None:
-    "Read the encoder's `id` and its `reference` scores; `None` if they are missing or damaged"
+    "Read the encoder's `id` and its `reference` scores; `None` if they are missing, damaged or of an older version"
     file = reference_file(run, out)
     sealed = read_sealed(file.parent, file.name, progress, 'measured again')
+    if sealed and 'source_clips' not in sealed['reference']:
+        progress.say(f'{file} is measured again: it has the biased estimate of CKA, and no number of clips')
+        return None
     return sealed and dict(id=sealed['id'], reference=sealed['reference'])
 
 
@@ -55,7 +58,7 @@ def write_reference(run:Run, out:str|Path, id:str, reference:RetentionScores, ta
         assert reference.answers is not None  # a source task has a head
         write_answers(reference.answers, task, answers)
     files = {answers.name:store.digest(answers)}
-    store.write_json(file, dict(id=id, reference=reference.flat(), files=files))
+    store.write_json(file, dict(id=id, reference=reference.recorded, files=files))
 
 
 def _seals(file, name):

@@ -22,8 +22,8 @@ def test_columns_are_those_of_the_committed_studies():
 def test_parts_of_the_table():
     assert set(RETENTION_COLUMNS) == set(MEASURED) - {'pretext'}
     assert set(REPORTED) == set(MEASURES) - {'pretext', 'valid_source_acc', 'valid_source_probe'}
-    assert TABLE_COLUMNS == ['acc1', 'source_acc', 'source_acc_bn', 'source_probe', 'source_knn', 'other_probe', 'cka',
-                             'drift', 'barrier']
+    assert TABLE_COLUMNS == ['acc1', 'source_acc', 'source_acc_bn', 'source_probe', 'source_knn', 'other_probe',
+                             'cka_unbiased', 'drift', 'barrier']
     assert 'pretext' not in COLUMNS
 
 
@@ -34,7 +34,7 @@ def test_what_a_measure_says():
     assert all(m.column == c and m.title and m.about for c, m in MEASURES.items())
     less_is_better = {c for c, m in MEASURES.items() if not m.more_is_better}
     assert less_is_better == {'procrustes', 'drift', 'weight_distance', 'barrier', 'pretext'}
-    assert measure_title('cka') == 'CKA'
+    assert measure_title('cka_unbiased') == 'CKA'
     assert measure_title('seconds') == 'seconds'
 
 
@@ -47,23 +47,26 @@ def test_retention_measures_what_the_table_has_and_nothing_else(source, pretext)
 
 
 def test_scores_are_attributes():
-    scores = RetentionScores(dict(cka=.9, source_acc=.8), others=dict(a=.7), layers=dict(conv=dict(cka=1.)))
+    scores = RetentionScores(dict(cka_unbiased=.9, source_acc=.8), others=dict(a=.7))
     assert scores.source_acc == .8
     assert scores.barrier is None
     assert scores.others == dict(a=.7)
     with pytest.raises(AttributeError, match="no measure 'f1'"): scores.f1
-    with pytest.raises(AttributeError): scores.cka = 1.
+    with pytest.raises(AttributeError): scores.cka_unbiased = 1.
 
 
 def test_scores_are_listed_in_the_order_of_the_table():
-    scores = RetentionScores(dict(cka=.9, source_acc=.8), others=dict(a=.7), layers=dict(conv=dict(cka=1.)))
-    assert list(scores.flat().items()) == [('source_acc', .8), ('cka', .9), ('others.a', .7), ('layers.conv.cka', 1.)]
+    layers = dict(conv=dict(cka_unbiased=1.))
+    scores = RetentionScores(dict(cka_unbiased=.9, source_acc=.8), dict(a=.7), layers, dict(source_clips=30))
+    flat = dict(source_acc=.8, cka_unbiased=.9) | {'others.a':.7, 'layers.conv.cka_unbiased':1.}
+    assert list(scores.flat().items()) == list(flat.items())
+    assert scores.recorded == flat | dict(source_clips=30)
     assert repr(scores).startswith('RetentionScores(source_acc=0.8, source_acc_bn=None, ')
-    assert repr(scores).endswith("valid_source_probe=None, others={'a': 0.7}, layers={'conv': {'cka': 1.0}})")
+    assert repr(scores).endswith("valid_source_probe=None, others={'a': 0.7}, layers={'conv': {'cka_unbiased': 1.0}})")
 
 
 def test_equal_scores_whatever_the_answers():
-    one, two = (RetentionScores(dict(cka=.9), answers=torch.rand(2, 3)) for _ in range(2))
+    one, two = (RetentionScores(dict(cka_unbiased=.9), answers=torch.rand(2, 3)) for _ in range(2))
     assert one == two
-    assert one != RetentionScores(dict(cka=.8))
+    assert one != RetentionScores(dict(cka_unbiased=.8))
     assert RetentionScores().flat() == {}

@@ -11,7 +11,7 @@ from sdfast.data.digits import write_video
 from sdfast.metrics.columns import COLUMNS
 from sdfast.report.page import write_page
 
-KEPT = 'source_acc', 'source_probe', 'source_knn', 'cka', 'drift', 'weight_distance'
+KEPT = 'source_acc', 'source_probe', 'source_knn', 'cka_unbiased', 'drift', 'weight_distance'
 
 
 def row(**values):
@@ -30,7 +30,7 @@ def rows():
             measured = {m: rng.uniform(.4, .6) + gain for m in ('acc1', 'acc5', *KEPT)}
             out.append(row(**run, seed=seed, final=False))
             out.append(row(**run, seed=seed, final=True, **measured))
-    before = dict(source_acc=.9, source_probe=.9, source_knn=.9, cka=1., drift=0., weight_distance=0.)
+    before = dict(source_acc=.9, source_probe=.9, source_knn=.9, cka_unbiased=1., drift=0., weight_distance=0.)
     out.append(row(strategy='untouched', status='ok', final=True, **before))
     return pd.DataFrame(out)
 

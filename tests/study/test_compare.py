@@ -74,11 +74,23 @@ def check_rows(study):
     assert trial.acc1.isna().all()
     assert trial.source_acc.isna().all()
     assert rows.valid_acc1[:-1].between(0, 1).all()
-    for c in ('acc1', 'acc5', 'source_acc', 'source_probe', 'source_knn', 'cka'):
+    for c in ('acc1', 'acc5', 'source_acc', 'source_probe', 'source_knn'):
         assert final[c].astype(float).between(0, 1.0001).all(), c
     assert study.untouched.strategy == 'untouched'
-    assert (study.untouched.cka, study.untouched.drift, study.untouched.weight_distance) == (1, 0, 0)
+    assert (study.untouched.drift, study.untouched.weight_distance) == (0, 0)
+    check_numbers_of_clips(study)
     assert rows.anchor.nunique() == 1
+
+
+def check_numbers_of_clips(study):
+    "Each row says how many clips its numbers are of; four are too few for CKA"
+    _, _, test = source_data(study.base)
+    assert test.n == 4
+    assert set(study.final.source_clips) == {study.untouched.source_clips} == {4}
+    assert set(study.final.test_clips) == {4}
+    assert set(study.rows.valid_clips[:-1]) == {4}
+    assert study.untouched.source_chance == .5
+    assert study.rows.cka_unbiased.isna().all()
 
 
 def check_choice(study):
@@ -96,11 +108,14 @@ def check_folders(study):
     assert {p.name for p in run.iterdir() if p.name[0] != '.'} == RUN_FILES
     log = pd.read_csv(run/'epochs.csv')
     assert len(log) == 2
-    assert {'kept_acc', 'kept_cka', 'kept_drift', 'kept_weights'} <= set(log.columns)
-    assert pd.read_csv(run/'curve.csv').cka.tolist() == pytest.approx(log.kept_cka.tolist())
+    assert {'kept_acc', 'kept_drift', 'kept_weights'} <= set(log.columns)
+    course = pd.read_csv(run/'curve.csv')
+    assert course.drift.tolist() == pytest.approx(log.kept_drift.tolist())
+    assert set(course.clips) == {4}
     kept = json.loads((run/'kept.json').read_text())
     assert kept['source_probe'] == first.source_probe
     assert any(k.startswith('layers.') for k in kept)
+    assert kept['source_clips'] == 4
     assert right(pd.read_csv(run/'scores.csv')).mean() == pytest.approx(first.acc1)
     assert not (study.run_folder(study.trial.key.iloc[0])/'kept.json').exists()
 

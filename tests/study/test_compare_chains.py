@@ -10,6 +10,7 @@ from sdfast.errors import InputError
 from sdfast.metrics.continual import average_accuracy, backward_transfer, forward_transfer, task_forgetting
 from sdfast.models.encoders import create_model
 from sdfast.report.chains import accuracy_matrices, sequence_summary
+from sdfast.report.tables import chain_table
 from sdfast.study import stage as stage_module
 from sdfast.study.accuracies import Accuracies
 from sdfast.study.choose import strength_grid
@@ -60,13 +61,17 @@ def check_summary(rows, grids):
     difference = mean(lambda i: average_accuracy(heads['l2sp', i]) - average_accuracy(heads['finetune', i]))
     assert table.average_diff['l2sp'] == difference
     assert np.isnan(table.average_diff['finetune'])
+    assert (table['clips.source'] == 4).all()
+    assert '4 test clips of the source and 4 of each task' in chain_table(table.reset_index()).caption
 
 
 def check_random_encoder(rows, bases):
     set_seed(0)
     encoder = create_model('tiny', 1, width=8)[0]
     row = rows[rows.strategy == 'random'].iloc[0]
-    assert Accuracies(bases)(encoder, []) == {c:v for c, v in row.items() if c.startswith('probe.')}
+    found = {c:v for c, v in row.items() if c.startswith(('probe.', 'clips.'))}
+    assert Accuracies(bases)(encoder, []) == found
+    assert [v for c, v in found.items() if c.startswith('clips.')] == [4, 4, 4]
 
 
 def test_a_study_of_chains(study, bases, tmp_path, monkeypatch):

@@ -1,0 +1,66 @@
+"The loaders of a measurement: each time they are read they must give the same clips."
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import nn
+
+from ..data.order import check_order, check_trace, trace
+from ..errors import InputError
+from ..models.features import encode
+from ..models.targets import class_numbers
+from .reading import ClipFeatures, read_clips
+
+__all__ = ['FixedLoaders']
+
+
+class FixedLoaders:
+    """Loaders by name, whose clips and their order are compared with those of the first reading.
+
+    Raises `InputError` for loaders that shuffle, draw or augment, that can be read only once, and for those of labelled
+    clips that have no labels."""
+    def __init__(self,
+        loaders:dict[str, Iterable], # Name -> loader
+        unlabelled:Sequence[str]=(), # Names of those whose labels are not read
+    ):
+        self.loaders, self.unlabelled = loaders, unlabelled
+        self.first: dict[str, ClipFeatures] = {}  # name -> what was read first
+        for name, dl in loaders.items(): check_order(name, dl)
+
+    def __iter__(self): return iter(self.loaders)
+
+    def read(self,
+        encoder:nn.Module, # In eval mode
+        name:str, # Of a loader
+        head:nn.Module|None=None, # Maps features to logits
+        layers:Sequence[str]=(), # Submodules whose outputs to return
+        encode:Callable=encode, # As for `read_clips`
+    )->ClipFeatures: # Of all clips
+        "Read a loader, see `read_clips`; raises `InputError` if its clips or labels are not those of the first reading"
+        labelled = name not in self.unlabelled
+        reading = read_clips(encoder, self.loaders[name], head, layers, encode, name, labelled)
+        if labelled and reading.y is None: raise InputError(f'{name} has no labels: it must yield (clips, labels)')
+        if name not in self.first:
+            self.first[name] = reading
+            self._read_again(name)
+        _compare(name, self.first[name], reading.trace, reading.y)
+        return reading
+
+    def _read_again(self, name):
+        "Read the first batch a second time, so that a loader that shuffles is refused before training, not after it"
+        dl = self.loaders[name]
+        x, *rest = _first_batch(dl)
+        y = class_numbers(rest[0], f'labels of {name}', len(x)).cpu() if rest and name not in self.unlabelled else None
+        _compare(name, self.first[name], trace(x), y, len(x))
+
+
+def _first_batch(dl):
+    "The first batch as a tuple, without starting the processes of a fastai loader"
+    batch = dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl), ())
+    return batch if isinstance(batch, (tuple, list)) else (batch,)
+
+
+def _compare(name:str, first:ClipFeatures, clips:torch.Tensor, y:torch.Tensor|None, n:int|None=None)->None:
+    "Raise `InputError` unless these are the traces and labels of the first `n` clips"
+    check_trace(name, first.trace[:n], clips)
+    if y is None or first.y is None or torch.equal(y, first.y[:n]): return
+    raise InputError(f'{name} gives the same clips other labels each time it is read: pass a loader with fixed labels')
