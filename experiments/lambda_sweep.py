@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from sdfast.commands.common import study_session
 from sdfast.errors import InputError
+from sdfast.report.clips import clip_counts, clips_of, clips_sentence
 from sdfast.report.summary import summary
 from sdfast.report.table import Cell, Column, Table
 from sdfast.strategies.distill import REDUCTIONS
@@ -92,7 +93,7 @@ def render_table(table):
     seeds = table.runs.drop('untouched').max()
     caption = (f'Accuracies in %, means over {seeds} seeds, each followed by the paired difference to λ = 0 with its '
                '95 % t interval, * where it excludes 0 (not corrected for the number of rows). λ·distance / CE is the '
-               'mean over epochs and seeds.')
+               'mean over epochs and seeds. ' + clips_sentence(clip_counts(table), SHOWN))
     return Table(columns, [table_row(name, row) for name, row in table.iterrows()], caption)
 
 
@@ -126,8 +127,8 @@ def draw(table):
         for ax, m in zip(column, ('acc1', 'source_acc')): draw_reduction(ax, table, m, reduction)
         column[0].set_title(f'reduction={reduction!r}')
         column[1].set_xlabel('λ')
-    axes[0, 0].set_ylabel('learned: target accuracy in %')
-    axes[1, 0].set_ylabel('kept: source, old head, in %')
+    axes[0, 0].set_ylabel(f'learned: target accuracy in %{clips_of(table, "acc1")}')
+    axes[1, 0].set_ylabel(f'kept: source, old head, in %{clips_of(table, "source_acc")}')
     axes[1, 0].legend(fontsize=8)
     return fig
 

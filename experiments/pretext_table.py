@@ -22,6 +22,7 @@ from sdfast.commands.common import make_folder, one_line_errors, pick_names
 from sdfast.data.datasets import create_task
 from sdfast.errors import InputError
 from sdfast.pretext import METHODS
+from sdfast.report.clips import clip_counts, clips_sentence
 from sdfast.report.pretext import NONE, STRATEGIES, pretext_markdown, pretext_table
 from sdfast.study.choose import strength_grid
 from sdfast.study.compare import compare
@@ -61,11 +62,12 @@ def fine_tune(run, out, seeds, trial_seeds, progress):
     return compare(run, grids, out, seeds=seeds, trial_seeds=trial_seeds, progress=progress)
 
 
-def explain(runs, stages, seeds):
+def explain(runs, stages, seeds, rows):
     "Notes for the reader"
     run = next(iter(runs.values()))
     stage = next((s for s in stages.values() if s), None)
     notes = [f"Means over {seeds} seeds with Student's 95 % t interval; differences are paired by seed. All in %. "
+             f'{clips_sentence(clip_counts(rows), ["acc1", "source_probe"])} '
              "What was kept: on the source's test videos, before fine-tuning (a linear probe with Wilson's interval) → "
              "after; learning rates and λ chosen on the valid part, from as many trials each.",
              f'Fine-tuning: {run.epochs} epochs, {run.frames} frames of {run.size}x{run.size}, '
@@ -135,7 +137,7 @@ def main(
             data = task.split(':')[0]
             n_source = create_task(source, 'source').count('test')
             table = pretext_table(rows, results, data if data in DATA_SETS else None, n_source)
-            text = pretext_markdown(table, failed, explain(runs, stages, seeds))
+            text = pretext_markdown(table, failed, explain(runs, stages, seeds, rows))
             write_tables(folder, rows, results, table, text)
             progress.say(text)
             progress.say(f'written to {folder}: pretext.csv, runs.csv, table.csv, table.md')

@@ -17,7 +17,8 @@ from fastcore.script import call_parse, store_true
 
 from sdfast.commands.common import pick_strengths, study_session
 from sdfast.metrics.columns import MEASURES, TABLE_COLUMNS
-from sdfast.report.table import Cell, Column, Table
+from sdfast.report.clips import clip_counts
+from sdfast.report.table import MISSING, Cell, Column, Table
 from sdfast.stats import mean_interval, paired_difference
 from sdfast.study.paired import final_run, run_settings
 
@@ -28,30 +29,34 @@ SHOWN = [m for m in TABLE_COLUMNS if m not in ('other_probe', 'barrier')]
 
 def make_table(rows):
     "A row for each strength and measure: means over seeds, and the paired difference with its 95 % t interval"
-    found = []
+    found, counts = [], clip_counts(rows)
     runs = rows[(rows.status == 'ok') & (rows.strategy != 'untouched')].fillna(dict(strategy_args=''))
     for lam, group in runs.groupby('lam'):
         exact, low = (group[group.strategy_args == args].set_index('seed') for args in OPTIONS.values())
         seeds = exact.index.intersection(low.index)
-        for m in SHOWN:
+        for m in [m for m in SHOWN if m in rows]:  # CKA is not in older runs
             a = exact.loc[seeds, m].to_numpy(float)
             b = low.loc[seeds, m].to_numpy(float)
             d = paired_difference(b, a)
-            found.append(dict(lam=lam, measure=m, exact=mean_interval(a).mean, bfloat16=mean_interval(b).mean,
-                              diff=d.mean, low=d.low, high=d.high, seeds=d.n))
+            clips = counts.get(MEASURES[m].clips)
+            means = dict(exact=mean_interval(a).mean, bfloat16=mean_interval(b).mean)
+            difference = dict(diff=d.mean, low=d.low, high=d.high, seeds=d.n)
+            found.append(dict(lam=lam, measure=m, clips=clips) | means | difference)
     return pd.DataFrame(found)
 
 
 def table_row(row):
     measure = MEASURES[row.measure]
     style = dict(scale=measure.scale, digits=measure.digits)
+    means = Cell.of(row.exact, **style), Cell.of(row.bfloat16, **style)
     difference = Cell.of(row.diff, row.low, row.high, sign='+', **style)
-    return [f'{row.lam:g}', measure.title, Cell.of(row.exact, **style), Cell.of(row.bfloat16, **style), difference]
+    clips = Cell(MISSING if pd.isna(row.clips) else f'{row.clips:.0f}')
+    return [f'{row.lam:g}', measure.title, clips, *means, difference]
 
 
 def render_table(table):
-    columns = [Column('λ'), Column('measure', numeric=False), Column('exact teacher'), Column('bfloat16 teacher'),
-               Column('difference')]
+    columns = [Column('λ'), Column('measure', numeric=False), Column('test clips'), Column('exact teacher'),
+               Column('bfloat16 teacher'), Column('difference')]
     caption = (f'Accuracies in %, means over {table.seeds.max()} seeds; paired differences, bfloat16 less exact, with '
                '95 % t intervals, not corrected for the number of rows.')
     return Table(columns, [table_row(r) for r in table.itertuples()], caption)

@@ -39,5 +39,5 @@ def main(
             progress.plan([])
             progress.say(message)
             result = pretrain(stage, folder, progress)
-    progress.say('; '.join(map(score_text, result['scores'])) + f' ({result["valid"]} held-out videos)')
+    progress.say('; '.join(map(score_text, result['scores'])))
     progress.say(f'written to {Path(result["weights"]).parent}')

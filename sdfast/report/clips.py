@@ -51,6 +51,15 @@ def clips_sentence(
     return f'Measured on {text}.' if text else UNKNOWN
 
 
+def clips_of(
+    rows:pd.DataFrame, # As for `clip_counts`
+    m:str, # A measure
+)->str: # Such as ' of 400 clips', for the label of an axis; '' if the number is not known
+    "Say how many clips a measure is based on"
+    n = clip_counts(rows).get(MEASURES[m].clips)
+    return f' of {n} clips' if n else ''
+
+
 def chance_sentence(
     rows:pd.DataFrame, # From `compare` or `summary`
 )->str: # '' if the source was learned, or if this is not known

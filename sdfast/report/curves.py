@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..metrics.columns import MEASURES, measure_title
 from ..stats import mean_interval
+from .clips import clip_counts, clips_of
 from .looks import look, marks_of
 from .plots import draw_untouched
 from .rows import PANELS, has_strength
@@ -62,7 +63,7 @@ def draw_strengths(
         lams = [path.settings[i][0] for i in graded]
         drawn += _draw_curve(ax, lams, [mean_interval(values[:, i]) for i in graded], strategy)
     if not is_target and 'untouched' in by.index: draw_untouched(ax, 100*by[m]['untouched'])
-    _label_strengths(ax, f'{MEASURES[m].title} in %')
+    _label_strengths(ax, f'{MEASURES[m].title} in %{clips_of(rows, m)}')
     return pd.DataFrame(drawn).rename(columns=dict(at='λ', mean=m))
 
 
@@ -82,7 +83,8 @@ def draw_trials(
         if not has_strength(str(strategy)): continue
         by_lam = runs.groupby('lam').valid_acc1
         drawn += _draw_curve(ax, sorted(runs.lam.unique()), [mean_interval(v) for _, v in by_lam], strategy)
-    _label_strengths(ax, 'target accuracy on valid in %')
+    n = clip_counts(rows).get('valid_clips')
+    _label_strengths(ax, 'target accuracy on valid in %' + (f' of {n} clips' if n else ''))
     return pd.DataFrame(drawn).rename(columns=dict(at='λ', mean='valid_acc1'))
 
 

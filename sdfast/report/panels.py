@@ -61,7 +61,7 @@ def _paths(r, table, strategies, reference):
     if not has_all_strengths(r.rows): return None
     about = ('Up is more kept, right is more learned. A path leads from plain fine-tuning or the weakest strength '
              '(hollow) over the chosen one (large) to the strongest; means over seeds, on test. The grey steps are the '
-             f'Pareto front: what lies below and left of it is beaten in both. {_measured_on(r, ["acc1", *PANELS])}')
+             f'Pareto front of these means: what lies below and left of it is beaten in both. {_measured_on(r)}')
     panels = {MEASURES[m].title: partial(draw_paths, rows=r.rows, m=m, reference=reference) for m in _kept(table)}
     return Plot('paths', 'Every strength of every strategy', about, panels, strategies)
 
@@ -69,7 +69,7 @@ def _paths(r, table, strategies, reference):
 def _means(r, table, strategies):
     what = 'Means over seeds' if len(table) > MANY else 'Each seed (faint) and the mean over seeds'
     about = (f'{what} with 95 % intervals in both directions. Up is more kept, right is more learned. '
-             f'{_measured_on(r, ["acc1", *PANELS])}')
+             f'{_measured_on(r)}')
     panels = {MEASURES[m].title: partial(draw_means, rows=r.rows, m=m, table=table) for m in _kept(table)}
     return Plot('means', 'Chosen strengths', about, panels, strategies)
 
@@ -81,7 +81,7 @@ def _strengths(r, table, strategies, reference):
     shared = dict(rows=r.rows, table=table, reference=reference)
     if has_all_strengths(r.rows):
         about = (f'Means over seeds with 95 % intervals; the band is {reference} with its own. '
-                 f'{_measured_on(r, ["acc1", *PANELS])}')
+                 f'{_measured_on(r)}')
         panels = {MEASURES[m].title: partial(draw_strengths, m=m, **shared) for m in ('acc1', *_kept(table))}
     else:
         n = clip_counts(r.rows).get('valid_clips')
@@ -101,7 +101,7 @@ def _course(r, strategies):
     return Plot('course', 'Epoch by epoch', about, panels, _recorded(r, strategies))
 
 
-def _measured_on(r, measures): return clips_sentence(clip_counts(r.rows), measures)
+def _measured_on(r): return clips_sentence(clip_counts(r.rows), ['acc1', *PANELS])
 
 
 def _sample(r):

@@ -16,7 +16,7 @@ from .table import Cell, Column, Table, number
 __all__ = ['table_2', 'table_1', 'paper_markdown', 'paper_notes']
 
 COLUMNS = ['encoder', 'data', 'method', 'lam', 'selection', 'printed_acc1', 'printed_acc5', 'acc1', 'acc1_low',
-           'acc1_high', 'acc5', 'diff', 'diff_low', 'diff_high', 'mcnemar', 'valid_acc1', 'runs', 'failed']
+           'acc1_high', 'acc5', 'diff', 'diff_low', 'diff_high', 'mcnemar', 'valid_acc1', 'runs', 'failed', 'clips']
 
 
 # ---- numbers
@@ -50,7 +50,7 @@ def measure_accuracy(ok, kind):
     if len(ok) > 1: acc1 = mean_interval([100*r[f'{prefix}acc1'] for r in ok])
     else: acc1 = share_interval(ok[0][f'{prefix}acc1'], ok[0]['n_test'])
     acc5 = 100*np.mean([r[f'{prefix}acc5'] for r in ok])
-    row = dict(acc1=acc1.mean, acc1_low=acc1.low, acc1_high=acc1.high, acc5=acc5)
+    row = dict(acc1=acc1.mean, acc1_low=acc1.low, acc1_high=acc1.high, acc5=acc5, clips=ok[0]['n_test'])
     if kind == 'valid': row['valid_acc1'] = 100*np.mean([r['best_valid_acc1'] for r in ok])
     return row
 
@@ -136,7 +136,9 @@ def paper_markdown(
             cells = [ours_text(ours[SELECTIONS[kind]]) if SELECTIONS[kind] in ours else '' for kind in selections]
             shown.append([NAMES[encoder], label, *map(Cell, [printed_text(group.iloc[0]), *cells])])
         made = Table([Column(title, numeric=False) for title in head], shown)
-        parts.append(f'**{NAMES[data]}**, top-1 / top-5 in %\n\n{made.to_markdown()}\n')
+        n = rows.clips.dropna()
+        on = f' of {n.iloc[0]:.0f} test videos' if len(n) else ''
+        parts.append(f'**{NAMES[data]}**, top-1 / top-5 in %{on}\n\n{made.to_markdown()}\n')
     return ''.join([*parts, *(f'- {n}\n' for n in notes)])
 
 

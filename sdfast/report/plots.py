@@ -3,8 +3,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..metrics.columns import MEASURES, measure_title
-from .clips import clip_counts
+from ..metrics.columns import measure_title
+from .clips import clips_of
 from .looks import look, marks_of
 from .paths import pareto_front
 from .rows import final_runs, setting_name
@@ -26,17 +26,11 @@ def draw_untouched(
                 annotation_clip=True)
 
 
-def _label_axes(ax, m, untouched, counts):
+def _label_axes(ax, m, untouched, rows):
     draw_untouched(ax, None if untouched is None else 100*untouched)
-    ax.set(xlabel=f'learned: target accuracy in %{_clips(counts, "acc1")}',
-           ylabel=f'kept: {measure_title(m)} in %{_clips(counts, m)}')
+    ax.set(xlabel=f'learned: target accuracy in %{clips_of(rows, "acc1")}',
+           ylabel=f'kept: {measure_title(m)} in %{clips_of(rows, m)}')
     ax.grid(alpha=.3)
-
-
-def _clips(counts, m):
-    "Such as ' of 400 clips'; '' if the number is not known"
-    n = counts.get(MEASURES[m].clips)
-    return f' of {n} clips' if n else ''
 
 
 # ---- chosen strengths
@@ -60,7 +54,7 @@ def draw_means(
             _draw_mean(ax, table.loc[strategy], m, strategy, small=many)
     means = table[table.index != 'untouched']
     if not named: _leave_out_far_points(ax, 100*means[['acc1', m]].dropna())
-    _label_axes(ax, m, table.loc['untouched', m] if 'untouched' in table.index else None, clip_counts(rows))
+    _label_axes(ax, m, table.loc['untouched', m] if 'untouched' in table.index else None, rows)
     return means[[f'{c}{end}' for c in ('acc1', m) for end in ('', '_low', '_high')]].reset_index()
 
 
@@ -129,7 +123,7 @@ def draw_paths(
     for strategy, path in drawn.groupby('strategy', sort=False): _draw_path(ax, path, m, strategy)
     n_hidden = int((~np.isnan(points).any(1)).sum()) - len(good)
     if n_hidden: _note(ax, f'{n_hidden} more learned too little to be shown')
-    _label_axes(ax, m, untouched, clip_counts(rows))
+    _label_axes(ax, m, untouched, rows)
     return drawn
 
 

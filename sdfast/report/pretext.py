@@ -69,7 +69,7 @@ def kept(runs, before, n_source):
     "Measures of the source before and after fine-tuning, with Wilson's interval of the probe before it"
     probe = proportion_interval(round(before.source_probe*n_source), n_source)
     row = dict(source_probe_before_low=probe.low, source_probe_before_high=probe.high)
-    for m in KEPT:
+    for m in [m for m in KEPT if m in runs]:  # CKA is not in older runs
         row[m] = runs[m].mean()
         row[f'{m}_before'] = before[m]
     return row
@@ -115,10 +115,11 @@ def pretext_markdown(
 )->str: # Markdown
     "Write the table, the scores of pre-training and the notes"
     names = [Column(title, numeric=False) for title in ('encoder', 'pre-training', 'fine-tuning')]
-    before_after = [f'{title}: before → after' for title in KEPT.values()]
+    measured = [m for m in KEPT if table[m].notna().any()]
+    before_after = [f'{KEPT[m]}: before → after' for m in measured]
     numbers = [Column(title) for title in ('top-1', 'top-5', 'to no pre-training', 'to plain', *before_after)]
     columns = [*names, *numbers, Column('paper: UCF101 / HMDB51', numeric=False)]
-    made = Table(columns, [row_cells(r) for _, r in table.iterrows()])
+    made = Table(columns, [row_cells(r, measured) for _, r in table.iterrows()])
     lines = [made.to_markdown(), "Pre-training, on held-out source videos, with Wilson's 95 % intervals:", '']
     for _, r in table.drop_duplicates(['model', 'method']).iterrows():
         if r.pretext: lines.append(f'- {encoder_name(r.model)}, {method_name(r.method)}: {r.pretext}')
@@ -134,12 +135,12 @@ def encoder_name(model): return NAMES.get(model, model)
 def method_name(method): return METHOD_NAMES.get(method, method)
 
 
-def row_cells(r):
+def row_cells(r, measured):
     plain = r.strategy == 'finetune'
     way = f'plain, lr {r.strength:g}' if plain else f'self-distillation, λ {r.strength:g}'
     top5 = '' if pd.isna(r.acc5) else f'{r.acc5:.1f}'
     differences = [interval_text(r, m, '+') for m in ('none_diff', 'plain_diff')]
-    before_after = [kept_text(r, m) for m in KEPT]
+    before_after = [kept_text(r, m) for m in measured]
     names = [encoder_name(r.model), method_name(r.method), way]
     return [*names, *map(Cell, [interval_text(r, 'acc1'), top5, *differences, *before_after]), r.printed]
 
@@ -154,6 +155,6 @@ def interval_text(r, m, sign=''):
 def kept_text(r, m):
     "Before → after in %, before with its interval where there is one"
     if pd.isna(r[m]): return ''
-    before = f'{100*r[f"{m}_before"]:.1f}'
+    before = number(100*r[f'{m}_before'])
     if m == 'source_probe': before += f' [{100*r.source_probe_before_low:.1f}, {100*r.source_probe_before_high:.1f}]'
-    return f'{before} → {100*r[m]:.1f}'
+    return f'{before} → {number(100*r[m])}'

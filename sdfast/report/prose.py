@@ -6,7 +6,7 @@ import pandas as pd
 from ..metrics.columns import measure_title
 from .clips import clip_counts, clips_sentence
 from .results import Results
-from .rows import final_runs
+from .rows import final_runs, has_all_strengths
 from .table import MISSING, capitalised, count_of
 from .tables import strategy_cell
 
@@ -47,11 +47,17 @@ def lead(
     others = 'one other strategy' if n_others == 1 else f'{n_others} other strategies'
     epochs = count_of(int(rows.epochs.dropna().iloc[0]), 'epoch')
     seeds = 'one seed' if n_seeds == 1 else f'the same {n_seeds} seeds'
+    measured = clips_sentence(clip_counts(rows), ['acc1', 'source_acc'])
     return (
         f'An encoder ({rows.model.iloc[0]}) that knows {rows.source.iloc[0]}{_origin(r.run)} is fine-tuned on '
         f'{_target_name(r)} for {epochs}: by plain fine-tuning, and by {others}. How much of the source is left '
         f'afterwards, and at what price in target accuracy? Each was run with {seeds}; the strength of each was chosen '
-        f'on held-out data, not on test. {clips_sentence(clip_counts(rows), ["acc1", "source_acc"])}')
+        f'on held-out data, not on test{_selected_on_test(rows)}. {measured}')
+
+
+def _selected_on_test(rows):
+    if not has_all_strengths(rows): return ''
+    return ', except for places on paths of strengths: what keeping costs selects them by target accuracy on test'
 
 
 def _origin(run):

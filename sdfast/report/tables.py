@@ -90,7 +90,7 @@ def strategy_caption(
     if 'mcnemar' in shown:
         sentences += ["McNemar's test compares a strategy with finetune video by video, each by the mean of its",
                       'probabilities over seeds; its p values are not adjusted.']
-    sentences.append('Strengths were chosen on valid parts, never on test.')
+    sentences.append('The strengths in this table were chosen on valid parts, never on test.')
     return ' '.join(filter(None, [*sentences, chance_sentence(table)]))
 
 

@@ -257,4 +257,5 @@ def score_text(
 )->str: # One line
     "A score for the reader, with its interval and chance"
     s = score
-    return f'{s["name"]} {s["value"]:.1%} [{s["low"]:.1%}, {s["high"]:.1%}], chance {s["chance"]:.1%}'
+    return (f'{s["name"]} {s["value"]:.1%} of {s["n"]} videos [{s["low"]:.1%}, {s["high"]:.1%}], '
+            f'chance {s["chance"]:.1%}')

@@ -168,9 +168,6 @@ def test_the_readme_says_what_self_distillation_adds(shipped, page):
     assert f'{distilled.plain_diff.min():+.1f} to {distilled.plain_diff.max():+.1f} points' in page
     assert (distilled.plain_diff_low > 0).sum() == 2
     assert distilled.plain_diff_low.max() < .05
-    closer = distilled.cka > plain.cka
-    assert set(closer[~closer].index) == {'none', 'iic'}
-    assert (distilled.cka - plain.cka).idxmax() == 'mas'
 
 
 def test_the_readme_says_what_was_learned_without_labels(scores, page):
