@@ -174,12 +174,16 @@ class Task:
         wrap:bool=False, # Repeat a short video from its start instead of repeating its last frame
         # Folder in which videos that are kept in memory are shared with other processes, see `Decoded`
         decoded:str|Path|None=None,
+        train_only:bool=False, # Do not warn where there is no valid part
         **kwargs, # Passed to `DataBlock.dataloaders`
     )->DataLoaders:
         "`DataLoaders` of the train and valid parts; for test see `dl`"
         check_loader_arguments('Task.dls', Task.dls, kwargs)
         train, valid = self.items('train'), self.items('valid')
         if not train: raise InputError(f'{self.name}: there are no train clips')
+        if not valid and not train_only:
+            warnings.warn(f'{self.name} has no valid part, so a fit reports None for valid_loss and metrics: call '
+                          'hold_out() before dls(), or pass train_only=True')
         self._check_prepared_size(size, area)
         side = None if area else size
         cache = workers == 0 and self._decoded_bytes(side) < MAX_TASK_BYTES

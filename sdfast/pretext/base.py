@@ -270,12 +270,10 @@ class Pretext(ShowArguments, Resumable, Columns, Callback):
         if self.pretext_net is None:
             raise InputError(f'{type(self).__name__} has no heads yet: fit, or read them from a checkpoint')
         if not getattr(dl.dataset, 'split_idx', 1):
-            raise InputError('held_out needs a loader that neither shuffles nor augments, such as dls.valid or '
-                             'unlabelled(dls, paths)')
+            raise InputError('held_out needs a loader that neither shuffles nor augments, such as dls.valid')
         check_order('the loader of held_out', dl)
         heads, dl = frozen_copy(self.pretext_net.heads), self.loader(dl)
         device = next(self.pretext_net.parameters()).device
-
         def loss(encoder:nn.Module)->float:
             net, total, n = PretextNet(encoder, heads, self), 0., 0
             with eval_mode(net), torch.no_grad():
@@ -284,8 +282,8 @@ class Pretext(ShowArguments, Resumable, Columns, Callback):
                     pred = net(*batch[:self.inputs])
                     total += self.loss(pred, *batch[self.inputs:]).item()*len(batch[0])
                     n += len(batch[0])
-            if n: return total/n
-            raise InputError(f'{type(self).__name__}: no held-out video could be used; the warnings say why')
+            if not n: raise InputError(f'{type(self).__name__}: no held-out video could be used; the warnings say why')
+            return total/n
         return loss
 
     @property

@@ -48,7 +48,7 @@ def load_data(spec:str, part:str, quick:bool, frames:int, stride:int, size:int, 
 
     def make_dls(bs, clips):
         return task.dls(frames, stride, size, bs, clips, workers, stats=model_stats(model), decoded=decoded_folder(),
-                        **augment)
+                        train_only=True, **augment)
     dls = make_dls(bs, 1)
     # without gradients, twice the clips of a training batch fit into memory
     test_dls = dls if clips == 1 else make_dls(max(1, 2*bs//clips), clips)

@@ -194,3 +194,14 @@ def test_rows_of_broken_files(clips, tmp_path, kwargs):
     whole = torch.cat([x.as_subclass(torch.Tensor) for x, in dls.test_dl(files[:4] + files[5:])])
     assert rows[4].isnan().all()
     torch.testing.assert_close(rows[[0, 1, 2, 3, 5]], whole, rtol=1e-6, atol=1e-6)
+
+
+def test_a_forgotten_valid_part_is_warned_of(clips, recwarn):
+    "A fit without one would report None"
+    task = Task.from_folder(clips, group=r'(p\d)_')
+    shape = dict(frames=4, size=24, bs=2)
+    with pytest.warns(UserWarning, match=r'so a fit reports None .* call hold_out\(\)'): task.dls(**shape)
+    recwarn.clear()
+    task.dls(**shape, train_only=True)
+    task.hold_out(.3).dls(**shape)
+    assert not [w for w in recwarn if 'valid part' in str(w.message)]

@@ -163,7 +163,6 @@ def test_the_readmes_say_what_pretraining_gives(shipped, page):
 
 
 def test_the_readme_says_what_self_distillation_adds(shipped, page):
-    plain = shipped[shipped.strategy == 'finetune'].set_index('method')
     distilled = shipped[shipped.strategy == 'self_distill'].set_index('method')
     assert f'{distilled.plain_diff.min():+.1f} to {distilled.plain_diff.max():+.1f} points' in page
     assert (distilled.plain_diff_low > 0).sum() == 2
