@@ -7,7 +7,16 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from ..errors import InputError
+
 __all__ = ['SpaceTimeEncoder', 'FrameEncoder', 'tiny', 'c3d', 'r2plus1d']
+
+
+def check_clips(x:torch.Tensor)->None:
+    "Refuse what is no batch of clips"
+    if x.ndim == 5: return
+    several = ': for several clips of a video, pass cbs=MultiClip() to the Learner' if x.ndim == 6 else ''
+    raise InputError(f'an encoder takes clips (B, T, 3, H, W), not {tuple(x.shape)}{several}')
 
 
 class SpaceTimeEncoder(nn.Module):
@@ -21,6 +30,7 @@ class SpaceTimeEncoder(nn.Module):
         self.body, self.num_features = body.to(memory_format=torch.channels_last_3d), num_features
 
     def forward(self, x:torch.Tensor)->torch.Tensor:
+        check_clips(x)
         return self.body(x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d))
 
 
@@ -35,6 +45,7 @@ class FrameEncoder(nn.Module):
         self.body, self.num_features = body, num_features
 
     def forward(self, x:torch.Tensor)->torch.Tensor:
+        check_clips(x)
         return self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
 
 

@@ -21,6 +21,7 @@ from ..runtime.resume import Resumable
 from .columns import Columns
 from .driver import Driver
 from .hooks import Recorder
+from .targets import check_kind, check_same, loss_family
 
 __all__ = ['Penalty', 'FeaturePenalty', 'Recipe']
 
@@ -42,9 +43,11 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
     order: float = 5
     run_valid = False
     pull: torch.Tensor|None = None  # `lam*term` of the current batch, with its graph, until the batch ends
+    kinds: tuple[str, ...] = ()  # kinds of targets, see `targets`, that a term of outputs or targets is defined for
+    _kind: str|None = None  # that of this epoch's targets
     _sum: torch.Tensor|None = None  # sum of this epoch's terms
     _count = 0  # their number
-    _stateattrs: tuple[str, ...] = Driver._stateattrs + ('_sum', '_columns', 'pull')  # not exported
+    _stateattrs: tuple[str, ...] = Driver._stateattrs + ('_sum', '_kind', '_columns', 'pull')  # not exported
     _argument_attrs = dict(encoder='protected')
 
     def __init__(self,
@@ -59,6 +62,14 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
     def begin(self)->None: "Called before each training epoch, number `self.loop.epoch`"
 
     def term(self)->torch.Tensor: raise NotImplementedError(f'{type(self).__name__} must define `term`')
+
+    def target_kind(self)->str:
+        "The kind of the batch's targets; raises `InputError` for one that is not in `kinds`"
+        loop = self.loop
+        if self._kind is None:
+            self._kind = check_kind(type(self).__name__, self.kinds, loop.outputs, loop.targets, loop.criterion)
+        elif loss_family(loop.criterion) is None: check_same(type(self).__name__, self._kind, loop.targets)
+        return self._kind
 
     def loss(self,
         targets:torch.Tensor|None=None, # The batch's targets, for strategies that need them
@@ -94,7 +105,7 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
         self.show(self.columns())
 
     def before_train(self):
-        self._sum, self._count = None, 0
+        self._sum, self._count, self._kind = None, 0, None
         self.begin()
 
     def after_loss(self): self.learn.loss_grad = self.add_to(self.loss_grad)

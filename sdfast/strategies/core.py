@@ -26,6 +26,7 @@ from torch import nn
 from ..errors import InputError
 from ..models.surgery import find_encoder
 from .hooks import is_paused
+from .targets import PROBLEM_TYPES
 
 __all__ = ['BaseStrategy']
 
@@ -48,7 +49,8 @@ class Loop:
     args: tuple # Positional arguments of the model in this batch
     kwargs: dict # Its keyword arguments
     outputs: Any # What it returned
-    targets: Any # What the loss compares the outputs with; `None` if not given
+    targets: Any # What the loss compares the outputs with, a tensor; `None` if not given
+    criterion: Callable|None # The task's loss `(outputs, targets)`; `None` if not known
 
 
 class _Hook:
@@ -73,13 +75,14 @@ class PlainLoop(Loop):
         epochs:int|None=None, # Number of epochs, for strategies with a schedule
         batches:Iterable|None=None, # Loader of the training data `(x, y)`
         scaler:Any=None, # The loop's `torch.amp.GradScaler`
+        criterion:Callable|None=None, # The loop's loss
     ):
         self.strategy, self.model, self.epochs, self.batches = strategy, model, epochs, batches
-        self.unaugmented, self.scaler = batches, scaler
+        self.unaugmented, self.scaler, self.given_criterion = batches, scaler, criterion
         self.optimizer, self.opt = optimizer, None if optimizer is None else OptimWrapper(opt=optimizer)
         self.started = False  # whether an epoch has started
         self.read = True  # whether `loss` has read the batch, so that the next call of the model is another one
-        self.targets: Any = None
+        self._targets: Any = None
         self._calls: list[tuple] = []  # of the model in this batch
         self._mode: bool|None = None  # whether the model was in train mode then
         self._live: bool|None = None  # whether the call in progress is one of training
@@ -115,7 +118,7 @@ class PlainLoop(Loop):
 
     def end_batch(self)->None:
         "Called after `loss` has read the batch: the graphs of its outputs may be freed"
-        self.read, self.targets, self._calls = True, None, []
+        self.read, self._targets, self._calls = True, None, []
 
     def _before_step(self, optimizer, args, kwargs): self.strategy.before_step()
 
@@ -135,6 +138,20 @@ class PlainLoop(Loop):
     def kwargs(self)->dict: return self._call()[1]
     @property
     def outputs(self)->Any: return self._call()[2]
+
+    @property
+    def targets(self)->Any:
+        if self._targets is None and len(self._calls) == 1: return self.kwargs.get('labels')  # as in transformers
+        return self._targets
+    @targets.setter
+    def targets(self, targets): self._targets = targets
+
+    @property
+    def criterion(self)->Callable|None:
+        if self.given_criterion is not None: return self.given_criterion
+        if len(self._calls) != 1 or self.kwargs.get('labels') is None: return None
+        # a model of transformers that gets labels computes its loss itself
+        return PROBLEM_TYPES.get(getattr(getattr(get_model(self.model), 'config', None), 'problem_type', None))
 
 
 class BaseStrategy:
@@ -200,6 +217,7 @@ class BaseStrategy:
         epochs:int|None=None, # Number of epochs, for strategies with a schedule (PSKD, LPFT)
         batches:Iterable|None=None, # Loader of the training data `(x, y)`, for CoTuning and WiSEFT
         scaler:Any=None, # `torch.amp.GradScaler` of the loop, for strategies that read gradients
+        criterion:Callable|None=None, # The task's loss `(outputs, targets)`; `None`: cross-entropy, see `targets`
     )->'BaseStrategy': # Itself
         """Act on `model` until `detach`; weights from before training are taken now.
 
@@ -212,7 +230,7 @@ class BaseStrategy:
             raise InputError(f'{who} acts on the optimizer: call attach(model, optimizer)')
         if encoder is not None: self.protected = encoder
         find_encoder(model, self.protected)
-        self._loop = PlainLoop(self, model, optimizer, epochs, batches, scaler)
+        self._loop = PlainLoop(self, model, optimizer, epochs, batches, scaler, criterion)
         try:
             self.meet()
             self.attached()

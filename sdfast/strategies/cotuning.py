@@ -18,6 +18,7 @@ from ..models.features import extract
 from .base import FeaturePenalty
 from .hooks import unrecorded
 from .mixins import Auxiliary
+from .targets import check_numbers, class_numbers, mixed_labels
 
 __all__ = ['category_relation', 'CoTuning']
 
@@ -89,6 +90,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
     fit (`lr_find` does not count), from the train items without augmentation. Raises `InputError` if the encoder has
     already been trained by then."""
     name = 'co_tuning'
+    kinds = ('classes',)
     head: nn.Module|None = None
     relation: torch.Tensor|None = None
     _given = False  # whether the relation was an argument
@@ -129,7 +131,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
         self._check_head()
         if self.aux is None: self.set_auxiliary(lambda: deepcopy(self.head).requires_grad_(True))
         if self.relation is None: self.relation = self._relate()
-        if len(self.relation) < self.loop.classes:
+        if self.loop.classes and len(self.relation) != self.loop.classes:
             raise InputError(f'relation has rows for {len(self.relation)} target classes, the data have '
                              f'{self.loop.classes}; see category_relation')
         self.relation = self.relation.to(next(self.aux.parameters()).device)
@@ -149,18 +151,35 @@ class CoTuning(Auxiliary, FeaturePenalty):
             parts = [None]*dist.get_world_size()
             dist.all_gather_object(parts, (probs, y))
             probs, y = (torch.cat(t) for t in zip(*parts))
+        y = self._checked(class_numbers(y))
         return category_relation(probs, y, max(self.loop.classes, int(y.max()) + 1), self.how)
+
+    def _checked(self, y):
+        if y.ndim == 1 and not (y < 0).any(): return y
+        raise InputError('CoTuning needs a class number of at least 0 for each clip, not targets '
+                         f'{tuple(y.shape)} of which the smallest is {y.min().item()}')
 
     def term(self)->torch.Tensor:
         calls = self.calls()
-        assert self.relation is not None  # set in `begin`
-        target = self.relation[self.loop.targets.as_subclass(torch.Tensor)]
+        self.target_kind()
+        target = self._soft_labels()
         logits = [self.aux(out).float() for _, _, out in calls]
+        if logits[0].shape[1] < 2:
+            raise InputError('CoTuning: the source head has one output, whose softmax is always 1: it needs a head of '
+                             'two classes or more')
         if logits[0].shape != target.shape:
             raise InputError(f'CoTuning: the head returns {tuple(logits[0].shape)} where the relation has '
                              f'{tuple(target.shape)}; both must be of the same source classes')
         total: Any = sum(F.cross_entropy(l, target) for l in logits)
         return total/len(logits)
+
+    def _soft_labels(self):
+        "p(y_s|y_t) of each clip's label, mixed as the labels are"
+        assert self.relation is not None  # set in `begin`
+        parts = mixed_labels('CoTuning', self.loop.targets, self.loop.criterion)
+        for _, y in parts: check_numbers('CoTuning', y, len(self.relation), ignored=False)
+        if len(parts) == 1: return self.relation.index_select(0, parts[0][1])
+        return sum(share*self.relation.index_select(0, y) for share, y in parts)
 
     def forget(self)->None:
         if not self._given: self.relation = None

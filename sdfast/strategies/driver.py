@@ -51,7 +51,12 @@ class LearnerLoop(Loop):
     @property
     def outputs(self)->Any: return self.learn.pred
     @property
-    def targets(self)->Any: return self.learn.yb[0] if self.learn.yb else None
+    def targets(self)->Any:
+        yb = self.learn.yb
+        return yb[0] if len(yb) == 1 else tuple(yb) or None  # a strategy that needs one tensor refuses several
+
+    @property
+    def criterion(self)->Any: return self.learn.loss_func
 
     @property
     def scale(self)->float|None:

@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..models.features import eval_mode
 from ..models.surgery import block_names, find_encoder
 from .distill import FixedTeacher
+from .targets import check_kind, check_mean, check_numbers, check_same, class_numbers, logits_of
 
 __all__ = ['map_distance', 'FeatureMaps', 'DELTA', 'channel_attention']
 
@@ -89,17 +90,20 @@ def channel_attention(
     layers:str|Sequence[str]='blocks', # Names of layers of the encoder, or 'blocks'
     encoder:str|Callable|None=None, # Which part of the model has the layers, see `find_encoder`
     T:float=5., # Temperature
+    loss_func:Callable|None=None, # That task's loss `(logits, y)`, a mean over samples; `None`: cross-entropy
 )->dict[str, torch.Tensor]: # Layer -> weights `(C,)` with sum 1
     """The importance of each channel: softmax over channels of (loss without the channel - loss)/T (DELTA).
 
-    It makes one pass over the batches for each channel, in eval mode."""
+    It makes one pass over the batches for each channel, in eval mode. Raises `InputError` for targets that are not
+    those of cross-entropy, unless `loss_func` is given."""
     part, device = find_encoder(model, encoder), next(model.parameters()).device
     layers = block_names(part) if layers == 'blocks' else list(layers)
     batches = [(x.as_subclass(torch.Tensor).to(device), y.as_subclass(torch.Tensor).to(device)) for x, y in batches]
     if not batches: raise InputError('there are no samples to weigh the channels on')
     n = sum(len(y) for _, y in batches)
 
-    def loss(): return (sum(F.cross_entropy(model(x).float(), y, reduction='sum') for x, y in batches)/n).item()
+    summed = _summed_loss(model, batches, loss_func)
+    def loss(): return (sum(summed(logits_of(model(x)).float(), y) for x, y in batches)/n).item()
 
     weights = {}
     with eval_mode(model):
@@ -113,6 +117,23 @@ def channel_attention(
                 finally: hook.remove()
             weights[name] = torch.tensor(growth).div(T).softmax(0)
     return weights
+
+
+def _summed_loss(model, batches, loss_func):
+    "The loss as a function of logits and targets, summed over samples"
+    if loss_func is not None:
+        check_mean('channel_attention', loss_func)
+        return lambda logits, y: loss_func(logits, y)*len(y)
+    who, advice = 'channel_attention', "pass loss_func=LOSS, the task's loss"
+    with eval_mode(model):
+        x, y = batches[0]
+        logits = logits_of(model(x), who)
+    kind = check_kind(who, ('classes', 'soft'), logits, y, advice=advice, instead=advice)
+    for _, y in batches:
+        check_same(who, kind, y, advice)
+        if kind == 'classes': check_numbers(who, class_numbers(y), logits.shape[1])
+    def summed(logits, y): return F.cross_entropy(logits, class_numbers(y) if kind == 'classes' else y, reduction='sum')
+    return summed
 
 
 def _channels(model, layer, x):

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
 from ..models.features import eval_mode
 from ..models.surgery import find_encoder
+from .likelihood import Likelihood
 from .persample import layers_of
+from .targets import logits_of
 
 __all__ = ['Importance', 'Fisher', 'fisher_information', 'empirical_fisher', 'mas_importance']
 
@@ -108,14 +110,30 @@ def _default_chunk(weights, device):
     return CHUNK_OF_LARGE if device.type == 'cpu' and large else CHUNK
 
 
-def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=None):
-    """`Importance` as the mean of `_SampleSums` over samples, in eval mode.
+def _check_norms(model):
+    "Refuse batch norm that mixes the samples of a batch in eval mode, too"
+    for name, m in model.named_modules():
+        if isinstance(m, _BatchNorm) and m.running_mean is None:
+            raise InputError(f'batch norm {name!r} has no running statistics, so that a sample has no gradient of its '
+                             'own: build the model with track_running_stats=True, or with group norm')
+
+
+def _tensors(batch, device):
+    batch = batch if isinstance(batch, (tuple, list)) else [batch]
+    if all(map(torch.is_tensor, batch)): return [t.as_subclass(torch.Tensor).to(device) for t in batch]
+    got = ', '.join(type(t).__name__ for t in batch)
+    raise InputError(f'the importance of weights is taken from batches of tensors, (x, y) or x, not of ({got})')
+
+
+def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=None, look=None):
+    """`Importance` as the mean of `_SampleSums` over samples, in eval mode; `look` is called with each batch.
 
     The model's buffers, gradients and modes and the random state do not change."""
     if batches is None:
         raise InputError('the importance of weights is taken from samples of the source task, or of the target: '
                          'pass a loader of them, not None')
     if chunk is not None and chunk < 1: raise ValueError(f'chunk must be at least 1, not {chunk}')
+    _check_norms(model)
     part = find_encoder(model, encoder)
     weights = list(part.parameters())
     device = weights[0].device
@@ -127,9 +145,9 @@ def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=
     try:
         with eval_mode(model), torch.enable_grad():
             for batch in batches:
-                if not isinstance(batch, (tuple, list)): batch = [batch]
-                batch = [t.as_subclass(torch.Tensor).to(device) for t in batch]
+                batch = _tensors(batch, device)
                 if n is not None: batch = [t[:n - seen] for t in batch]
+                if look is not None: look(batch)
                 for some in zip(*(t.split(chunk) for t in batch)):
                     sums.add(list(some))
                     seen += len(some[0])
@@ -147,12 +165,11 @@ def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=
 
 
 def _logits(model, *inputs):
-    out = model(*inputs)
-    if not torch.is_tensor(out) or out.ndim != 2:
-        got = tuple(out.shape) if torch.is_tensor(out) else type(out).__name__
+    out = logits_of(model(*inputs), 'Fisher information')
+    if out.ndim != 2:
         raise InputError('Fisher information is of a model with a head, which returns logits (B, classes), '
-                         f'not {got}: pass Sequential(encoder, head), with a probe as head if there is none '
-                         '(probe_head), or loss=FUNCTION, for instance a pretext loss')
+                         f'not {tuple(out.shape)}: pass Sequential(encoder, head), with a probe as head if there is '
+                         'none (probe_head), or loss=FUNCTION, for instance a pretext loss')
     return _single_precision(out)
 
 
@@ -165,8 +182,13 @@ def fisher_information(
     loss:Callable|None=None, # Instead of `labels`: function `(model, *sample)` that returns the loss of one sample
     seed:int=0, # Random seed for 'sample'
     chunk:int|None=None, # Number of samples to process together; `None`: 16, or 4 for large nets on a CPU
+    kind:str|None=None, # What the outputs are, one of `TARGET_KINDS`; `None`: by the labels and the number of outputs
 )->Importance: # Its `anchor` is the current weights
     """Diagonal Fisher information: mean over samples of `E_c (d -log p(c|x) / dw)^2` for each weight of the encoder.
+
+    p is a softmax over classes, or a product of independent sigmoids for 'multi-label' and 'binary', or a normal
+    distribution with variance 1 around the outputs for 'regression'. Raises `InputError` where labels and outputs leave
+    open which, and for a model whose batch norm has no running statistics: its samples have no gradient of their own.
 
     The gradient of each single sample is squared, in eval mode (on errors of other implementations see van de Ven 2025,
     arXiv 2502.11756). 'exact' takes one backward pass per class. Under torch.distributed the mean is over the samples
@@ -179,28 +201,19 @@ def fisher_information(
         def one(out, sample): return [torch.ones_like(out)]
         return _per_sample(model, batches, n, encoder, torch.square, of_loss, one, chunk=1)
     draw = torch.Generator().manual_seed(seed)
+    likelihood = Likelihood(labels, kind, draw)
+
+    def inputs_of(sample):
+        if labels != 'empirical': return sample[:1]
+        if len(sample) > 1: return sample[:-1]
+        raise InputError("labels='empirical' needs labels: batches of (x, y), not of x alone")
 
     def outputs(sample):
-        if labels == 'empirical' and len(sample) < 2:
-            raise InputError("labels='empirical' needs labels: batches of (x, y), not of x alone")
-        inputs = sample[:-1] if labels == 'empirical' else sample[:1]
-        return _logits(model, *inputs).log_softmax(1)
+        return likelihood.outputs(_logits(model, *inputs_of(sample)))
 
-    def cotangents(logp, sample):  # without the minus sign, which the square removes
-        logp, classes = logp.detach(), logp.shape[1]
-        if labels == 'exact': return (_root_of_probability(logp, c) for c in range(classes))
-        if labels == 'empirical': y = sample[-1]
-        else: y = torch.cat([torch.multinomial(p, 1, generator=draw) for p in logp.exp().cpu()]).to(logp.device)
-        targets = y if y.is_floating_point() else F.one_hot(y.flatten().long(), classes)
-        return [targets.to(logp)]
-
-    return _per_sample(model, batches, n, encoder, torch.square, outputs, cotangents, chunk, draw)
-
-
-def _root_of_probability(logp, c):
-    "`sqrt(p(c))` at class c and 0 elsewhere, so that the squared gradient is weighted with the probability"
-    index = torch.tensor([c], device=logp.device)
-    return torch.zeros_like(logp).index_copy(1, index, logp[:, c:c + 1].div(2).exp())
+    def cotangents(out, sample): return likelihood.cotangents(out.detach(), sample[-1])
+    def look(batch): likelihood.look(lambda: _logits(model, *inputs_of([t[:1] for t in batch])).detach(), batch)
+    return _per_sample(model, batches, n, encoder, torch.square, outputs, cotangents, chunk, draw, look)
 
 
 def empirical_fisher(
@@ -209,9 +222,10 @@ def empirical_fisher(
     n:int|None=None, # Number of samples; `None`: all
     encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
     chunk:int|None=None, # Number of samples to process together
+    kind:str|None=None, # What the outputs are, as for `fisher_information`
 )->Importance: # Its `anchor` is the current weights
     "`fisher_information` with the true labels: one backward pass"
-    return fisher_information(model, batches, n, 'empirical', encoder, chunk=chunk)
+    return fisher_information(model, batches, n, 'empirical', encoder, chunk=chunk, kind=kind)
 
 
 def mas_importance(
@@ -223,6 +237,6 @@ def mas_importance(
 )->Importance: # Its `anchor` is the current weights
     """Mean over samples of `|d ||g(x)||^2 / dw|`, with each sample's own gradient (memory-aware synapses, Aljundi et
     al., ECCV 2018)"""
-    def outputs(sample): return _single_precision(model(sample[0]))
+    def outputs(sample): return _single_precision(logits_of(model(sample[0]), 'the importance of MAS'))
     def cotangents(out, sample): return [2*out.detach()]
     return _per_sample(model, batches, n, encoder, torch.abs, outputs, cotangents, chunk)

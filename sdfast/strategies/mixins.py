@@ -1,5 +1,6 @@
 """Mix-ins for penalties that need more than the batch: `Anchored` keeps the weights from before training, `Auxiliary`
 trains its own modules."""
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,20 +75,29 @@ class Auxiliary(_Penalty):
 
     `set_auxiliary` makes them. They are trained by SGD with the learning rate and momentum of the model's last
     parameter group. They step when the model does: not after each micro-batch of an accumulated gradient, nor when the
-    gradient scaler skips a step. `lr_find` uses separate modules."""
+    gradient scaler skips a step. `lr_find` uses separate modules, and a model with another head gets other ones."""
     aux: Any = None  # an `nn.Module`
     _aux_opt: torch.optim.SGD|None = None
     _skipped = False  # whether the gradient scaler skipped the current step
     _aside: tuple|None = None  # the fits' modules and optimizer, while `lr_find` runs
     _saved: dict|None = None  # a checkpoint's state, until modules exist to load it into
     needs_optimizer, needs_steps = True, True
-    _auxattrs = ('aux', '_aux_opt', '_aside')  # for `_stateattrs`: not exported
+    _beside: Any = None  # weak reference to the model's head that the modules were trained beside
+    _auxattrs = ('aux', '_aux_opt', '_aside', '_beside')  # for `_stateattrs`: not exported
 
     def before_fit(self):
         super().before_fit()
         if self.loop.trial:
             self._aside = self.aux, self._aux_opt
             self.aux = None
+
+    def meet(self)->None:
+        "Forget modules that belong to another encoder, or to another task: the model has got another head"
+        super().meet()
+        encoder = {id(p) for p in self.module().parameters()}
+        head = next((p for p in self.loop.model.parameters() if id(p) not in encoder), None)
+        if self._beside is not None and self._beside() is not head: self.forget()
+        self._beside = None if head is None else weakref.ref(head)
 
     def leave(self)->None:
         if self._aside is not None:

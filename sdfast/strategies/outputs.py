@@ -13,18 +13,26 @@ from ..models.surgery import frozen_copy
 from .base import FeaturePenalty, Penalty
 from .distill import FixedTeacher, batch_statistics, check_teacher_bn, follow_modes, pooled
 from .mixins import Auxiliary
+from .targets import INDEPENDENT, check_mean, logits_of, loss_family, task_loss, two_classes
 
 __all__ = ['soft_divergence', 'LwF', 'PSKD', 'BYOT']
+
+ACTIVATIONS = ('softmax', 'sigmoid')  # what makes probabilities of logits
 
 
 def soft_divergence(
     student:torch.Tensor, # Logits `(B, C)`
     teacher:torch.Tensor, # Logits of the same shape
     T:float=2., # Temperature
+    activation:str='softmax', # 'sigmoid' for independent logits: the divergence is summed over the classes
 )->torch.Tensor: # Scalar, float32
     """`T^2 KL(teacher || student)` of softened outputs, averaged over the batch (Hinton et al. 2015)
 
     The factor T^2 keeps the size of the gradient independent of T."""
+    if activation == 'sigmoid':
+        n = len(student)
+        student, teacher = (two_classes(t).flatten(0, -2) for t in (student, teacher))
+        return soft_divergence(student, teacher, T)*(len(student)/n)
     log_student = F.log_softmax(student.float()/T, 1)
     log_teacher = F.log_softmax(teacher.float()/T, 1)
     return T*T*F.kl_div(log_student, log_teacher, reduction='batchmean', log_target=True)
@@ -35,7 +43,12 @@ class LwF(FixedTeacher):
     ones (Li & Hoiem, 2016). Code without the factor `T^2` needs a lam T^2 times as large.
 
     The source head is frozen, so only the information that it uses is protected. A self-supervised encoder has no such
-    head: fit a probe, see `probe_head`."""
+    head: fit a probe, see `probe_head`.
+
+    For a source task with independent logits (multi-label, or one logit) the divergence is the binary one, summed over
+    the logits: `activation='sigmoid'`. By default the source task is taken to be of the kind of the task that is being
+    learned, if its loss is known."""
+    kinds = ('classes', 'soft', 'multi-label', 'binary')
     head: nn.Module|None = None
     _stateattrs = FixedTeacher._stateattrs + ('head',)
 
@@ -46,14 +59,17 @@ class LwF(FixedTeacher):
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
         anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: the encoder before training
+        activation:str|None=None, # 'softmax' or 'sigmoid', which the head's logits are for; `None`: see above
     ):
         super().__init__(lam, 'mean', teacher_bn, encoder, anchor)
+        if activation not in (None, *ACTIVATIONS):
+            raise InputError(f"activation must be 'softmax' or 'sigmoid', not {activation!r}")
         if not isinstance(head, nn.Module):
             raise InputError('LwF needs the head of the source task, a module from features to logits, '
                              f'not {type(head).__name__}; for an encoder without one fit a probe: '
                              'probe_head(features, labels, n_classes)')
         if not T > 0: raise ValueError(f'T must be positive, not {T}')
-        self.head, self.T = frozen_copy(head), T
+        self.head, self.T, self.activation = frozen_copy(head), T, activation
 
     def begin(self)->None:
         if self.head is None:
@@ -65,18 +81,41 @@ class LwF(FixedTeacher):
     def term(self)->torch.Tensor:
         assert self.head is not None  # checked in `begin`
         calls = self.pairs()
-        divergences = [soft_divergence(self.head(s), self.head(t), self.T) for call in calls for _, s, t in call]
+        logits = [(self.head(s), self.head(t)) for call in calls for _, s, t in call]
+        how = self._activation_of(logits[0][0])
+        divergences = [soft_divergence(s, t, self.T, how) for s, t in logits]
         total: Any = sum(divergences)
         return total/len(calls)
+
+    def _activation_of(self, logits):
+        how = self.activation or self._task_activation()
+        if how == 'softmax' and logits.shape[1] < 2:
+            raise InputError('LwF: the source head has one output, whose softmax is always 1: pass a head with two '
+                             "outputs or more, or activation='sigmoid' if it is a logit")
+        return how
+
+    def _task_activation(self):
+        loop = self.loop
+        known = loop.criterion is not None or loop.targets is not None
+        if not known or loss_family(loop.criterion) == 'softmax' or isinstance(loop.outputs, (tuple, list)):
+            return 'softmax'
+        try: return ACTIVATIONS[self.target_kind() in INDEPENDENT]
+        except InputError as e:
+            raise InputError(f"{e}, or say what the source head's logits are for: activation='softmax' or "
+                             "'sigmoid'") from None
 
 
 class PSKD(Penalty):
     """Progressive self-knowledge distillation (Kim et al., ICCV 2021), with targets `(1 - a_t) y + a_t p`.
 
     p are the class probabilities of the previous epoch's model for the same batch, and `a_t = lam*t/n_epoch` in epoch
-    t = 1, 2...; in the first epoch p is y. The term is the change of the cross-entropy, `t/n_epoch (CE(p) - CE(y))`; it
-    can be negative. Targets must be class numbers."""
+    t = 1, 2...; in the first epoch p is y. The term is the change of the loss, `t/n_epoch (CE(p) - L(y))`; it can be
+    negative. L is the task's own loss: with class weights, label smoothing or MixUp the whole is `(1 - a_t) L(y) + a_t
+    CE(p)`. In a training loop of your own, give it to `attach(criterion=...)` unless it is plain cross-entropy.
+
+    Targets are class numbers or class probabilities."""
     name = 'pskd'
+    kinds = ('classes', 'soft')
     teacher: nn.Module|None = None
     age = 0
     _stateattrs = Penalty._stateattrs + ('teacher',)
@@ -100,23 +139,33 @@ class PSKD(Penalty):
         self.age += 1
 
     def term(self)->torch.Tensor:
-        y, pred = self.loop.targets, self.loop.outputs.float()
-        if y.is_floating_point() or y.ndim != 1:
-            raise InputError(f'PSKD needs class numbers as targets, not a {y.dtype} tensor of shape {tuple(y.shape)}')
+        loop, kind = self.loop, self.target_kind()
+        check_mean('PSKD', loop.criterion)
+        out = loop.outputs
+        pred = logits_of(out).float()
         if self.teacher is None: return pred.sum()*0
+        own = task_loss(pred if torch.is_tensor(out) else out, loop.targets, kind, loop.criterion)
+        return (loop.epoch + 1)/self.n_epochs()*(F.cross_entropy(pred, self._taught(pred)) - own)
+
+    def _taught(self, pred):
+        "The teacher's class probabilities"
         follow_modes(self.teacher, get_model(self.loop.model), self.teacher_bn)
-        with torch.no_grad(): p = self.teacher(*self.loop.args, **self.loop.kwargs).float().softmax(1)
-        y = y.as_subclass(torch.Tensor)
-        return (self.loop.epoch + 1)/self.n_epochs()*(F.cross_entropy(pred, p) - F.cross_entropy(pred, y))
+        with torch.no_grad(): p = logits_of(self.teacher(*self.loop.args, **self.loop.kwargs)).float().softmax(1)
+        if p.shape == pred.shape: return p
+        raise InputError(f'PSKD: the model returns {pred.shape[1]} classes, its copy of the last epoch {p.shape[1]}: '
+                         'start a new fit after changing the head')
 
 
 class BYOT(Auxiliary, FeaturePenalty):
     """Be your own teacher (Zhang et al., ICCV 2019): shallow layers learn from the last one through heads of their own.
 
     The term is `sum_l (1 - alpha) CE(q_l, y) + alpha T^2 KL(q || q_l) + beta mean (F_l - F)^2`, where q and F are the
-    outputs and features of the whole net, without gradient. A head takes the mean over time and space, maps it linearly
-    to the width of F, and applies ReLU and a linear classifier (the original has convolutions). The heads are not part
-    of the model."""
+    outputs and features of the whole net, without gradient. CE is the task's own loss, with its class weights, label
+    smoothing or MixUp; in a training loop of your own, give it to `attach(criterion=...)` unless it is plain. Targets
+    are class numbers or class probabilities. A head takes the mean over time and space, maps it linearly to the width
+    of F, and applies ReLU and a linear classifier (the original has convolutions). The heads are not part of the model;
+    a model with another head gets other heads."""
+    kinds = ('classes', 'soft')
     _stateattrs = FeaturePenalty._stateattrs + Auxiliary._auxattrs
 
     def __init__(self,
@@ -138,8 +187,9 @@ class BYOT(Auxiliary, FeaturePenalty):
         return names[:-1] if self.layers == 'blocks' else names
 
     def term(self)->torch.Tensor:
-        features, logits = pooled(self.calls()[0][2]), self.loop.outputs
-        y = self.loop.targets.as_subclass(torch.Tensor)
+        kind, y = self.target_kind(), self.loop.targets.as_subclass(torch.Tensor)
+        check_mean('BYOT', self.loop.criterion)
+        features, logits = pooled(self.calls()[0][2]), logits_of(self.loop.outputs)
         shallow = [pooled(self.calls(n)[0][2]) for n in self._recorders if n]
         if not shallow:
             raise InputError('BYOT found no layers before the last; pass layers=[NAME, ...] of the encoder')
@@ -148,11 +198,16 @@ class BYOT(Auxiliary, FeaturePenalty):
         for s, (widen, classify) in zip(shallow, self.aux):
             f = widen(s.float())
             q = classify(f.relu()).float()
-            hard = (1 - self.alpha)*F.cross_entropy(q, y)
+            hard = (1 - self.alpha)*self._hard(q, y, kind)
             soft = self.alpha*soft_divergence(q, logits.detach(), self.T)
             hint = self.beta*(f.float() - features.detach().float()).pow(2).mean()
             total = total + (hard + soft + hint)
         return total
+
+    def _hard(self, q, y, kind):
+        out = self.loop.outputs
+        # the task's loss takes what the model returns
+        return task_loss(q if torch.is_tensor(out) else type(out)(logits=q), y, kind, self.loop.criterion)
 
     def _make_heads(self, shallow, width, n_classes):
         def heads():

@@ -130,7 +130,6 @@ def _rule(m, own):
     if rule is None or 'forward' in vars(m) or not own.keys() <= {'weight', 'bias'}: return None
     if any(p.dtype not in (torch.float32, torch.float64) for p in own.values()): return None
     if rule is _conv and (m.padding_mode != 'zeros' or isinstance(m.padding, str)): return None
-    if rule is _batch_norm and m.running_mean is None: return None
     return rule
 
 

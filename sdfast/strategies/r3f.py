@@ -7,9 +7,9 @@ import torch
 from fastai.torch_core import get_model
 
 from ..errors import InputError
-from ..models.surgery import keep_buffers
 from .base import Penalty
-from .hooks import unrecorded
+from .second_pass import SecondPass
+from .targets import INDEPENDENT, logits_of, two_classes
 
 __all__ = ['sym_kl', 'R3F']
 
@@ -30,11 +30,14 @@ class R3F(Penalty):
 
     Gradients flow through both passes. The second pass normalises with the statistics of its own batch, changes no
     buffers and is not recorded by other penalties. Its noise (seeded by seed and epoch) and its dropout do not change
-    the random state."""
+    the random state. For independent logits (multi-label, or one logit), the divergence is the binary one, summed over
+    the logits."""
     name = 'r3f'
+    kinds = ('classes', 'soft', 'multi-label', 'binary')
+    _again: SecondPass|None = None
     _noise: torch.Generator|None = None
     _warned = False
-    _stateattrs = Penalty._stateattrs + ('_noise',)
+    _stateattrs = Penalty._stateattrs + ('_noise', '_again')
 
     def __init__(self,
         lam:float=1., # Weight of the divergence
@@ -49,6 +52,7 @@ class R3F(Penalty):
 
     def begin(self)->None:
         device = next(self.loop.model.parameters()).device
+        self._again = SecondPass(get_model(self.loop.model))
         self._noise = torch.Generator(device).manual_seed((torch.initial_seed() + self.loop.epoch) % 2**63)
 
     def noisy(self, x:torch.Tensor)->torch.Tensor:
@@ -65,17 +69,23 @@ class R3F(Penalty):
         return model(*args, **kwargs)
 
     def term(self)->torch.Tensor:
-        model, pred = get_model(self.loop.model), self.loop.outputs
-        device = next(model.parameters()).device
+        independent = self.target_kind() in INDEPENDENT
+        pred, device = logits_of(self.loop.outputs, 'R3F'), next(self.loop.model.parameters()).device
         self._warn_of_rounding(device.type)
-        forked = torch.random.fork_rng(devices=[device] if device.type == 'cuda' else [])
-        with forked, keep_buffers(model), unrecorded(model):
-            noised = self._noised(model)
-        if not (torch.is_tensor(pred) and torch.is_tensor(noised) and pred.shape == noised.shape):
-            got = [tuple(o.shape) if torch.is_tensor(o) else type(o).__name__ for o in (pred, noised)]
+        noised = logits_of(self._second_pass(device), 'R3F')
+        if pred.shape != noised.shape:
             raise InputError('R3F needs a model that returns logits (B, classes), alike for the loss and in a second '
-                             f'pass; the loss was given {got[0]}, the second pass returned {got[1]}')
-        return sym_kl(noised, pred)
+                             f'pass; the loss was given {tuple(pred.shape)}, the second pass returned '
+                             f'{tuple(noised.shape)}')
+        if not independent: return sym_kl(noised, pred)
+        return sym_kl(two_classes(noised), two_classes(pred))*(pred.numel()/len(pred))
+
+    def _second_pass(self, device):
+        drawn = self._noise.get_state()
+        def noised(model):
+            self._noise.set_state(drawn)  # a pass that is repeated has the same noise
+            return self._noised(model)
+        with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []): return self._again(noised)
 
     def _warn_of_rounding(self, device_type):
         if self._warned or not torch.is_autocast_enabled(device_type): return

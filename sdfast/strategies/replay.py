@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from fastai.torch_core import get_model, get_random_states, set_random_states
+from fastai.torch_core import get_random_states, set_random_states
 from torch import nn
 
 from ..errors import InputError
-from ..models.surgery import frozen_copy, keep_buffers
+from ..models.surgery import frozen_copy
 from ..runtime.resume import as_states
 from .base import Penalty
-from .hooks import unrecorded
+from .second_pass import SecondPass
+from .targets import check_kind, check_numbers, check_same, class_numbers, task_loss
 
 __all__ = ['Replay']
 
@@ -31,11 +31,15 @@ def _cycle(dl):
 
 
 class Replay(Penalty):
-    """`lam` times the cross-entropy of the frozen source head on a batch of source clips, one for each training batch.
+    """`lam` times the loss of the frozen source head on a batch of source clips, one for each training batch.
 
     It is an upper bound, not a competitor: it needs the source data, unlike the other strategies. In train mode, the
     encoder's batch norm uses the source batch's statistics and leaves its running statistics unchanged. Loader and
-    dropout draw from a separate random state. Raises `InputError` for a loader without batches."""
+    dropout draw from a separate random state.
+
+    The loss is cross-entropy for labels that are class numbers or class probabilities, else `loss_func`. Raises
+    `InputError` for a loader without batches, and for labels that do not fit the head."""
+    kinds = ('classes', 'soft')
     order = 5.5  # after the other penalties, which have then read their hooks' records
     source: Any = None  # a loader
     source_head: nn.Module|None = None
@@ -43,7 +47,8 @@ class Replay(Penalty):
     _random: dict|None = None  # the random state of loader and dropout
     _read = 0  # number of batches that this fit has read
     _order: tuple|None = None  # the state of the loader's generator before the first batch
-    _stateattrs = Penalty._stateattrs + ('source', 'source_head', '_batches', '_random', '_order')
+    _again: SecondPass|None = None
+    _stateattrs = Penalty._stateattrs + ('source', 'source_head', '_batches', '_random', '_order', '_again')
     _state = ('_random', '_read', '_order')
     _argument_attrs = Penalty._argument_attrs | dict(dl='source', head='source_head')
 
@@ -52,6 +57,7 @@ class Replay(Penalty):
         dl:Iterable, # Loader of source clips and labels `(x, y)`
         head:nn.Module, # From features to the logits of the source task; a frozen copy is used
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
+        loss_func:Callable|None=None, # The source task's loss `(logits, labels)`; `None`: cross-entropy
     ):
         super().__init__(lam, encoder)
         if dl is None:
@@ -61,13 +67,14 @@ class Replay(Penalty):
             raise InputError('Replay needs the head of the source task, a module from features to logits, '
                              f'not {type(head).__name__}; for an encoder without one fit a probe: '
                              'probe_head(features, labels, n_classes)')
-        self.source, self.source_head = dl, frozen_copy(head)
+        self.source, self.source_head, self.loss_func = dl, frozen_copy(head), loss_func
 
     def begin(self)->None:
         if self.source is None:
             raise ValueError('Replay lacks its source clips: an exported learner does not carry them; '
                              'pass a new Replay(lam, dl, head)')
         self.source_head.to(next(self.module().parameters()).device)
+        self._again = SecondPass(self.module(), self.loop.model)
         if self._batches is None: self._open()
 
     def _open(self):
@@ -100,15 +107,42 @@ class Replay(Penalty):
         if self._random is not None: self._random = as_states(self._random)
 
     def term(self)->torch.Tensor:
-        assert self._batches is not None and self.source_head is not None  # set in `begin`
-        encoder = self.module()
-        device = next(encoder.parameters()).device
-        with self._own_random(), keep_buffers(encoder), unrecorded(get_model(self.loop.model)):
-            x, y = (t.as_subclass(torch.Tensor).to(device) for t in next(self._batches))
+        assert self._batches is not None and self.source_head is not None and self._again is not None  # see `begin`
+        device = next(self.module().parameters()).device
+        with self._own_random():
+            x, y = self._next_batch()
             self._read += 1
+            x = x.to(device)
             # call `forward` directly, as hooks of other callbacks must record the target's features only
-            logits = self.source_head(encoder.forward(x))
-        return F.cross_entropy(logits.float(), y)
+            try: logits = self._again(lambda encoder: self.source_head(encoder.forward(x)))
+            except ValueError as e:
+                if len(x) > 1 or isinstance(e, InputError): raise
+                raise InputError(f'Replay: batch norm cannot use a batch of one source clip ({e}): pass a loader with '
+                                 'drop_last=True') from None
+        return self._loss_of(logits.float(), y)
+
+    def _next_batch(self):
+        batch = next(self._batches)
+        if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(map(torch.is_tensor, batch)):
+            return [t.as_subclass(torch.Tensor) for t in batch]
+        raise InputError('Replay needs a loader of source clips and labels, which yields (x, y) of two tensors; this '
+                         f'one yielded {type(batch).__name__}')
+
+    def _loss_of(self, logits, y):
+        if self.loss_func is not None: return self.loss_func(logits, y.to(logits.device))
+        advice = "pass Replay(..., loss_func=LOSS), the source task's loss"
+        if self._kind is None:
+            self._kind = check_kind('Replay', self.kinds, logits, y, advice=advice, instead=advice)
+            self._check_vocabulary(logits.shape[1])
+        check_same('Replay', self._kind, y, advice)
+        if self._kind == 'classes': check_numbers('Replay', class_numbers(y), logits.shape[1])
+        return task_loss(logits, y.to(logits.device), self._kind)
+
+    def _check_vocabulary(self, outputs):
+        classes = getattr(self.source, 'c', None)
+        if not isinstance(classes, int) or classes == outputs: return
+        raise InputError(f'Replay: the head has {outputs} outputs, the loader of source clips {classes} classes, so '
+                         "that its labels may mean others than the head's: pass a loader with the head's vocabulary")
 
     def after_fit(self):
         super().after_fit()

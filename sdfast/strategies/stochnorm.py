@@ -15,25 +15,54 @@ __all__ = ['stoch_norm', 'plain_norm', 'StochNorm']
 
 class _StochNorm:
     """Mix-in for a batch-norm class, to be put before it among the bases: in training, each channel uses the moving
-    statistics with probability `p`"""
+    statistics with probability `p`
+
+    `stoch_norm` makes one class for each layer, with its state in the class, so that copies and pickles lack it."""
     p = .5
+    before: tuple|None = None  # the moving statistics before the last forward pass
+    passes = 0  # forward passes since the last that checkpointing repeated
+    repeated = False  # whether checkpointing has repeated a forward pass since the last one
 
     def forward(self, x):
         if not (self.training and self.track_running_stats and self.running_mean is not None): return super().forward(x)
-        mean, var = self.running_mean, self.running_var
+        mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        again = in_backward()  # gradient checkpointing repeats the forward pass: it must give the same again
+        if not again: self._remember(mean, var)
+        elif self.passes > 1:
+            raise InputError(f'StochNorm: gradient checkpointing of a layer that is called {self.passes} times in a '
+                             'batch is not supported: switch checkpointing off')
         # As in the original, use the moving statistics before this batch. They are copied, because the backward pass
         # needs them after this batch has updated them
-        self.running_mean, self.running_var, self.training = mean.clone(), var.clone(), False
+        self.running_mean, self.running_var, self.training = *self.before, False
         try: moving = super().forward(x)
         finally: self.running_mean, self.running_var, self.training = mean, var, True
-        batch = super().forward(x)
+        if again: batch = self._repeat(x, mean, var, batches)
+        else: batch = super().forward(x)
         chosen = torch.rand(len(mean), device=x.device) < self.p
         return torch.where(chosen.view(-1, *[1]*(x.ndim - 2)), moving, batch)
+
+    def _remember(self, mean, var):
+        cls = type(self)
+        cls.before, cls.passes = (mean.clone(), var.clone()), 1 if cls.repeated else cls.passes + 1
+        cls.repeated = False
+
+    def _repeat(self, x, mean, var, batches):
+        "Normalise by the batch's statistics without moving any"
+        type(self).repeated = True
+        self.running_mean, self.running_var = mean.clone(), var.clone()
+        self.num_batches_tracked = None if batches is None else batches.clone()
+        try: return super().forward(x)
+        finally: self.running_mean, self.running_var, self.num_batches_tracked = mean, var, batches
 
     def __reduce_ex__(self, protocol):
         "A copy, pickle or export is the plain batch norm"
         rebuild, (_, *args), *rest = super().__reduce_ex__(1)  # later protocols require the object's own class
         return rebuild, (type(self).__bases__[1], *args), *rest
+
+
+def in_backward()->bool:
+    "Whether autograd is running a backward pass"
+    return torch._C._current_graph_task_id() != -1
 
 
 def _check_p(p):
