@@ -23,6 +23,7 @@ from .registry import *
 from .replay import *
 from .spectral import *
 from .stochnorm import *
+from .targets import *
 from .telemetry import *
 
 # names, not submodules

@@ -50,7 +50,8 @@ class Loop:
     kwargs: dict # Its keyword arguments
     outputs: Any # What it returned
     targets: Any # What the loss compares the outputs with, a tensor; `None` if not given
-    criterion: Callable|None # The task's loss `(outputs, targets)`; `None` if not known
+    criterion: Callable|None # The task's loss; `None` if not known
+    loss_of_logits: bool = True # Whether it takes logits, or what the model returns
 
 
 class _Hook:
@@ -217,7 +218,7 @@ class BaseStrategy:
         epochs:int|None=None, # Number of epochs, for strategies with a schedule (PSKD, LPFT)
         batches:Iterable|None=None, # Loader of the training data `(x, y)`, for CoTuning and WiSEFT
         scaler:Any=None, # `torch.amp.GradScaler` of the loop, for strategies that read gradients
-        criterion:Callable|None=None, # The task's loss `(outputs, targets)`; `None`: cross-entropy, see `targets`
+        criterion:Callable|None=None, # The task's loss `(logits, targets)`; `None`: cross-entropy, see `target_kind`
     )->'BaseStrategy': # Itself
         """Act on `model` until `detach`; weights from before training are taken now.
 

@@ -13,6 +13,7 @@ __all__ = ['Driver']
 
 class LearnerLoop(Loop):
     "What a strategy sees of a `Learner`"
+    loss_of_logits = False
     kwargs: dict = {}  # fastai calls a model with positional arguments
 
     def __init__(self,

@@ -126,7 +126,7 @@ def _tensors(batch, device):
 
 
 def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=None, look=None):
-    """`Importance` as the mean of `_SampleSums` over samples, in eval mode; `look` is called with each batch.
+    """`Importance` as the mean of `_SampleSums` over samples, in eval mode; `look` is called with each batch and its first samples.
 
     The model's buffers, gradients and modes and the random state do not change."""
     if batches is None:
@@ -147,7 +147,7 @@ def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=
             for batch in batches:
                 batch = _tensors(batch, device)
                 if n is not None: batch = [t[:n - seen] for t in batch]
-                if look is not None: look(batch)
+                if look is not None: look(batch, [t[:chunk] for t in batch])
                 for some in zip(*(t.split(chunk) for t in batch)):
                     sums.add(list(some))
                     seen += len(some[0])
@@ -212,7 +212,7 @@ def fisher_information(
         return likelihood.outputs(_logits(model, *inputs_of(sample)))
 
     def cotangents(out, sample): return likelihood.cotangents(out.detach(), sample[-1])
-    def look(batch): likelihood.look(lambda: _logits(model, *inputs_of([t[:1] for t in batch])).detach(), batch)
+    def look(batch, some): likelihood.look(lambda: _logits(model, *inputs_of(some)).detach(), batch)
     return _per_sample(model, batches, n, encoder, torch.square, outputs, cotangents, chunk, draw, look)
 
 

@@ -30,7 +30,7 @@ class Likelihood:
         self.width = 0  # number of outputs, found by `look`
 
     def look(self,
-        logits:Callable, # Function that returns the outputs for one sample
+        logits:Callable, # Function that returns the outputs for some samples
         batch:list, # The whole batch: inputs, and labels if there are any
     )->None:
         "Find the kind in the first batch, and refuse labels in the next ones that do not fit it"
@@ -49,7 +49,7 @@ class Likelihood:
 
     def _find(self, logits, y):
         if y is not None:
-            logits = logits.expand(len(y), self.width)
+            logits = logits[:1].expand(len(y), self.width)
             if self.labels == 'empirical' or y.shape == logits.shape or self.width < 2:
                 return check_kind(WHO, KINDS, logits, y, advice=ADVICE, instead=ADVICE)
         if self.width > 1: return 'classes'  # labels, if there are any, may be of another task

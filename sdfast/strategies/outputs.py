@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import InputError
 from ..models.surgery import frozen_copy
 from .base import FeaturePenalty, Penalty
+from .core import Loop
 from .distill import FixedTeacher, batch_statistics, check_teacher_bn, follow_modes, pooled
 from .mixins import Auxiliary
 from .targets import INDEPENDENT, check_mean, logits_of, loss_family, task_loss, two_classes
@@ -36,6 +37,12 @@ def soft_divergence(
     log_student = F.log_softmax(student.float()/T, 1)
     log_teacher = F.log_softmax(teacher.float()/T, 1)
     return T*T*F.kl_div(log_student, log_teacher, reduction='batchmean', log_target=True)
+
+
+def as_output(loop:Loop, logits:torch.Tensor)->Any:
+    "Logits in the form that the task's loss takes: in a `Learner`, that of the model's output"
+    out = loop.outputs
+    return logits if torch.is_tensor(out) or loop.loss_of_logits else type(out)(logits=logits)
 
 
 class LwF(FixedTeacher):
@@ -141,10 +148,9 @@ class PSKD(Penalty):
     def term(self)->torch.Tensor:
         loop, kind = self.loop, self.target_kind()
         check_mean('PSKD', loop.criterion)
-        out = loop.outputs
-        pred = logits_of(out).float()
+        pred = logits_of(loop.outputs).float()
         if self.teacher is None: return pred.sum()*0
-        own = task_loss(pred if torch.is_tensor(out) else out, loop.targets, kind, loop.criterion)
+        own = task_loss(as_output(loop, pred), loop.targets, kind, loop.criterion)
         return (loop.epoch + 1)/self.n_epochs()*(F.cross_entropy(pred, self._taught(pred)) - own)
 
     def _taught(self, pred):
@@ -205,9 +211,7 @@ class BYOT(Auxiliary, FeaturePenalty):
         return total
 
     def _hard(self, q, y, kind):
-        out = self.loop.outputs
-        # the task's loss takes what the model returns
-        return task_loss(q if torch.is_tensor(out) else type(out)(logits=q), y, kind, self.loop.criterion)
+        return task_loss(as_output(self.loop, q), y, kind, self.loop.criterion)
 
     def _make_heads(self, shallow, width, n_classes):
         def heads():

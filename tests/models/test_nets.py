@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sdfast.errors import InputError
 from sdfast.models.encoders import c3d, create_encoder, is_model, r2plus1d
 
 
@@ -128,3 +129,12 @@ def test_middle_widths_and_the_factored_shortcut():
     assert down.temporal_conv.stride == (2, 1, 1)
     assert isinstance(down.bn, nn.BatchNorm3d)
     assert all(m.bias is None for m in net.modules() if isinstance(m, nn.Conv3d))
+
+
+@pytest.mark.parametrize('name', ['tiny', 'resnet18'])
+def test_what_is_no_batch_of_clips_is_refused(name):
+    net = create_encoder(name)
+    with pytest.raises(InputError, match=r'not \(2, 3, 4, 3, 32, 32\): for several clips .* pass cbs=MultiClip'):
+        net(torch.zeros(2, 3, 4, 3, 32, 32))
+    with pytest.raises(InputError, match=r'takes clips \(B, T, 3, H, W\), not \(2, 3, 32, 32\)$'):
+        net(torch.zeros(2, 3, 32, 32))

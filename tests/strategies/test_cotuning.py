@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.schedule import lr_find  # noqa: F401  (patches Learner)
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fasttransform import Transform
@@ -147,3 +148,60 @@ def test_co_tuning_says_what_it_needs(tmp_path):
 @pytest.mark.parametrize('lam', [-1, float('nan')])
 def test_strength_out_of_range_is_refused(lam):
     with pytest.raises(ValueError, match='at least 0'): CoTuning(lam, seeded_head())
+
+
+@pytest.mark.parametrize('mix', [MixUp, CutMix])
+def test_mixed_clips_have_mixed_soft_labels(mix):
+    cb, mixer, seen = CoTuning(1., seeded_head()), mix(.4), []
+    class See(Callback):
+        order, run_valid = 6, False
+        def after_loss(self):
+            target = [cb.relation[y] for y in (self.learn.yb[0], mixer.yb1[0])]
+            share = mixer.lam.expand(len(self.x))[:, None]
+            want = F.cross_entropy(cb.aux(self.learn.model[0](self.x)), share*target[0] + (1 - share)*target[1])
+            seen.append((cb.pull - want).abs().item() < 1e-5)
+    learner([cb, mixer, See()], lr=0.).fit(1)
+    assert len(seen) == 6 and all(seen)
+
+
+def test_labels_of_co_tuning_are_class_numbers_from_0():
+    relation = torch.full((3, 5), .2)
+    for given, message in ((None, 'at least 0'), (relation, r'label -\d+ is not one of the 3 classes')):
+        for ignored in (-1, -100):
+            class Ignored(Transform):
+                def encodes(self, y:torch.Tensor): return torch.where(y == 2, ignored, y) if y.ndim == 0 else None
+            d = data()
+            sets = d.train.dataset
+            sets.tls[1].tfms.add(Ignored())
+            learn = learner(CoTuning(1., seeded_head(), given), dls=d)
+            learn.loss_func = torch.nn.CrossEntropyLoss(ignore_index=ignored)
+            with pytest.raises(InputError, match=message): learn.fit(1)
+    dls = data()
+    dls.train.dataset.c = 2
+    with pytest.raises(InputError, match='3 target classes, the data have 2'):
+        learner(CoTuning(1., seeded_head(), relation), dls=dls).fit(1)
+    with pytest.raises(InputError, match='one output, whose softmax is always 1'):
+        learner(CoTuning(1., seeded_head(n=1), relation=torch.ones(3, 1))).fit(1)
+
+
+def test_labels_in_a_column_are_related_alike():
+    def relation(y_of):
+        d = data()
+        items = [(x, y_of(torch.as_tensor(y))) for x, y in d.train.dataset.items[:48]]
+        loader = torch.utils.data.DataLoader(items, batch_size=8)
+        cb = CoTuning(1., seeded_head())
+        learner(cb, dls=DataLoaders(loader, loader)).fit(1)
+        return cb.relation
+    assert torch.equal(relation(lambda y: y[None]), relation(lambda y: y))
+
+
+def test_another_head_is_another_task():
+    cb = CoTuning(1., seeded_head())
+    learn = learner(cb)
+    learn.fit(1)
+    relation, head = cb.relation, cb.aux
+    learn.fit(1)
+    assert cb.relation is relation and cb.aux is head
+    learn.model[1], learn.opt = torch.nn.Linear(6, 3), None
+    learn.fit(1)
+    assert not torch.equal(cb.relation, relation) and cb.aux is not head

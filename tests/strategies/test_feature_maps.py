@@ -58,3 +58,19 @@ def test_channel_attention_is_the_loss_without_the_channel():
             growth.append((F.cross_entropy(net[1](net[0].body.pool(f)), y) - F.cross_entropy(net(x), y)).item())
     torch.testing.assert_close(w['body.two'], torch.tensor(growth).div(5).softmax(0), rtol=1e-4, atol=1e-6)
     with pytest.raises(InputError, match='no samples'): channel_attention(net, [])
+
+
+def test_channel_attention_of_other_targets():
+    net, batches = deep(), [(x, y) for x, y in data().valid]
+    want = channel_attention(net, batches)
+    for k, w in channel_attention(net, [(x, y[:, None]) for x, y in batches]).items(): assert torch.equal(w, want[k])
+    own = channel_attention(net, batches, loss_func=F.cross_entropy)
+    for k, w in own.items(): torch.testing.assert_close(w, want[k])
+    hot = [(x, torch.stack([y > 0, y > 1, y == 0], 1).float()) for x, y in batches]
+    with pytest.raises(InputError, match='not for multi-label targets: pass loss_func'): channel_attention(net, hot)
+    given = channel_attention(net, hot, loss_func=F.binary_cross_entropy_with_logits)
+    assert not torch.allclose(given['body.two'], want['body.two'])
+    with pytest.raises(InputError, match='label 3 is not one of the 3 classes'):
+        channel_attention(net, [(x, y + 1) for x, y in batches])
+    with pytest.raises(InputError, match='mean over the batch'):
+        channel_attention(net, batches, loss_func=torch.nn.CrossEntropyLoss(reduction='sum'))

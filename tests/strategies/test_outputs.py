@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
+from fastai.callback.mixup import CutMix, MixUp
+from fastai.losses import CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.optimizer import SGD
 from helpers import data, learner, state
 from strategy_helpers import check_deep, deep, maps, pooled, taught
@@ -103,3 +105,120 @@ def test_byot():
     assert state(learn.model).keys() == state(deep()).keys()
     with pytest.raises(InputError, match='no layers before the last'): learner(BYOT(1., layers=[]), net=deep()).fit(1)
     with pytest.raises(ValueError, match='alpha'): BYOT(1., alpha=2)
+
+
+# ---- the task's own loss
+
+W = torch.tensor([1., 7., 2.])
+LOSSES = dict(plain=CrossEntropyLossFlat(), weights=CrossEntropyLossFlat(weight=W), focal=FocalLossFlat(),
+              smoothing=LabelSmoothingCrossEntropyFlat(eps=.1), own=lambda z, y: 2*F.cross_entropy(z, y))
+
+
+# fastai mixes only losses of its own
+@pytest.mark.parametrize('loss,mixed', [*((n, False) for n in LOSSES), *((n, True) for n in LOSSES if n != 'own')])
+def test_pskd_replaces_a_share_of_the_tasks_loss(loss, mixed):
+    "In the last epoch with lam 1 nothing of y is left; before, its share is that of the loss"
+    cb, seen = PSKD(1.), []
+    class See(Callback):
+        order = 6
+        def after_loss(self):
+            if not self.training or cb.teacher is None: return
+            share, p = (self.epoch + 1)/3, cb.teacher(*self.learn.xb).softmax(1)
+            want = (1 - share)*self.learn.loss + share*F.cross_entropy(self.learn.pred, p)
+            seen.append(((self.learn.loss_grad - want).abs() < 1e-5).item())
+    learn = learner([cb, See(), *([MixUp(.4)] if mixed else [])], net=deep(), lr=.05)
+    learn.loss_func = LOSSES[loss]
+    learn.fit(3)
+    assert len(seen) == 12 and all(seen)
+
+
+@pytest.mark.parametrize('mix', [MixUp, CutMix])
+def test_byot_learns_mixed_labels(mix):
+    cb, mixer, seen = BYOT(1., layers=['body.one'], alpha=0., beta=0.), mix(.4), []
+    class See(Callback):
+        order = 6
+        def after_loss(self):
+            if not self.training: return
+            widen, classify = cb.aux[0]
+            q = classify(widen(pooled(cb.calls('body.one')[0][2])).relu())
+            losses = [F.cross_entropy(q, y, reduction='none') for y in (self.learn.yb[0], mixer.yb1[0])]
+            want = (mixer.lam*losses[0] + (1 - mixer.lam)*losses[1]).mean()
+            seen.append((cb.pull - want).abs().item() < 1e-5)
+    learner([cb, mixer, See()], net=deep()).fit(1)
+    assert len(seen) == 6 and all(seen)
+
+
+def test_byot_makes_other_heads_for_another_task():
+    cb = BYOT(1., layers=['body.one'])
+    learn = learner(cb, net=deep(), lr=.05)
+    learn.fit(1)
+    first = cb.aux
+    learn.fit(1)
+    assert cb.aux is first
+    learn.model[1], learn.opt = nn.Linear(6, 5), None
+    learn.fit(1)
+    assert cb.aux is not first and cb.aux[0][1].out_features == 5
+    second = cb.aux
+    learn.model[1], learn.opt = nn.Linear(6, 5), None  # as many classes, but another task
+    learn.fit(1)
+    assert cb.aux is not second
+
+
+# ---- LwF and independent logits
+
+def bernoulli_divergence(s, t, T):
+    p, q = (t/T).sigmoid(), (s/T).sigmoid()
+    return T*T*(p*(p/q).log() + (1 - p)*((1 - p)/(1 - q)).log()).sum(1).mean()
+
+
+@pytest.mark.parametrize('n', [1, 4])
+def test_lwf_of_independent_logits_is_the_binary_divergence(n):
+    s, t = torch.randn(6, n), torch.randn(6, n)
+    torch.testing.assert_close(soft_divergence(s, t, 3., 'sigmoid'), bernoulli_divergence(s, t, 3.))
+    torch.manual_seed(5)
+    head, start = nn.Linear(6, n), deep()
+    def extra(net, x, y, f, logits): return .5*bernoulli_divergence(head(f[-1]), head(taught(start[0], x)[-1]), 2.)
+    check_deep(LwF(.5, head, activation='sigmoid'), extra, rtol=1e-3)
+
+
+def test_lwf_goes_by_the_tasks_loss_unless_told():
+    def term(head, loss, **kwargs):
+        cb = LwF(1., head, **kwargs)
+        learn = learner([cb, type('Hot', (Callback,), dict(before_batch=hot))()], net=deep(), lr=.05)
+        learn.loss_func = loss
+        learn.fit(1)
+        return cb.mean_term()
+    def hot(self): self.learn.yb = (F.one_hot(self.learn.yb[0], 3).float(),)
+    torch.manual_seed(5)
+    head, one = nn.Linear(6, 4), nn.Linear(6, 1)
+    bce, ce = F.binary_cross_entropy_with_logits, F.cross_entropy
+    assert term(head, bce) == term(head, bce, activation='sigmoid') != term(head, bce, activation='softmax')
+    assert term(head, ce) == term(head, ce, activation='softmax') and term(one, bce) > 0
+    with pytest.raises(InputError, match='the source head has one output'): term(one, ce)
+    with pytest.raises(InputError, match="not for numbers to predict.*activation='softmax'"): term(head, F.mse_loss)
+    assert term(head, F.mse_loss, activation='softmax') > 0
+    with pytest.raises(InputError, match="'softmax' or 'sigmoid', not 'tanh'"): LwF(1., head, activation='tanh')
+
+
+@pytest.mark.parametrize('make', [lambda: PSKD(.8), lambda: BYOT(1., layers=['body.one'])])
+def test_the_loss_of_a_plain_loop_is_an_argument(make):
+    def fit(criterion, mine):
+        net, cb, dls = deep(), make(), data()
+        opt = torch.optim.SGD(net.parameters(), lr=.05, momentum=.9)
+        with cb.attach(net, opt, epochs=2, **({'criterion': criterion} if mine else {})):
+            for _ in range(2):
+                cb.start_epoch()
+                net.train()
+                for x, y in dls.train:
+                    (criterion(net(x), y) + cb.loss(y)).backward()
+                    opt.step()
+                    cb.after_step()
+                    opt.zero_grad()
+        return net
+    weighted = nn.CrossEntropyLoss(weight=W)
+    learn = learner(make(), net=deep(), lr=.05, opt_func=partial(SGD, mom=.9))
+    learn.loss_func = weighted
+    learn.fit(2)
+    for a, b in zip(fit(weighted, True).parameters(), learn.model.parameters()): torch.testing.assert_close(a, b)
+    first = next(learn.model.parameters())
+    assert not torch.allclose(next(fit(weighted, False).parameters()), first, atol=1e-5)

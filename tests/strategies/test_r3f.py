@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.callback.core import Callback
 from helpers import learner, model
 from scipy.stats import entropy
 from strategy_helpers import CPUAutocast, assert_close_nets, seeded_head, term_by_hand
@@ -53,6 +54,27 @@ def test_r3f_noise_is_of_the_size_that_was_asked_for():
     assert .19 < z.max() <= .2 and -.2 <= z.min() < -.19 and abs(z.mean()) < .01
     cb.noise = 'normal'
     assert cb.noisy(x).std().item() == pytest.approx(.2, rel=.05) and cb.noisy(torch.arange(3)).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize('n', [1, 3])
+def test_r3f_of_independent_logits_is_the_binary_divergence(n):
+    class Targets(Callback):
+        def before_batch(self): self.learn.yb = ((self.yb[0][:, None] > torch.arange(n)).float(),)
+    seen, net = [], nn.Sequential(model()[0], nn.Linear(6, n))
+    class See(Callback):
+        order = 6
+        def after_loss(self):
+            if self.training: seen.append((self.learn.pred.detach(), cb.pull.item()))
+    cb = R3F(1., eps=.1)
+    outputs = []
+    net.register_forward_hook(lambda m, args, out: outputs.append(out.detach()))
+    learn = learner([cb, Targets(), See()], net=net)
+    learn.loss_func = F.binary_cross_entropy_with_logits
+    learn.fit(1)
+    for (pred, got), again in zip(seen, outputs[1::2]):
+        p, q = pred.sigmoid(), again.sigmoid()
+        want = ((p - q)*((p/q).log() - ((1 - p)/(1 - q)).log())).sum(1).mean()
+        assert got == pytest.approx(want.item(), rel=1e-3) and got > 0
 
 
 def test_the_second_pass_is_not_seen_by_other_penalties():
