@@ -11,6 +11,7 @@ from .distill import *
 from .feature_maps import *
 from .hooks import *
 from .importance import *
+from .likelihood import *
 from .lora import *
 from .mixins import *
 from .optimizers import *
@@ -21,6 +22,7 @@ from .rates import *
 from .recipes import *
 from .registry import *
 from .replay import *
+from .second_pass import *
 from .spectral import *
 from .stochnorm import *
 from .targets import *

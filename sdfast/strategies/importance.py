@@ -126,9 +126,10 @@ def _tensors(batch, device):
 
 
 def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=None, look=None):
-    """`Importance` as the mean of `_SampleSums` over samples, in eval mode; `look` is called with each batch and its first samples.
+    """`Importance` as the mean of `_SampleSums` over samples, in eval mode.
 
-    The model's buffers, gradients and modes and the random state do not change."""
+    `look` is called with each batch and its first samples. The model's buffers, gradients and modes and the random
+    state do not change."""
     if batches is None:
         raise InputError('the importance of weights is taken from samples of the source task, or of the target: '
                          'pass a loader of them, not None')

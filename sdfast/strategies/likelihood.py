@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ..errors import InputError
 from .targets import INDEPENDENT, OF_SOFTMAX, check_kind, check_numbers, check_same, class_numbers
 
-__all__ = []
+__all__ = ['Likelihood']
 
 KINDS = ('classes', 'soft', 'multi-label', 'binary', 'regression')  # all but dense ones
 WHO = 'Fisher information'

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..models.surgery import keep_buffers
 from .hooks import unrecorded
 
-__all__ = []
+__all__ = ['SecondPass']
 
 
 def in_checkpoint()->bool:

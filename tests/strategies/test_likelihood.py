@@ -68,7 +68,8 @@ def test_labels_as_a_column_and_as_probabilities():
 @pytest.mark.parametrize('message,n,y', [
     ('label 3 is not one of the 3 classes', 3, torch.arange(1, 4).repeat(10)),
     ('label -100 is not one', 3, torch.full((30,), -100)),
-    ('can mean several things; pass kind=', 3, torch.rand(30, 3)), ('do not fit', 3, torch.rand(30)), ('other than 0 and 1', 1, torch.arange(30)),
+    ('can mean several things; pass kind=', 3, torch.rand(30, 3)),
+    ('do not fit', 3, torch.rand(30)), ('other than 0 and 1', 1, torch.arange(30)),
     ('not for a target for each place', 3, torch.zeros(30, 3, 2))])
 def test_labels_that_do_not_fit_are_refused(message, n, y):
     net, x = net_and_samples(n, 30)
