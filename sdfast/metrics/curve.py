@@ -8,6 +8,7 @@ from fastai.torch_core import num_distrib
 from ..errors import InputError
 from ..models.surgery import find_encoder, frozen_copy
 from ..runtime.arguments import ShowArguments
+from ..runtime.identity import number
 from ..runtime.resume import Resumable
 from ..strategies.columns import Columns
 from .features import MIN_CKA_CLIPS, drift, linear_cka, weight_distance
@@ -68,7 +69,8 @@ class RetentionCurve(ShowArguments, Resumable, Columns, Callback):
         shown = {column:partial(self._latest, measure) for column, measure in SHOWN.items()}
         if self._old_head is None: shown.pop('kept_acc')
         if len(self._sample[0]) < MIN_CKA_CLIPS: shown.pop('kept_cka_unbiased')
-        self.show(shown)
+        mark = number(self, self.learn.cbs)
+        self.show({f'{column}{mark}':f for column, f in shown.items()})
 
     def _latest(self, measure):
         measured = self.history and self.history[-1]['epoch'] == self.epoch

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from ..errors import InputError
+from ..models.averages import as_real
 from ..models.targets import class_numbers
 
 __all__ = ['linear_cka', 'procrustes', 'drift', 'weight_distance', 'linear_probe', 'probe_head', 'knn', 'retrieval',
@@ -95,9 +96,10 @@ def weight_distance(
 )->float: # 0 for equal weights; nan if names differ, as with adapters
     "How far weights moved, relative to their size: `||w - ref|| / ||ref||`, without buffers"
     if not ref or not ref.keys() <= weights.keys(): return float('nan')
-    moved = sum((weights[k].detach().cpu().double() - r.cpu().double()).square().sum() for k, r in ref.items())
+    def real(w): return as_real(w.detach()).cpu().double()
+    moved = sum((real(weights[k]) - real(r)).square().sum() for k, r in ref.items())
     if moved == 0: return 0.
-    size = sum(r.cpu().double().square().sum() for r in ref.values())
+    size = sum(real(r).square().sum() for r in ref.values())
     return (moved.sqrt()/size.sqrt()).item()
 
 

@@ -16,7 +16,8 @@ from torch import nn
 from ..data.order import check_trace, trace
 from ..errors import InputError
 from ..models.features import encode
-from ..models.surgery import block_names, find_encoder, frozen_copy, reestimate_bn
+from ..models.statistics import recomputable, reestimate_bn
+from ..models.surgery import block_names, find_encoder, frozen_copy
 from ..models.targets import loader_vocab
 from ..models.weights import wise_ft
 from .doubts import warn_of_chance, warn_of_few_clips, warn_of_wide_head
@@ -85,8 +86,7 @@ class Retention:
         if missing: raise InputError(f'the encoder has no layer {missing[0]!r}; it has {", ".join(known)}')
         outside = [a for a in barrier_at if not 0 < a < 1]
         if outside: raise InputError(f'barrier_at must lie between 0 and 1, not at {outside[0]}')
-        has_statistics = any(getattr(m, 'running_mean', None) is not None for m in self.untouched.modules())
-        self.bn = bn and has_statistics
+        self.bn = bn and bool(recomputable(self.untouched))
         self.barrier_at = tuple(barrier_at)
         self.weights = {k:p.detach().clone() for k, p in self.untouched.named_parameters()}
         self._samples: dict[tuple, tuple] = {}

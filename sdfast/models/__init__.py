@@ -1,9 +1,12 @@
 "Encoders by name, their weights and features, and operations on parts of a model."
 from inspect import ismodule as _ismodule
 
+from .averages import *
+from .copies import *
 from .encoders import *
 from .features import *
 from .nets import *
+from .statistics import *
 from .surgery import *
 from .targets import *
 from .weights import *

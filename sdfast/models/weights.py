@@ -1,6 +1,8 @@
 "Weights of encoders: loading checkpoints strictly, saving, hashing and averaging weights."
 import hashlib
+import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..runtime.store import write
+from .averages import is_averaged
 from .surgery import frozen_copy
 
 __all__ = ['save_weights', 'load_encoder', 'anchor_state', 'state_hash', 'wise_ft']
@@ -27,8 +30,12 @@ def save_weights(
     module:nn.Module, # An encoder, a head or both
     path:str|Path, # File, which is replaced atomically
 )->None:
-    "Write a module's weights and buffers as safetensors"
-    write(path, save({_plain(k):v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
+    "Write a module's weights and buffers as safetensors; warns of extra state, which such files cannot hold"
+    state = module.state_dict()
+    extra = [k for k, v in state.items() if not torch.is_tensor(v)]
+    if extra: warnings.warn(f'{path}: the extra state of {", ".join(extra)} is not saved, only tensors are')
+    # cloned, as safetensors refuses tensors that share memory, such as tied weights
+    write(path, save({_plain(k):v.detach().cpu().contiguous().clone() for k, v in state.items() if torch.is_tensor(v)}))
 
 
 def _plain(name):
@@ -91,13 +98,14 @@ def load_encoder(
 
 def _load(module, state, source, prefix=''):
     "Load a state dict strictly; `source` names it in the message of an `InputError`"
-    want = module.state_dict()
-    name_of = {_plain(k):k for k in want}
+    everything = module.state_dict()
+    want = {k:v for k, v in everything.items() if torch.is_tensor(v)}  # without extra state
+    name_of = {_plain(k):k for k in everything}
     state = {name_of.get(_plain(str(k)), k):v for k, v in state.items()}
     # counters of batches do not affect a net's outputs, and old files lack them
     missing = [k for k in want if k not in state and not _is_counter(k)]
     wrong = [k for k in want if k in state and _shape(state[k]) != _shape(want[k])]
-    extra = [k for k in state if k not in want]
+    extra = [k for k in state if k not in everything]
     for what, keys in (('lack', missing), ('have other shapes for', wrong), ('also have', extra)):
         if not keys: continue
         listed = keys
@@ -106,7 +114,7 @@ def _load(module, state, source, prefix=''):
         raise InputError(f'{source} are not of this encoder: they {what} {len(keys)} of {len(want)} entries: '
                          + ', '.join(map(str, listed)) + hint)
     check_values(state, want, source)
-    module.load_state_dict({k:state.get(k, v) for k, v in want.items()})
+    module.load_state_dict({k:state.get(k, v) for k, v in everything.items()})
 
 
 def _is_counter(name): return name.endswith('num_batches_tracked')
@@ -182,7 +190,8 @@ def anchor_state(
     anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file of weights; `None`: those of `encoder`
 )->dict[str, torch.Tensor]: # On the device of `encoder`
     "Copy the anchor, the weights to stay close to, with the names in `encoder`"
-    if anchor is None: return {k:v.detach().clone() for k, v in encoder.state_dict().items()}
+    if anchor is None:
+        return {k:v.detach().clone() if torch.is_tensor(v) else deepcopy(v) for k, v in encoder.state_dict().items()}
     copy = frozen_copy(encoder)
     if isinstance(anchor, (str, Path)): load_encoder(copy, anchor)
     else: _load(copy, anchor.state_dict() if isinstance(anchor, nn.Module) else anchor, 'the weights of the anchor')
@@ -194,10 +203,17 @@ def state_hash(
 )->str: # The same on every device
     "Hash of the names and values of a state dict, sixteen hex digits"
     h = hashlib.sha256()
-    for k, v in sorted(state.items()):
-        values = v.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        h.update(k.encode() + str(v.dtype).encode() + values.numpy().tobytes())
+    for k, v in sorted(state.items()): h.update(_bytes(k, v))
     return h.hexdigest()[:16]
+
+
+def _bytes(k, v):
+    "A name and value as bytes; the extra state of a module may be any object"
+    if isinstance(v, dict): return b''.join(_bytes(f'{k}.{n}', v[n]) for n in sorted(v, key=str))
+    if isinstance(v, (list, tuple)): return b''.join(_bytes(f'{k}.{i}', x) for i, x in enumerate(v))
+    if not torch.is_tensor(v): return f'{k}={v!r}'.encode()
+    values = v.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return k.encode() + str(v.dtype).encode() + values.numpy().tobytes()
 
 
 def check_alpha(alpha:float)->None:
@@ -224,4 +240,4 @@ def wise_ft(
     start, end = weights_before(encoder, anchor), anchor_state(encoder)
     if alpha == 0: return start
     if alpha == 1: return end
-    return {k:torch.lerp(start[k], v, alpha) if v.is_floating_point() else v for k, v in end.items()}
+    return {k:torch.lerp(start[k], v, alpha) if is_averaged(v) else v for k, v in end.items()}

@@ -2,7 +2,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from random import Random
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 from ..data.clips import TensorVideo
 from ..data.video import VideoError, VideoFile
 from ..errors import InputError
-from ..models.surgery import batch_norms
+from ..models.statistics import keep_buffers, statistics_layers
 from .base import Pretext
 from .clips import PretextClips
 
@@ -69,13 +68,14 @@ class _Banks(nn.Module):
 
 @contextmanager
 def _batch_statistics(encoder:nn.Module)->Iterator[None]:
-    "Normalise with the statistics of the batch, without changing batch norm's running statistics"
-    norms: list[Any] = batch_norms(encoder)
-    before = [(m, m.training, m.track_running_stats) for m in norms]
-    for m in norms: m.training, m.track_running_stats = True, False
-    try: yield
+    "Normalise with the statistics of the batch, without changing running statistics"
+    norms = statistics_layers(encoder)
+    modes = [m.training for m in norms]
+    for m in norms: m.training = True
+    try:
+        with keep_buffers(encoder): yield
     finally:
-        for m, training, tracks in before: m.training, m.track_running_stats = training, tracks
+        for m, training in zip(norms, modes): m.training = training
 
 
 class InterIntra(Pretext):

@@ -1,7 +1,8 @@
 "Resuming a fit from its last finished epoch after its process died, with the same result as without the interruption."
 import io
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,6 +16,7 @@ from fastcore.foundation import L
 from ..errors import Damaged, InputError
 from . import store
 from .arguments import ShowArguments
+from .identity import differences, fit_settings, numbered
 
 __all__ = ['Resumable', 'epochs_done', 'Resume']
 
@@ -49,8 +51,10 @@ def _plain(x):
     if torch.is_tensor(x): return x.detach().as_subclass(torch.Tensor)
     if isinstance(x, dict): return {k:_plain(v) for k, v in x.items()}
     if isinstance(x, tuple): return tuple(_plain(v) for v in x)
-    if x is None or isinstance(x, (bool, int, float, str)): return x
-    return [_plain(v) for v in x]
+    if x is None or isinstance(x, (bool, int, float, str, bytes)): return x
+    if isinstance(x, Iterable): return [_plain(v) for v in x]
+    raise InputError(f'Resume cannot save {type(x).__name__} in the state of a module or callback: use tensors, '
+                     'numbers, strings and containers of these')
 
 
 def as_states(saved:dict)->dict:
@@ -69,9 +73,10 @@ class Resume(ShowArguments, Callback):
     fastai's own trackers of a best epoch start over.
 
     Each fit needs its own folder. If its file is damaged, `say` is called and the fit starts from its first epoch.
-    Raises `InputError` for the folder of a fit with other epochs, parameters or callbacks, `StoreError` if the folder
-    cannot be written. In distributed training the first process writes and all read: `folder` must be the same for
-    all."""
+    Raises `InputError` for the folder of a fit with other epochs, parameters, callbacks, optimizer, loss or data, and
+    says what differs; the seed, the initial weights, workers, device and folders may differ. Raises `StoreError` if the
+    folder cannot be written. In distributed training the first process writes and all read: `folder` must be the same
+    for all."""
     order, run_valid = 95, False  # after everything that changes state at the end of an epoch
 
     def __init__(self,
@@ -81,6 +86,7 @@ class Resume(ShowArguments, Callback):
         self.folder, self.say = Path(folder), say
         self.seconds = 0.  # duration of the fit in earlier processes
         self._done = 0  # epochs finished in earlier processes
+        self._settings: dict = {}  # of the current fit, see `fit_settings`
         self._over = False  # whether this object has seen a whole fit
         self._began = None  # time at which the fit began or resumed, `None` outside of one
 
@@ -93,10 +99,17 @@ class Resume(ShowArguments, Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self._began, self._done = time.time(), 0
         self._run_all_events()
+        self._settings = fit_settings(self.learn)
         saved = self._read()
         if saved is None: return
         self._check(saved)
         self._load(saved)
+        if self._done >= self.learn.n_epoch: self._say_over()
+
+    def _say_over(self):
+        text = f'{self.folder} holds all {self._done} epochs of this fit: nothing is trained, its weights are loaded'
+        if self.say is not None: self.say(text)
+        else: warnings.warn(text)
 
     def after_epoch(self):
         if self._began is None or not self._is_training() or rank_distrib(): return
@@ -126,7 +139,7 @@ class Resume(ShowArguments, Callback):
         return dict(epochs=self.learn.n_epoch, callbacks=sorted(self._stateful()),
                     parameters=[f'{n} {tuple(p.shape)}' for n, p in parameters])
 
-    def _stateful(self): return {cb.name:cb for cb in self.learn.cbs if isinstance(cb, Resumable)}
+    def _stateful(self): return {n:cb for n, cb in numbered(self.learn.cbs).items() if isinstance(cb, Resumable)}
 
     def _loaders(self):
         "Loaders with a random state, unwrapped from `DistributedDL`s"
@@ -139,6 +152,7 @@ class Resume(ShowArguments, Callback):
         model, scaler = get_model(self.learn.model), self._scaler()
         return dict(
             what=self._identity(),
+            settings=self._settings,
             done=self.learn.epoch + 1,
             seconds=self.seconds + time.time() - self._began,
             train_iter=self.learn.train_iter,
@@ -175,9 +189,12 @@ class Resume(ShowArguments, Callback):
             raise Damaged(f'{file} is not a checkpoint of Resume ({reason})') from None
 
     def _check(self, saved):
-        other = [k for k, v in self._identity().items() if saved['what'][k] != v]
+        other = [f'other {k}' for k, v in self._identity().items() if saved['what'][k] != v]
+        # earlier versions have not saved settings
+        if not other and 'settings' in saved: other = differences(saved['settings'], _plain(self._settings))
+        if len(other) > 4: other = [*other[:3], f'{len(other) - 3} other settings']
         if other:
-            raise InputError(f'Resume: {self.folder} holds a fit with other {" and ".join(other)}; use another folder, '
+            raise InputError(f'Resume: {self.folder} holds a fit with {" and ".join(other)}; use another folder, '
                              'or remove this one to start again')
 
     def _load(self, saved):

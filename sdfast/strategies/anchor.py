@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
+from ..models.averages import as_real
 from .base import Penalty
 from .importance import Importance
 from .mixins import Anchored
@@ -68,9 +69,9 @@ class WeightPenalty(Penalty):
         weights = self.weights()
         if not weights: return torch.zeros((), device=next(self.loop.model.parameters()).device)
         assert self.anchors is not None  # set in `begin`
-        anchors = [self.anchors[n] for n in weights]
+        anchors = [as_real(self.anchors[n]) for n in weights]
         scale = None if self.scale is None else [self.scale[n] for n in weights]
-        return _Distance.apply(anchors, scale, *weights.values())
+        return _Distance.apply(anchors, scale, *map(as_real, weights.values()))
 
     @property
     def needs_steps(self)->bool: return self.direct
@@ -163,7 +164,7 @@ class L2SP(Anchored, WeightPenalty):
         if not self.head: return loss
         ours = {id(p) for p in self.module().parameters()}
         rest = [p for p in self.loop.model.parameters() if id(p) not in ours and p.requires_grad and p.ndim > 1]
-        return loss + self.head/2*sum(p.float().pow(2).sum() for p in rest)
+        return loss + self.head/2*sum(as_real(p).float().pow(2).sum() for p in rest)
 
     def pull_back(self, p:torch.Tensor, anchor:torch.Tensor, strength:float, lr:float, mom:float)->None:
         p.sub_((p - anchor)*(lr*strength))
@@ -200,6 +201,8 @@ class Weighted(WeightPenalty):
             raise ValueError(f'{who} lacks its importance: an exported learner does not carry it; '
                              f'pass a new {who}(lam, importance)')
         params = dict(self.module().named_parameters())
+        if any(p.is_complex() for p in params.values()):
+            raise InputError(f'{who} knows no importance of complex weights: take L2SP or a teacher instead')
         if params.keys() != self.scale.keys() or any(p.shape != self.scale[n].shape for n, p in params.items()):
             raise ValueError('the importance is of another encoder: its parameter names or shapes differ')
         if not self.weights():

@@ -8,7 +8,8 @@ from fastai.torch_core import get_model
 from torch import nn
 
 from ..errors import InputError
-from ..models.surgery import find_encoder, reestimate_bn
+from ..models.statistics import reestimate_bn
+from ..models.surgery import find_encoder
 from ..models.weights import anchor_state, check_alpha, weights_before, wise_ft
 from ..runtime.resume import Resumable
 from .base import Recipe

@@ -20,7 +20,7 @@ from ..runtime.arguments import ShowArguments
 from ..runtime.resume import Resumable
 from .columns import Columns
 from .driver import Driver
-from .hooks import Recorder
+from .hooks import Recorder, Versions, check_graph
 from .targets import check_kind, check_same, loss_family
 
 __all__ = ['Penalty', 'FeaturePenalty', 'Recipe']
@@ -45,9 +45,10 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
     pull: torch.Tensor|None = None  # `lam*term` of the current batch, with its graph, until the batch ends
     kinds: tuple[str, ...] = ()  # kinds of targets, see `targets`, that a term of outputs or targets is defined for
     _kind: str|None = None  # that of this epoch's targets
+    _versions: Versions|None = None  # of the inputs of the current batch, for `unchanged_inputs`
     _sum: torch.Tensor|None = None  # sum of this epoch's terms
     _count = 0  # their number
-    _stateattrs: tuple[str, ...] = Driver._stateattrs + ('_sum', '_kind', '_columns', 'pull')  # not exported
+    _stateattrs: tuple[str, ...] = Driver._stateattrs + ('_sum', '_kind', '_versions', '_columns', 'pull')
     _argument_attrs = dict(encoder='protected')
 
     def __init__(self,
@@ -83,6 +84,15 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
             loop.end_batch()
             self.after_batch()
 
+    def see_inputs(self)->None:
+        "For `before_batch` of strategies that call `unchanged_inputs`"
+        self._versions = Versions(self.loop.inputs)
+
+    def unchanged_inputs(self)->tuple[tuple, dict]:
+        "What the model was called with in this batch; raises `InputError` if the model has changed it in place"
+        if self._versions is not None: self._versions.check_inputs(type(self).__name__, 'the model')
+        return self.loop.args, self.loop.kwargs
+
     def add_to(self, loss:torch.Tensor)->torch.Tensor:
         "The loss to back-propagate: `loss` and `lam*term` of the current batch"
         term = self.term()
@@ -92,7 +102,7 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
 
     def attached(self)->None: self._sum, self._count = None, 0
     def detached(self)->None: self.leave()
-    def columns(self)->dict[str, Callable]: return {self.name: self.mean_term}
+    def columns(self)->dict[str, Callable]: return {f'{self.name}{self.mark()}': self.mean_term}
 
     def mean_term(self)->float:
         "Mean of the term, without the factor `lam`, over the last training epoch; nan before the first"
@@ -150,8 +160,7 @@ class FeaturePenalty(Penalty):
         encoder = self.module()
         wanted = None if self._loop is None else self._loop.recording
         self._recorders = {n:Recorder(wanted) for n in ['', *self.layer_names()]}
-        self._handles = [encoder.get_submodule(n).register_forward_hook(recorder, with_kwargs=True)
-                         for n, recorder in self._recorders.items()]
+        self._handles = [h for n, recorder in self._recorders.items() for h in recorder.hook(encoder.get_submodule(n))]
 
     def before_batch(self): self._clear()
 
@@ -160,7 +169,7 @@ class FeaturePenalty(Penalty):
         self._clear()  # otherwise the last graph stays in memory
 
     def _clear(self):
-        for recorder in self._recorders.values(): recorder.calls.clear()
+        for recorder in self._recorders.values(): recorder.clear()
 
     def calls(self, layer:str='')->list:
         "`[(args, kwargs, out)]` of the encoder, or of one of its layers, in this batch"
@@ -175,7 +184,20 @@ class FeaturePenalty(Penalty):
                 what, option = ('a layer', 'layers') if layer else ('an encoder', 'encoder')
                 raise TypeError(f'{type(self).__name__} needs {what} that returns a tensor, this one returned '
                                 f'{type(out).__name__}; pass {option}=... to name another module')
+        for call in calls: self._check_call(call, layer)
         return calls
+
+    def _check_call(self, call, layer):
+        who = type(self).__name__
+        check_graph(call, self.module(), layer, who)
+        if not layer and call.output.changed():
+            raise InputError(f"{who}: the model changes the encoder's output in place: use operations after it "
+                             'that are not in place, such as ReLU(inplace=False)')
+
+    def check_inputs(self)->None:
+        "Raise `InputError` if the encoder has changed its inputs in place, so that another net cannot have the same"
+        assert self._recorders is not None  # set in `before_train`
+        for call in self._recorders[''].calls: call.inputs.check_inputs(type(self).__name__, 'the encoder')
 
     def after_train(self): self._unhook()
 

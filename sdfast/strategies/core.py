@@ -24,7 +24,10 @@ from fastai.torch_core import get_model
 from torch import nn
 
 from ..errors import InputError
-from ..models.surgery import find_encoder
+from ..models.copies import Hook
+from ..models.statistics import watch_buffers
+from ..models.surgery import Met, find_encoder
+from ..runtime.identity import number
 from .hooks import is_paused
 from .targets import PROBLEM_TYPES
 
@@ -52,13 +55,7 @@ class Loop:
     targets: Any # What the loss compares the outputs with, a tensor; `None` if not given
     criterion: Callable|None # The task's loss; `None` if not known
     loss_of_logits: bool = True # Whether it takes logits, or what the model returns
-
-
-class _Hook:
-    "A hook that calls `f`; copies and pickles of it do nothing"
-    def __init__(self, f:Callable|None=None): self.f = f
-    def __call__(self, *args:Any)->None: self.f and self.f(*args)
-    def __reduce__(self): return _Hook, ()
+    inputs: Any = () # In `before_batch`: what the model is going to be called with
 
 
 # model -> strategies attached to it
@@ -88,9 +85,9 @@ class PlainLoop(Loop):
         self._mode: bool|None = None  # whether the model was in train mode then
         self._live: bool|None = None  # whether the call in progress is one of training
         root = get_model(model)
-        self._handles = [root.register_forward_pre_hook(_Hook(self._before_forward)),
-                         root.register_forward_hook(_Hook(self._after_forward), with_kwargs=True)]
-        if optimizer is not None: self._handles.append(optimizer.register_step_pre_hook(_Hook(self._before_step)))
+        self._handles = [root.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True),
+                         root.register_forward_hook(Hook(self._after_forward), with_kwargs=True)]
+        if optimizer is not None: self._handles.append(optimizer.register_step_pre_hook(Hook(self._before_step)))
         _attached.setdefault(root, []).append(strategy)
 
     @property
@@ -103,8 +100,8 @@ class PlainLoop(Loop):
         if not self.started or is_paused(get_model(self.model)): return False
         return torch.is_grad_enabled() if self._live is None else self._live
 
-    def _before_forward(self, module, args):
-        self._live = torch.is_grad_enabled()
+    def _before_forward(self, module, args, kwargs):
+        self._live, self.inputs = torch.is_grad_enabled(), (args, kwargs)
         # an evaluation without `torch.no_grad` is not part of the batch
         if self.recording() and (self.read or self._mode != module.training): self.start_batch(module.training)
 
@@ -119,7 +116,7 @@ class PlainLoop(Loop):
 
     def end_batch(self)->None:
         "Called after `loss` has read the batch: the graphs of its outputs may be freed"
-        self.read, self._targets, self._calls = True, None, []
+        self.read, self._targets, self._calls, self.inputs = True, None, [], ()
 
     def _before_step(self, optimizer, args, kwargs): self.strategy.before_step()
 
@@ -166,12 +163,13 @@ class BaseStrategy:
     `before_batch`, `before_step` and `after_step`. It reads the state of training from `self.loop`."""
     learn: Any = None  # the `Learner`, for a callback in one
     protected: str|Callable|None = None  # which part of the model to act on, see `find_encoder`
+    needs_encoder = True  # `False` if the strategy acts on the whole model, which then need not have an encoder
     needs_optimizer = False  # whether `attach` needs it
     needs_steps: bool = False  # whether `after_step` has an effect
     _loop: PlainLoop|None = None  # the loop that the strategy is attached to
-    _of: Any = None  # weak reference to the module that the strategy's state is about
+    _met: Met|None = None  # the model that the strategy's state is about
     _steps = 0  # calls of `after_step` in this epoch
-    _stateattrs: tuple[str, ...] = ('_loop', '_of')  # not exported
+    _stateattrs: tuple[str, ...] = ('_loop', '_met')  # not exported
 
     @property
     def loop(self)->Loop:
@@ -181,7 +179,10 @@ class BaseStrategy:
 
     def module(self)->nn.Module:
         "The encoder that is being trained, without DDP around it"
-        return find_encoder(self.loop.model, self.protected)
+        try: return find_encoder(self.loop.model, self.protected)
+        except InputError:
+            if self.needs_encoder or self.protected is not None: raise
+            return get_model(self.loop.model)
 
     def n_epochs(self)->int:
         "Number of epochs of this fit"
@@ -192,11 +193,22 @@ class BaseStrategy:
 
     def meet(self)->None:
         "Forget what was taken from another model: anchors, averages and heads belong to one model"
-        module = self.module()
-        if self._of is not None and self._of() is not module: self.forget()
-        self._of = weakref.ref(module)
+        met, before = Met(self.module(), self.loop.model), self._met
+        if before is not None and not before.is_encoder_of(met): self.forget()
+        elif before is not None and not before.is_head_of(met): self.forget_head()
+        self._met = met
+        watch_buffers(get_model(self.loop.model))
 
-    def forget(self)->None: "Drop the state that belongs to another model"
+    def forget(self)->None:
+        "Drop the state that belongs to another model"
+        self.forget_head()
+
+    def forget_head(self)->None: "Drop the state that belongs to another head of the same encoder"
+
+    def mark(self)->str:
+        "What its name and columns end with: '_2' for the second strategy of this name that acts on the model"
+        strategies = self.loop.strategies if self._loop is not None or self.learn is not None else ()
+        return number(self, strategies)
 
     # ---- moments of training
 
@@ -230,7 +242,6 @@ class BaseStrategy:
         if self.needs_optimizer and optimizer is None:
             raise InputError(f'{who} acts on the optimizer: call attach(model, optimizer)')
         if encoder is not None: self.protected = encoder
-        find_encoder(model, self.protected)
         self._loop = PlainLoop(self, model, optimizer, epochs, batches, scaler, criterion)
         try:
             self.meet()

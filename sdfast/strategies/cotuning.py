@@ -181,9 +181,9 @@ class CoTuning(Auxiliary, FeaturePenalty):
         if len(parts) == 1: return self.relation.index_select(0, parts[0][1])
         return sum(share*self.relation.index_select(0, y) for share, y in parts)
 
-    def forget(self)->None:
+    def forget_head(self)->None:
         if not self._given: self.relation = None
-        super().forget()
+        super().forget_head()
 
     def leave(self)->None:
         if self._before is not None:

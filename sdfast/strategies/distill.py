@@ -5,12 +5,14 @@ The paper's method is `SelfDistill`: L = CE + lam*||f_t(x) - f'(x)||^2, with f' 
 normalises with the batch's statistics and leaves its batch-norm buffers unchanged."""
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..models.averages import as_real, averaged_tensors, is_averaged
+from ..models.statistics import as_student
 from ..models.surgery import frozen_copy
 from .base import FeaturePenalty
 from .mixins import Anchored
@@ -36,19 +38,6 @@ def feature_distance(
 def pooled(f:torch.Tensor)->torch.Tensor:
     "Average `(B, C, ...)` over all axes but the first two"
     return f.flatten(2).mean(-1) if f.ndim > 2 else f
-
-
-def batch_statistics(teacher:nn.Module)->nn.Module:
-    "Make batch norm in train mode use the batch's statistics and leave its buffers unchanged; returns `teacher`"
-    for m in teacher.modules():
-        if isinstance(m, _BatchNorm): m.track_running_stats = False
-    return teacher
-
-
-def follow_modes(teacher:nn.Module, student:nn.Module, teacher_bn:str)->None:
-    "Give the teacher's batch norm the modes of the student's, or eval mode for `teacher_bn='running'`"
-    for t, s in zip(teacher.modules(), student.modules()):
-        if isinstance(t, _BatchNorm): t.training = s.training and teacher_bn == 'batch'
 
 
 def check_teacher_bn(teacher_bn:str)->None:
@@ -100,7 +89,6 @@ class Teacher(FeaturePenalty):
         "Make a copy of the current encoder the teacher, with the weights of `state` if given"
         self.teacher, self.age = frozen_copy(self.module()), 0
         if state is not None: self.teacher.load_state_dict(state)
-        batch_statistics(self.teacher)
 
     def after_batch(self):
         super().after_batch()
@@ -115,7 +103,7 @@ class Teacher(FeaturePenalty):
         """`[(layer, student's output, teacher's output)]` for each call of the encoder; '' is the layer of its own
         output"""
         assert self.teacher is not None  # set in `begin`
-        follow_modes(self.teacher, self.module(), self.teacher_bn)
+        self.check_inputs()
         calls = self.calls()
         layers = [n for n in self._recorders if n]
         found = []
@@ -132,7 +120,8 @@ class Teacher(FeaturePenalty):
         hooks = [self.teacher.get_submodule(n).register_forward_hook(lambda m, a, out, n=n: outputs.update({n:out}))
                  for n in layers]
         try:
-            with torch.no_grad(), self.precision(): outputs[''] = self.teacher(*args, **kwargs)
+            with as_student(self.teacher, self.module(), self.teacher_bn), torch.no_grad(), self.precision():
+                outputs[''] = self.teacher(*args, **kwargs)
         finally:
             for h in hooks: h.remove()
         return outputs
@@ -195,6 +184,8 @@ class EMATeacher(FixedTeacher):
     Valpola 2017)"""
     needs_steps = True
     _skipped = False
+    _exact: dict[str, torch.Tensor]|None = None  # the average in float32 of tensors in half precision, by name
+    _stateattrs = FixedTeacher._stateattrs + ('_exact',)
 
     def __init__(self,
         lam:float, # Weight of the distance
@@ -217,8 +208,37 @@ class EMATeacher(FixedTeacher):
     def after_step(self):
         super().after_step()
         if self._skipped: return
-        teacher, student = self.teacher.state_dict(), self.module().state_dict()
-        floats = [k for k, v in teacher.items() if v.is_floating_point()]
-        torch._foreach_lerp_([teacher[k] for k in floats], [student[k] for k in floats], 1 - self.decay)
-        for k in teacher.keys() - floats: teacher[k].copy_(student[k])
+        assert self.teacher is not None  # set in `begin`
+        state, kept = self.module().state_dict(), self.teacher.state_dict()
+        means = averaged_tensors(kept)
+        student = {k:as_real(state[k]) for k in means}
+        half = [k for k, v in means.items() if v.itemsize == 2]
+        if half: self._average_half({k:means[k] for k in half}, student)
+        floats = [k for k in means if means[k].itemsize != 2]
+        if floats: torch._foreach_lerp_([means[k] for k in floats], [student[k] for k in floats], 1 - self.decay)
+        self._copy_others(kept, state)
         self.age = -1  # `after_batch` makes it 0 for the next batch
+
+    def _average_half(self, means, student):
+        "In float32: steps of a slow average are smaller than the rounding of half precision"
+        if self._exact is None: self._exact = {k:v.float() for k, v in means.items()}
+        exact = [self._exact[k] for k in means]
+        torch._foreach_lerp_(exact, [student[k].float() for k in means], 1 - self.decay)
+        torch._foreach_copy_(list(means.values()), exact)
+
+    def _copy_others(self, kept, state):
+        "Counters, and what modules define as their extra state, are the student's"
+        for k, v in kept.items():
+            if torch.is_tensor(v) and not is_averaged(v): v.copy_(state[k])
+            elif not torch.is_tensor(v):
+                self.teacher.get_submodule(k.rpartition('.')[0]).set_extra_state(deepcopy(state[k]))
+
+    def renew(self, state:dict|None=None)->None:
+        super().renew(state)
+        self._exact = None
+
+    def state_dict(self)->dict: return super().state_dict() | dict(exact=self._exact)
+
+    def load_state_dict(self, state:dict)->None:
+        super().load_state_dict(state)
+        self._exact = state.get('exact')

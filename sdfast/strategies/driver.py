@@ -50,6 +50,8 @@ class LearnerLoop(Loop):
     @property
     def args(self)->tuple: return self.learn.xb
     @property
+    def inputs(self)->Any: return self.learn.xb
+    @property
     def outputs(self)->Any: return self.learn.pred
     @property
     def targets(self)->Any:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..models.surgery import batch_norms
+from ..errors import InputError
+from ..models.statistics import statistics_layers, watch_buffers
 from .base import Recipe
 from .optimizers import unwrap_optimizer
 
@@ -23,7 +24,17 @@ def _lora_model():
     return LoraConfig, LoraModel
 
 
+def _is_computed(layer):
+    "Whether the weight is computed in each pass from others: by weight norm, spectral norm, pruning, `parametrize`"
+    return layer._parameters.get('weight') is None
+
+
+def _is_frozen(layer): return not _is_computed(layer) and not layer.weight.requires_grad
+
+
 def _adaptable(m):
+    # adapters are merged by adding to the weight, which the next pass would compute anew
+    if _is_computed(m): return False
     # attention reads this layer's weight directly, without the adapter
     if isinstance(m, NonDynamicallyQuantizableLinear): return False
     if isinstance(m, nn.Linear): return True
@@ -40,9 +51,12 @@ class LoRA(Recipe):
     """Train only the head and low-rank adapters of the encoder, `W + alpha/r B A` (Hu et al., ICLR 2022), made by PEFT.
 
     The encoder's weights and its batch norm, statistics included, are frozen; when the fit ends the adapters are merged
-    into the weights. The optimizer has each adapter in the parameter group of its layer. Raises `ImportError` without
-    PEFT."""
+    into the weights. The optimizer has each adapter in the parameter group of its layer. Layers that are frozen before
+    the fit get no adapters. Raises `ImportError` without PEFT, `InputError` for layers whose weight is computed from
+    others, as by weight norm."""
     name, needs_optimizer = 'lora', True
+    _watch: watch_buffers|None = None  # finds layers with statistics of the user's own classes
+    _stateattrs = Recipe._stateattrs + ('_watch',)
     _tuner = None  # PEFT's model around the encoder, while there are adapters
     _joined = ()  # the adapters' weights in the optimizer
     _unchecked = False  # whether the check that all adapters get gradients is still to come
@@ -69,15 +83,26 @@ class LoRA(Recipe):
     def layers(self)->list[str]:
         "Names of the layers to adapt"
         found = {n:m for n, m in self.module().named_modules() if n and isinstance(m, LAYERS)}
-        if self.targets is None: chosen = [n for n, m in found.items() if _adaptable(m)]
+        computed = [n for n, m in found.items() if _is_computed(m) and self._wanted(n)]
+        if computed:
+            raise InputError(f'LoRA cannot adapt {", ".join(computed)}: their weights are computed by weight norm, '
+                             'spectral norm, pruning or parametrize, and would lose what the adapters learnt. Remove '
+                             'that (remove_weight_norm, prune.remove, remove_parametrizations), or pass targets=[...] '
+                             'without these layers')
+        if self.targets is None: chosen = [n for n, m in found.items() if _adaptable(m) and not _is_frozen(m)]
         else: chosen = self._targeted(found)
         if not chosen:
+            if any(_adaptable(m) for m in found.values()):
+                raise InputError('LoRA: all layers of the encoder are frozen, so no adapter may train: unfreeze some '
+                                 'before the fit (learn.unfreeze()), or train with LinearProbe() instead')
             raise ValueError(f'LoRA: {type(self.module()).__name__} has no Conv3d, Conv2d or Linear inside that can be '
                              'adapted; pass another encoder=...')
         return chosen
 
+    def _wanted(self, name): return self.targets is None or any(_matches(name, t) for t in self.targets)
+
     def _targeted(self, found):
-        chosen = [n for n in found if any(_matches(n, t) for t in self.targets)]
+        chosen = [n for n in found if self._wanted(n)]
         missing = [t for t in self.targets if not any(_matches(n, t) for n in found)]
         if missing:
             raise ValueError(f'LoRA: the encoder has no Conv3d, Conv2d or Linear {", ".join(map(repr, missing))}; '
@@ -87,6 +112,10 @@ class LoRA(Recipe):
             raise ValueError(f'LoRA cannot adapt {", ".join(wrong)}: layers must not have groups, dilation or '
                              'padding other than zeros, nor be the projection of nn.MultiheadAttention; '
                              'leave them out of targets')
+        frozen = [n for n in chosen if _is_frozen(found[n])]
+        if frozen:
+            raise InputError(f'LoRA: {", ".join(frozen)} of targets are frozen, so their adapters may not train: '
+                             'unfreeze them before the fit, or leave them out of targets')
         return chosen
 
     def begin(self)->None:
@@ -94,6 +123,7 @@ class LoRA(Recipe):
         names, encoder = self.layers(), self.module()
         device = next(encoder.parameters()).device
         self.freeze(encoder.parameters())
+        self._watch = watch_buffers(encoder, freeze=True)
         pattern = '|'.join(n.replace('.', r'\.') for n in names)
         config = LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=pattern)
         # in a copy of the random state, so that data and dropout equal those of other strategies with this seed
@@ -135,7 +165,7 @@ class LoRA(Recipe):
         self._joined = ()
 
     def before_train(self):
-        for m in batch_norms(self.module()): m.eval()
+        for m in statistics_layers(self.module()): m.training = False
 
     def before_batch(self): self.before_train()
 
@@ -158,6 +188,8 @@ class LoRA(Recipe):
             for layer, change in zip(layers, self.changes().values()): layer.weight.add_(change)
         self._tuner.unload()
         self._tuner = None
+        if self._watch is not None: self._watch.remove()
+        self._watch = None
         if self._joined and self.loop.opt is not None: self._leave()
         self.thaw()
 

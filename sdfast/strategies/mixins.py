@@ -130,9 +130,9 @@ class Auxiliary(_Penalty):
         self._aux_opt = torch.optim.SGD(self.aux.parameters(), lr=1., momentum=.9)
         self._restore()
 
-    def forget(self)->None:
+    def forget_head(self)->None:
         self.aux = self._aux_opt = self._saved = None
-        super().forget()
+        super().forget_head()
 
     def before_step(self): self._skipped = False
     def after_cancel_step(self): self._skipped = True

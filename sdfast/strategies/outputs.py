@@ -9,10 +9,11 @@ from fastai.torch_core import get_model
 from torch import nn
 
 from ..errors import InputError
+from ..models.statistics import as_student
 from ..models.surgery import frozen_copy
 from .base import FeaturePenalty, Penalty
 from .core import Loop
-from .distill import FixedTeacher, batch_statistics, check_teacher_bn, follow_modes, pooled
+from .distill import FixedTeacher, check_teacher_bn, pooled
 from .mixins import Auxiliary
 from .targets import INDEPENDENT, check_mean, logits_of, loss_family, task_loss, two_classes
 
@@ -121,7 +122,7 @@ class PSKD(Penalty):
     CE(p)`. In a training loop of your own, give it to `attach(criterion=...)` unless it is plain cross-entropy.
 
     Targets are class numbers or class probabilities."""
-    name = 'pskd'
+    name, needs_encoder = 'pskd', False
     kinds = ('classes', 'soft')
     teacher: nn.Module|None = None
     age = 0
@@ -139,7 +140,9 @@ class PSKD(Penalty):
     def begin(self)->None:
         self.n_epochs()  # fail before the first batch
         self.teacher, self.age = None, 0
-        if self.loop.epoch: self.teacher = batch_statistics(frozen_copy(get_model(self.loop.model)))
+        if self.loop.epoch: self.teacher = frozen_copy(get_model(self.loop.model))
+
+    def before_batch(self): self.see_inputs()
 
     def after_batch(self):
         super().after_batch()
@@ -155,8 +158,9 @@ class PSKD(Penalty):
 
     def _taught(self, pred):
         "The teacher's class probabilities"
-        follow_modes(self.teacher, get_model(self.loop.model), self.teacher_bn)
-        with torch.no_grad(): p = logits_of(self.teacher(*self.loop.args, **self.loop.kwargs)).float().softmax(1)
+        args, kwargs = self.unchanged_inputs()
+        with as_student(self.teacher, get_model(self.loop.model), self.teacher_bn), torch.no_grad():
+            p = logits_of(self.teacher(*args, **kwargs)).float().softmax(1)
         if p.shape == pred.shape: return p
         raise InputError(f'PSKD: the model returns {pred.shape[1]} classes, its copy of the last epoch {p.shape[1]}: '
                          'start a new fit after changing the head')

@@ -46,6 +46,8 @@ class PathIntegral(ShowArguments, Resumable, Driver):
         if any(isinstance(cb, Penalty) and cb.lam for cb in self.loop.strategies):
             raise InputError('PathIntegral needs the gradient of the task alone: train the source without penalties')
         if self.integral is not None: return
+        if any(p.is_complex() for p in self._weights().values()):
+            raise InputError('PathIntegral knows no importance of complex weights: take a teacher instead of SI')
         self.start = {n:p.detach().clone() for n, p in self._weights().items()}
         self.integral = {n:torch.zeros_like(p, dtype=torch.float32) for n, p in self._weights().items()}
 

@@ -32,7 +32,7 @@ class R3F(Penalty):
     buffers and is not recorded by other penalties. Its noise (seeded by seed and epoch) and its dropout do not change
     the random state. For independent logits (multi-label, or one logit), the divergence is the binary one, summed over
     the logits."""
-    name = 'r3f'
+    name, needs_encoder = 'r3f', False
     kinds = ('classes', 'soft', 'multi-label', 'binary')
     _again: SecondPass|None = None
     _noise: torch.Generator|None = None
@@ -55,6 +55,8 @@ class R3F(Penalty):
         self._again = SecondPass(get_model(self.loop.model))
         self._noise = torch.Generator(device).manual_seed((torch.initial_seed() + self.loop.epoch) % 2**63)
 
+    def before_batch(self): self.see_inputs()
+
     def noisy(self, x:torch.Tensor)->torch.Tensor:
         "`x` with noise; integers, such as token numbers, are unchanged"
         if not x.is_floating_point(): return x
@@ -64,8 +66,9 @@ class R3F(Penalty):
         return x + self.eps*(2*torch.rand(shape, **kw) - 1)
 
     def _noised(self, model):
-        args = [self.noisy(x) for x in self.loop.args]
-        kwargs = {k:self.noisy(v) if torch.is_tensor(v) else v for k, v in self.loop.kwargs.items()}
+        args, kwargs = self.unchanged_inputs()
+        args = [self.noisy(x) for x in args]
+        kwargs = {k:self.noisy(v) if torch.is_tensor(v) else v for k, v in kwargs.items()}
         return model(*args, **kwargs)
 
     def term(self)->torch.Tensor:

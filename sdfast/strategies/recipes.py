@@ -7,14 +7,19 @@ from collections.abc import Callable
 
 from torch.nn.parallel import DistributedDataParallel
 
-from ..models.surgery import batch_norms
+from ..models.statistics import statistics_layers, watch_buffers
 from .base import Recipe
 
 __all__ = ['FrozenBN', 'LinearProbe', 'LPFT']
 
 
 class FrozenBN(Recipe):
-    "The encoder's batch norm normalises with its statistics from before training, which do not change"
+    """The encoder's batch norm normalises with its statistics from before training, which do not change.
+
+    The same holds for all layers that keep statistics, such as instance norm and EvoNorm."""
+    _watch: watch_buffers|None = None  # finds layers of the user's own classes
+    _stateattrs = Recipe._stateattrs + ('_watch',)
+
     def __init__(self,
         affine:bool=False, # Freeze its weight and bias too
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
@@ -23,10 +28,17 @@ class FrozenBN(Recipe):
         self.affine = affine
 
     def begin(self)->None:
-        if self.affine: self.freeze(p for m in batch_norms(self.module()) for p in m.parameters())
+        self._watch = watch_buffers(self.module(), freeze=True)
+        norms = statistics_layers(self.module())
+        if self.affine: self.freeze(p for m in norms for p in m.parameters(recurse=False))
+
+    def undo(self)->None:
+        if self._watch is not None: self._watch.remove()
+        self._watch = None
+        super().undo()
 
     def before_train(self):
-        for m in batch_norms(self.module()): m.eval()
+        for m in statistics_layers(self.module()): m.training = False
 
     def before_batch(self): self.before_train()  # a callback may have changed modes in the middle of an epoch
 

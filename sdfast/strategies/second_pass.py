@@ -1,15 +1,14 @@
 "A second forward pass in a training batch, of which nothing but gradients remains."
 import sys
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 import torch
 from fastai.torch_core import get_model
 from torch import nn
 
-from ..errors import InputError
-from ..models.surgery import keep_buffers
+from ..models.copies import copy_all
+from ..models.statistics import keep_buffers
 from .hooks import unrecorded
 
 __all__ = ['SecondPass']
@@ -28,10 +27,7 @@ def twin(module:nn.Module)->nn.Module:
     "A copy with the same parameters and hooks but buffers of its own"
     same = list(module.parameters())
     for m in module.modules(): same += [v for k, v in vars(m).items() if k.endswith('_hooks')]
-    try: return deepcopy(module, {id(o):o for o in same})
-    except Exception as e:
-        raise InputError(f'gradient checkpointing of a model with batch norm needs a copy of it, which fails ({e}): '
-                         'switch checkpointing off') from None
+    return copy_all(module, {id(o):o for o in same})
 
 
 class SecondPass:

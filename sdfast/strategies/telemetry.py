@@ -1,13 +1,16 @@
 "Measurements of penalties during training: size and direction of their gradients, and how far the encoder has moved."
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..errors import InputError
+from ..models.averages import as_real
 from ..models.surgery import find_encoder
 from ..runtime.arguments import ShowArguments
+from ..runtime.identity import numbered
 from ..runtime.resume import Resumable
 from .base import Penalty
 from .columns import Columns
@@ -45,11 +48,13 @@ class Telemetry(ShowArguments, Anchored, Resumable, Columns, Driver):
         if every < 1: raise ValueError(f'every must be at least 1, not {every}')
         self.every, self.protected, self.anchor = every, encoder, anchor
 
-    def _penalties(self): return [cb for cb in self.learn.cbs if isinstance(cb, Penalty)]
+    def _penalties(self):
+        "Penalties by name, in the order of the learner's callbacks"
+        return {n:cb for n, cb in numbered(self.learn.cbs).items() if isinstance(cb, Penalty)}
 
     def module(self)->nn.Module:
         "The encoder that is being trained, without DDP around it"
-        penalties = self._penalties()
+        penalties = list(self._penalties().values())
         if penalties and self.protected is None: return penalties[0].module()
         return find_encoder(self.learn.model, self.protected)
 
@@ -58,11 +63,12 @@ class Telemetry(ShowArguments, Anchored, Resumable, Columns, Driver):
         self.meet()
         self._sums = {}
         columns = {}
-        for p in self._penalties():
+        for penalty, p in self._penalties().items():
             for what in ('ratio', 'cos', 'age'):
-                name = f'{p.name}_{what}'
-                if what != 'age' or hasattr(p, 'age'): columns[name] = lambda name=name: self._value(name)
-        self.show(columns | dict(moved=self._moved))
+                name = f'{penalty}_{what}'
+                if what != 'age' or hasattr(p, 'age'): columns[name] = partial(self._value, name)
+        columns['moved'] = self._moved
+        self.show({f'{name}{self.mark()}':f for name, f in columns.items()})
 
     def _value(self, name):
         top, bottom = self._sums.get(name, (0., 0.))
@@ -105,27 +111,28 @@ class Telemetry(ShowArguments, Anchored, Resumable, Columns, Driver):
     def _moved(self):
         if self._start is None: return float('nan')
         now = self.weights()
-        far = sum((now[n] - w).double().square().sum() for n, w in self._start.items())
-        size = sum(w.double().square().sum() for w in self._start.values())
+        far = sum(as_real(now[n] - w).double().square().sum() for n, w in self._start.items())
+        size = sum(as_real(w).double().square().sum() for w in self._start.values())
         return (far.sqrt()/size.sqrt()).item()
 
     def after_loss(self):
         # count batches over all epochs: otherwise every short epoch would have a sample
         batch = self.epoch*self.n_iter + self.iter
         sample = batch % self.every == min(1, self.every - 1)  # not the first batch, where many are 0
-        for p in self._penalties():
-            if hasattr(p, 'age'): self._add(f'{p.name}_age', p.age)
+        for name, p in self._penalties().items():
+            if hasattr(p, 'age'): self._add(f'{name}_age', p.age)
             if p.pull is None: continue
-            self._add(f'{p.name}_ratio', p.pull.detach(), self.learn.loss.detach())
-            if sample and p.pull.requires_grad and p.lam: self._cosine(p)
+            self._add(f'{name}_ratio', p.pull.detach(), self.learn.loss.detach())
+            if sample and p.pull.requires_grad and p.lam: self._cosine(name, p)
 
-    def _cosine(self, p):
+    def _cosine(self, name, p):
         weights = [w for w in p.module().parameters() if w.requires_grad]
         if not weights: return
         def gradient(t): return torch.autograd.grad(t, weights, retain_graph=True, allow_unused=True)
         def dot(a, b):
-            return sum((u.double()*v.double()).sum() for u, v in zip(a, b) if u is not None and v is not None)
+            pairs = [(as_real(u), as_real(v)) for u, v in zip(a, b) if u is not None and v is not None]
+            return sum((u.double()*v.double()).sum() for u, v in pairs)
 
         task, pull = gradient(self.learn.loss), gradient(p.pull)
         size = (dot(task, task)*dot(pull, pull))**.5
-        if size > 0: self._add(f'{p.name}_cos', dot(task, pull)/size)
+        if size > 0: self._add(f'{name}_cos', dot(task, pull)/size)

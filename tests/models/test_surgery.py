@@ -1,12 +1,13 @@
-"Finding the encoder and its blocks; statistics of batch norm."
+"Finding the encoder and its blocks."
+import warnings
+
 import pytest
-import torch
-from helpers import data, model, same, state
+from helpers import model
 from strategy_helpers import Other, Wrapped
 from torch import nn
 
 from sdfast.errors import InputError
-from sdfast.models.surgery import block_names, find_encoder, reestimate_bn
+from sdfast.models.surgery import block_names, find_encoder
 
 
 def test_the_encoder_is_found_or_the_children_are_listed():
@@ -23,33 +24,56 @@ def test_the_encoder_is_found_or_the_children_are_listed():
 def test_model_of_the_tests_still_has_one_feature(): assert block_names(model()[0]) == ['conv', 'bn', 'out']
 
 
-def test_reestimate_bn_is_the_mean_over_batches():
-    net = model(dropout=.5)
-    net[0].bn.momentum = .3
-    net.train()
-    net[0].bn.num_batches_tracked.fill_(9)  # it has been trained
-    net[0].bn.running_mean.fill_(5.)
-    net[0].drop.eval()
-    batches = list(data(n=20, bs=6).valid)  # the last one is smaller, and counts as much
-    modes, weights, rng = [m.training for m in net.modules()], state(net), torch.get_rng_state()
-    assert reestimate_bn(net, batches) is net
-    with torch.no_grad(): maps = [net[0].conv(x).transpose(0, 1).flatten(1) for x, _ in batches]
-    torch.testing.assert_close(net[0].bn.running_mean, torch.stack([m.mean(1) for m in maps]).mean(0))
-    torch.testing.assert_close(net[0].bn.running_var, torch.stack([m.var(1) for m in maps]).mean(0))
-    assert [m.training for m in net.modules()] == modes
-    assert net[0].bn.momentum == .3
-    assert torch.equal(rng, torch.get_rng_state())
-    assert all(torch.equal(v, weights[k]) for k, v in state(net).items() if 'running' not in k and 'num' not in k)
-    # errors put back what was there; nothing to do without batch norm
-    before = state(net)
-    def broken():
-        yield batches[0]
-        raise OSError
-    with pytest.raises(OSError): reestimate_bn(net, broken())
-    with pytest.raises(InputError, match='no batches'): reestimate_bn(net, [])
-    assert same(before, state(net)) and [m.training for m in net.modules()] == modes and net[0].bn.momentum == .3
-    reestimate_bn(nn.Linear(2, 2), None)
-    inside = nn.Sequential(net[0], nn.BatchNorm1d(6))
-    outer = state(inside[1])
-    reestimate_bn(inside, batches, inside[0])
-    assert same(outer, state(inside[1]))
+class Normalize(nn.Module):
+    def forward(self, x): return x - .5
+
+
+class Parts(nn.Module):
+    "Most weights are in `body`"
+    def __init__(self):
+        super().__init__()
+        self.pre, self.body = Normalize(), nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 8))
+        self.norm, self.pool, self.head = nn.LayerNorm(8), nn.Identity(), nn.Linear(8, 3)
+
+
+def warnings_of(*args):
+    "The texts of the warnings of `find_encoder`"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        find_encoder(*args)
+    return [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize('net,encoder,found', [
+    (nn.Sequential(Normalize(), nn.Linear(4, 2)), None, 'Normalize'),
+    (Parts(), 'pool', "Identity .'pool'."),
+    (Parts(), lambda m: m.pre, 'Normalize')])
+def test_a_part_without_weights_is_refused(net, encoder, found):
+    with pytest.raises(InputError, match=f'{found}, has no weights.*children'): find_encoder(net, encoder)
+
+
+@pytest.mark.parametrize('encoder', [lambda m: 3, lambda m: None, lambda m: nn.Linear(2, 2)])
+def test_what_is_no_part_of_the_model_is_refused(encoder):
+    with pytest.raises(InputError, match='part of Parts'): find_encoder(Parts(), encoder)
+
+
+def test_weights_before_the_encoder_that_nobody_protects_are_named_once():
+    net = Parts()
+    text, = warnings_of(net, 'norm')
+    assert "only LayerNorm ('norm') is protected" in text and 'body.0, body.2' in text
+    assert not warnings_of(net, 'norm') and not warnings_of(net, 'body') and not warnings_of(model())
+    frozen = Parts()
+    frozen.body.requires_grad_(False)  # frozen weights forget nothing
+    assert not warnings_of(frozen, 'norm')
+
+
+def test_a_first_part_with_hardly_any_weights_is_doubted():
+    net = nn.Sequential(nn.BatchNorm1d(1), nn.Sequential(nn.Linear(8, 99), nn.Linear(99, 8)))
+    text, = warnings_of(net)
+    assert 'BatchNorm1d, has 2 of 1,' in text and '1 (Sequential)' in text
+    assert not warnings_of(nn.Sequential(nn.BatchNorm1d(1), nn.Linear(8, 99)), '0')  # asked for by name
+
+
+def test_weights_that_are_not_made_yet_are_no_obstacle():
+    net = nn.Sequential(nn.LazyLinear(4), nn.LazyLinear(2))
+    assert find_encoder(net) is net[0]

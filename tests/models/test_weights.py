@@ -13,8 +13,9 @@ from strategy_helpers import assert_close_states
 from torch import nn
 
 from sdfast.errors import InputError
+from sdfast.models.averages import averaged_tensors
 from sdfast.models.encoders import c3d, create_encoder, create_model, r2plus1d
-from sdfast.models.weights import load_encoder, save_weights, wise_ft
+from sdfast.models.weights import anchor_state, load_encoder, save_weights, state_hash, wise_ft
 
 
 def test_wise_ft_is_the_line_between_two_states_and_pure():
@@ -248,3 +249,36 @@ def test_a_hostile_pickle_does_not_run(tmp_path, legacy):
 def test_averaging_without_an_anchor_or_beyond_its_ends_is_refused():
     with pytest.raises(ValueError, match='pass a state dict'): wise_ft(model()[0], None, .5)
     with pytest.raises(ValueError, match='between 0'): wise_ft(model()[0], {}, 2)
+
+
+class Odd(nn.Module):
+    "A tied weight, a complex one, and a state that is no tensor"
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+        self.filter, self.extra = nn.Parameter(torch.randn(3, dtype=torch.complex64)), dict(scale=1)
+        self.register_buffer('count', torch.tensor(0))
+
+    def get_extra_state(self): return self.extra
+    def set_extra_state(self, extra): self.extra = extra
+
+
+def test_a_state_dict_is_no_list_of_weights(tmp_path):
+    net, other = Odd(), Odd()
+    other.extra, other.count = dict(scale=2), torch.tensor(7)
+    assert list(averaged_tensors(net.state_dict())) == ['filter', 'a.weight', 'a.bias', 'b.bias']
+    averaged_tensors(net.state_dict())['filter'].zero_()
+    assert not net.filter.any()  # it shares memory
+    mid = wise_ft(other, net, .25)
+    torch.testing.assert_close(mid['filter'], .25*other.filter.detach())
+    torch.testing.assert_close(mid['b.weight'], torch.lerp(net.a.weight, other.a.weight, .25).detach())
+    assert mid['count'] == 7 and mid['_extra_state'] == dict(scale=2)
+    assert state_hash(net.state_dict()) != state_hash(other.state_dict()) == state_hash(anchor_state(other))
+    net.extra = dict(scale=3)
+    assert state_hash(net.state_dict()) != state_hash({**net.state_dict(), '_extra_state':dict(scale=1)})
+    with pytest.warns(UserWarning, match='extra state'): save_weights(other, tmp_path/'w.safetensors')
+    load_encoder(net, tmp_path/'w.safetensors')
+    assert torch.equal(net.filter, other.filter) and net.count == 7 and net.extra == dict(scale=3)
+    assert net.b.weight is net.a.weight and torch.equal(net.b.weight, other.a.weight)
+    assert anchor_state(net)['_extra_state'] is not net.extra

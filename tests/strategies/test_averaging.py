@@ -7,7 +7,7 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from helpers import data, learner, model, same, state
 from strategy_helpers import Stop
 
-from sdfast.models.surgery import reestimate_bn
+from sdfast.models.statistics import reestimate_bn
 from sdfast.models.weights import wise_ft
 from sdfast.strategies import LinearProbe, WiSEFT, wise_ft_sweep
 

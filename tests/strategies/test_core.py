@@ -9,7 +9,16 @@ from strategy_helpers import needs_peft
 from torch import nn
 
 from sdfast.errors import InputError
-from sdfast.strategies import L2SP, PSKD, STRATEGIES, EMATeacher, FixedTeacher, SelfDistill
+from sdfast.strategies import (
+    L2SP,
+    PSKD,
+    R3F,
+    STRATEGIES,
+    EMATeacher,
+    FixedTeacher,
+    LowerLR,
+    SelfDistill,
+)
 
 NAMES = [pytest.param(n, marks=needs_peft) if n == 'lora' else n for n in STRATEGIES if n != 'finetune']
 
@@ -203,3 +212,13 @@ def test_models_may_be_called_with_keywords():
     penalty.start_epoch(1)
     net(pixel_values=batch())
     assert penalty.loss(torch.tensor([0, 1, 2, 0])).requires_grad
+
+
+@pytest.mark.parametrize('make', [lambda **kw: PSKD(.5), lambda **kw: R3F(1., **kw), lambda **kw: LowerLR(1.)])
+def test_what_acts_on_the_whole_model_needs_no_encoder(make):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.ReLU(), nn.Linear(6, 3))
+    before = state(net)
+    learner(make(), net=net).fit(2)
+    assert not torch.equal(before['1.weight'], net[1].weight)
+    with pytest.raises(InputError, match='which part of Sequential'): learner(SelfDistill(1.), net=net).fit(1)
+    with pytest.raises(InputError, match='no submodule'): learner(R3F(1., encoder='body'), net=net).fit(1)

@@ -15,7 +15,10 @@ from fastai.optimizer import SGD, OptimWrapper
 from helpers import data, learner, model, same, state
 from strategy_helpers import Stop, assert_close_states, clean, needs_peft
 from torch import nn
+from torch.nn import utils
+from torch.nn.utils import parametrizations, prune
 
+from sdfast.errors import InputError
 from sdfast.models.encoders import encoder_head_split
 from sdfast.strategies import LoRA, SelfDistill, WiSEFT, layer_groups
 
@@ -172,3 +175,44 @@ def test_lora_without_peft_says_how_to_get_it(monkeypatch):
 def test_nonsense_ranks_are_refused():
     for kw in (dict(r=0), dict(r=1.5), dict(alpha=0), dict(alpha=math.nan)):
         with pytest.raises(ValueError, match='must be'): LoRA(**kw)
+
+
+COMPUTED = dict(old_weight_norm=utils.weight_norm, old_spectral_norm=utils.spectral_norm,
+                weight_norm=parametrizations.weight_norm, spectral_norm=parametrizations.spectral_norm,
+                orthogonal=parametrizations.orthogonal, pruned=lambda m: prune.l1_unstructured(m, 'weight', .3))
+
+
+@needs_peft
+@pytest.mark.parametrize('how', COMPUTED)
+def test_layers_whose_weight_is_computed_are_refused(how):
+    def net(): return nn.Sequential(nn.Sequential(nn.Flatten(), COMPUTED[how](nn.Linear(36, 6)), nn.Linear(6, 6)),
+                                    nn.Linear(6, 3))
+    with pytest.raises(InputError, match='LoRA cannot adapt 1: .*weight norm.*targets'):
+        learner(LoRA(2), net=net()).fit(1)
+    with pytest.raises(InputError, match='cannot adapt 1'): learner(LoRA(2, targets=['1', '2']), net=net()).fit(1)
+    learn = learner(LoRA(2, targets=['2']), net=net())
+    last = []
+    class See(Callback):
+        order = 60
+        def after_train(self):
+            self.learn.model.eval()
+            with torch.no_grad(): last[:] = [self.learn.model(self.dls.one_batch()[0])]
+    learn.add_cb(See())
+    learn.fit(2)
+    learn.model.eval()
+    with torch.no_grad(): torch.testing.assert_close(learn.model(learn.dls.one_batch()[0]), last[0])
+
+
+@needs_peft
+def test_frozen_layers_stay_as_they_are():
+    net = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 6)), nn.Linear(6, 3))
+    net[0][1].requires_grad_(False)
+    before = state(net)
+    learner(LoRA(2), net=net).fit(2)
+    after = state(net)
+    assert torch.equal(before['0.1.weight'], after['0.1.weight'])
+    assert not torch.equal(before['0.3.weight'], after['0.3.weight'])
+    assert not net[0][1].weight.requires_grad and net[0][3].weight.requires_grad
+    with pytest.raises(InputError, match='1 of targets are frozen'): learner(LoRA(2, targets='1'), net=net).fit(1)
+    net[0].requires_grad_(False)
+    with pytest.raises(InputError, match='all layers of the encoder are frozen'): learner(LoRA(2), net=net).fit(1)

@@ -26,7 +26,7 @@ from strategy_helpers import (
 )
 from torch import nn
 
-from sdfast.models.surgery import reestimate_bn
+from sdfast.models.statistics import reestimate_bn
 from sdfast.strategies import (
     L2SP,
     LPFT,
