@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..models.averages import as_real
-from ..models.targets import class_numbers
+from ..models.labels import clip_labels
 
 __all__ = ['linear_cka', 'procrustes', 'drift', 'weight_distance', 'linear_probe', 'probe_head', 'knn', 'retrieval',
            'loss_barrier']
@@ -108,7 +108,7 @@ def fit_probe(
     y:torch.Tensor, # Their labels `(N,)`
 )->Pipeline: # Standardisation and logistic regression
     "The probe of `linear_probe`, fitted"
-    y = class_numbers(y, 'labels of the probe', len(x))
+    y = clip_labels(y, 'labels of the probe', len(x))
     n_classes = len(y.unique())
     if n_classes < 2: raise InputError(f'a probe needs train clips of at least two classes, not {n_classes}')
     if not torch.isfinite(x).all(): raise FloatingPointError('the features are not finite')
@@ -136,7 +136,7 @@ def probe_accuracy(
     y:torch.Tensor, # Their labels `(N,)`
 )->float: # From 0 to 1
     "Accuracy of a probe. Warns of labels that it has never seen"
-    y = class_numbers(y, 'test labels', len(x))
+    y = clip_labels(y, 'test labels', len(x))
     unseen = sorted(set(y.tolist()) - set(probe.classes_.tolist()))
     if unseen:
         warnings.warn(f'the probe cannot get clips of class {unseen[0]} right ({len(unseen)} such classes): no train '
@@ -174,7 +174,7 @@ def knn(
     k:int=5, # Number of neighbours that vote, at most N
 )->float: # Accuracy, from 0 to 1
     "Test accuracy of the majority vote of the `k` train clips with the largest cosine similarity"
-    y, yt = class_numbers(y, 'labels', len(x)), class_numbers(yt, 'test labels', len(xt))
+    y, yt = clip_labels(y, 'labels', len(x)), clip_labels(yt, 'test labels', len(xt))
     neighbours = KNeighborsClassifier(min(k, len(x)), metric='cosine').fit(x.numpy(), y.numpy())
     return float(neighbours.score(xt.numpy(), yt.numpy()))
 
@@ -187,7 +187,7 @@ def retrieval(
     at:Sequence[int]=RETRIEVAL_AT, # Values of k
 )->dict[int, float]: # k -> R@k, for each k up to the size of the gallery
     "R@k: share of queries with a clip of their class among the k most similar of the gallery (Xu et al., CVPR 2019)"
-    y, yt = class_numbers(y, 'labels', len(x)), class_numbers(yt, 'test labels', len(xt))
+    y, yt = clip_labels(y, 'labels', len(x)), clip_labels(yt, 'test labels', len(xt))
     x, xt = (nn.functional.normalize(f.double(), dim=1) for f in (x, xt))
     near = (xt @ x.T).topk(min(max(at), len(x))).indices
     first = (y[near] == yt[:, None]).cumsum(1) > 0

@@ -7,7 +7,7 @@ from torch import nn
 from ..data.order import check_order, check_trace, trace
 from ..errors import InputError
 from ..models.features import encode
-from ..models.targets import class_numbers
+from ..models.labels import clip_labels
 from .reading import ClipFeatures, read_clips
 
 __all__ = ['FixedLoaders']
@@ -49,7 +49,7 @@ class FixedLoaders:
         "Read the first batch a second time, so that a loader that shuffles is refused before training, not after it"
         dl = self.loaders[name]
         x, *rest = _first_batch(dl)
-        y = class_numbers(rest[0], f'labels of {name}', len(x)).cpu() if rest and name not in self.unlabelled else None
+        y = clip_labels(rest[0], f'labels of {name}', len(x)).cpu() if rest and name not in self.unlabelled else None
         _compare(name, self.first[name], trace(x), y, len(x))
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from ..data.order import trace
 from ..errors import Damaged, InputError
 from ..models.features import encode
-from ..models.targets import check_head, class_numbers, loader_vocab
+from ..models.labels import check_head, clip_labels, loader_vocab
 from ..models.weights import state_hash
 from ..runtime import store
 
@@ -92,7 +92,7 @@ def read_clips(
         f, found = encode(encoder, x, layers) if layers else encode(encoder, x)
         features.append(f.float().flatten(1).cpu())
         traces.append(trace(x))
-        if rest and labelled: labels.append(class_numbers(rest[0], f'labels of {name}', len(x)).cpu())
+        if rest and labelled: labels.append(clip_labels(rest[0], f'labels of {name}', len(x)).cpu())
         if head is not None: logits.append(head.to(f.device)(f).float().cpu())
         for layer in layers: maps[layer].append(found[layer].cpu())
     if not features: raise InputError(f'{name} is a loader without batches, on which nothing can be measured')

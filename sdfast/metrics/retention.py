@@ -16,9 +16,9 @@ from torch import nn
 from ..data.order import check_trace, trace
 from ..errors import InputError
 from ..models.features import encode
+from ..models.labels import loader_vocab
 from ..models.statistics import recomputable, reestimate_bn
 from ..models.surgery import block_names, find_encoder, frozen_copy
-from ..models.targets import loader_vocab
 from ..models.weights import wise_ft
 from .doubts import warn_of_chance, warn_of_few_clips, warn_of_wide_head
 from .features import (

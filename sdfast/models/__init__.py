@@ -5,10 +5,10 @@ from .averages import *
 from .copies import *
 from .encoders import *
 from .features import *
+from .labels import *
 from .nets import *
 from .statistics import *
 from .surgery import *
-from .targets import *
 from .weights import *
 
 # names, not submodules

@@ -6,7 +6,7 @@ import torch
 from fastai.torch_core import TensorCategory
 
 from sdfast.errors import InputError
-from sdfast.models.targets import check_head, class_numbers, loader_vocab
+from sdfast.models.labels import check_head, clip_labels, loader_vocab
 
 NUMBERS = torch.tensor([0, 2, 1])
 
@@ -14,14 +14,14 @@ NUMBERS = torch.tensor([0, 2, 1])
 @pytest.mark.parametrize('y', [
     NUMBERS, NUMBERS[:, None], NUMBERS.to(torch.uint8), NUMBERS.float(), NUMBERS.double()[:, None],
     TensorCategory(NUMBERS)], ids=str)
-def test_class_numbers(y):
-    found = class_numbers(y, 'labels', 3)
+def test_clip_labels(y):
+    found = clip_labels(y, 'labels', 3)
     assert type(found) is torch.Tensor
     assert found.dtype == torch.int64
     assert found.tolist() == [0, 2, 1]
 
 
-def test_bools_are_two_classes(): assert class_numbers(torch.tensor([True, False])).tolist() == [1, 0]
+def test_bools_are_two_classes(): assert clip_labels(torch.tensor([True, False])).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize('y,why', [
@@ -31,7 +31,7 @@ def test_bools_are_two_classes(): assert class_numbers(torch.tensor([True, False
     (['run', 'walk'], 'not list'), (NUMBERS[:2], '2 labels belong to 3 clips'),
     (torch.zeros(3, dtype=torch.complex64), 'complex64')], ids=str)
 def test_other_targets_are_refused(y, why):
-    with pytest.raises(InputError, match=why) as e: class_numbers(y, 'labels of test_dl', 3)
+    with pytest.raises(InputError, match=why) as e: clip_labels(y, 'labels of test_dl', 3)
     assert str(e.value).startswith('labels of test_dl')
     assert '\n' not in str(e.value)
 

@@ -5,10 +5,10 @@ import torch
 
 from ..errors import InputError
 
-__all__ = ['class_numbers']
+__all__ = ['clip_labels']
 
 
-def class_numbers(
+def clip_labels(
     y:torch.Tensor, # Labels of N clips, `(N,)`, or `(N, 1)` as columns of a table give them
     who:str='labels', # What they are, for the error
     n:int|None=None, # Number of clips that they belong to
