@@ -21,7 +21,7 @@ from ..runtime.resume import Resumable
 from .columns import Columns
 from .driver import Driver
 from .hooks import Recorder, Versions, check_graph
-from .targets import check_kind, check_same, loss_family
+from .targets import GUESSED, check_kind, check_same, loss_family
 
 __all__ = ['Penalty', 'FeaturePenalty', 'Recipe']
 
@@ -69,7 +69,8 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
         loop = self.loop
         if self._kind is None:
             self._kind = check_kind(type(self).__name__, self.kinds, loop.outputs, loop.targets, loop.criterion)
-        elif loss_family(loop.criterion) is None: check_same(type(self).__name__, self._kind, loop.targets)
+        elif self._kind in GUESSED and loss_family(loop.criterion) is None:
+            check_same(type(self).__name__, self._kind, loop.targets)
         return self._kind
 
     def loss(self,

@@ -149,7 +149,8 @@ class PlainLoop(Loop):
         if self.given_criterion is not None: return self.given_criterion
         if len(self._calls) != 1 or self.kwargs.get('labels') is None: return None
         # a model of transformers that gets labels computes its loss itself
-        return PROBLEM_TYPES.get(getattr(getattr(get_model(self.model), 'config', None), 'problem_type', None))
+        problem = getattr(getattr(get_model(self.model), 'config', None), 'problem_type', None)
+        return PROBLEM_TYPES.get(str(problem))
 
 
 class BaseStrategy:

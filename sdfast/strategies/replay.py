@@ -112,9 +112,9 @@ class Replay(Penalty):
         with self._own_random():
             x, y = self._next_batch()
             self._read += 1
-            x = x.to(device)
+            x, head = x.to(device), self.source_head
             # call `forward` directly, as hooks of other callbacks must record the target's features only
-            try: logits = self._again(lambda encoder: self.source_head(encoder.forward(x)))
+            try: logits = self._again(lambda encoder: head(encoder.forward(x)))
             except ValueError as e:
                 if len(x) > 1 or isinstance(e, InputError): raise
                 raise InputError(f'Replay: batch norm cannot use a batch of one source clip ({e}): pass a loader with '

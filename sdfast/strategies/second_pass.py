@@ -16,7 +16,7 @@ __all__ = ['SecondPass']
 
 def in_checkpoint()->bool:
     "Whether the caller is inside of `torch.utils.checkpoint`"
-    frame = sys._getframe(1)
+    frame: Any = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get('__name__') == 'torch.utils.checkpoint': return True
         frame = frame.f_back
@@ -54,7 +54,7 @@ class SecondPass:
 
     def _first(self, f):
         "Run `f`, and find out whether a layer with statistics is checkpointed"
-        found: list[bool] = []
+        found = []
         def look(module, args): found.append(in_checkpoint())
         compiled = getattr(self.module, '_compiled_call_impl', None) is not None
         parts = [] if compiled else [m for m in self.module.modules() if m.training and len(m._buffers)]

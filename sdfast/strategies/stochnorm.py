@@ -33,7 +33,8 @@ class _StochNorm:
                              'batch is not supported: switch checkpointing off')
         # As in the original, use the moving statistics before this batch. They are copied, because the backward pass
         # needs them after this batch has updated them
-        self.running_mean, self.running_var, self.training = *self.before, False
+        assert self.before is not None
+        (self.running_mean, self.running_var), self.training = self.before, False
         try: moving = super().forward(x)
         finally: self.running_mean, self.running_var, self.training = mean, var, True
         if again: batch = self._repeat(x, mean, var, batches)

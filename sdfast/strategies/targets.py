@@ -32,6 +32,7 @@ __all__ = ['TARGET_KINDS', 'logits_of', 'class_numbers', 'loss_family', 'target_
 TARGET_KINDS = {
     'classes': 'class numbers', 'soft': 'class probabilities', 'multi-label': 'multi-label targets',
     'binary': 'one logit for two classes', 'regression': 'numbers to predict', 'dense': 'a target for each place'}
+GUESSED = ('soft', 'multi-label', 'binary')  # kinds that are told by the values of the targets, without a loss
 # kinds by what turns logits into probabilities, a softmax or a sigmoid
 OF_SOFTMAX, INDEPENDENT = ('classes', 'soft'), ('multi-label', 'binary')
 
@@ -52,7 +53,7 @@ FAMILIES: dict[str, tuple] = dict(
         F.smooth_l1_loss, F.huber_loss),
     probabilities=(nn.BCELoss, F.binary_cross_entropy))
 # what transformers' models call their losses, in `config.problem_type`
-PROBLEM_TYPES = dict(single_label_classification=F.cross_entropy,
+PROBLEM_TYPES: dict[str, Callable] = dict(single_label_classification=F.cross_entropy,
                      multi_label_classification=F.binary_cross_entropy_with_logits, regression=F.mse_loss)
 
 
@@ -210,8 +211,7 @@ def check_kind(
 
 def check_same(who:str, kind:str, y:torch.Tensor, advice:str=GIVE_LOSS)->None:
     "Refuse targets of another kind than that of earlier batches, where only the targets say what they are"
-    fits = dict(soft=is_distribution, binary=is_of_two) | {'multi-label': is_of_two}
-    if kind in fits and not fits[kind](y):
+    if kind in GUESSED and not (is_distribution if kind == 'soft' else is_of_two)(y):
         raise InputError(f'{who}: first targets looked like {TARGET_KINDS[kind]}, these do not; {advice}')
 
 
