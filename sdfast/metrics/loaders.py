@@ -6,7 +6,7 @@ from torch import nn
 
 from ..data.order import check_order, check_trace, trace
 from ..errors import InputError
-from ..models.features import encode
+from ..models.features import outputs_of
 from ..models.labels import clip_labels
 from .reading import ClipFeatures, read_clips
 
@@ -33,11 +33,11 @@ class FixedLoaders:
         name:str, # Of a loader
         head:nn.Module|None=None, # Maps features to logits
         layers:Sequence[str]=(), # Submodules whose outputs to return
-        encode:Callable=encode, # As for `read_clips`
+        outputs_of:Callable=outputs_of, # As for `read_clips`
     )->ClipFeatures: # Of all clips
         "Read a loader, see `read_clips`; raises `InputError` if its clips or labels are not those of the first reading"
         labelled = name not in self.unlabelled
-        reading = read_clips(encoder, self.loaders[name], head, layers, encode, name, labelled)
+        reading = read_clips(encoder, self.loaders[name], head, layers, outputs_of, name, labelled)
         if labelled and reading.y is None: raise InputError(f'{name} has no labels: it must yield (clips, labels)')
         if name not in self.first:
             self.first[name] = reading

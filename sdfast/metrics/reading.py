@@ -15,12 +15,15 @@ from torch.nn.functional import cross_entropy
 
 from ..data.order import trace
 from ..errors import Damaged, InputError
-from ..models.features import encode
+from ..models.features import head_input, outputs_of
 from ..models.labels import check_head, clip_labels, loader_vocab
 from ..models.weights import state_hash
 from ..runtime import store
 
 __all__ = ['ClipFeatures', 'read_clips']
+
+VERSION = 2  # of what is stored: outputs of another version are computed again
+FEATURE = ' feature'  # name in the cache of a feature that is not what the encoder returned
 
 
 @contextmanager
@@ -75,7 +78,7 @@ def read_clips(
     dl:Iterable, # Yields `(x, y)`, `(x,)` or `x`
     head:nn.Module|None=None, # Maps features to logits
     layers:Sequence[str]=(), # Submodules whose outputs to return
-    encode:Callable=encode, # `encode`, or an `OutputCache`
+    outputs_of:Callable=outputs_of, # `outputs_of`, or an `OutputCache`
     name:str='the loader', # For errors
     labelled:bool=True, # Whether labels are read
 )->ClipFeatures: # Of all clips, in the order of `dl`
@@ -89,11 +92,11 @@ def read_clips(
         x, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
         if not torch.is_tensor(x):
             raise InputError(f'{name} must yield (clips, labels) or clips as tensors, not {type(x).__name__}')
-        f, found = encode(encoder, x, layers) if layers else encode(encoder, x)
-        features.append(f.float().flatten(1).cpu())
+        out, f, found = outputs_of(encoder, x, layers)
+        features.append(f.float().cpu())
         traces.append(trace(x))
         if rest and labelled: labels.append(clip_labels(rest[0], f'labels of {name}', len(x)).cpu())
-        if head is not None: logits.append(head.to(f.device)(f).float().cpu())
+        if head is not None: logits.append(head.to(f.device)(head_input(head, out, f)).float().cpu())
         for layer in layers: maps[layer].append(found[layer].cpu())
     if not features: raise InputError(f'{name} is a loader without batches, on which nothing can be measured')
     def joined(parts): return torch.cat(parts) if parts else None
@@ -110,7 +113,7 @@ def _check_logits(reading, dl, name):
 
 
 class OutputCache:
-    """`encode` with a cache in files: the output for the same weights and pixels is computed only once.
+    """`outputs_of` with a cache in files: the output for the same weights and pixels is computed only once.
 
     A damaged file is recomputed."""
 
@@ -121,18 +124,22 @@ class OutputCache:
     ):
         self.layers = layers
         device = next(encoder.parameters()).device.type
-        what = f'{encoder}{layers}{torch.__version__}{device}{torch.get_num_threads()}'
+        what = f'{VERSION}{encoder}{layers}{torch.__version__}{device}{torch.get_num_threads()}'
         self.folder = Path(folder)/f'{state_hash(encoder.state_dict())}-{hashlib.sha256(what.encode()).hexdigest()[:8]}'
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, encoder:nn.Module, x:torch.Tensor, layers:Sequence[str]=())->tuple[torch.Tensor, dict]:
+    def __call__(self, encoder:nn.Module, x:torch.Tensor, layers:Sequence[str]=())->tuple:
         key = self._key(x)
         outputs = self._read(key)
         if outputs is None:
-            f, maps = encode(encoder, x, self.layers)
-            outputs = {name:v.cpu().contiguous() for name, v in (maps | {'': f}).items()}
+            out, f, maps = outputs_of(encoder, x, self.layers)
+            if f is not out: maps[FEATURE] = f
+            outputs = {name:v.cpu().contiguous() for name, v in (maps | {'': out}).items()}
             store.put(self.folder, key, save(outputs), 'safetensors')
-        return outputs[''].to(next(encoder.parameters()).device), {name:outputs[name] for name in self.layers}
+        device = next(encoder.parameters()).device
+        out = outputs[''].to(device)
+        f = outputs[FEATURE].to(device) if FEATURE in outputs else out
+        return out, f, {name:outputs[name] for name in self.layers}
 
     def _key(self, x):
         pixels = x.detach().as_subclass(torch.Tensor).cpu().contiguous()

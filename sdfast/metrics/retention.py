@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data.order import check_trace, trace
 from ..errors import InputError
-from ..models.features import encode
+from ..models.features import LayerNotCalled, outputs_of
 from ..models.labels import loader_vocab
 from ..models.statistics import recomputable, reestimate_bn
 from ..models.surgery import block_names, find_encoder, frozen_copy
@@ -90,14 +90,23 @@ class Retention:
         self.barrier_at = tuple(barrier_at)
         self.weights = {k:p.detach().clone() for k, p in self.untouched.named_parameters()}
         self._samples: dict[tuple, tuple] = {}
-        read = OutputCache(cache, self.untouched, self.layers) if cache else encode
-        with preserve_rng(): self.readings = self._read_all(self.untouched, read)
+        self.readings = self._read_untouched(cache, given=layers != 'blocks')
         if self.clips is not None: warn_of_few_clips(self.readings['clips'])
         if self.head is not None and self.test_dl is not None:
             labels, test = self.readings['train_dl'].y, self.readings['test_dl']
             if loader_vocab(self.test_dl) is None: warn_of_wide_head(labels, test)
             warn_of_chance('the old head', test.accuracy(), test, 'its accuracy says nothing about forgetting; train '
                            'the source model longer, or pass the head of these classes')
+
+    def _read_untouched(self, cache, given):
+        "Outputs of the untouched encoder; blocks that it does not call are left out, unless they were `given`"
+        while True:
+            read = OutputCache(cache, self.untouched, self.layers) if cache else outputs_of
+            try:
+                with preserve_rng(): return self._read_all(self.untouched, read)
+            except LayerNotCalled as e:
+                if given: raise
+                self.layers.remove(e.layer)
 
     @cached_property
     def reference(self)->RetentionScores:
@@ -194,15 +203,15 @@ class Retention:
             loaders |= dict(zip(_other_names(task), (train, test)))
         return {name:dl for name, dl in loaders.items() if dl is not None}
 
-    def _read(self, encoder, name, encode=encode):
+    def _read(self, encoder, name, outputs=outputs_of):
         "The outputs of an encoder for the clips of a loader"
         head = self.head if name in ('test_dl', 'valid_dl') else None
         layers = self.layers if name == ('test_dl' if self.clips is self.test_dl else 'clips') else ()
-        return self.loaders.read(encoder, name, head, layers, encode)
+        return self.loaders.read(encoder, name, head, layers, outputs)
 
-    def _read_all(self, encoder, encode=encode):
+    def _read_all(self, encoder, outputs=outputs_of):
         "Name of a loader -> the outputs of an encoder for its clips; `clips` is there if there are any to compare"
-        readings = {name:self._read(encoder, name, encode) for name in self.loaders}
+        readings = {name:self._read(encoder, name, outputs) for name in self.loaders}
         if 'test_dl' in readings: readings.setdefault('clips', readings['test_dl'])
         return readings
 

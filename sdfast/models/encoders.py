@@ -60,6 +60,8 @@ def _create(name, pretrained, kwargs):
         return SpaceTimeEncoder(*_without_head(net))
     if timm.is_model(name):
         net = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+        # ghostnets drop features by default, unlike all others
+        if getattr(net, 'drop_rate', 0) and 'drop_rate' not in kwargs: net.drop_rate = 0.
         size = getattr(net, 'head_hidden_size', None) or net.num_features
         return FrameEncoder(net, size)
     return None

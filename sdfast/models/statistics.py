@@ -14,7 +14,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ..errors import InputError
 from .copies import Hook
-from .features import eval_mode
+from .modes import eval_mode
 
 __all__ = ['keep_buffers', 'reestimate_bn']
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 from ..errors import InputError
+from .blocks import block_names
 from .copies import copy_all
 
 __all__ = ['find_encoder', 'frozen_copy', 'block_names']
@@ -120,24 +121,3 @@ def frozen_copy(
     # `deepcopy` drops the effect of `module.compile()`; code that was compiled for an earlier copy is reused
     if getattr(module, '_compiled_call_impl', None) is not None: copy.compile()
     return copy
-
-
-def block_names(
-    encoder:nn.Module, # An encoder or any other net
-)->list[str]: # Names for `get_submodule`
-    """Names of an encoder's blocks from input to output: its children that have weights.
-
-    An only child is replaced by its children, a `ModuleList` by its members."""
-    prefix, module = '', encoder
-    while True:
-        children = list(module.named_children())
-        if len(children) != 1: break
-        (name, module), = children
-        prefix += f'{name}.'
-    blocks = [member for name, child in children for member in _members(name, child)]
-    return [f'{prefix}{name}' for name, block in blocks if next(block.parameters(), None) is not None]
-
-
-def _members(name, module):
-    if not isinstance(module, nn.ModuleList): return [(name, module)]
-    return [member for n, child in module.named_children() for member in _members(f'{name}.{n}', child)]

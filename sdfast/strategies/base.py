@@ -6,7 +6,7 @@ returns in the forward pass. A `Recipe` changes how the encoder is trained, not 
 A new penalty is a subclass with one method:
 
     class SmallFeatures(FeaturePenalty):
-        def term(self): return sum(out.square().mean() for _, _, out in self.calls())
+        def term(self): return sum(f.square().mean() for f in self.features())
 """
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError
+from ..models.features import to_feature
 from ..models.surgery import block_names
 from ..runtime.arguments import ShowArguments
 from ..runtime.resume import Resumable
@@ -135,8 +136,9 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
 class FeaturePenalty(Penalty):
     """A `Penalty` on the encoder's output, which forward hooks record, so that no second forward pass is needed.
 
-    In `term`, `self.calls()` gives the calls of the encoder in this batch. `layers` also records parts of the encoder:
-    names of its submodules, or 'blocks' for all of `block_names`; `self.calls(name)` gives the calls of one of them."""
+    In `term`, `self.features()` gives the features of the encoder's calls in this batch (see `to_feature`), and
+    `self.calls()` what it was called with and returned. `layers` also records parts of the encoder: names of its
+    submodules, or 'blocks' for all of `block_names`; pass the name of one to both methods."""
     layers: str|Sequence[str]|None = None  # names of submodules to record, too, or 'blocks'
     _handles: Sequence[RemovableHandle] = ()
     _recorders: dict[str, Recorder]|None = None  # by name of the layer, '' for the encoder; while an epoch trains
@@ -177,16 +179,24 @@ class FeaturePenalty(Penalty):
         assert self._recorders is not None  # set in `before_train`
         calls = self._recorders[layer].calls
         if not calls:
-            who = f'layer {layer!r} of the encoder' if layer else 'the encoder'
-            raise RuntimeError(f'{type(self).__name__}: {who} was not called in this forward pass; '
-                               'pass encoder=... to name a module that is called')
-        for _, _, out in calls:
-            if not torch.is_tensor(out):
-                what, option = ('a layer', 'layers') if layer else ('an encoder', 'encoder')
-                raise TypeError(f'{type(self).__name__} needs {what} that returns a tensor, this one returned '
-                                f'{type(out).__name__}; pass {option}=... to name another module')
+            advice = 'leave it out of layers=[...]' if layer else 'pass encoder=... to name a module that is called'
+            raise RuntimeError(f'{self.what(layer)} was not called in this forward pass; {advice}')
         for call in calls: self._check_call(call, layer)
         return calls
+
+    def recorded(self)->list[str]:
+        "The names of the layers that are recorded; of 'blocks' only those that the encoder calls"
+        assert self._recorders is not None  # set in `before_train`
+        return [n for n, r in self._recorders.items() if n and (r.calls or self.layers != 'blocks')]
+
+    def features(self, layer:str='')->list[torch.Tensor]:
+        "`(B, F)` for each call of the encoder, or of one of its layers, in this batch"
+        module, what = self.module().get_submodule(layer), self.what(layer)
+        return [to_feature(module, out, args, kwargs, what) for args, kwargs, out in self.calls(layer)]
+
+    def what(self, layer:str='')->str:
+        "The encoder or one of its layers in messages"
+        return f'{type(self).__name__}: {f"layer {layer!r} of the encoder" if layer else "the encoder"}'
 
     def _check_call(self, call, layer):
         who = type(self).__name__

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from ..errors import InputError
-from ..models.features import extract
+from ..models.features import extract, head_input, to_feature
 from .base import FeaturePenalty
 from .hooks import unrecorded
 from .mixins import Auxiliary
@@ -73,13 +73,15 @@ class _SourceProbs(nn.Module):
         self.model, self.encoder, self.head = model, encoder, head
 
     def forward(self, x):
-        features = []
+        inputs: list = []
         # run the whole model, which may transform its input before it calls the encoder
-        handle = self.encoder.register_forward_hook(lambda m, args, out: features.append(out))
+        def keep(module, args, kwargs, out):
+            inputs.append(head_input(self.head, out, to_feature(module, out, args, kwargs)))
+        handle = self.encoder.register_forward_hook(keep, with_kwargs=True)
         try:
             with unrecorded(self.model): self.model(x)
         finally: handle.remove()
-        return sum(self.head(f).float().softmax(1) for f in features)/len(features)
+        return sum(self.head(f).float().softmax(1) for f in inputs)/len(inputs)
 
 
 class CoTuning(Auxiliary, FeaturePenalty):
@@ -163,7 +165,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
         calls = self.calls()
         self.target_kind()
         target = self._soft_labels()
-        logits = [self.aux(out).float() for _, _, out in calls]
+        logits = [self.aux(head_input(self.aux, out, f)).float() for (_, _, out), f in zip(calls, self.features())]
         if logits[0].shape[1] < 2:
             raise InputError('CoTuning: the source head has one output, whose softmax is always 1: it needs a head of '
                              'two classes or more')

@@ -11,13 +11,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..errors import InputError
 from ..models.averages import as_real, averaged_tensors, is_averaged
+from ..models.blocks import count_trainable, params_before
 from ..models.statistics import as_student
 from ..models.surgery import frozen_copy
 from .base import FeaturePenalty
 from .mixins import Anchored
+from .pairs import Pair, same_rows
 
-__all__ = ['feature_distance', 'Teacher', 'SelfDistill', 'FixedTeacher', 'EMATeacher']
+__all__ = ['feature_distance', 'slice_distance', 'Teacher', 'SelfDistill', 'FixedTeacher', 'EMATeacher']
 
 REDUCTIONS = ('mean', 'batchmean', 'sum')
 TEACHER_BN = ('batch', 'running')  # which statistics a teacher's batch norm uses
@@ -35,9 +38,17 @@ def feature_distance(
     return d.sum()/(len(d) if reduction == 'batchmean' else 1)
 
 
-def pooled(f:torch.Tensor)->torch.Tensor:
-    "Average `(B, C, ...)` over all axes but the first two"
-    return f.flatten(2).mean(-1) if f.ndim > 2 else f
+def slice_distance(
+    pairs:Sequence[tuple[torch.Tensor, torch.Tensor]], # Features `(B, F)` of student and teacher, layer by layer
+    reduction:str='mean', # See `feature_distance`
+)->torch.Tensor: # Scalar, float32
+    """The mean over layers of `feature_distance` of features that are scaled to length 1, as the authors of LDIFS do it
+    (Mukhoti et al., TMLR 2024): all layers count the same, however large their activations are"""
+    distances = [feature_distance(_unit(s), _unit(t), reduction) for s, t in pairs]
+    return torch.stack(distances).mean()
+
+
+def _unit(f): return f.float()/(f.float().norm(dim=1, keepdim=True) + 1e-10)
 
 
 def check_teacher_bn(teacher_bn:str)->None:
@@ -58,7 +69,8 @@ class Teacher(FeaturePenalty):
     With `teacher_bn='batch'` the copy normalises as the student does: with the batch's statistics wherever the student
     uses them, so that the term is exactly 0 while both have the same weights. With 'running' it uses the running
     statistics it was copied with. Neither its buffers nor the student's change, and its dropout is off. With `layers`
-    the features of several layers are averaged over time and space and concatenated (as in LDIFS).
+    the features of several layers are concatenated or, with `normalise`, scaled to length 1 layer by layer and their
+    distances averaged (as LDIFS does). What a feature is says `to_feature`.
 
     `teacher_dtype` runs the copy's forward pass in half precision, with weights in full precision. This is faster on
     hardware with such arithmetic, but not exact: while both have the same weights, the term is the rounding error
@@ -77,13 +89,27 @@ class Teacher(FeaturePenalty):
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
         layers:str|Sequence[str]|None=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
         teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16' for the teacher; `None`: as the student
+        normalise:bool=False, # Scale each layer's features to length 1 and average over layers, see `slice_distance`
     ):
         super().__init__(lam, encoder)
         if reduction not in REDUCTIONS:
             raise ValueError(f'reduction must be one of {", ".join(REDUCTIONS)}, not {reduction!r}')
         check_teacher_bn(teacher_bn)
-        self.reduction, self.teacher_bn, self.layers = reduction, teacher_bn, layers
+        self.reduction, self.teacher_bn, self.layers, self.normalise = reduction, teacher_bn, layers, normalise
         self.teacher_dtype = _half_precision(teacher_dtype)
+
+    def before_train(self):
+        self._check_protects()
+        super().before_train()
+
+    def _check_protects(self):
+        "Raise `InputError` if the teacher is a copy of a small part behind most of the weights that learn"
+        module = self.module()
+        size, before = count_trainable(module.parameters()), count_trainable(params_before(self.loop.model, module))
+        if not 0 < size < before/4: return
+        raise InputError(f'{type(self).__name__}: only the {size:,} weights of encoder={self.protected!r} '
+                         f'({type(module).__name__}) are copied, and the {before:,} before it move freely: pass '
+                         'encoder= the whole encoder, and layers=[...] to protect what this part returns')
 
     def renew(self, state:dict|None=None)->None:
         "Make a copy of the current encoder the teacher, with the weights of `state` if given"
@@ -99,20 +125,22 @@ class Teacher(FeaturePenalty):
         if self.teacher_dtype is None: return nullcontext()
         return torch.autocast(next(self.teacher.parameters()).device.type, self.teacher_dtype)
 
-    def pairs(self)->list[list[tuple]]:
-        """`[(layer, student's output, teacher's output)]` for each call of the encoder; '' is the layer of its own
-        output"""
+    def pairs(self)->list[list[Pair]]:
+        "For each call of the encoder, what it or each of `layers` returned in the student and in the teacher"
         assert self.teacher is not None  # set in `begin`
         self.check_inputs()
         calls = self.calls()
-        layers = [n for n in self._recorders if n]
+        layers = self.recorded()
         found = []
-        for i, (args, kwargs, out) in enumerate(calls):
+        for i, (args, kwargs, _) in enumerate(calls):
             taught = self._teach(layers, args, kwargs)
             for n in layers: self._check_calls(n, len(calls))
-            if layers: found.append([(n, self.calls(n)[i][2], taught[n]) for n in layers])
-            else: found.append([('', out, taught[''])])
+            found.append([self._pair(n, i, taught[n]) for n in layers or ['']])
         return found
+
+    def _pair(self, layer, i, taught):
+        args, kwargs, out = self.calls(layer)[i]
+        return Pair(self.module().get_submodule(layer), args, kwargs, out, taught, layer, self.what(layer))
 
     def _teach(self, layers, args, kwargs):
         "The teacher's outputs by layer for one call of the encoder"
@@ -137,10 +165,10 @@ class Teacher(FeaturePenalty):
         return sum(distances)/len(distances)
 
     def _distance(self, found):
-        _, student, teacher = found[0]
-        if self.layers is not None:
-            student = torch.cat([pooled(s).float() for _, s, _ in found], 1)
-            teacher = torch.cat([pooled(t).float() for _, _, t in found], 1)
+        features = same_rows([pair.features() for pair in found])
+        if self.normalise: return slice_distance(features, self.reduction)
+        if self.layers is None: (student, teacher), = features
+        else: student, teacher = (torch.cat([f.float() for f in fs], 1) for fs in zip(*features))
         return feature_distance(student, teacher, self.reduction)
 
 
@@ -163,8 +191,9 @@ class FixedTeacher(Anchored, Teacher):
         anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: the encoder before training
         layers:str|Sequence[str]|None=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
         teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16' for the teacher; `None`: as the student
+        normalise:bool=False, # Scale each layer's features to length 1 and average over layers, see `slice_distance`
     ):
-        super().__init__(lam, reduction, teacher_bn, encoder, layers, teacher_dtype)
+        super().__init__(lam, reduction, teacher_bn, encoder, layers, teacher_dtype, normalise)
         self.anchor = anchor
 
     def begin(self)->None:
@@ -196,8 +225,9 @@ class EMATeacher(FixedTeacher):
         decay:float=.99, # Share of the average that is kept at each step
         layers:str|Sequence[str]|None=None, # Names of layers of the encoder, or 'blocks'; `None`: what it returns
         teacher_dtype:str|torch.dtype|None=None, # 'bfloat16' or 'float16' for the teacher; `None`: as the student
+        normalise:bool=False, # Scale each layer's features to length 1 and average over layers, see `slice_distance`
     ):
-        super().__init__(lam, reduction, teacher_bn, encoder, anchor, layers, teacher_dtype)
+        super().__init__(lam, reduction, teacher_bn, encoder, anchor, layers, teacher_dtype, normalise)
         if not 0 <= decay <= 1: raise ValueError(f'decay must be between 0 and 1, not {decay}')
         self.decay = decay
 

@@ -1,5 +1,6 @@
 "Distillation of feature maps: the outputs of several layers of a fixed teacher, optionally with DELTA's attention."
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputError
-from ..models.features import eval_mode
+from ..models.channels import channel_axis
+from ..models.features import eval_mode, to_maps
+from ..models.returned import find_tensors, map_tensors
 from ..models.surgery import block_names, find_encoder
 from .distill import FixedTeacher
 from .targets import check_kind, check_mean, check_numbers, check_same, class_numbers, logits_of
@@ -23,8 +26,16 @@ def map_distance(
 )->torch.Tensor: # Scalar, float32
     """`1/2 sum_c C w_c mean (s_c - t_c)^2`, averaged over batch and places (Li et al., DELTA, ICLR 2019, whose code
     sums over the batch)"""
+    return _weighted(_channel_errors(student, teacher), weights)
+
+
+def _channel_errors(student, teacher):
+    "Squared differences averaged over places, `(B, C)`"
     d = (student.float() - teacher.float()).pow(2)
-    if d.ndim > 2: d = d.flatten(2).mean(-1)
+    return d.flatten(2).mean(-1) if d.ndim > 2 else d
+
+
+def _weighted(d, weights):
     if weights is not None: d = d*weights*d.shape[1]
     return d.sum(1).mean()/2
 
@@ -46,11 +57,16 @@ class FeatureMaps(FixedTeacher):
 
     def term(self)->torch.Tensor:
         calls = self.pairs()
-        total: Any = sum(map_distance(s, t, self.weight(n, s)) for call in calls for n, s, t in call)
+        total: Any = sum(self._distance(pair) for call in calls for pair in call)
         return total/len(calls)
 
-    def weight(self, layer:str, out:torch.Tensor)->torch.Tensor|None:
-        "Weights of a layer's channels; `None`: equal"
+    def _distance(self, pair):
+        # the channels of parallel branches count as those of one map
+        errors = torch.cat([_channel_errors(s, t) for s, t in pair.maps()], 1)
+        return _weighted(errors, self.weight(pair.layer, errors))
+
+    def weight(self, layer:str, errors:torch.Tensor)->torch.Tensor|None:
+        "Weights of a layer's channels, given their errors `(B, C)`; `None`: equal"
         return None
 
 
@@ -75,12 +91,12 @@ class DELTA(FeatureMaps):
                              'pass a new DELTA(lam, weights)')
         super().begin()
 
-    def weight(self, layer:str, out:torch.Tensor)->torch.Tensor:
+    def weight(self, layer:str, errors:torch.Tensor)->torch.Tensor:
         assert self.weights is not None  # checked in `begin`
         w = self.weights[layer]
-        if len(w) != out.shape[1]:
-            raise ValueError(f'DELTA has {len(w)} weights for layer {layer!r}, which has {out.shape[1]} channels')
-        return w.to(out.device)
+        if len(w) != errors.shape[1]:
+            raise ValueError(f'DELTA has {len(w)} weights for layer {layer!r}, which has {errors.shape[1]} channels')
+        return w.to(errors.device)
 
 
 @torch.no_grad()
@@ -97,7 +113,8 @@ def channel_attention(
     It makes one pass over the batches for each channel, in eval mode. Raises `InputError` for targets that are not
     those of cross-entropy, unless `loss_func` is given."""
     part, device = find_encoder(model, encoder), next(model.parameters()).device
-    layers = block_names(part) if layers == 'blocks' else list(layers)
+    given = layers != 'blocks'
+    layers = list(layers) if given else block_names(part)
     batches = [(x.as_subclass(torch.Tensor).to(device), y.as_subclass(torch.Tensor).to(device)) for x, y in batches]
     if not batches: raise InputError('there are no samples to weigh the channels on')
     n = sum(len(y) for _, y in batches)
@@ -110,9 +127,11 @@ def channel_attention(
         whole = loss()
         for name in layers:
             layer = part.get_submodule(name)
-            growth = []
-            for c in range(_channels(model, layer, batches[0][0])):
-                hook = layer.register_forward_hook(lambda m, args, out, c=c: _without(out, c))
+            growth, channels = [], _channels(model, layer, batches[0][0])
+            if not channels and not given: continue
+            if not channels: raise InputError(f'layer {name!r} was not called; name other layers')
+            for c in range(channels):
+                hook = layer.register_forward_hook(partial(_without, c), with_kwargs=True)
                 try: growth.append(loss() - whole)
                 finally: hook.remove()
             weights[name] = torch.tensor(growth).div(T).softmax(0)
@@ -137,15 +156,26 @@ def _summed_loss(model, batches, loss_func):
 
 
 def _channels(model, layer, x):
-    "Number of channels of a layer's output"
-    widths = []
-    hook = layer.register_forward_hook(lambda m, args, out: widths.append(out.shape[1]))
+    "Number of channels of a layer's output; 0 if the model does not call it"
+    found = []
+    hook = layer.register_forward_hook(
+        lambda m, args, kwargs, out: found.append(to_maps(m, out, args, kwargs, 'a layer')), with_kwargs=True)
     try: model(x)
     finally: hook.remove()
-    return widths[-1]
+    return sum(m.shape[1] for m in found[-1]) if found else 0
 
 
-def _without(out, channel):
-    out = out.clone()
-    out[:, channel] = 0
-    return out
+def _without(channel, module, args, kwargs, out):
+    "What a layer returned with zeros in one channel; those of parallel branches are counted one after the other"
+    left = channel
+
+    def zero(t):
+        nonlocal left
+        axis = channel_axis(module, t, args, kwargs, find_tensors)
+        if 0 <= left < t.shape[axis]:
+            t = t.clone()
+            t.select(axis, left).zero_()
+        left -= t.shape[axis]
+        return t
+
+    return map_tensors(out, zero)

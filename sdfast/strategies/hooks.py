@@ -2,6 +2,7 @@
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ __all__ = ['unrecorded']  # `Recorder` is a name of fastai, too: import it from 
 
 
 def tensors_in(x:Any)->Iterator[torch.Tensor]:
-    "The tensors in lists, tuples and dicts"
+    "The tensors in lists, tuples, dicts and dataclasses"
     if torch.is_tensor(x): yield x
     elif isinstance(x, dict): yield from tensors_in(tuple(x.values()))
     elif isinstance(x, (list, tuple)):
         for v in x: yield from tensors_in(v)
+    elif is_dataclass(x): yield from tensors_in(tuple(vars(x).values()))
 
 
 class Versions:

@@ -9,11 +9,12 @@ from fastai.torch_core import get_model
 from torch import nn
 
 from ..errors import InputError
+from ..models.features import check_logits, per_sample
 from ..models.statistics import as_student
 from ..models.surgery import frozen_copy
 from .base import FeaturePenalty, Penalty
 from .core import Loop
-from .distill import FixedTeacher, check_teacher_bn, pooled
+from .distill import FixedTeacher, check_teacher_bn
 from .mixins import Auxiliary
 from .targets import INDEPENDENT, check_mean, logits_of, loss_family, task_loss, two_classes
 
@@ -89,7 +90,8 @@ class LwF(FixedTeacher):
     def term(self)->torch.Tensor:
         assert self.head is not None  # checked in `begin`
         calls = self.pairs()
-        logits = [(self.head(s), self.head(t)) for call in calls for _, s, t in call]
+        logits = [tuple(map(self.head, pair.inputs(self.head))) for call in calls for pair in call]
+        check_logits(logits[0][0], 'LwF')
         how = self._activation_of(logits[0][0])
         divergences = [soft_divergence(s, t, self.T, how) for s, t in logits]
         total: Any = sum(divergences)
@@ -194,13 +196,16 @@ class BYOT(Auxiliary, FeaturePenalty):
 
     def layer_names(self)->list[str]:
         names = super().layer_names()
-        return names[:-1] if self.layers == 'blocks' else names
+        if self.layers != 'blocks' or not names: return names
+        last = self.module().get_submodule(names[-1])
+        # the norm after the last block of a transformer belongs to that block
+        return names[:-2] if isinstance(last, (nn.LayerNorm, nn.RMSNorm)) else names[:-1]
 
     def term(self)->torch.Tensor:
         kind, y = self.target_kind(), self.loop.targets.as_subclass(torch.Tensor)
         check_mean('BYOT', self.loop.criterion)
-        features, logits = pooled(self.calls()[0][2]), logits_of(self.loop.outputs)
-        shallow = [pooled(self.calls(n)[0][2]) for n in self._recorders if n]
+        features, logits = self.features()[0], logits_of(self.loop.outputs)
+        shallow = [per_sample(self.features(n)[0], len(features), self.what(n)) for n in self.recorded()]
         if not shallow:
             raise InputError('BYOT found no layers before the last; pass layers=[NAME, ...] of the encoder')
         if self.aux is None: self._make_heads(shallow, features.shape[1], logits.shape[1])

@@ -1,20 +1,22 @@
 "Recipes that set the learning rate of each layer."
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from fastai.torch_core import get_model
+from timm.models import group_parameters
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from ..models.blocks import NORMS, block_names, innermost
 from ..models.surgery import find_encoder
 from .base import Recipe
 from .optimizers import unwrap_optimizer
 
 __all__ = ['layer_groups', 'LayerDecay', 'LowerLR']
 
-NORMS = _NormBase, nn.GroupNorm, nn.LayerNorm  # grouped with the layer before them
+HEAD = 'sdfast head'  # a name that no layer of a net has
 
 
 def layer_groups(
@@ -23,29 +25,41 @@ def layer_groups(
 )->list[list[nn.Parameter]]: # From input to head; the last group has all parameters outside the encoder
     """The parameters of a model by layer; a splitter for fastai's `Learner`.
 
-    A layer is a child of the encoder (or, if the encoder only wraps a module, of that module) with the normalisation
-    that follows it. Parameters of the encoder itself (tokens, positions) belong to the first layer."""
+    For a net of timm the layers are those of timm's `param_groups_layer_decay`; what it counts to the head belongs to
+    the last group. Else they are `block_names`, each with the normalisation that follows it, and parameters of the
+    encoder itself (tokens, positions) belong to the first."""
     model = get_model(model)
     part = find_encoder(model, encoder)
-    layers = _layers(part)
+    groups = _groups_of_timm(part) or _groups_of_blocks(part)
+    return _without_repeats([*groups, list(model.parameters())])
+
+
+def _groups_of_timm(part):
+    "Groups of a net of timm without those of its head; `None` for other nets"
+    _, net = innermost(part, 'group_matcher')
+    if not hasattr(net, 'group_matcher'): return None
+    params = dict(net.named_parameters())
+    numbers = group_parameters(_WithHead(net), net.group_matcher(coarse=False), reverse=True)
+    groups = [[] for _ in range(numbers[HEAD])]
+    for name, number in numbers.items():
+        if number < len(groups): groups[number].append(params[name])
+    return groups
+
+
+class _WithHead:
+    "A net with one more parameter that is in none of its layers"
+    def __init__(self, net): self.net = net
+    def named_parameters(self): return [*self.net.named_parameters(), (HEAD, None)]
+
+
+def _groups_of_blocks(part):
+    layers = [part.get_submodule(n) for n in block_names(part)] or [part]
     inside = {id(p) for m in layers for p in m.parameters()}
     groups = [[p for p in part.parameters() if id(p) not in inside]]
     for i, m in enumerate(layers):
         if i and not isinstance(m, NORMS): groups.append([])
         groups[-1] += m.parameters()
-    groups.append(list(model.parameters()))
-    return _without_repeats(groups)
-
-
-def _layers(module):
-    "Children with parameters, of the innermost module that has more than one"
-    while True:
-        children = [c for c in module.children() if _has_parameters(c)]
-        if len(children) != 1 or not any(_has_parameters(c) for c in children[0].children()): return children
-        module = children[0]
-
-
-def _has_parameters(module): return next(module.parameters(), None) is not None
+    return groups
 
 
 def _without_repeats(groups):
@@ -134,6 +148,9 @@ class LayerDecay(ScaledLR):
 
     def depths(self)->dict[int, int]:
         groups = layer_groups(self.loop.model, self.protected)
+        if len(groups) == 2 and len(groups[0]) > 4:
+            warnings.warn(f'LayerDecay finds one layer in {type(self.module()).__name__}, so there is no decay '
+                          'inside it: pass encoder=... to name the module whose children are the layers')
         return {id(p):d for d, params in enumerate(reversed(groups)) for p in params}
 
     def rate(self, lr:float, depth:int)->float: return lr*self.decay**depth

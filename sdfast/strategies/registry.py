@@ -77,8 +77,8 @@ STRATEGIES = dict(
     fixed_teacher=Strategy(
         FixedTeacher, (.3, 1., 3.), 'CE + lam mean (f - f_0)^2', 'Mukhoti et al., TMLR 2024, last features'),
     ldifs=Strategy(
-        FixedTeacher, (.3, 1., 3.), 'CE + lam mean (f - f_0)^2 of all blocks', 'Mukhoti et al., LDIFS, TMLR 2024',
-        options=dict(layers='blocks')),
+        FixedTeacher, (10., 30., 100.), 'CE + lam mean (f/|f| - f_0/|f_0|)^2 of all blocks',
+        'Mukhoti et al., LDIFS, TMLR 2024', options=dict(layers='blocks', normalise=True)),
     ema_teacher=Strategy(
         EMATeacher, (1., 3., 10.), 'CE + lam mean (f - f_ema)^2', 'Tarvainen & Valpola, NeurIPS 2017'),
     lwf=Strategy(

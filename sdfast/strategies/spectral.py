@@ -45,6 +45,6 @@ class BSS(FeaturePenalty):
         self.k = k
 
     def term(self)->torch.Tensor:
-        calls = self.calls()
-        total: Any = sum(bss(out, self.k) for _, _, out in calls)
-        return total/len(calls)
+        features = self.features()
+        total: Any = sum(bss(f, self.k) for f in features)
+        return total/len(features)

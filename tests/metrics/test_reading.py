@@ -14,8 +14,8 @@ from sdfast.models.surgery import block_names
 @pytest.fixture
 def encoded(monkeypatch):
     "A list that grows with each batch that passes an encoder"
-    calls, inside = [], reading_module.encode
-    monkeypatch.setattr(reading_module, 'encode', lambda *a: calls.append(1) or inside(*a))
+    calls, inside = [], reading_module.outputs_of
+    monkeypatch.setattr(reading_module, 'outputs_of', lambda *a: calls.append(1) or inside(*a))
     return calls
 
 

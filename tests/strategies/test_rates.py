@@ -11,7 +11,7 @@ from helpers import learner, model, same, state
 from strategy_helpers import assert_close_states, clean, loop_by_hand
 from torch import nn
 
-from sdfast.models.encoders import c3d, encoder_head_split, r2plus1d, tiny
+from sdfast.models.encoders import c3d, create_model, encoder_head_split, r2plus1d, tiny
 from sdfast.strategies import LayerDecay, LowerLR, layer_groups
 
 
@@ -122,3 +122,44 @@ def test_decay_out_of_range_is_refused(decay, why):
 @pytest.mark.parametrize('lam', [-1, float('nan')])
 def test_strength_out_of_range_is_refused(lam):
     with pytest.raises(ValueError, match='at least 0'): LowerLR(lam)
+
+
+@pytest.mark.parametrize('name', [
+    'vit_tiny_patch16_224', 'vit_small_patch16_dinov3', 'convnext_tiny', 'swin_tiny_patch4_window7_224', 'resnet18',
+    'mvitv2_small', 'efficientnet_b0', 'beit_base_patch16_224', 'poolformer_s12', 'xcit_nano_12_p16_224', 'coat_tiny',
+    'crossvit_tiny_240', 'hrnet_w18_small', 'mobilenetv3_small_050', 'hiera_tiny_224', 'davit_tiny', 'regnetx_002',
+    'levit_128s', 'mixer_s32_224', 'deit_tiny_distilled_patch16_224', 'eva02_tiny_patch14_224', 'vgg11',
+    'twins_pcpvt_small'])
+def test_rates_of_timms_nets_are_timms(name):
+    "Parameters that only a net with a head has are left out of the comparison, as is the head"
+    from timm import create_model as timm_model
+    from timm.optim import param_groups_layer_decay
+    with torch.device('meta'):
+        net, whole = create_model(name, 5), timm_model(name, num_classes=5)
+    if not hasattr(whole, 'group_matcher'): pytest.skip(f'this timm has no groups for {name}')
+    groups = layer_groups(net)
+    scale = {n:.5**d for d, g in enumerate(reversed(names(groups, net))) for n in g}
+    known = {id(p):n for n, p in whole.named_parameters()}
+    timms = {known[id(p)]:g['lr_scale'] for g in param_groups_layer_decay(whole, layer_decay=.5) for p in g['params']}
+    ours = {n.removeprefix('0.body.'):s for n, s in scale.items() if n.startswith('0.')}
+    common = ours.keys() & timms.keys()
+    assert len(common) > .9*len(ours) and {n:ours[n] for n in common} == {n:timms[n] for n in common}
+    assert len(groups) > 3
+
+
+@pytest.mark.parametrize('name,least', [('mvit_v2_s', 17), ('swin3d_t', 13), ('r2plus1d_18', 9), ('s3d', 12)])
+def test_a_group_for_each_block_of_torchvisions_nets(name, least):
+    with torch.device('meta'): groups = layer_groups(create_model(name, 5))
+    sizes = [sum(p.numel() for p in g) for g in groups]
+    assert len(groups) >= least and max(sizes) < .5*sum(sizes)
+
+
+def test_a_net_of_one_layer_warns():
+    class Opaque(nn.Module):
+        "Its parameters are its own"
+        def __init__(self):
+            super().__init__()
+            for i in range(6): self.register_parameter(f'p{i}', nn.Parameter(torch.ones(6)))
+        def forward(self, x): return x.flatten(1)[:, :6]*self.p0*self.p1*self.p2*self.p3*self.p4*self.p5
+    with pytest.warns(UserWarning, match='one layer in Opaque, so there is no decay inside it: pass encoder='):
+        learner(LayerDecay(.5), net=nn.Sequential(Opaque(), nn.Linear(6, 3))).fit(1)
