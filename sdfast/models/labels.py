@@ -1,5 +1,6 @@
 "What labels are: class numbers that a head's outputs stand for, or an error that says why not."
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -39,10 +40,10 @@ def loader_vocab(
     dl:Iterable, # Any iterable of batches
 )->Sequence|None: # `None` if it does not say
     "The names of the classes that a loader numbers, of fastai's loaders and torchvision's data sets"
-    data = dl
+    data: Any = dl
     while data is not None:
         for name in ('vocab', 'classes'):
-            names = getattr(data, name, None)
+            names: Any = getattr(data, name, None)
             is_list = isinstance(names, Sequence) and not isinstance(names, str)
             if is_list and len(names) and isinstance(names[0], str): return names
         data = getattr(data, 'dataset', None)

@@ -94,7 +94,8 @@ class watch_buffers:
         module:nn.Module, # Its layers get hooks until they are called in training
         freeze:bool=False, # Whether the layers shall keep their buffers
     ):
-        self.freeze, self.handles = freeze, []
+        self.freeze = freeze
+        self.handles: list = []
         if any(getattr(m, '_compiled_call_impl', None) is not None for m in module.modules()): return
         for m in module.modules():
             if _is_unknown(m): self._watch(m)

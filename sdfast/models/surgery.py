@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from fastai.torch_core import get_model
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from ..errors import InputError
 from .blocks import block_names
@@ -66,7 +66,7 @@ def _check_part(model, part, encoder):
     if not mine <= {id(p) for p in model.parameters()}:
         raise InputError(f'the encoder given, {who}, is not a part of {type(model).__name__}: pass encoder=NAME; '
                          f'its children are {_children(model)}')
-    named = [(n, p) for n, p in model.named_parameters() if not isinstance(p, UninitializedTensorMixin)]
+    named = [(n, p) for n, p in model.named_parameters() if not is_lazy(p)]
     sizes = {n:p.numel() for n, p in named}
     inside = [n for n, p in named if id(p) in mine]
     if not inside: return  # its weights are made in the first forward pass

@@ -52,7 +52,8 @@ class Recorder:
     it are empty"""
     def __init__(self, wanted:Callable|None=None):
         self.calls: list[Call] = []
-        self.wanted, self._started = wanted, []
+        self.wanted = wanted
+        self._started: list = []
 
     def hook(self, module:nn.Module)->list[RemovableHandle]:
         "Record calls of `module` until the handles are removed"
