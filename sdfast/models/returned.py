@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import InputError
 
-__all__: list[str] = []
+__all__ = ['find_tensors']
 
 # entries of a dict or dataclass that hold features, best first
 FEATURES = ('last_hidden_state', 'features', 'feature', 'x_norm_patchtokens', 'pooler_output', 'image_embeds',

@@ -6,7 +6,7 @@ from torch import nn
 
 from ..models.features import head_input, per_sample, to_feature, to_maps
 
-__all__: list[str] = []
+__all__ = ['Pair']
 
 
 class Pair(NamedTuple):
