@@ -166,7 +166,8 @@ def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=
 
 
 def _logits(model, *inputs):
-    out = logits_of(model(*inputs), 'Fisher information')
+    # copies, as samples are passed repeatedly and a model may change its input in place
+    out = logits_of(model(*(x.clone() for x in inputs)), 'Fisher information')
     if out.ndim != 2:
         raise InputError('Fisher information is of a model with a head, which returns logits (B, classes), '
                          f'not {tuple(out.shape)}: pass Sequential(encoder, head), with a probe as head if there is '
@@ -238,6 +239,6 @@ def mas_importance(
 )->Importance: # Its `anchor` is the current weights
     """Mean over samples of `|d ||g(x)||^2 / dw|`, with each sample's own gradient (memory-aware synapses, Aljundi et
     al., ECCV 2018)"""
-    def outputs(sample): return _single_precision(logits_of(model(sample[0]), 'the importance of MAS'))
+    def outputs(sample): return _single_precision(logits_of(model(sample[0].clone()), 'the importance of MAS'))
     def cotangents(out, sample): return [2*out.detach()]
     return _per_sample(model, batches, n, encoder, torch.abs, outputs, cotangents, chunk)
