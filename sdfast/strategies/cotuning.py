@@ -154,7 +154,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
     def term(self)->torch.Tensor:
         calls = self.calls()
         assert self.relation is not None  # set in `begin`
-        target = self.relation[self.loop.targets.as_subclass(torch.Tensor)]
+        target = self.relation[self.batch_targets()]
         logits = [self.aux(out).float() for _, _, out in calls]
         if logits[0].shape != target.shape:
             raise InputError(f'CoTuning: the head returns {tuple(logits[0].shape)} where the relation has '

@@ -100,13 +100,12 @@ class PSKD(Penalty):
         self.age += 1
 
     def term(self)->torch.Tensor:
-        y, pred = self.loop.targets, self.loop.outputs.float()
+        y, pred = self.batch_targets(), self.loop.outputs.float()
         if y.is_floating_point() or y.ndim != 1:
             raise InputError(f'PSKD needs class numbers as targets, not a {y.dtype} tensor of shape {tuple(y.shape)}')
         if self.teacher is None: return pred.sum()*0
         follow_modes(self.teacher, get_model(self.loop.model), self.teacher_bn)
         with torch.no_grad(): p = self.teacher(*self.loop.args, **self.loop.kwargs).float().softmax(1)
-        y = y.as_subclass(torch.Tensor)
         return (self.loop.epoch + 1)/self.n_epochs()*(F.cross_entropy(pred, p) - F.cross_entropy(pred, y))
 
 
@@ -139,7 +138,7 @@ class BYOT(Auxiliary, FeaturePenalty):
 
     def term(self)->torch.Tensor:
         features, logits = pooled(self.calls()[0][2]), self.loop.outputs
-        y = self.loop.targets.as_subclass(torch.Tensor)
+        y = self.batch_targets()
         shallow = [pooled(self.calls(n)[0][2]) for n in self._recorders if n]
         if not shallow:
             raise InputError('BYOT found no layers before the last; pass layers=[NAME, ...] of the encoder')

@@ -45,13 +45,17 @@ class Telemetry(ShowArguments, Anchored, Resumable, Columns, Driver):
         if every < 1: raise ValueError(f'every must be at least 1, not {every}')
         self.every, self.protected, self.anchor = every, encoder, anchor
 
-    def _penalties(self): return [cb for cb in self.learn.cbs if isinstance(cb, Penalty)]
+    def attached(self)->None:
+        raise InputError('Telemetry reads the losses of a Learner; in a loop of your own log the columns() of each '
+                         'strategy')
+
+    def _penalties(self): return [s for s in self.loop.strategies if isinstance(s, Penalty)]
 
     def module(self)->nn.Module:
         "The encoder that is being trained, without DDP around it"
         penalties = self._penalties()
         if penalties and self.protected is None: return penalties[0].module()
-        return find_encoder(self.learn.model, self.protected)
+        return find_encoder(self.loop.model, self.protected)
 
     def before_fit(self):
         if not self.starts(): return

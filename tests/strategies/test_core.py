@@ -1,5 +1,7 @@
 "Strategies in a training loop of one's own: the same numbers as in fastai, and what the loop may do."
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -9,7 +11,20 @@ from strategy_helpers import needs_peft
 from torch import nn
 
 from sdfast.errors import InputError
-from sdfast.strategies import L2SP, PSKD, STRATEGIES, EMATeacher, FixedTeacher, SelfDistill
+from sdfast.strategies import (
+    BYOT,
+    L2SP,
+    PSKD,
+    R3F,
+    STRATEGIES,
+    EMATeacher,
+    FixedTeacher,
+    LowerLR,
+    Penalty,
+    SelfDistill,
+    Telemetry,
+    WiSEFT,
+)
 
 NAMES = [pytest.param(n, marks=needs_peft) if n == 'lora' else n for n in STRATEGIES if n != 'finetune']
 
@@ -203,3 +218,72 @@ def test_models_may_be_called_with_keywords():
     penalty.start_epoch(1)
     net(pixel_values=batch())
     assert penalty.loss(torch.tensor([0, 1, 2, 0])).requires_grad
+
+
+def interrupted(strategy):
+    "The net after an interrupt in the middle of an epoch that had moved its weights by .1"
+    net = model()
+    with pytest.raises(KeyboardInterrupt), strategy.attach(net) as s:
+        s.start_epoch()
+        moved(net)
+        raise KeyboardInterrupt
+    return net
+
+
+def test_an_interrupted_epoch_is_not_a_finished_one():
+    "WiSEFT interpolates after whole epochs only"
+    for a, b in zip(interrupted(WiSEFT(.5)).parameters(), moved(model()).parameters()): assert torch.equal(a, b)
+
+
+def no_encoder():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class SmallOutputs(Penalty):
+    def term(self): return self.loop.outputs.square().mean()
+
+
+@pytest.mark.parametrize('make', [lambda: PSKD(.5), lambda: R3F(1.), lambda: LowerLR(1.), lambda: SmallOutputs(.1)])
+def test_strategies_on_outputs_need_no_encoder(make):
+    net = no_encoder()
+    learner(make(), net=net).fit(2)
+    other = plain_loop(no_encoder(), [make()])
+    for a, b in zip(net.parameters(), other.parameters()): torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match='no submodule'):
+        make().attach(no_encoder(), sgd(net), encoder='nose', epochs=2)
+
+
+def sgd(net): return torch.optim.SGD(net.parameters(), lr=.1)
+
+
+@pytest.mark.parametrize('make', [lambda: PSKD(.5), lambda: BYOT(1., ['conv'])])
+def test_missing_targets_are_asked_for(make):
+    net = model()
+    penalty = make().attach(net, sgd(net), epochs=2)
+    penalty.start_epoch(1)
+    net(batch())
+    with pytest.raises(InputError, match=r'call loss\(targets\)'): penalty.loss()
+
+
+def test_telemetry_needs_a_learner():
+    net = model()
+    with pytest.raises(InputError, match='of a Learner'): Telemetry().attach(net)
+    assert not net._forward_hooks
+
+
+def test_strategies_know_each_other_while_they_are_attached():
+    net = model()
+    one, two = SelfDistill(1.).attach(net), EMATeacher(1.).attach(net)
+    assert one.loop.strategies == two.loop.strategies == [one, two]
+    one.detach()
+    assert two.loop.strategies == [two]
+
+
+def test_an_attached_model_is_freed():
+    net = model()
+    there = weakref.ref(net)
+    SelfDistill(1.).attach(net)
+    del net
+    gc.collect()
+    assert there() is None
