@@ -287,3 +287,18 @@ def test_an_attached_model_is_freed():
     del net
     gc.collect()
     assert there() is None
+
+
+def test_the_second_pass_of_one_strategy_is_no_batch_of_another():
+    net = model()
+    r3f, pskd, alone = R3F(1.).attach(net), PSKD(.5).attach(net, epochs=2), SelfDistill(1.).attach(net)
+    for s in (r3f, pskd, alone): s.start_epoch(1)
+    moved(net)
+    for i in range(2):
+        y = torch.tensor([0, 1, 2, 0])
+        net(batch(i))
+        first = alone.loss()
+        assert r3f.loss() > 0  # passes the batch again, with noise
+        assert pskd.loss(y).isfinite()
+        torch.testing.assert_close(first, alone.lam*(net[0](batch(i)) - alone.teacher(batch(i))).square().mean())
+        for s in (r3f, pskd, alone): s.loop.start_batch()  # what this test has passed is no batch either
