@@ -45,7 +45,7 @@ def map_tensors(
         items = [new.get(i, new.get(k, v)) for i, (k, v) in enumerate(zip(fields_of, out))]
         return type(out)(*items) if hasattr(out, '_fields') else type(out)(items)
     if not isinstance(out, Mapping): return replace_fields(out, **new)
-    changed = copy.copy(out)
+    changed: Any = copy.copy(out)
     for k, v in new.items(): changed[k] = v
     return changed
 

@@ -14,7 +14,6 @@
 The same objects are fastai callbacks: `driver` calls the same methods from a `Learner`'s events. A strategy knows
 training only through its `loop`, a `PlainLoop` here and a `LearnerLoop` there."""
 import warnings
-import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -58,10 +57,6 @@ class Loop:
     inputs: Any = () # In `before_batch`: what the model is going to be called with
 
 
-# model -> strategies attached to it
-_attached: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
 class PlainLoop(Loop):
     """A training loop that somebody else writes: hooks on the model show its batches to the strategy.
 
@@ -88,12 +83,14 @@ class PlainLoop(Loop):
         self._handles = [root.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True),
                          root.register_forward_hook(Hook(self._after_forward), with_kwargs=True)]
         if optimizer is not None: self._handles.append(optimizer.register_step_pre_hook(Hook(self._before_step)))
-        _attached.setdefault(root, []).append(strategy)
 
     @property
     def scale(self)->float|None: return None if self.scaler is None else self.scaler.get_scale()
     @property
-    def strategies(self)->list: return list(_attached.get(get_model(self.model), ()))
+    def strategies(self)->list:
+        hooks = get_model(self.model)._forward_pre_hooks.values()
+        loops = [getattr(h.f, '__self__', None) for h in hooks if isinstance(h, Hook)]
+        return [loop.strategy for loop in loops if loop is not None]
 
     def recording(self)->bool:
         "Whether what the model computes belongs to a training batch"
@@ -123,7 +120,6 @@ class PlainLoop(Loop):
     def remove(self)->None:
         "Remove the hooks"
         for h in self._handles: h.remove()
-        _attached[get_model(self.model)].remove(self.strategy)
 
     def _call(self):
         if len(self._calls) == 1: return self._calls[0]
@@ -164,7 +160,6 @@ class BaseStrategy:
     `before_batch`, `before_step` and `after_step`. It reads the state of training from `self.loop`."""
     learn: Any = None  # the `Learner`, for a callback in one
     protected: str|Callable|None = None  # which part of the model to act on, see `find_encoder`
-    needs_encoder = True  # `False` if the strategy acts on the whole model, which then need not have an encoder
     needs_optimizer = False  # whether `attach` needs it
     needs_steps: bool = False  # whether `after_step` has an effect
     _loop: PlainLoop|None = None  # the loop that the strategy is attached to
@@ -180,10 +175,13 @@ class BaseStrategy:
 
     def module(self)->nn.Module:
         "The encoder that is being trained, without DDP around it"
-        try: return find_encoder(self.loop.model, self.protected)
-        except InputError:
-            if self.needs_encoder or self.protected is not None: raise
-            return get_model(self.loop.model)
+        return find_encoder(self.loop.model, self.protected)
+
+    def batch_targets(self)->torch.Tensor:
+        "The targets of this batch, of the shape that the loss takes; raises `InputError` if they are not known"
+        who, targets = type(self).__name__, self.loop.targets
+        if targets is None: raise InputError(f'{who} needs the targets of the batch: call loss(targets)')
+        return targets.as_subclass(torch.Tensor)
 
     def n_epochs(self)->int:
         "Number of epochs of this fit"
@@ -194,7 +192,11 @@ class BaseStrategy:
 
     def meet(self)->None:
         "Forget what was taken from another model: anchors, averages and heads belong to one model"
-        met, before = Met(self.module(), self.loop.model), self._met
+        try: part = self.module()
+        except InputError:
+            if self.protected is not None: raise
+            part = get_model(self.loop.model)  # not every strategy needs an encoder
+        met, before = Met(part, self.loop.model), self._met
         if before is not None and not before.is_encoder_of(met): self.forget()
         elif before is not None and not before.is_head_of(met): self.forget_head()
         self._met = met
@@ -242,6 +244,7 @@ class BaseStrategy:
         if not isinstance(model, nn.Module): raise InputError(f'attach needs a model, not {type(model).__name__}')
         if self.needs_optimizer and optimizer is None:
             raise InputError(f'{who} acts on the optimizer: call attach(model, optimizer)')
+        before = self.protected
         if encoder is not None: self.protected = encoder
         self._loop = PlainLoop(self, model, optimizer, epochs, batches, scaler, criterion)
         try:
@@ -249,7 +252,7 @@ class BaseStrategy:
             self.attached()
         except BaseException:
             self._loop.remove()
-            self._loop = None
+            self._loop, self.protected = None, before
             raise
         return self
 
@@ -281,18 +284,24 @@ class BaseStrategy:
             warnings.warn(f'{type(self).__name__}.after_step was not called in epoch {self.loop.epoch}: call it after '
                           'each optimizer.step()')
 
-    def detach(self)->None:
-        "End the last epoch, undo what the strategy changed in the model, and remove its hooks"
+    def detach(self,
+        interrupted:bool=False, # Whether training stopped in the middle of an epoch
+    )->None:
+        """End the last epoch, undo what the strategy changed in the model, and remove its hooks.
+
+        As a context manager, a strategy is detached at the end, and counts as interrupted after an exception."""
         if self._loop is None: return
         try:
-            if self._loop.started: self.after_train()
+            if self._loop.started and not interrupted:
+                self._check_steps()
+                self.after_train()
             self.detached()
         finally:
             self._loop.remove()
             self._loop = None
 
     def __enter__(self)->'BaseStrategy': return self
-    def __exit__(self, *error:Any)->None: self.detach()
+    def __exit__(self, error:Any, *details:Any)->None: self.detach(interrupted=error is not None)
 
     def columns(self)->dict[str, Callable]:
         "Numbers for a log, by name: functions of no argument, to be called after an epoch"

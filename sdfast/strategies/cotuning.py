@@ -178,7 +178,7 @@ class CoTuning(Auxiliary, FeaturePenalty):
     def _soft_labels(self):
         "p(y_s|y_t) of each clip's label, mixed as the labels are"
         assert self.relation is not None  # set in `begin`
-        parts = mixed_labels('CoTuning', self.loop.targets, self.loop.criterion)
+        parts = mixed_labels('CoTuning', self.batch_targets(), self.loop.criterion)
         for _, y in parts: check_numbers('CoTuning', y, len(self.relation), ignored=False)
         if len(parts) == 1: return self.relation.index_select(0, parts[0][1])
         return sum(share*self.relation.index_select(0, y) for share, y in parts)

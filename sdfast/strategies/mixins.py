@@ -1,6 +1,5 @@
 """Mix-ins for penalties that need more than the batch: `Anchored` keeps the weights from before training, `Auxiliary`
 trains its own modules."""
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,22 +81,13 @@ class Auxiliary(_Penalty):
     _aside: tuple|None = None  # the fits' modules and optimizer, while `lr_find` runs
     _saved: dict|None = None  # a checkpoint's state, until modules exist to load it into
     needs_optimizer, needs_steps = True, True
-    _beside: Any = None  # weak reference to the model's head that the modules were trained beside
-    _auxattrs = ('aux', '_aux_opt', '_aside', '_beside')  # for `_stateattrs`: not exported
+    _auxattrs = ('aux', '_aux_opt', '_aside')  # for `_stateattrs`: not exported
 
     def before_fit(self):
         super().before_fit()
         if self.loop.trial:
             self._aside = self.aux, self._aux_opt
             self.aux = None
-
-    def meet(self)->None:
-        "Forget modules that belong to another encoder, or to another task: the model has got another head"
-        super().meet()
-        encoder = {id(p) for p in self.module().parameters()}
-        head = next((p for p in self.loop.model.parameters() if id(p) not in encoder), None)
-        if self._beside is not None and self._beside() is not head: self.forget()
-        self._beside = None if head is None else weakref.ref(head)
 
     def leave(self)->None:
         if self._aside is not None:

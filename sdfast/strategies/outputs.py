@@ -124,7 +124,7 @@ class PSKD(Penalty):
     CE(p)`. In a training loop of your own, give it to `attach(criterion=...)` unless it is plain cross-entropy.
 
     Targets are class numbers or class probabilities."""
-    name, needs_encoder = 'pskd', False
+    name = 'pskd'
     kinds = ('classes', 'soft')
     teacher: nn.Module|None = None
     age = 0
@@ -155,7 +155,7 @@ class PSKD(Penalty):
         check_mean('PSKD', loop.criterion)
         pred = logits_of(loop.outputs).float()
         if self.teacher is None: return pred.sum()*0
-        own = task_loss(as_output(loop, pred), loop.targets, kind, loop.criterion)
+        own = task_loss(as_output(loop, pred), self.batch_targets(), kind, loop.criterion)
         return (loop.epoch + 1)/self.n_epochs()*(F.cross_entropy(pred, self._taught(pred)) - own)
 
     def _taught(self, pred):
@@ -202,7 +202,7 @@ class BYOT(Auxiliary, FeaturePenalty):
         return names[:-2] if isinstance(last, (nn.LayerNorm, nn.RMSNorm)) else names[:-1]
 
     def term(self)->torch.Tensor:
-        kind, y = self.target_kind(), self.loop.targets.as_subclass(torch.Tensor)
+        kind, y = self.target_kind(), self.batch_targets()
         check_mean('BYOT', self.loop.criterion)
         features, logits = self.features()[0], logits_of(self.loop.outputs)
         shallow = [per_sample(self.features(n)[0], len(features), self.what(n)) for n in self.recorded()]

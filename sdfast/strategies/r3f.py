@@ -32,7 +32,7 @@ class R3F(Penalty):
     buffers and is not recorded by other penalties. Its noise (seeded by seed and epoch) and its dropout do not change
     the random state. For independent logits (multi-label, or one logit), the divergence is the binary one, summed over
     the logits."""
-    name, needs_encoder = 'r3f', False
+    name = 'r3f'
     kinds = ('classes', 'soft', 'multi-label', 'binary')
     _again: SecondPass|None = None
     _noise: torch.Generator|None = None

@@ -158,7 +158,6 @@ class LayerDecay(ScaledLR):
 
 class LowerLR(ScaledLR):
     "Plain fine-tuning at `lr/(1 + lam)`: the control for methods that may forget less only because weights move less"
-    needs_encoder = False
 
     def __init__(self,
         lam:float, # At least 0; with 0 training equals plain fine-tuning bit for bit

@@ -48,6 +48,10 @@ class Telemetry(ShowArguments, Anchored, Resumable, Columns, Driver):
         if every < 1: raise ValueError(f'every must be at least 1, not {every}')
         self.every, self.protected, self.anchor = every, encoder, anchor
 
+    def attached(self)->None:
+        raise InputError('Telemetry reads the losses of a Learner; in a loop of your own log the columns() of each '
+                         'strategy')
+
     def _penalties(self):
         "Penalties by name, in the order of the learner's callbacks"
         return {n:cb for n, cb in numbered(self.learn.cbs).items() if isinstance(cb, Penalty)}
@@ -56,7 +60,7 @@ class Telemetry(ShowArguments, Anchored, Resumable, Columns, Driver):
         "The encoder that is being trained, without DDP around it"
         penalties = list(self._penalties().values())
         if penalties and self.protected is None: return penalties[0].module()
-        return find_encoder(self.learn.model, self.protected)
+        return find_encoder(self.loop.model, self.protected)
 
     def before_fit(self):
         if not self.starts(): return

@@ -1,5 +1,7 @@
 "Strategies in a training loop of one's own: the same numbers as in fastai, and what the loop may do."
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 from sdfast.errors import InputError
 from sdfast.strategies import (
+    BYOT,
     L2SP,
     PSKD,
     R3F,
@@ -17,7 +20,10 @@ from sdfast.strategies import (
     EMATeacher,
     FixedTeacher,
     LowerLR,
+    Penalty,
     SelfDistill,
+    Telemetry,
+    WiSEFT,
 )
 
 NAMES = [pytest.param(n, marks=needs_peft) if n == 'lora' else n for n in STRATEGIES if n != 'finetune']
@@ -214,11 +220,85 @@ def test_models_may_be_called_with_keywords():
     assert penalty.loss(torch.tensor([0, 1, 2, 0])).requires_grad
 
 
-@pytest.mark.parametrize('make', [lambda **kw: PSKD(.5), lambda **kw: R3F(1., **kw), lambda **kw: LowerLR(1.)])
-def test_what_acts_on_the_whole_model_needs_no_encoder(make):
-    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.ReLU(), nn.Linear(6, 3))
-    before = state(net)
+def interrupted(strategy):
+    "The net after an interrupt in the middle of an epoch that had moved its weights by .1"
+    net = model()
+    with pytest.raises(KeyboardInterrupt), strategy.attach(net) as s:
+        s.start_epoch()
+        moved(net)
+        raise KeyboardInterrupt
+    return net
+
+
+def test_an_interrupted_epoch_is_not_a_finished_one():
+    "WiSEFT interpolates after whole epochs only"
+    for a, b in zip(interrupted(WiSEFT(.5)).parameters(), moved(model()).parameters()): assert torch.equal(a, b)
+
+
+def no_encoder():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class SmallOutputs(Penalty):
+    def term(self): return self.loop.outputs.square().mean()
+
+
+@pytest.mark.parametrize('make', [lambda: PSKD(.5), lambda: R3F(1.), lambda: LowerLR(1.), lambda: SmallOutputs(.1)])
+def test_strategies_on_outputs_need_no_encoder(make):
+    net = no_encoder()
     learner(make(), net=net).fit(2)
-    assert not torch.equal(before['1.weight'], net[1].weight)
-    with pytest.raises(InputError, match='which part of Sequential'): learner(SelfDistill(1.), net=net).fit(1)
-    with pytest.raises(InputError, match='no submodule'): learner(R3F(1., encoder='body'), net=net).fit(1)
+    other = plain_loop(no_encoder(), [make()])
+    for a, b in zip(net.parameters(), other.parameters()): torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match='no submodule'):
+        make().attach(no_encoder(), sgd(net), encoder='nose', epochs=2)
+
+
+def sgd(net): return torch.optim.SGD(net.parameters(), lr=.1)
+
+
+@pytest.mark.parametrize('make', [lambda: PSKD(.5), lambda: BYOT(1., ['conv'])])
+def test_missing_targets_are_asked_for(make):
+    net = model()
+    penalty = make().attach(net, sgd(net), epochs=2)
+    penalty.start_epoch(1)
+    net(batch())
+    with pytest.raises(InputError, match=r'call loss\(targets\)'): penalty.loss()
+
+
+def test_telemetry_needs_a_learner():
+    net = model()
+    with pytest.raises(InputError, match='of a Learner'): Telemetry().attach(net)
+    assert not net._forward_hooks
+
+
+def test_strategies_know_each_other_while_they_are_attached():
+    net = model()
+    one, two = SelfDistill(1.).attach(net), EMATeacher(1.).attach(net)
+    assert one.loop.strategies == two.loop.strategies == [one, two]
+    one.detach()
+    assert two.loop.strategies == [two]
+
+
+def test_an_attached_model_is_freed():
+    net = model()
+    there = weakref.ref(net)
+    SelfDistill(1.).attach(net)
+    del net
+    gc.collect()
+    assert there() is None
+
+
+def test_the_second_pass_of_one_strategy_is_no_batch_of_another():
+    net = model()
+    r3f, pskd, alone = R3F(1.).attach(net), PSKD(.5).attach(net, epochs=2), SelfDistill(1.).attach(net)
+    for s in (r3f, pskd, alone): s.start_epoch(1)
+    moved(net)
+    for i in range(2):
+        y = torch.tensor([0, 1, 2, 0])
+        net(batch(i))
+        first = alone.loss()
+        assert r3f.loss() > 0  # passes the batch again, with noise
+        assert pskd.loss(y).isfinite()
+        torch.testing.assert_close(first, alone.lam*(net[0](batch(i)) - alone.teacher(batch(i))).square().mean())
+        for s in (r3f, pskd, alone): s.loop.start_batch()  # what this test has passed is no batch either

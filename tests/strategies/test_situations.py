@@ -40,7 +40,6 @@ def trained(make, dls, strategy, loss):
     torch.manual_seed(0)
     net = make()
     with torch.random.fork_rng(): cbs = STRATEGIES[strategy].callbacks(STRENGTH.get(strategy, .3), Source(net, dls))
-    kwargs = {} if loss is None else dict(loss_func=loss)
     learn = learner(cbs, dls=dls, net=net, lr=.05)
     if loss is not None: learn.loss_func = loss
     learn.fit(2)
