@@ -1,10 +1,14 @@
-"""Is each strategy what it says it is? The outcome of its tests as a table, strategy by check.
+"""Is each strategy what it says it is? The outcome of its tests as two tables: strategy by check and by situation.
 
     python experiments/correctness.py --out runs/correctness.md      # needs pip install -e '.[dev]'
 
 A cell is the outcome of a check's tests for a strategy: ✓ all passed, ✗ one failed, a dash where the check has no
 meaning (a spectrum and the statistics of a batch are others for micro-batches and for a process's part), `skipped`
-where something that it needs is not installed. experiments/peers.py asks the same of other libraries."""
+where something that it needs is not installed. experiments/peers.py asks the same of other libraries.
+
+A situation is something that users bring, such as an encoder that returns tokens, or one-hot targets. The cell is
+`right` if training ends with the same weights as in the ordinary way to compute the same, or `refused` if the strategy
+raises an error of one line; see tests/support/situations.py."""
 import os
 import sys
 from pathlib import Path
@@ -44,12 +48,21 @@ FORMULA = dict(
     wise_ft=['test_reestimate'], layer_decay=['test_schedules'], lower_lr=['test_schedules'])
 
 
+SITUATION_TEST = 'test_right_or_refused'
+
+
 class Outcomes:
-    "A pytest plugin that records the outcome of each test"
-    def __init__(self): self.found = {}
+    "A pytest plugin that records the outcome of each test, and what tests of situations have found"
+    def __init__(self): self.found, self.situations = {}, {}
 
     def pytest_runtest_logreport(self, report):
-        if report.when == 'call' or report.outcome != 'passed': self.found[report.nodeid] = report.outcome
+        if report.when != 'call' and report.outcome == 'passed': return
+        self.found[report.nodeid] = report.outcome
+        name, parameters = split_id(report.nodeid)
+        if name != SITUATION_TEST: return
+        outcome = 'WRONG' if report.outcome == 'failed' else report.outcome
+        strategy, *situation = parameters
+        self.situations[strategy, '-'.join(situation)] = dict(report.user_properties).get('outcome', outcome)
 
 
 def split_id(node):
@@ -94,19 +107,28 @@ def make_table(outcomes):
     return Table(columns, rows, f'{len(outcomes)} tests.', title='strategy by check')
 
 
+def make_situations(found):
+    "Strategy by situation"
+    names = list(dict.fromkeys(situation for _, situation in found))
+    columns = [Column(title, numeric=False) for title in ('strategy', *names)]
+    rows = [[strategy, *(found.get((strategy, name), '–') for name in names)] for strategy in STRATEGIES]
+    refused = sum(outcome == 'refused' for outcome in found.values())
+    return Table(columns, rows, f'{refused} of {len(found)} refused.', title='strategy by situation')
+
+
 @call_parse  # it runs this when the module is the script, so it must come last
 def main(
     out:str='runs/correctness.md', # Markdown file to write
 ):
-    "Run the tests of the strategies and print strategy by check"
+    "Run the tests of the strategies; print strategy by check and strategy by situation"
     out = Path(out).absolute()
     os.chdir(ROOT)
     outcomes = Outcomes()
     status = pytest.main(['-q', '--no-header', '--durations=0', '-p', 'no:cacheprovider', *TESTS], plugins=[outcomes])
-    table = make_table(outcomes.found)
+    tables = make_table(outcomes.found), make_situations(outcomes.situations)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(table.to_markdown())
+    out.write_text('\n'.join(table.to_markdown() for table in tables))
     console = Console(width=160)
-    console.print(table.to_rich(console.width))
+    for table in tables: console.print(table.to_rich(console.width))
     console.print(f'written to {out}')
     sys.exit(int(status))

@@ -42,6 +42,15 @@ def innermost(
     return prefix, module
 
 
+def is_norm(
+    module:nn.Module, # A layer, or a module with several
+)->bool: # `False` without weights
+    "Whether a module only normalises or scales, in classes of the user's own too: its weights are vectors"
+    if isinstance(module, NORMS): return True
+    params = list(module.parameters())
+    return bool(params) and all(p.ndim < 2 for p in params)
+
+
 def params_before(
     model:nn.Module, # The whole model, wrapped by DDP or not
     part:nn.Module, # A part of it
@@ -73,7 +82,7 @@ def _weighted(module):
 def _layers(module):
     "Number of layers inside a module, without normalisation"
     leaves = [m for m in module.modules() if not _weighted(m) and next(m.parameters(), None) is not None]
-    return sum(not isinstance(m, NORMS) for m in leaves)
+    return sum(not is_norm(m) for m in leaves)
 
 
 def _members(name, module, top=False):
@@ -108,4 +117,4 @@ def _are_blocks(members):
     "Whether modules are blocks of one class: not plain sequences, with several layers and their own normalisation"
     modules = [m for _, m in members]
     if len({type(m) for m in modules}) != 1 or isinstance(modules[0], nn.Sequential): return False
-    return all(_layers(m) > 1 and any(isinstance(s, NORMS) for s in m.modules()) for m in modules)
+    return all(_layers(m) > 1 and any(map(is_norm, m.modules())) for m in modules)

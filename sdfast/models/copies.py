@@ -1,7 +1,7 @@
 "Copying what `deepcopy` refuses to copy: tensors with a graph, locks, random generators, open files."
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, GeneratorType, MethodType, ModuleType
@@ -40,7 +40,7 @@ def copy_all(
     except Exception:
         memo.clear()  # `deepcopy` has filled it with parts of a copy
         memo.update(known)
-    for part in reversed(list(_reachable(x, known))): _replace(part, memo)  # parts before what holds them
+    for part in reversed(list(reachable(x, known))): _replace(part, memo)  # parts before what holds them
     try: return deepcopy(x, memo)
     except Exception as e:
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
@@ -48,7 +48,10 @@ def copy_all(
                          'remove what cannot be copied from the module') from None
 
 
-def _reachable(x, skip)->Iterable:
+def reachable(
+    x:Any, # An object
+    skip:Iterable[int]=(), # `id`s of objects to leave out
+)->Iterator: # Of objects
     "`x` and all objects in its attributes, containers and bound methods, each once"
     seen, waiting = set(skip), [x]
     while waiting:

@@ -48,6 +48,15 @@ def statistics_layers(
     return [m for m in module.modules() if keeps_statistics(m)]
 
 
+def warn_without_statistics(
+    module:nn.Module, # That has been called in training
+    who:str, # What acts on layers with statistics
+)->None:
+    "Warn that `who` has no effect on a module without such layers"
+    if statistics_layers(module): return
+    warnings.warn(f'{who} has no effect: {type(module).__name__} has no batch norm, nor other layers with statistics')
+
+
 @contextmanager
 def keep_buffers(
     module:nn.Module, # Changed in this context

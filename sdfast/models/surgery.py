@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import InputError
 from .blocks import block_names
-from .copies import copy_all
+from .copies import copy_all, reachable
 
 __all__ = ['find_encoder', 'frozen_copy', 'block_names']
 
@@ -108,12 +108,24 @@ class Met:
 def _same(some, others): return len(some) == len(others) and all(m in others for m in some)
 
 
+def _check_forward(module):
+    "Raise `InputError` if a function has replaced `forward` that would run the original's layers in a copy, too"
+    own = set(module.modules())
+    for name, m in module.named_modules():
+        cells = getattr(vars(m).get('forward'), '__closure__', None) or ()
+        held = [x for c in cells for x in reachable(c.cell_contents) if isinstance(x, nn.Module) and x in own]
+        if not held: continue
+        raise InputError(f'{name or type(module).__name__} cannot be copied: its forward is a function that holds the '
+                         'module itself; set it by types.MethodType(FUNCTION, MODULE), or write a subclass')
+
+
 def frozen_copy(
     module:nn.Module, # Is not changed
 )->nn.Module: # On the same device
     """Copy a module, in eval mode, without gradients and without forward or backward hooks; compiled if the module is.
 
     Weights, buffers and attributes are copied. Stored tensors with a graph lose it, locks are new."""
+    _check_forward(module)
     # A hook may hold a tensor with a graph, which cannot be copied, so the memo gives `deepcopy` empty dicts of hooks
     hook_dicts = []
     for m in module.modules(): hook_dicts += [m._forward_hooks, m._forward_hooks_with_kwargs, m._backward_hooks]

@@ -49,7 +49,6 @@ class WeightPenalty(Penalty):
     scale: dict[str, torch.Tensor]|None = None  # the same
     _warned: tuple[str, ...] = ()  # topics of past warnings: each appears once
     _groups: Sequence[list[str]] = ()  # for each parameter group of the optimizer, the names of its penalised weights
-    _skipped = False
     _stateattrs = Penalty._stateattrs + ('anchors', 'scale')
 
     def weights(self)->dict[str, torch.nn.Parameter]:
@@ -86,9 +85,6 @@ class WeightPenalty(Penalty):
         if not self.direct: return super().add_to(loss)
         with torch.no_grad(): self._count_term(self.term())
         return loss
-
-    def before_step(self): self._skipped = False
-    def after_cancel_step(self): self._skipped = True  # the gradient scaler saw an overflow: there was no step
 
     @torch.no_grad()
     def after_step(self):

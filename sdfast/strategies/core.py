@@ -46,7 +46,8 @@ class Loop:
     unaugmented: Any = None # A loader of the same in order, if possible without augmentation
     classes: int = 0 # Number of classes of the targets, 0 if it is not known
     divided: bool = True # Whether each process of a distributed loop loads a part of the data
-    scale: float|None = None # Factor by which a gradient scaler has multiplied the gradients
+    scale: float|None = None # Factor by which a gradient scaler has multiplied the loss of this step
+    gradient_scale: Any = None # In `before_step`: the factor that the gradients of the model still have
     strategies: list # All strategies that act on this model
     args: tuple # Positional arguments of the model in this batch
     kwargs: dict # Its keyword arguments
@@ -75,6 +76,8 @@ class PlainLoop(Loop):
         self.optimizer, self.opt = optimizer, None if optimizer is None else OptimWrapper(opt=optimizer)
         self.started = False  # whether an epoch has started
         self.read = True  # whether `loss` has read the batch, so that the next call of the model is another one
+        self._stepped = False  # whether the optimizer has made a step since the last `after_step`
+        self._scale: float|None = None  # the scaler's at the last step, which it may change before `after_step`
         self._targets: Any = None
         self._calls: list[tuple] = []  # of the model in this batch
         self._mode: bool|None = None  # whether the model was in train mode then
@@ -85,7 +88,12 @@ class PlainLoop(Loop):
         if optimizer is not None: self._handles.append(optimizer.register_step_pre_hook(Hook(self._before_step)))
 
     @property
-    def scale(self)->float|None: return None if self.scaler is None else self.scaler.get_scale()
+    def scale(self)->float|None:
+        return self.scaler.get_scale() if self._scale is None and self.scaler is not None else self._scale
+    @property
+    def gradient_scale(self)->Any:
+        # the scaler has unscaled the gradients by now, except for a fused optimizer, which it tells the scale
+        return getattr(self.optimizer, 'grad_scale', None)
     @property
     def strategies(self)->list:
         hooks = get_model(self.model)._forward_pre_hooks.values()
@@ -108,14 +116,23 @@ class PlainLoop(Loop):
 
     def start_batch(self, mode:bool|None=None)->None:
         "Forget the last batch"
-        self.read, self._mode, self._calls = False, mode, []
+        self.read, self._mode, self._calls, self._scale = False, mode, [], None
         self.strategy.before_batch()
 
     def end_batch(self)->None:
         "Called after `loss` has read the batch: the graphs of its outputs may be freed"
         self.read, self._targets, self._calls, self.inputs = True, None, [], ()
 
-    def _before_step(self, optimizer, args, kwargs): self.strategy.before_step()
+    def _before_step(self, optimizer, args, kwargs):
+        self._stepped = True
+        if self.scaler is not None: self._scale = self.scaler.get_scale()
+        self.strategy.before_step()
+
+    def made_step(self)->bool:
+        "Whether the optimizer has made a step since the last call; a gradient scaler skips some"
+        made = self._stepped or self.optimizer is None
+        self._stepped = False
+        return made
 
     def remove(self)->None:
         "Remove the hooks"
@@ -165,6 +182,7 @@ class BaseStrategy:
     _loop: PlainLoop|None = None  # the loop that the strategy is attached to
     _met: Met|None = None  # the model that the strategy's state is about
     _steps = 0  # calls of `after_step` in this epoch
+    _skipped = False  # whether the gradient scaler has skipped the last step
     _stateattrs: tuple[str, ...] = ('_loop', '_met')  # not exported
 
     @property
@@ -219,16 +237,25 @@ class BaseStrategy:
     def before_train(self)->None: "Called before each training epoch"
     def after_train(self)->None: "Called after each training epoch"
     def before_batch(self)->None: "Called before the model sees a training batch"
-    def before_step(self)->None: "Called before each step of the optimizer"
+
+    def before_step(self)->None:
+        "Called before each step of the optimizer"
+        self._skipped = False
+
+    def after_cancel_step(self)->None:
+        "Called in fastai if there is no step, because the gradient scaler has seen an overflow"
+        self._skipped = True
+
     def after_step(self)->None:
-        "Called after each step of the optimizer"
+        "Called after each step of the optimizer, and after one that the gradient scaler has skipped"
         self._steps += 1
+        if self._loop is not None: self._skipped = not self._loop.made_step()
 
     # ---- a training loop of one's own
 
     def attach(self,
         model:nn.Module, # The model that the loop calls, wrapped by DDP or not
-        optimizer:torch.optim.Optimizer|None=None, # For strategies that act on weights or learning rates
+        optimizer:torch.optim.Optimizer|None=None, # For strategies that act on weights or rates, or with `scaler`
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
         epochs:int|None=None, # Number of epochs, for strategies with a schedule (PSKD, LPFT)
         batches:Iterable|None=None, # Loader of the training data `(x, y)`, for CoTuning and WiSEFT

@@ -3,6 +3,7 @@
 The paper's method is `SelfDistill`: L = CE + lam*||f_t(x) - f'(x)||^2, with f' the encoder at the start of the epoch.
 `FixedTeacher` and `EMATeacher` differ in when the teacher is renewed. A teacher is a frozen copy; in train mode it
 normalises with the batch's statistics and leaves its batch-norm buffers unchanged."""
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -157,8 +158,8 @@ class Teacher(FeaturePenalty):
     def _check_calls(self, layer, n):
         m = len(self.calls(layer))
         if m != n:
-            raise RuntimeError(f'{type(self).__name__}: layer {layer!r} is called {m} times where the encoder is '
-                               f'called {n} times')
+            raise InputError(f'{type(self).__name__}: layer {layer!r} is called {m} times where the encoder is called '
+                             f'{n} times, so it has several outputs: pass layers=[...] without it')
 
     def term(self)->torch.Tensor:
         distances = [self._distance(found) for found in self.pairs()]
@@ -175,6 +176,14 @@ class Teacher(FeaturePenalty):
 class SelfDistill(Teacher):
     "The teacher is the encoder at the start of each epoch (Zhou et al., self-distilled transfer learning, Eq. 3)"
     def begin(self)->None: self.renew()
+
+    def after_train(self):
+        super().after_train()
+        trains = count_trainable(self.module().parameters())
+        if not (trains and self.lam and self._sum is not None and self._sum == 0): return
+        warnings.warn(f'SelfDistill has no effect: its term was 0 in all batches of epoch {self.loop.epoch}, as the '
+                      'encoder did not change between the first and the last of them. With one step an epoch it never '
+                      'does: take a smaller batch size, or FixedTeacher')
 
 
 class FixedTeacher(Anchored, Teacher):
@@ -197,8 +206,13 @@ class FixedTeacher(Anchored, Teacher):
         self.anchor = anchor
 
     def begin(self)->None:
+        before = self._held, self._trial, self._taken
         state = self.take()
-        if state is not None: self.renew(state)
+        if state is None: return
+        try: self.renew(state)
+        except BaseException:
+            self._held, self._trial, self._taken = before  # no teacher has been made
+            raise
 
     def state_dict(self)->dict:
         return super().state_dict() | dict(teacher=None if self.teacher is None else self.teacher.state_dict())
@@ -212,7 +226,6 @@ class EMATeacher(FixedTeacher):
     """The teacher is the exponential moving average of the encoder over optimizer steps (mean teacher, Tarvainen &
     Valpola 2017)"""
     needs_steps = True
-    _skipped = False
     _exact: dict[str, torch.Tensor]|None = None  # the average in float32 of tensors in half precision, by name
     _stateattrs = FixedTeacher._stateattrs + ('_exact',)
 
@@ -230,9 +243,6 @@ class EMATeacher(FixedTeacher):
         super().__init__(lam, reduction, teacher_bn, encoder, anchor, layers, teacher_dtype, normalise)
         if not 0 <= decay <= 1: raise ValueError(f'decay must be between 0 and 1, not {decay}')
         self.decay = decay
-
-    def before_step(self): self._skipped = False
-    def after_cancel_step(self): self._skipped = True  # the gradient scaler saw an overflow: there was no step
 
     @torch.no_grad()
     def after_step(self):

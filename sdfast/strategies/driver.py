@@ -62,6 +62,8 @@ class LearnerLoop(Loop):
     def criterion(self)->Any: return self.learn.loss_func
 
     @property
+    def gradient_scale(self)->Any: return self.scale  # strategies come before `MixedPrecision` unscales the gradients
+    @property
     def scale(self)->float|None:
         scaler = vars(self.learn).get('scaler')  # set by `MixedPrecision`
         return None if scaler is None else scaler.get_scale()

@@ -89,6 +89,7 @@ class LoRA(Recipe):
                              'spectral norm, pruning or parametrize, and would lose what the adapters learnt. Remove '
                              'that (remove_weight_norm, prune.remove, remove_parametrizations), or pass targets=[...] '
                              'without these layers')
+        self._check_tied(found)
         if self.targets is None: chosen = [n for n, m in found.items() if _adaptable(m) and not _is_frozen(m)]
         else: chosen = self._targeted(found)
         if not chosen:
@@ -98,6 +99,15 @@ class LoRA(Recipe):
             raise ValueError(f'LoRA: {type(self.module()).__name__} has no Conv3d, Conv2d or Linear inside that can be '
                              'adapted; pass another encoder=...')
         return chosen
+
+    def _check_tied(self, found):
+        "Raise `InputError` for layers with one weight in common, to which each adapter would be added when merged"
+        shared = {}
+        for n, m in found.items(): shared.setdefault(id(m.weight), []).append(n)
+        tied = [names for names in shared.values() if len(names) > 1 and any(map(self._wanted, names))]
+        if not tied: return
+        raise InputError(f'LoRA cannot adapt {" and ".join(tied[0])}, which have one weight in common: the adapters of '
+                         'both would be merged into it. Pass targets=[...] without these layers')
 
     def _wanted(self, name): return self.targets is None or any(_matches(name, t) for t in self.targets)
 

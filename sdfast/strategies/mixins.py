@@ -40,9 +40,10 @@ class Anchored(_Strategy):
                 f'{type(self).__name__} lacks the weights from before training: an exported learner does not carry '
                 f'them, and a fit that starts at epoch {self.loop.epoch} is too late to take them. '
                 'Pass anchor=STATE_DICT, ENCODER or FILE')
+        taken = self.snapshot()
         self._held, self._trial = True, trial
         self._taken = self._taken or not trial
-        return self.snapshot()
+        return taken
 
     def snapshot(self)->dict:
         "A copy of the weights to keep"
@@ -77,7 +78,6 @@ class Auxiliary(_Penalty):
     gradient scaler skips a step. `lr_find` uses separate modules, and a model with another head gets other ones."""
     aux: Any = None  # an `nn.Module`
     _aux_opt: torch.optim.SGD|None = None
-    _skipped = False  # whether the gradient scaler skipped the current step
     _aside: tuple|None = None  # the fits' modules and optimizer, while `lr_find` runs
     _saved: dict|None = None  # a checkpoint's state, until modules exist to load it into
     needs_optimizer, needs_steps = True, True
@@ -123,9 +123,6 @@ class Auxiliary(_Penalty):
     def forget_head(self)->None:
         self.aux = self._aux_opt = self._saved = None
         super().forget_head()
-
-    def before_step(self): self._skipped = False
-    def after_cancel_step(self): self._skipped = True
 
     def after_step(self):
         super().after_step()

@@ -98,21 +98,24 @@ class LwF(FixedTeacher):
         return total/len(calls)
 
     def _activation_of(self, logits):
-        how = self.activation or self._task_activation()
+        how = self.activation or self._task_activation(logits.shape[1])
         if how == 'softmax' and logits.shape[1] < 2:
             raise InputError('LwF: the source head has one output, whose softmax is always 1: pass a head with two '
                              "outputs or more, or activation='sigmoid' if it is a logit")
         return how
 
-    def _task_activation(self):
+    def _task_activation(self, outputs):
         loop = self.loop
         known = loop.criterion is not None or loop.targets is not None
         if not known or loss_family(loop.criterion) == 'softmax' or isinstance(loop.outputs, (tuple, list)):
             return 'softmax'
-        try: return ACTIVATIONS[self.target_kind() in INDEPENDENT]
-        except InputError as e:
-            raise InputError(f"{e}, or say what the source head's logits are for: activation='softmax' or "
-                             "'sigmoid'") from None
+        ask = "say what the source head's logits are for: activation='softmax' or 'sigmoid'"
+        try: kind = self.target_kind()
+        except InputError as e: raise InputError(f'{e}, or {ask}') from None
+        if kind == 'binary' and outputs > 1:
+            raise InputError(f'LwF: this task has one logit, which says nothing about the {outputs} of the source '
+                             f'head: {ask}')
+        return ACTIVATIONS[kind in INDEPENDENT]
 
 
 class PSKD(Penalty):
@@ -204,8 +207,8 @@ class BYOT(Auxiliary, FeaturePenalty):
     def term(self)->torch.Tensor:
         kind, y = self.target_kind(), self.batch_targets()
         check_mean('BYOT', self.loop.criterion)
-        features, logits = self.features()[0], logits_of(self.loop.outputs)
-        shallow = [per_sample(self.features(n)[0], len(features), self.what(n)) for n in self.recorded()]
+        features, logits = self._feature(), logits_of(self.loop.outputs)
+        shallow = [per_sample(self._feature(n), len(features), self.what(n)) for n in self.recorded()]
         if not shallow:
             raise InputError('BYOT found no layers before the last; pass layers=[NAME, ...] of the encoder')
         if self.aux is None: self._make_heads(shallow, features.shape[1], logits.shape[1])
@@ -218,6 +221,13 @@ class BYOT(Auxiliary, FeaturePenalty):
             hint = self.beta*(f.float() - features.detach().float()).pow(2).mean()
             total = total + (hard + soft + hint)
         return total
+
+    def _feature(self, layer=''):
+        features = self.features(layer)
+        if len(features) == 1: return features[0]
+        advice = 'pass layers=[...] without it' if layer else 'take SelfDistill, which averages over calls'
+        raise InputError(f'{self.what(layer)} is called {len(features)} times in a forward pass, so that its '
+                         f'classifier has several inputs: {advice}')
 
     def _hard(self, q, y, kind):
         return task_loss(as_output(self.loop, q), y, kind, self.loop.criterion)

@@ -23,7 +23,6 @@ class PathIntegral(ShowArguments, Resumable, Driver):
     start: dict[str, torch.Tensor]|None = None  # weights before training
     steps = 0
     _before: dict|None = None  # weights and gradients before the current step
-    _skipped = False
     needs_optimizer, needs_steps = True, True
     _stateattrs = Driver._stateattrs + ('integral', 'start', '_before')
     _state = ('integral', 'start', 'steps')
@@ -52,12 +51,10 @@ class PathIntegral(ShowArguments, Resumable, Driver):
         self.integral = {n:torch.zeros_like(p, dtype=torch.float32) for n, p in self._weights().items()}
 
     def before_step(self):
-        self._skipped = False
-        scale = self.loop.scale or 1.
+        super().before_step()
+        scale = self.loop.gradient_scale or 1.
         self._before = {n:(p.detach().clone(), p.grad.detach().float()/scale)
                         for n, p in self._weights().items() if p.grad is not None}
-
-    def after_cancel_step(self): self._skipped = True
 
     def after_step(self):
         super().after_step()

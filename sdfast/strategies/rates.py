@@ -9,7 +9,7 @@ from fastai.torch_core import get_model
 from timm.models import group_parameters
 from torch import nn
 
-from ..models.blocks import NORMS, block_names, innermost
+from ..models.blocks import block_names, innermost, is_norm
 from ..models.surgery import find_encoder
 from .base import Recipe
 from .optimizers import unwrap_optimizer
@@ -57,7 +57,7 @@ def _groups_of_blocks(part):
     inside = {id(p) for m in layers for p in m.parameters()}
     groups = [[p for p in part.parameters() if id(p) not in inside]]
     for i, m in enumerate(layers):
-        if i and not isinstance(m, NORMS): groups.append([])
+        if i and not is_norm(m): groups.append([])
         groups[-1] += m.parameters()
     return groups
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch.nn.parallel import DistributedDataParallel
 
-from ..models.statistics import statistics_layers, watch_buffers
+from ..models.statistics import statistics_layers, warn_without_statistics, watch_buffers
 from .base import Recipe
 
 __all__ = ['FrozenBN', 'LinearProbe', 'LPFT']
@@ -41,6 +41,8 @@ class FrozenBN(Recipe):
         for m in statistics_layers(self.module()): m.training = False
 
     def before_batch(self): self.before_train()  # a callback may have changed modes in the middle of an epoch
+
+    def after_train(self): warn_without_statistics(self.module(), 'FrozenBN')
 
 
 class LinearProbe(Recipe):

@@ -12,6 +12,7 @@ from fastai.torch_core import get_random_states, set_random_states
 from torch import nn
 
 from ..errors import InputError
+from ..models.features import check_logits, head_input, to_feature
 from ..models.surgery import frozen_copy
 from ..runtime.resume import as_states
 from .base import Penalty
@@ -112,13 +113,15 @@ class Replay(Penalty):
         with self._own_random():
             x, y = self._next_batch()
             self._read += 1
-            x, head = x.to(device), self.source_head
+            x = x.to(device, copy=True)  # an encoder may change its input in place, and a loader yield it again
             # call `forward` directly, as hooks of other callbacks must record the target's features only
-            try: logits = self._again(lambda encoder: head(encoder.forward(x)))
+            try: out = self._again(lambda encoder: encoder.forward(x))
             except ValueError as e:
                 if len(x) > 1 or isinstance(e, InputError): raise
                 raise InputError(f'Replay: batch norm cannot use a batch of one source clip ({e}): pass a loader with '
                                  'drop_last=True') from None
+        logits = self.source_head(head_input(self.source_head, out, to_feature(self.module(), out, (x,))))
+        check_logits(logits, 'Replay')
         return self._loss_of(logits.float(), y)
 
     def _next_batch(self):

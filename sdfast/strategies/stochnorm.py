@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
+from ..models.statistics import keeps_statistics, warn_without_statistics
 from ..runtime.arguments import ShowArguments
 from .columns import Columns
 from .driver import Driver
@@ -82,6 +83,11 @@ def stoch_norm(
     _check_p(p)
     plain_norm(module)
     if p == 0: return module
+    others = [n or type(m).__name__ for n, m in module.named_modules()
+              if keeps_statistics(m) and not isinstance(m, _BatchNorm)]
+    if others:
+        raise InputError(f'StochNorm is defined for batch norm, not for {", ".join(others)}, which keeps statistics of '
+                         'another kind: pass encoder= a part without it, or FrozenBN() to keep its statistics')
     for m in module.modules():
         if isinstance(m, _BatchNorm): m.__class__ = type(f'Stoch{type(m).__name__}', (_StochNorm, type(m)), dict(p=p))
     return module
@@ -116,7 +122,10 @@ class StochNorm(ShowArguments, Columns, Driver):
     def detached(self)->None: self.leave()
 
     def before_train(self): stoch_norm(self.module(), self.p)
-    def after_train(self): plain_norm(self.loop.model)
+
+    def after_train(self):
+        plain_norm(self.loop.model)
+        warn_without_statistics(self.module(), 'StochNorm')
 
     def leave(self)->None:
         plain_norm(self.loop.model)

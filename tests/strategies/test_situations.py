@@ -1,6 +1,8 @@
-"""Strategy by situation: right, or refused in one line. experiments/situations.py makes a table of it.
+"""Strategy by situation: right, or refused in one line. experiments/correctness.py makes a table of it.
 
 Right means: the same weights as in the ordinary way to compute the same, see `situations`."""
+from functools import lru_cache
+
 import pytest
 import torch
 from helpers import learner
@@ -11,7 +13,9 @@ from torch import nn
 from sdfast.strategies import STRATEGIES, Importance, channel_attention, empirical_fisher, mas_importance
 
 NAMES = [pytest.param(n, marks=needs_peft) if n == 'lora' else n for n in STRATEGIES]
-STRENGTH = dict(lp_ft=1., stoch_norm=.5, pskd=.5)
+STRENGTH = dict(lp_ft=1., stoch_norm=.5, pskd=.5, r3f=1e5)
+# situations without batch norm -> strategies that equal plain fine-tuning there, and say so in a warning
+NO_EFFECT = {name: ('finetune', 'frozen_bn', 'stoch_norm') for name in ('tokens', 'channels last')}
 
 
 class Source:
@@ -46,6 +50,12 @@ def trained(make, dls, strategy, loss):
     return [p.detach() for p in net.parameters()]
 
 
+@lru_cache
+def plain(situation):
+    "The weights after plain fine-tuning in the ordinary way"
+    return trained(SITUATIONS[situation].net, loaders(SITUATIONS[situation].classes), 'finetune', None)
+
+
 @pytest.mark.parametrize('situation', SITUATIONS)
 @pytest.mark.parametrize('strategy', NAMES)
 def test_right_or_refused(strategy, situation, record_property):
@@ -59,4 +69,6 @@ def test_right_or_refused(strategy, situation, record_property):
     ordinary = trained(s.net, loaders(s.classes), strategy, None)
     assert len(ordinary) == len(other)
     for a, b in zip(ordinary, other): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    if strategy in NO_EFFECT.get(situation, ('finetune',)): return record_property('outcome', 'right')
+    assert not all(torch.equal(a, b) for a, b in zip(ordinary, plain(situation)))
     record_property('outcome', 'right')

@@ -116,16 +116,22 @@ def normed(by_hand):
     return e
 
 
-class Twice(Encoder):
+class Twice(nn.Module):
     "One layer that is called twice, or (`tied`) two layers with one weight"
     def __init__(self, tied):
         super().__init__()
-        self.again = nn.Linear(6, 6)
-        last = nn.Linear(6, 6)
-        last.weight, last.bias = self.again.weight, self.again.bias
-        self.last = last if tied else self.again
+        self.first = nn.Linear(6, 6)
+        second = nn.Linear(6, 6)
+        second.weight, second.bias = self.first.weight, self.first.bias
+        self.second = second if tied else self.first
 
-    def forward(self, x): return self.last(self.again(self.features(x)).relu())
+    def forward(self, x): return self.second(self.first(x).relu())
+
+
+def with_twice(tied):
+    e = variant(forward=lambda self, x: self.twice(self.features(x)))()
+    e.twice = Twice(tied)
+    return e
 
 
 def stored(self, x):
@@ -182,7 +188,7 @@ SITUATIONS = {
     'a lock': Situation(same_net, lambda: Model(with_lock())),
     'stored activations': Situation(same_net, lambda: Model(variant(forward=stored)())),
     'weight norm': Situation(lambda: Model(normed(True)), lambda: Model(normed(False))),
-    'tied weights': Situation(lambda: Model(Twice(False)), lambda: Model(Twice(True))),
+    'tied weights': Situation(lambda: Model(with_twice(False)), lambda: Model(with_twice(True))),
     'input changed in place': Situation(
         lambda: Model(variant(forward=out_of_place)()), lambda: Model(variant(forward=in_place)())),
     'checkpointing': Situation(same_net, lambda: Model(variant(forward=checkpointed(False))())),
