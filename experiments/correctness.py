@@ -21,8 +21,8 @@ from sdfast.report.table import Column, Table
 from sdfast.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
-TESTS = ('tests/strategies', 'tests/models/test_surgery.py', 'tests/study/test_protocol.py',
-         'tests/runtime/test_resume.py')
+TESTS = ('tests/strategies', 'tests/models/test_surgery.py', 'tests/models/test_statistics.py',
+         'tests/study/test_protocol.py', 'tests/runtime/test_resume.py')
 # check -> what the names of its tests begin with; these have the strategy among their parameters
 CHECKS = {
     'λ=0 is plain': ['test_lam_0_is_plain', 'test_so_is_lam_0', 'test_the_end_of_the_scale'],

@@ -6,7 +6,8 @@ from fastai.data.core import Datasets, test_set
 from fastai.learner import Learner
 from torch import nn
 
-from .core import BaseStrategy, Loop
+from .core import BaseStrategy
+from .loop import Loop
 
 __all__ = ['Driver']
 

@@ -85,7 +85,8 @@ def check_graph(
 )->None:
     "Raise `InputError` if no gradient can flow from a layer's output into the encoder, although its weights train"
     args, kwargs, out = call
-    if any(t.requires_grad for t in tensors_in(out)): return
+    tensors = list(tensors_in(out))
+    if not tensors or any(t.requires_grad for t in tensors): return
     module = encoder.get_submodule(layer)
     trains = any(p.requires_grad for p in module.parameters())
     fed = any(t.requires_grad for t in tensors_in((args, kwargs)))

@@ -13,8 +13,8 @@ from ..models.features import check_logits, per_sample
 from ..models.statistics import as_student
 from ..models.surgery import frozen_copy
 from .base import FeaturePenalty, Penalty
-from .core import Loop
 from .distill import FixedTeacher, check_teacher_bn
+from .loop import Loop
 from .mixins import Auxiliary
 from .targets import INDEPENDENT, check_mean, logits_of, loss_family, task_loss, two_classes
 

@@ -54,7 +54,7 @@ class Telemetry(ShowArguments, Anchored, Resumable, Columns, Driver):
 
     def _penalties(self):
         "Penalties by name, in the order of the learner's callbacks"
-        return {n:cb for n, cb in numbered(self.learn.cbs).items() if isinstance(cb, Penalty)}
+        return {n:cb for n, cb in numbered(self.loop.strategies).items() if isinstance(cb, Penalty)}
 
     def module(self)->nn.Module:
         "The encoder that is being trained, without DDP around it"

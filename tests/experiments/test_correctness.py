@@ -54,3 +54,19 @@ def test_every_check_has_tests(script):
     prefixes = [p for group in (script.CHECKS, script.FORMULA) for names in group.values() for p in names]
     missing = [p for p in prefixes if not any(name.startswith(p) for name in found)]
     assert not missing
+
+
+def test_situations_are_right_refused_or_wrong(script):
+    outcomes, node = script.Outcomes(), 'tests/strategies/test_situations.py::test_right_or_refused'
+    class Report:
+        def __init__(self, name, outcome, found=None, when='call'):
+            self.nodeid, self.outcome, self.when = f'{node}[{name}]', outcome, when
+            self.user_properties = [] if found is None else [('outcome', found)]
+    for report in (Report('ewc-one-hot targets', 'passed', 'refused'), Report('ewc-tokens', 'passed', 'right'),
+                   Report('ewc-tokens', 'passed', when='teardown'), Report('l2sp-tokens', 'failed')):
+        outcomes.pytest_runtest_logreport(report)
+    table = script.make_situations(outcomes.situations)
+    assert [c.title for c in table.columns] == ['strategy', 'one-hot targets', 'tokens']
+    rows = {row[0]:row[1:] for row in table.rows}
+    assert rows['ewc'] == ['refused', 'right'] and rows['l2sp'] == ['–', 'WRONG']
+    assert table.caption == '1 of 3 refused.'

@@ -278,14 +278,14 @@ def test_saved_models_hold_no_teacher(name, tmp_path):
 
 def test_encoders_without_a_tensor_or_a_call_say_so():
     class Two(Net):
-        def forward(self, x): return (super().forward(x), x)
+        def forward(self, x): return {super().forward(x)}
     class First(nn.Module):
         def __init__(self):
             super().__init__()
             self.encoder, self.head, self.unused = Two(), nn.Linear(6, 3), nn.Linear(2, 2)
 
-        def forward(self, x): return self.head(self.encoder(x)[0])
-    with pytest.raises(TypeError, match='returned tuple'): learner(SelfDistill(1.), net=First()).fit(1)
+        def forward(self, x): return self.head(self.encoder(x).pop())
+    with pytest.raises(InputError, match='returns set'): learner(SelfDistill(1.), net=First()).fit(1)
     with pytest.raises(RuntimeError, match='not called'): learner(SelfDistill(1., encoder='unused'), net=First()).fit(1)
 
 

@@ -175,7 +175,7 @@ def test_lwf_has_a_term_for_each_old_head(bases, tmp_path):
     rows = train_chain([replace(r, strategy='lwf', epochs=1, lr=.01, lam=.3) for r in bases], *at)
     log = pd.read_csv(tmp_path/'stages'/rows[1]['key']/'epochs.csv')
     assert 'lw_f' in log
-    assert 'lw_f.1' in log
+    assert 'lw_f_2' in log
 
 
 def test_a_stage_that_diverges_ends_its_chain(bases, tmp_path):
