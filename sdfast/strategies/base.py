@@ -180,7 +180,7 @@ class FeaturePenalty(Penalty):
         calls = self._recorders[layer].calls
         if not calls:
             advice = 'leave it out of layers=[...]' if layer else 'pass encoder=... to name a module that is called'
-            raise RuntimeError(f'{self.what(layer)} was not called in this forward pass; {advice}')
+            raise InputError(f'{self.what(layer)} was not called in this forward pass; {advice}')
         for call in calls: self._check_call(call, layer)
         return calls
 

@@ -282,11 +282,11 @@ def test_encoders_without_a_tensor_or_a_call_say_so():
     class First(nn.Module):
         def __init__(self):
             super().__init__()
-            self.encoder, self.head, self.unused = Two(), nn.Linear(6, 3), nn.Linear(2, 2)
+            self.encoder, self.head, self.unused = Two(), nn.Linear(6, 3), nn.Linear(20, 20)
 
         def forward(self, x): return self.head(self.encoder(x).pop())
     with pytest.raises(InputError, match='returns set'): learner(SelfDistill(1.), net=First()).fit(1)
-    with pytest.raises(RuntimeError, match='not called'): learner(SelfDistill(1., encoder='unused'), net=First()).fit(1)
+    with pytest.raises(InputError, match='not called'): learner(SelfDistill(1., encoder='unused'), net=First()).fit(1)
 
 
 def test_a_new_penalty_is_a_few_lines():

@@ -227,7 +227,7 @@ def test_a_layer_that_is_called_twice_is_told():
         def forward(self, x): return self.body.pool(self.body.two(self.body.one(x)) + self.body.two(self.body.one(x)))
     torch.manual_seed(0)
     net = nn.Sequential(Twice(), nn.Linear(6, 3))
-    with pytest.raises(RuntimeError, match="layer 'body.two' is called 2 times where the encoder is called 1"):
+    with pytest.raises(InputError, match="layer 'body.two' is called 2 times where the encoder is called 1"):
         learner(SelfDistill(1., layers=['body.two']), net=net).fit(1)
 
 
