@@ -13,6 +13,7 @@ from helpers import learner, model, same, state
 from strategy_helpers import Deep, Other, Wrapped, check_deep, deep, penalty_by_hand, pooled, taught
 from torch import nn
 
+from sdfast.errors import InputError
 from sdfast.models.surgery import block_names
 from sdfast.models.weights import state_hash
 from sdfast.strategies import EMATeacher, FixedTeacher, SelfDistill, feature_distance
