@@ -45,6 +45,7 @@ class Strategy:
     needs: tuple = ()  # names of attributes of the source model: 'head', 'batches', 'fisher', 'mas', 'si', 'attention'
     options: dict = field(default_factory=dict)  # keyword arguments that differ from the callback's defaults
     strength: Callable = _same  # from lam to the callback's first argument
+    definition: int = 0  # counts changes of what the strategy computes, so that runs of an earlier one are not reused
 
     def callbacks(self,
         lam:float, # Strength; ignored by a strategy that has none
@@ -78,7 +79,7 @@ STRATEGIES = dict(
         FixedTeacher, (.3, 1., 3.), 'CE + lam mean (f - f_0)^2', 'Mukhoti et al., TMLR 2024, last features'),
     ldifs=Strategy(
         FixedTeacher, (10., 30., 100.), 'CE + lam mean (f/|f| - f_0/|f_0|)^2 of all blocks',
-        'Mukhoti et al., LDIFS, TMLR 2024', options=dict(layers='blocks', normalise=True)),
+        'Mukhoti et al., LDIFS, TMLR 2024', options=dict(layers='blocks', normalise=True), definition=1),
     ema_teacher=Strategy(
         EMATeacher, (1., 3., 10.), 'CE + lam mean (f - f_ema)^2', 'Tarvainen & Valpola, NeurIPS 2017'),
     lwf=Strategy(

@@ -219,10 +219,15 @@ class Study:
 def changed_fields(
     run:Run,
 )->dict: # Name -> value, in the order of the fields
-    "The fields that differ from their defaults; those of type `float` are floats, so that equal runs have equal keys"
+    """The fields that differ from their defaults, and the `definition` of the strategy.
+
+    Those of type `float` are floats, so that equal runs have equal keys."""
+    from ..strategies import STRATEGIES  # takes seconds, and a command's help needs no keys
     values = asdict(run)
-    return {f.name:float(values[f.name]) if f.type is float else values[f.name]
-            for f in fields(run) if values[f.name] != f.default}
+    changed = {f.name:float(values[f.name]) if f.type is float else values[f.name]
+               for f in fields(run) if values[f.name] != f.default}
+    known = STRATEGIES.get(run.strategy)
+    return changed | dict(definition=known.definition) if known and known.definition else changed
 
 
 def hash_fields(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 
 from sdfast.errors import InputError
+from sdfast.strategies import STRATEGIES
 from sdfast.study.config import GROUPS, Run, Study, changed_fields, hash_fields, setting
 from sdfast.study.settings import all_options, make_settings
 
@@ -64,6 +65,15 @@ def test_a_new_setting_changes_no_key():
     later = Later(epochs=3, size=24)
     assert (later.key, later.source_key) == (run.key, run.source_key)
     assert replace(later, new=1).key != run.key
+
+
+def test_runs_of_an_earlier_definition_are_not_reused(monkeypatch):
+    run = Run(strategy='l2sp', lam=1.)
+    before = run.key
+    monkeypatch.setitem(STRATEGIES, 'l2sp', replace(STRATEGIES['l2sp'], definition=1))
+    assert run.key != before
+    assert run.source_key == Run().source_key
+    assert Run().key == hash_fields({})
 
 
 def test_equal_runs_have_equal_keys(): assert Run(lam=1) == Run(lam=1.) and Run(lam=1).key == Run(lam=1.).key
