@@ -1,4 +1,4 @@
-"Fixtures: tiny videos and the folder of shared test data."
+"Fixtures: tiny videos and the folder of shared test data. And the option that chooses nightly tests."
 import shutil
 import signal
 from functools import partial
@@ -19,6 +19,26 @@ from sdfast.study import source as source_module
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the nets are tiny: threads cost more than they give
 SHARED = Path(__file__).parents[2]/'shared'/'data'
+
+
+def pytest_addoption(parser):
+    parser.addoption('--nightly', default='', metavar='PART', help='also run tests marked nightly: all, or a part of '
+                     'them, such as 2/7')
+
+
+def pytest_collection_modifyitems(config, items):
+    "Leave out the nightly tests that are not asked for"
+    part = config.getoption('nightly')
+    i, n = (1, 1) if part == 'all' else map(int, part.split('/')) if part else (0, 1)
+    def is_nightly(item): return item.get_closest_marker('nightly') is not None
+    # whole files, as their tests share fixtures that take long
+    files = sorted({item.location[0] for item in items if is_nightly(item)})
+    asked = [] if part == '' else files[i - 1::n]
+    def chosen(item): return not is_nightly(item) or item.location[0] in asked
+    left_out = [item for item in items if not chosen(item)]
+    if not left_out: return
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if chosen(item)]
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -52,6 +52,7 @@ def small(spec):
     return dict(task=spec, source=spec, frames=4, size=24, epochs=2, source_epochs=2, seeds=2, bs=4, lams='.1,1')
 
 
+@pytest.mark.nightly
 def test_folders_of_videos_end_to_end(small, tmp_path):
     options = small | dict(quick=True, strategy_args='ewc:implicit=true;self_distill:layers=blocks')
     p = run(options | dict(out=tmp_path/'a'))
@@ -76,6 +77,7 @@ def test_folders_of_videos_end_to_end(small, tmp_path):
     pd.testing.assert_frame_equal(repeated.drop(columns='seconds'), rows.drop(columns='seconds'))
 
 
+@pytest.mark.nightly
 def test_all_strengths_and_equal_learning_end_to_end(small, spec, tmp_path):
     p = run(small | dict(epochs=3, strategies='l2sp', all_strengths=True, rule='equal_learning', kept='source_acc',
                          others=spec, barrier=True, select='valid', patience=2, out=tmp_path))
@@ -199,6 +201,7 @@ def test_workers_by_default(monkeypatch, threads, options, jobs):
     assert default_jobs(settings) == 1
 
 
+@pytest.mark.nightly
 def test_ctrl_c_and_the_same_command_again(spec, tmp_path):
     options = dict(task=spec, source=spec, frames=4, size=24, epochs=3, source_epochs=1, bs=4,
                    strategies='self_distill', lams=1, seeds=6, out=tmp_path)

@@ -51,6 +51,7 @@ def task(done, monkeypatch):
     return make
 
 
+@pytest.mark.nightly
 def test_copies_are_used_and_show_the_same_frames(task, done):
     was, now = task(False), task()
     assert was.prepared is None
@@ -71,6 +72,7 @@ def test_copies_are_used_and_show_the_same_frames(task, done):
         assert nearest.tolist() == list(range(12))  # neither shifted nor mixed up
 
 
+@pytest.mark.nightly
 def test_a_size_that_copies_do_not_have_is_refused(task):
     assert task().dls(4, 2, 32, bs=4).one_batch()[0].shape[-1] == 32
     with pytest.raises(InputError, match='short side of 32 pixels, too few for size 40; prepare with --size 40'):

@@ -41,6 +41,7 @@ def words(options):
     return found
 
 
+@pytest.mark.nightly
 def test_end_to_end(call, spec, tmp_path, monkeypatch):
     options = dict(source=spec, tasks=f'{spec};{spec}', frames=4, size=24, bs=4, source_epochs=2,
                    strategies='l2sp,linear_probe', lams='.1,1', quick=True, out=str(tmp_path))

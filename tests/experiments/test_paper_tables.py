@@ -93,6 +93,7 @@ def c3d_on_ucf(runs, select):
 def read_epochs(done, run): return pd.read_csv(done[1]/'runs'/run/'epochs.csv')
 
 
+@pytest.mark.nightly
 def test_all_cells_are_run(table, runs):
     assert len(table) == 2*2*2*3
     assert len(runs) == 2*2*2*2
@@ -101,12 +102,14 @@ def test_all_cells_are_run(table, runs):
     assert set(table.selection) == {'last epoch', 'best on valid', 'paper protocol'}
 
 
+@pytest.mark.nightly
 def test_printed_numbers_stand_in_their_cell(table):
     cell = table[(table.encoder == 'r2plus1d') & (table.data == 'hmdb51') & (table.lam == 100)]
     assert set(cell.printed_acc1) == {46.3}
     assert set(cell.printed_acc5) == {76.3}
 
 
+@pytest.mark.nightly
 def test_each_selection_looks_at_its_own_part(done, full, held):
     assert full.best_acc1.notna().all()
     assert full.best_valid_acc1.isna().all()
@@ -115,6 +118,7 @@ def test_each_selection_looks_at_its_own_part(done, full, held):
     assert 'accuracy' in read_epochs(done, held.key[100.]).columns
 
 
+@pytest.mark.nightly
 def test_the_paper_protocol_takes_the_epoch_that_is_best_on_test(done, full):
     log = read_epochs(done, full.key[100.])
     assert len(log) == 2
@@ -123,6 +127,7 @@ def test_the_paper_protocol_takes_the_epoch_that_is_best_on_test(done, full):
     assert full.best_epoch[100.] == log.test_accuracy.idxmax()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize('prefix,file', [('', 'scores.csv'), ('best_', 'scores_best.csv')])
 def test_scores_have_a_row_a_test_video(done, full, prefix, file):
     for _, r in full.iterrows():
@@ -134,13 +139,16 @@ def test_scores_have_a_row_a_test_video(done, full, prefix, file):
         assert r[f'{prefix}acc5'] == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize('text', SAID)
 def test_the_text_says_what_was_done(done, text): assert text in (done[1]/'table2.md').read_text()
 
 
+@pytest.mark.nightly
 def test_the_text_is_printed(done): assert 'R(2+1)D | 100 | 46.3' in done[0].stdout
 
 
+@pytest.mark.nightly
 def test_table_1_has_the_same_runs_and_chooses_lambda(done, inputs, table, runs, call):
     out = done[1]
     text = call('table1', data=inputs/'data', weights=inputs/'weights', out=out, allow_missing=True)
@@ -161,6 +169,7 @@ def test_table_1_has_the_same_runs_and_chooses_lambda(done, inputs, table, runs,
     pd.testing.assert_series_equal(ours.acc1.reset_index(drop=True), graded.acc1.reset_index(drop=True))
 
 
+@pytest.mark.nightly
 def test_missing_parts_are_empty_cells(done, inputs, call):
     out = done[1]
     text = call('table2', data=inputs/'data', weights=f'c3d={inputs/"weights/rspnet_c3d.pth.tar"}', out=out,

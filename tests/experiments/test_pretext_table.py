@@ -40,12 +40,14 @@ def chosen(runs, method, strategy):
     return mine[mine.final & mine.chosen].set_index('seed')
 
 
+@pytest.mark.nightly
 def test_a_row_for_each_method_and_strategy(table):
     expected = [(m, s) for m in ('none', 'order') for s in ('finetune', 'self_distill')]
     assert list(zip(table.method, table.strategy)) == expected
     assert (table.runs == 2).all()
 
 
+@pytest.mark.nightly
 def test_rows_are_means_of_chosen_runs(table, runs):
     for _, r in table.iterrows():
         mine = chosen(runs, r.method, r.strategy)
@@ -54,6 +56,7 @@ def test_rows_are_means_of_chosen_runs(table, runs):
         assert r.source_probe == pytest.approx(mine.source_probe.mean())
 
 
+@pytest.mark.nightly
 def test_differences_are_paired(table, runs):
     none, order = chosen(runs, 'none', 'finetune'), chosen(runs, 'order', 'finetune')
     distilled = chosen(runs, 'order', 'self_distill')
@@ -63,6 +66,7 @@ def test_differences_are_paired(table, runs):
     assert table.plain_diff[3] == pytest.approx(100*(distilled.acc1 - order.acc1).mean())
 
 
+@pytest.mark.nightly
 def test_what_was_there_before_fine_tuning(table, runs):
     untouched = runs[runs.strategy == 'untouched'].set_index('method')
     assert untouched.anchor.nunique() == 2
@@ -76,12 +80,14 @@ def test_what_was_there_before_fine_tuning(table, runs):
     assert table.source_probe_before_high[2] == pytest.approx(high, abs=1e-5)
 
 
+@pytest.mark.nightly
 def test_the_text_has_the_scores_of_pretraining(out):
     text = (out/'table.md').read_text()
     assert 'VCOP' in text
     assert 'chance 16.7%' in text
 
 
+@pytest.mark.nightly
 def test_a_finished_table_trains_nothing(script, out, monkeypatch):
     source_module._sources.clear()
     before = (out/'table.csv').read_text()

@@ -28,12 +28,14 @@ def clips():
     return random_clips(b=8, t=4)[:, 0]
 
 
+@pytest.mark.nightly
 def test_shuffled_keys_return_to_their_clips(two, clips):
     "Without batch norm the batch of a clip does not matter: keys are those of one process"
     together = torch.cat([two[0][False], two[1][False]], 1)
     torch.testing.assert_close(together, keys_net(False).heads.keys(clips))
 
 
+@pytest.mark.nightly
 def test_shuffled_keys_are_normalised_with_clips_of_the_other_process(two, clips):
     "They are those of one of the ways to divide eight clips between two processes, but not of the unshuffled one"
     def divided(order):
@@ -46,23 +48,27 @@ def test_shuffled_keys_are_normalised_with_clips_of_the_other_process(two, clips
     assert any(torch.allclose(divided(way), shuffled, atol=1e-5) for way in ways)
 
 
+@pytest.mark.nightly
 def test_queues_take_the_keys_of_all_processes_and_stay_equal(two):
     assert two[0]['queue'][0, :4].tolist() == [1., 1., 2., 2.]
     assert torch.equal(two[0]['queue'], two[1]['queue'])
     assert two[0]['trimmed'] == 8  # of 9, for two processes with batches of two
 
 
+@pytest.mark.nightly
 def test_cvrl_contrasts_with_the_clips_of_all_processes(two):
     "Gradients of two processes with four videos each are those of one with eight"
     alone = cvrl_step(random_clips(b=8, t=4))
     for found in two: torch.testing.assert_close(found['cvrl step'], alone, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.nightly
 def test_banks_take_the_features_of_all_processes(two):
     "Three of one process, two of the other"
     for found in two: torch.testing.assert_close(found['banks'], moved_banks(slice(0, 5)))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize('name', ['rspnet', 'pace', 'order', 'cvrl', 'iic', 'sharded'])
 def test_two_processes_train_one_net(two, name):
     "Encoders, heads, queue; running statistics of batch norm are each process's, as DDP leaves them"
@@ -73,6 +79,7 @@ def test_two_processes_train_one_net(two, name):
     assert np.allclose(two[0][f'{name}.columns'], two[1][f'{name}.columns'], equal_nan=True)
 
 
+@pytest.mark.nightly
 def test_videos_are_split_between_processes(two):
     "Six videos to train on and two to validate"
     epoch = [(True, 1)]*3 + [(False, 1)]

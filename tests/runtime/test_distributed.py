@@ -38,6 +38,7 @@ def run_study(out, spec, *launch):
     return p.stdout, rows, [pd.read_csv(f) for key in rows.key for f in out.glob(f'runs/{key}/epochs.csv')]
 
 
+@pytest.mark.nightly
 def test_torchrun_trains_as_one_process_does(squares, tmp_path):
     _, one, epochs1 = run_study(tmp_path/'one', squares)
     said, two, epochs2 = run_study(tmp_path/'two', squares, '-m', 'torch.distributed.run', '--nproc_per_node', '2')

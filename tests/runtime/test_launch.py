@@ -41,6 +41,7 @@ def make_module(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.nightly
 def test_workers_are_killed_and_the_study_ends_the_same(alone, spec, tmp_path):
     "First a worker, then the process that the user started; the same command finishes the study"
     out = tmp_path/'jobs'
@@ -84,6 +85,7 @@ class Deadly(RunJob):
 '''
 
 
+@pytest.mark.nightly
 def test_a_run_that_kills_its_workers_becomes_a_row(base, tmp_path, make_module):
     load_source(base, tmp_path)
     runs = [replace(base, seed=i, epochs=1) for i in range(3)]
@@ -97,6 +99,7 @@ def test_a_run_that_kills_its_workers_becomes_a_row(base, tmp_path, make_module)
     assert RunJob(str(tmp_path)).read(runs[1], 0., log)['status'] == 'ok'
 
 
+@pytest.mark.nightly
 def test_workers_measure_what_they_need_of_the_source(base, tmp_path, monkeypatch):
     "The process that starts them trains the source and measures nothing"
     grids = {s:strength_grid(s, .01, n=1)[:1] for s in TWO}

@@ -243,7 +243,7 @@ def test_blocks_that_are_not_called_are_left_out():
         def forward(self, x): return self.blocks[1](self.blocks[0](x.flatten(2)[:, :, :12])).mean(1)
     torch.manual_seed(0)
     assert fit(Spare(), 12, FixedTeacher(1., layers='blocks')) == 0
-    with pytest.raises(RuntimeError, match="layer 'blocks.2' of the encoder was not called.*leave it out of layers"):
+    with pytest.raises(InputError, match="layer 'blocks.2' of the encoder was not called.*leave it out of layers"):
         fit(Spare(), 12, FixedTeacher(1., layers=['blocks.2']))
 
 

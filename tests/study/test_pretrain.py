@@ -67,6 +67,7 @@ def kill_after_an_epoch(*args):
 def result(out): return json.loads(next(Path(out).glob('*/result.json')).read_text())
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize('method', ['pace', 'rspnet'])
 def test_a_killed_process_resumes_and_ends_with_the_same_weights(videos, tmp_path, method):
     whole = run(videos, tmp_path/'a', method)
