@@ -22,7 +22,7 @@ from ..runtime.resume import Resumable
 from .columns import Columns
 from .driver import Driver
 from .hooks import Recorder, Versions, check_graph
-from .targets import GUESSED, check_kind, check_same, loss_family
+from .targets import GUESSED, check_kind, check_mean, check_same, loss_family
 
 __all__ = ['Penalty', 'FeaturePenalty', 'Recipe']
 
@@ -45,6 +45,7 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
     run_valid = False
     pull: torch.Tensor|None = None  # `lam*term` of the current batch, with its graph, until the batch ends
     kinds: tuple[str, ...] = ()  # kinds of targets, see `targets`, that a term of outputs or targets is defined for
+    needs_mean: bool = False  # whether the term has the task's loss, which must then be a mean over the batch
     _kind: str|None = None  # that of this epoch's targets
     _versions: Versions|None = None  # of the inputs of the current batch, for `unchanged_inputs`
     _sum: torch.Tensor|None = None  # sum of this epoch's terms
@@ -69,7 +70,9 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
         "The kind of the batch's targets; raises `InputError` for one that is not in `kinds`"
         loop = self.loop
         if self._kind is None:
-            self._kind = check_kind(type(self).__name__, self.kinds, loop.outputs, loop.targets, loop.criterion)
+            who = type(self).__name__
+            self._kind = check_kind(who, self.kinds, loop.outputs, loop.targets, loop.criterion)
+            if self.needs_mean: check_mean(who, loop.criterion, loop.outputs, loop.targets)
         elif self._kind in GUESSED and loss_family(loop.criterion) is None:
             check_same(type(self).__name__, self._kind, loop.targets)
         return self._kind

@@ -16,7 +16,7 @@ from .base import FeaturePenalty, Penalty
 from .distill import FixedTeacher, check_teacher_bn
 from .loop import Loop
 from .mixins import Auxiliary
-from .targets import INDEPENDENT, check_mean, logits_of, loss_family, task_loss, two_classes
+from .targets import INDEPENDENT, logits_of, loss_family, task_loss, two_classes
 
 __all__ = ['soft_divergence', 'LwF', 'PSKD', 'BYOT']
 
@@ -128,7 +128,7 @@ class PSKD(Penalty):
 
     Targets are class numbers or class probabilities."""
     name = 'pskd'
-    kinds = ('classes', 'soft')
+    kinds, needs_mean = ('classes', 'soft'), True
     teacher: nn.Module|None = None
     age = 0
     _stateattrs = Penalty._stateattrs + ('teacher',)
@@ -155,7 +155,6 @@ class PSKD(Penalty):
 
     def term(self)->torch.Tensor:
         loop, kind = self.loop, self.target_kind()
-        check_mean('PSKD', loop.criterion)
         pred = logits_of(loop.outputs).float()
         if self.teacher is None: return pred.sum()*0
         own = task_loss(as_output(loop, pred), self.batch_targets(), kind, loop.criterion)
@@ -180,7 +179,7 @@ class BYOT(Auxiliary, FeaturePenalty):
     are class numbers or class probabilities. A head takes the mean over time and space, maps it linearly to the width
     of F, and applies ReLU and a linear classifier (the original has convolutions). The heads are not part of the model;
     a model with another head gets other heads."""
-    kinds = ('classes', 'soft')
+    kinds, needs_mean = ('classes', 'soft'), True
     _stateattrs = FeaturePenalty._stateattrs + Auxiliary._auxattrs
 
     def __init__(self,
@@ -206,7 +205,6 @@ class BYOT(Auxiliary, FeaturePenalty):
 
     def term(self)->torch.Tensor:
         kind, y = self.target_kind(), self.batch_targets()
-        check_mean('BYOT', self.loop.criterion)
         features, logits = self._feature(), logits_of(self.loop.outputs)
         shallow = [per_sample(self._feature(n), len(features), self.what(n)) for n in self.recorded()]
         if not shallow:

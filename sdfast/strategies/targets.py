@@ -101,13 +101,24 @@ def loss_name(criterion:Any)->str:
     return getattr(loss, '__name__', type(loss).__name__)
 
 
-def check_mean(who:str, criterion:Any)->None:
-    "Refuse a loss that is not a mean over the batch"
+def check_mean(who:str, criterion:Any, outputs:Any=None, targets:Any=None)->None:
+    "Refuse a loss that is not a mean over the batch; of one that does not say so, by its value for this batch twice"
+    loss = bare_loss(criterion)
     given = criterion.keywords.get('reduction') if isinstance(criterion, partial) else None
-    reduction = given or getattr(bare_loss(criterion), 'reduction', 'mean')
-    if reduction != 'mean':
-        raise InputError(f'{who} needs a loss that is a mean over the batch, not reduction={reduction!r}: its term is '
-                         "a mean, too; take reduction='mean' and a larger learning rate")
+    reduction = given or getattr(loss, 'reduction', None)
+    if reduction is None and loss_family(loss) is None and not _is_mean(loss, outputs, targets): reduction = 'sum'
+    if reduction in (None, 'mean'): return
+    raise InputError(f'{who} needs a loss that is a mean over the batch, not reduction={reduction!r}: its term is '
+                     "a mean, too; take reduction='mean' and a larger learning rate")
+
+
+def _is_mean(loss, outputs, targets):
+    if loss is None or not torch.is_tensor(outputs) or not torch.is_tensor(targets): return True
+    z, y = outputs.detach(), targets.as_subclass(torch.Tensor)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try: once, twice = loss(z, y), loss(torch.cat([z, z]), torch.cat([y, y]))
+        except Exception: return True  # its own check of what it is given
+    return torch.allclose(once.float(), twice.float(), rtol=1e-2)
 
 
 def _family_by_behaviour(criterion, outputs, targets):

@@ -152,6 +152,18 @@ def test_a_strategy_acts_on_what_it_is_defined_for_and_refuses_the_rest(name, si
     assert learn.recorder.values[-1][2] != 0
 
 
+@pytest.mark.parametrize('name', ['byot', 'pskd'])
+def test_losses_of_ones_own_must_be_means(name):
+    "A function does not say how it reduces"
+    def fit(loss):
+        learn = learner([MAKERS[name]()], lr=.01)
+        learn.loss_func = loss
+        learn.fit(2)
+    fit(lambda z, y: F.cross_entropy(z, y, label_smoothing=.1))
+    with pytest.raises(InputError, match="a mean over the batch, not reduction='sum'"):
+        fit(lambda z, y: F.cross_entropy(z, y, reduction='sum'))
+
+
 def test_the_wrong_output_is_refused_in_words():
     class Unet(nn.Sequential):
         def forward(self, x): return super().forward(x)[:, :, None, None].expand(-1, -1, 4, 4)
