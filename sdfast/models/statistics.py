@@ -29,7 +29,7 @@ def keeps_statistics(layer:nn.Module)->bool:
 
     That is batch norm and instance norm, each layer with a buffer `running_...`, and each class whose buffers
     `watch_buffers` has seen change."""
-    if not layer._buffers: return False
+    if all(b is None for b in layer._buffers.values()): return False
     if isinstance(layer, _NormBase) or type(layer) in _changing: return True
     return any('running_' in name for name in layer._buffers)
 

@@ -3,7 +3,6 @@
 The scale s is 1 for `L2SP`, the Fisher information for `EWC`, each weight's effect on the outputs for `MAS`
 (memory-aware synapses), and its contribution to the learning of the source for `SI`. lam has the same unit in all of
 them: the gradient is `lam s (w - w0)`."""
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,7 +46,6 @@ class WeightPenalty(Penalty):
     direct = False
     anchors: dict[str, torch.Tensor]|None = None  # name of a parameter -> tensor of its shape
     scale: dict[str, torch.Tensor]|None = None  # the same
-    _warned: tuple[str, ...] = ()  # topics of past warnings: each appears once
     _groups: Sequence[list[str]] = ()  # for each parameter group of the optimizer, the names of its penalised weights
     _stateattrs = Penalty._stateattrs + ('anchors', 'scale')
 
@@ -57,6 +55,7 @@ class WeightPenalty(Penalty):
 
     def before_train(self):
         super().before_train()
+        self.warn_if_frozen()
         names = {id(p):n for n, p in self.weights().items()}
         groups = [] if self.loop.opt is None else self.loop.opt.param_lists
         self._groups = [[names[id(p)] for p in params if id(p) in names] for params in groups]
@@ -100,11 +99,6 @@ class WeightPenalty(Penalty):
     def pull_back(self, p:torch.Tensor, anchor:torch.Tensor, strength:float|torch.Tensor, lr:float, mom:float)->None:
         "Move `p` towards its anchor, in place; `strength` is lam times the scale"
         raise NotImplementedError(f'{type(self).__name__} must define `pull_back`')
-
-    def _warn_once(self, about, text):
-        if about in self._warned: return
-        warnings.warn(f'{type(self).__name__}{text}')
-        self._warned = (*self._warned, about)
 
     def _warn_of_weight_decay(self):
         if not self._groups: return  # the optimizer is not known
@@ -201,9 +195,6 @@ class Weighted(WeightPenalty):
             raise InputError(f'{who} knows no importance of complex weights: take L2SP or a teacher instead')
         if params.keys() != self.scale.keys() or any(p.shape != self.scale[n].shape for n, p in params.items()):
             raise ValueError('the importance is of another encoder: its parameter names or shapes differ')
-        if not self.weights():
-            self._warn_once('frozen', ' has no effect, as all parameters of the encoder are frozen: '
-                                      'unfreeze some, or leave it out')
         self._use(self.importance.to(next(iter(params.values())).device))
 
     def before_train(self):

@@ -8,13 +8,16 @@ A new penalty is a subclass with one method:
     class SmallFeatures(FeaturePenalty):
         def term(self): return sum(f.square().mean() for f in self.features())
 """
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError
+from ..models.blocks import count_trainable
 from ..models.features import to_feature
 from ..models.surgery import block_names
 from ..runtime.arguments import ShowArguments
@@ -47,6 +50,7 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
     kinds: tuple[str, ...] = ()  # kinds of targets, see `targets`, that a term of outputs or targets is defined for
     needs_mean: bool = False  # whether the term has the task's loss, which must then be a mean over the batch
     _kind: str|None = None  # that of this epoch's targets
+    _warned: tuple[str, ...] = ()  # topics of past warnings: each appears once
     _versions: Versions|None = None  # of the inputs of the current batch, for `unchanged_inputs`
     _sum: torch.Tensor|None = None  # sum of this epoch's terms
     _count = 0  # their number
@@ -57,8 +61,9 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
         lam:float, # Weight of the term, at least 0; with 0 training equals plain fine-tuning bit for bit
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
     ):
-        if not lam >= 0: raise ValueError(f'lam must be a number of at least 0, not {lam}')
-        self.lam = lam
+        if not isinstance(lam, Real) or not 0 <= lam < float('inf'):
+            raise InputError(f'lam must be a number of at least 0, not {lam!r}')
+        self.lam: float = lam
         # not `self.encoder`: fastai warns if a callback has an attribute that the model has too
         self.protected = encoder
 
@@ -68,13 +73,12 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
 
     def target_kind(self)->str:
         "The kind of the batch's targets; raises `InputError` for one that is not in `kinds`"
-        loop = self.loop
+        who, loop = type(self).__name__, self.loop
         if self._kind is None:
-            who = type(self).__name__
             self._kind = check_kind(who, self.kinds, loop.outputs, loop.targets, loop.criterion)
             if self.needs_mean: check_mean(who, loop.criterion, loop.outputs, loop.targets)
         elif self._kind in GUESSED and loss_family(loop.criterion) is None:
-            check_same(type(self).__name__, self._kind, loop.targets)
+            check_same(who, self._kind, loop.targets)
         return self._kind
 
     def loss(self,
@@ -88,6 +92,16 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
         finally:
             loop.end_batch()
             self.after_batch()
+
+    def _warn_once(self, topic, text):
+        if topic in self._warned: return
+        warnings.warn(f'{type(self).__name__}{text}')
+        self._warned = (*self._warned, topic)
+
+    def warn_if_frozen(self)->None:
+        "For `before_train` of strategies that act on the encoder's weights: say if none of them trains"
+        if not self.lam or count_trainable(self.module().parameters()): return
+        self._warn_once('frozen', ' has no effect, as all parameters of the encoder are frozen: unfreeze some')
 
     def see_inputs(self)->None:
         "For `before_batch` of strategies that call `unchanged_inputs`"
@@ -163,6 +177,7 @@ class FeaturePenalty(Penalty):
     def before_train(self):
         self._unhook()  # a cancelled epoch may have left hooks
         super().before_train()
+        self.warn_if_frozen()
         encoder = self.module()
         wanted = None if self._loop is None else self._loop.recording
         self._recorders = {n:Recorder(wanted) for n in ['', *self.layer_names()]}

@@ -1,5 +1,4 @@
 "R3F: a penalty on changes of the outputs when a little noise is added to the input."
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +35,6 @@ class R3F(Penalty):
     kinds = ('classes', 'soft', 'multi-label', 'binary')
     _again: SecondPass|None = None
     _noise: torch.Generator|None = None
-    _warned = False
     _stateattrs = Penalty._stateattrs + ('_noise', '_again')
 
     def __init__(self,
@@ -91,9 +89,8 @@ class R3F(Penalty):
         with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []): return self._again(noised)
 
     def _warn_of_rounding(self, device_type):
-        if self._warned or not torch.is_autocast_enabled(device_type): return
+        if not torch.is_autocast_enabled(device_type): return
         dtype = torch.get_autocast_dtype(device_type)
         if self.eps >= torch.finfo(dtype).eps: return
-        warnings.warn(f'R3F: noise of eps={self.eps} is rounded away by autocast to {dtype}: '
-                      'use a larger eps or float32')
-        self._warned = True
+        self._warn_once('eps', f': noise of eps={self.eps} is rounded away by autocast to {dtype}: '
+                              'use a larger eps or float32')

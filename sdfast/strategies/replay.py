@@ -74,6 +74,7 @@ class Replay(Penalty):
         if self.source is None:
             raise ValueError('Replay lacks its source clips: an exported learner does not carry them; '
                              'pass a new Replay(lam, dl, head)')
+        self.warn_if_frozen()
         self.source_head.to(next(self.module().parameters()).device)
         self._again = SecondPass(self.module(), self.loop.model)
         if self._batches is None: self._open()

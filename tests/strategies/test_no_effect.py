@@ -43,8 +43,23 @@ def warned(net, cb, **options):
 
 @pytest.mark.parametrize('make', [FrozenBN, StochNorm])
 def test_recipes_for_batch_norm_say_that_there_is_none(make):
-    assert warned(net_with(nn.Identity()), make())[0].startswith(f'{make.__name__} has no effect: ')
+    for norm in (nn.Identity(), nn.BatchNorm2d(4, track_running_stats=False)):
+        assert warned(net_with(norm), make())[0].startswith(f'{make.__name__} has no effect: ')
     assert not warned(model(), make())
+
+
+@pytest.mark.parametrize('make', [lambda: SelfDistill(1.), lambda: FixedTeacher(1.), lambda: L2SP(1.),
+                                  lambda: Replay(1., data().valid, nn.Linear(6, 3))])
+def test_penalties_on_a_frozen_encoder_say_so(make):
+    net = model()
+    net[0].requires_grad_(False)
+    said = warned(net, make())
+    assert len(said) == 1 and 'all parameters of the encoder are frozen: unfreeze some' in said[0]
+
+
+@pytest.mark.parametrize('lam', [float('nan'), float('inf'), -1., '3', None])
+def test_strengths_are_numbers_of_at_least_0(lam):
+    with pytest.raises(InputError, match='lam must be a number of at least 0, not '): SelfDistill(lam)
 
 
 def test_stochastic_normalisation_refuses_other_statistics():
@@ -57,9 +72,6 @@ def test_one_step_an_epoch_leaves_self_distillation_without_effect():
     assert len(warned(model(), SelfDistill(1000.), dls=data(bs=48))) == 2
     assert not warned(model(), SelfDistill(1000.))
     assert not warned(model(), SelfDistill(0.), dls=data(bs=48))
-    frozen = model()
-    frozen[0].requires_grad_(False)
-    assert not warned(frozen, SelfDistill(1.))
 
 
 @pytest.mark.parametrize('make', [lambda: FixedTeacher(1., layers='blocks'), lambda: BYOT(1., ['twice'])])
