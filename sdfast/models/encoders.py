@@ -6,6 +6,8 @@ import timm
 import torchvision
 from fastai.vision.core import imagenet_stats
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+from torchvision.ops import StochasticDepth
 
 from ..errors import InputError
 from .nets import FrameEncoder, SpaceTimeEncoder, c3d, r2plus1d, tiny
@@ -36,6 +38,9 @@ def create_encoder(
 )->nn.Module: # Maps clips `(B, T, 3, H, W)` to features `(B, num_features)`; has `num_features`
     """Create an encoder by name.
 
+    Some nets have dropout, or drop whole layers (stochastic depth), by default. It is off here unless an argument sets
+    it, such as timm's `drop_path_rate=.1` or `stochastic_depth_prob=.1` of torchvision's MViT.
+
     Raises `InputError` for an unknown name, arguments that the model does not take or a failed download."""
     try: encoder = _create(name, pretrained, kwargs)
     except TypeError as e:
@@ -57,14 +62,23 @@ def _create(name, pretrained, kwargs):
         return ENCODERS[name](**kwargs)
     if name in torchvision_names():
         net = torchvision.models.get_model(name, weights='DEFAULT' if pretrained else None, **kwargs)
-        return SpaceTimeEncoder(*_without_head(net))
+        return SpaceTimeEncoder(*_without_head(_without_dropout(net, kwargs)))
     if timm.is_model(name):
         net = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
-        # ghostnets drop features by default, unlike all others
-        if getattr(net, 'drop_rate', 0) and 'drop_rate' not in kwargs: net.drop_rate = 0.
         size = getattr(net, 'head_hidden_size', None) or net.num_features
-        return FrameEncoder(net, size)
+        return FrameEncoder(_without_dropout(net, kwargs), size)
     return None
+
+
+def _without_dropout(net, given):
+    "The net without dropout and stochastic depth, unless an argument is about them"
+    if any('drop' in name or 'stochastic' in name for name in given): return net
+    for m in net.modules():
+        if isinstance(m, (_DropoutNd, StochasticDepth)): m.p = 0.
+        elif isinstance(m, nn.MultiheadAttention): m.dropout = 0.
+        elif isinstance(getattr(m, 'drop_prob', None), float): m.drop_prob = 0.  # DropPath, in several classes
+        if getattr(m, 'drop_rate', 0): m.drop_rate = 0.  # ghostnets call the function
+    return net
 
 
 def _without_head(net):

@@ -51,3 +51,17 @@ def test_imagenet_weights_see_what_is_there(shared):
     assert logits.argmax().item() == 285
     with pytest.raises(InputError, match='not of this encoder'): load_encoder(create_encoder('tiny'), weights)
     assert timm.is_model('mobilenetv2_100')
+
+
+@pytest.mark.parametrize('name, size, option', [
+    ('ghostnet_050', 32, 'drop_rate'), ('pvt_v2_b0', 32, 'drop_path_rate'), ('swin3d_t', 32, None)])
+def test_dropout_is_off_unless_asked_for(name, size, option):
+    "So that a copy in eval mode has the same features"
+    def differ(encoder):
+        for m in encoder.train().modules():
+            if hasattr(m, 'running_mean'): m.eval()
+        x = torch.randn(2, 2, 3, size, size, generator=torch.Generator().manual_seed(0))
+        torch.manual_seed(0)
+        with torch.no_grad(): return not torch.allclose(encoder(x), encoder.eval()(x), rtol=1e-4, atol=1e-5)
+    assert not differ(create_encoder(name))
+    if option: assert differ(create_encoder(name, **{option: .5}))
