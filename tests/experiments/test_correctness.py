@@ -3,6 +3,9 @@ import re
 
 import pytest
 from scripts import ROOT, load_script
+from situations import SITUATIONS
+
+from sdfast.strategies import STRATEGIES
 
 OUTCOMES = {
     'tests/strategies/test_anchor.py::test_ewc_equals_a_loop': 'passed',
@@ -70,3 +73,15 @@ def test_situations_are_right_refused_or_wrong(script):
     rows = {row[0]:row[1:] for row in table.rows}
     assert rows['ewc'] == ['refused', 'right'] and rows['l2sp'] == ['–', 'WRONG']
     assert table.caption == '1 of 3 refused.'
+
+
+def test_the_committed_tables_are_whole():
+    "Of the present strategies and situations, without a failure"
+    checks, situations = (ROOT/'experiments/results/correctness.md').read_text().split(' tests.\n')
+    for table in (checks, situations):
+        rows = [line.split(' | ') for line in table.splitlines() if line.startswith('| ')]
+        assert [row[0].removeprefix('| ') for row in rows[1:]] == list(STRATEGIES)
+    assert '✗' not in checks
+    header, *rows = rows
+    assert [title.removesuffix(' |') for title in header[1:]] == list(SITUATIONS)
+    assert {cell.removesuffix(' |') for row in rows for cell in row[1:]} == {'right', 'refused'}
