@@ -3,7 +3,6 @@
 The paper's method is `SelfDistill`: L = CE + lam*||f_t(x) - f'(x)||^2, with f' the encoder at the start of the epoch.
 `FixedTeacher` and `EMATeacher` differ in when the teacher is renewed. A teacher is a frozen copy; in train mode it
 normalises with the batch's statistics and leaves its batch-norm buffers unchanged."""
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -181,9 +180,9 @@ class SelfDistill(Teacher):
         super().after_train()
         trains = count_trainable(self.module().parameters())
         if not (trains and self.lam and self._sum is not None and self._sum == 0): return
-        warnings.warn(f'SelfDistill has no effect: its term was 0 in all batches of epoch {self.loop.epoch}, as the '
-                      'encoder did not change between the first and the last of them. With one step an epoch it never '
-                      'does: take a smaller batch size, or FixedTeacher')
+        self._warn_once('one step', f' has no effect: its term was 0 in all batches of epoch {self.loop.epoch}, as the '
+                                    'encoder did not change between the first and the last of them. With one step an '
+                                    'epoch it never does: take a smaller batch size, or FixedTeacher')
 
 
 class FixedTeacher(Anchored, Teacher):
@@ -205,14 +204,13 @@ class FixedTeacher(Anchored, Teacher):
         super().__init__(lam, reduction, teacher_bn, encoder, layers, teacher_dtype, normalise)
         self.anchor = anchor
 
-    def begin(self)->None:
-        before = self._held, self._trial, self._taken
-        state = self.take()
-        if state is None: return
-        try: self.renew(state)
-        except BaseException:
-            self._held, self._trial, self._taken = before  # no teacher has been made
-            raise
+    def begin(self)->None: self.take()
+
+    def snapshot(self)->dict:
+        "Make a copy with the weights from before training the teacher"
+        state = super().snapshot()
+        self.renew(state)
+        return state
 
     def state_dict(self)->dict:
         return super().state_dict() | dict(teacher=None if self.teacher is None else self.teacher.state_dict())
