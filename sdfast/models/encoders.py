@@ -75,7 +75,6 @@ def _without_dropout(net, given):
     if any('drop' in name or 'stochastic' in name for name in given): return net
     for m in net.modules():
         if isinstance(m, (_DropoutNd, StochasticDepth)): m.p = 0.
-        elif isinstance(m, nn.MultiheadAttention): m.dropout = 0.
         elif isinstance(getattr(m, 'drop_prob', None), float): m.drop_prob = 0.  # DropPath, in several classes
         if getattr(m, 'drop_rate', 0): m.drop_rate = 0.  # ghostnets call the function
     return net

@@ -54,7 +54,7 @@ def test_imagenet_weights_see_what_is_there(shared):
 
 
 @pytest.mark.parametrize('name, size, option', [
-    ('ghostnet_050', 32, 'drop_rate'), ('pvt_v2_b0', 32, 'drop_path_rate'), ('swin3d_t', 32, None)])
+    ('ghostnet_050', 32, 'drop_rate'), ('swin_tiny_patch4_window7_224', 224, 'drop_path_rate'), ('swin3d_t', 32, None)])
 def test_dropout_is_off_unless_asked_for(name, size, option):
     "So that a copy in eval mode has the same features"
     def differ(encoder):
