@@ -7,7 +7,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
 
 from ..errors import InputError
 from .video import VideoFile
@@ -15,8 +14,8 @@ from .video import VideoFile
 __all__ = ['prepared_copies']
 
 MANIFEST = 'prepared.json'
-# swscale's flags for an accurate conversion from RGB to YUV
-EXACT = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
+# swscale's flags for an accurate conversion from RGB to YUV, by number: PyAV has names for all only since 18
+EXACT = 0x2 | 0x4000 | 0x40000  # SWS_BILINEAR, SWS_FULL_CHR_H_INP, SWS_ACCURATE_RND
 MAX_ERROR = 6.  # largest mean absolute error of a copy's frame, in grey levels
 
 
