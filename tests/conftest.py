@@ -43,9 +43,10 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope='session', autouse=True)
 def decoded(tmp_path_factory):
-    "Decoded videos of tests stay out of the user's cache"
+    "Decoded videos and indexes of tests stay out of the user's cache"
     with pytest.MonkeyPatch.context() as m:
         m.setenv('SDFAST_DECODED', str(tmp_path_factory.getbasetemp()/'decoded'))
+        m.setenv('SDFAST_INDEX', str(tmp_path_factory.getbasetemp()/'index'))
         yield
 
 

@@ -54,6 +54,13 @@ TASKS: dict[str, Callable[..., Task]] = dict(
     moving_digits=moving_digits, ucf101=ucf101, hmdb51=hmdb51, folder=Task.from_folder, csv=Task.from_csv)
 
 
+def task_options(
+    kind:str, # First word of a spec
+)->list[str]: # Empty for an unknown one
+    "Names of the options that a spec of a task may have"
+    return [name for name in list(signature(TASKS[kind]).parameters)[1:] if name != 'name'] if kind in TASKS else []
+
+
 @cache
 def create_task(
     # `moving_digits`, `ucf101:PATH`, `hmdb51:PATH`, `folder:PATH` or `csv:PATH`, then options as `,name=value`
@@ -68,7 +75,7 @@ def create_task(
         raise InputError(f'unknown task {spec!r}; known are {known}')
     options = dict(word.split('=', 1) for word in words)
     if len(options) < len(words): raise InputError(f'task {spec!r} has an option twice; give each once')
-    accepted = [name for name in list(signature(TASKS[kind]).parameters)[1:] if name != 'name']
+    accepted = task_options(kind)
     unknown = sorted(set(options) - set(accepted))
     if unknown: raise InputError(f'task {spec!r}: unknown option {unknown[0]!r}; {kind} has {", ".join(accepted)}')
     if kind == 'moving_digits': return moving_digits(path or None, **dict(part=part) | options)

@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from ..errors import Damaged, StoreError
 from ..runtime import store
 from .cache import MAX_FOLDER_BYTES, small_enough
-from .video import PIXELS, VideoError, VideoFile, index_video
+from .index import PIXELS
+from .indexing import index_video
+from .video import VideoError, VideoFile
 
 __all__ = ['decoded_folder', 'Decoded']
 

@@ -1,10 +1,11 @@
 """The interface to FFmpeg, through PyAV: open a file, decode its frames in order, convert them to RGB.
 
-Files may be broken or malicious. The size of a frame is limited, and each error of FFmpeg becomes a `VideoError`."""
+Files may be broken or malicious. Only containers that hold their own data are opened, the size of a frame and the time
+to read a packet are limited, and each error of FFmpeg becomes a `VideoError`."""
 import os
 import threading
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -23,6 +25,14 @@ from ..errors import InputError
 __all__ = ['VideoError']
 
 MAX_PIXELS = 2**26  # largest number of pixels of a frame; 8K has half as many
+OPEN_SECONDS, PACKET_SECONDS = 60, 30  # longest time to open a file, and to read one packet of it
+MAX_ERRORS = 1000  # number of errors in a row after which the rest of a file is given up
+# FFmpeg's demuxers for containers and raw streams that hold all of their data. All others are refused: playlists, lists
+# of pictures, session descriptions and scripts read other files, devices or the network
+FORMATS = tuple(
+    'apng apv asf av1 avi avs2 avs3 bink cavsvideo dhav dirac dnxhd dv evc film_cpk flic flv gif gxf h261 h263 h264 '
+    'hevc ifv ipmovie ivf kux lvf m4v matroska mjpeg mjpeg_2000 moflex mov mp3 mpeg mpegts mpegvideo mxf nsv nut nuv '
+    'obu ogg rm roq smk swf ty usm vc1 vc1test vivo vvc wav wtv xmv yop yuv4mpegpipe'.split())
 # Tags in the header need not be UTF-8. PyAV 19 always reads them byte by byte, earlier versions only when asked to.
 PICTURES = {'bmp', 'jpeg2000', 'jpegls', 'mjpeg', 'png', 'tiff', 'webp'}  # codecs of still pictures, such as covers
 TAGS: dict[str, Any] = dict(metadata_errors='surrogateescape') if int(av.__version__.split('.')[0]) < 19 else {}
@@ -32,8 +42,15 @@ class VideoError(InputError):
     "A video without a frame that can be decoded; the message names the file and says why"
 
 
+class Corrupt(Exception):
+    "FFmpeg marks a packet or a frame as corrupt"
+
+
 def _reason(error):
     "FFmpeg's message, without the path and the function name that PyAV adds"
+    if isinstance(error, av.error.ExitError):
+        return (f'opening it takes over {OPEN_SECONDS} s, or finding its next packet over {PACKET_SECONDS} s: it may '
+                'have a long gap; download or copy it again')
     if isinstance(error, av.FFmpegError) and error.strerror: return error.strerror
     return str(error) or type(error).__name__
 
@@ -52,11 +69,16 @@ def open_video(
     number:int|None=None, # Index of the stream, if it is known
 )->tuple[InputContainer, VideoStream]:
     "Open a file and find its video stream: the first that is not a cover picture. Raises `VideoError`"
-    if os.path.exists(path) and not os.path.isfile(path):
+    full = os.path.join(os.getcwd(), path)  # FFmpeg would take `x:1.mp4` or `http://x` for an address
+    if os.path.exists(full) and not os.path.isfile(full):
         raise VideoError(f'{path}: cannot be opened (not a file)')  # opening a pipe would block forever
     limit = dict(max_pixels=str(MAX_PIXELS))  # a few bytes can declare a frame of gigabytes, the first or a later one
-    options = limit if probe else limit | dict(probesize='32', analyzeduration='1')  # FFmpeg's smallest values
-    try: container = av.open(str(path), format=format, options=options, **TAGS)
+    options = limit | dict(format_whitelist=','.join(FORMATS), protocol_whitelist='file')
+    if not probe: options |= dict(probesize='32', analyzeduration='1')  # FFmpeg's smallest values
+    try: container = av.open(full, format=format, options=options, timeout=(OPEN_SECONDS, PACKET_SECONDS), **TAGS)
+    except av.error.ArgumentError:
+        raise VideoError(f'{path}: cannot be opened (not a container of video; playlists and lists of pictures are '
+                         'refused)') from None
     except (av.FFmpegError, OSError, ValueError) as e:  # `ValueError`: the path contains a NUL
         raise VideoError(f'{path}: cannot be opened ({_reason(e)})') from None
     try: stream = _video_stream(container, number)
@@ -70,6 +92,37 @@ def open_video(
     stream.codec_context.options = limit
     stream.thread_type = 'NONE'  # for many short reads in parallel workers, decoder threads cost more than they save
     return container, stream
+
+
+def is_mov(
+    path:str|Path, # Video file
+)->bool:
+    "Whether a file is an MP4 or of its kin, which its first bytes tell"
+    options = dict(format_whitelist='mov', protocol_whitelist='file')
+    try: av.open(os.path.join(os.getcwd(), path), options=options, timeout=OPEN_SECONDS, **TAGS).close()
+    except av.error.ArgumentError: return False
+    except (av.FFmpegError, OSError, ValueError): pass  # opening it for good tells what is wrong
+    return True
+
+
+def zeros_at_end(
+    path:str|Path, # Video file
+    most:int=2**30, # Stop at this many bytes
+)->int: # 0 if the file cannot be read
+    "Number of bytes that are zero at the end of a file"
+    block = 2**16
+    try:
+        if not os.path.isfile(path): return 0  # opening a pipe would block forever
+        with open(path, 'rb') as f:
+            end = start = f.seek(0, os.SEEK_END)
+            while start and end - start < most:
+                start = max(0, start - block)
+                f.seek(start)
+                data = f.read(block).rstrip(b'\0')
+                if data: return end - start - len(data)
+                block = 2**20
+            return end - start
+    except (OSError, ValueError): return 0
 
 
 def _video_stream(container, number):
@@ -97,14 +150,51 @@ def decode_frames(
     # Time stamps of the needed frames; others are skipped if no frame is predicted from them. `None`: all are needed
     times:Container[int]|None=None,
 )->Iterator[VideoFrame]:
-    "Decode frames until the end of the stream or the first broken packet"
-    try:
-        for packet in container.demux(stream):
-            if times is not None:
-                needed = packet.pts is None or packet.pts in times
-                stream.codec_context.skip_frame = 'DEFAULT' if needed else 'NONREF'
-            yield from packet.decode()
-    except av.FFmpegError: return
+    """Decode frames until the end of the stream.
+
+    Raises `Corrupt` or an error of FFmpeg for anything damaged, also where FFmpeg would conceal it."""
+    set_strict(stream)
+    for packet in container.demux(stream):
+        if times is not None:
+            needed = packet.pts is None or packet.pts in times
+            stream.codec_context.skip_frame = 'DEFAULT' if needed else 'NONREF'
+        if packet.is_corrupt: raise Corrupt
+        yield from packet.decode()
+
+
+def set_strict(
+    stream:VideoStream, # From `open_video`, of which nothing is decoded yet
+)->None:
+    "Let the decoder fail where it would conceal an error. Frames that are decoded without one are the same"
+    stream.codec_context.options = {**stream.codec_context.options, 'err_detect': 'explode'}
+
+
+def demux_all(
+    container:InputContainer, # From `open_video`
+    stream:VideoStream, # From `open_video`
+)->Iterator[Packet]: # The last one is empty, for the decoder to give what it has kept back
+    "Packets of a stream, also after places that cannot be read. Raises `av.error.ExitError` if one takes too long"
+    errors = 0
+    while errors < MAX_ERRORS:
+        try:
+            for packet in container.demux(stream):
+                errors = 0
+                yield packet
+            return
+        except av.error.ExitError: raise
+        except av.FFmpegError: errors += 1
+    end = Packet()
+    end.stream = stream
+    yield end
+
+
+def decode_through(
+    container:InputContainer, # From `open_video`
+    stream:VideoStream, # From `open_video`
+)->Iterator[VideoFrame]:
+    "Decode all frames that can be decoded, damaged or not. What they are does not depend on which ones are used"
+    for packet in demux_all(container, stream):
+        with suppress(av.FFmpegError): yield from packet.decode()
 
 
 _local = threading.local()  # one scaler per thread, which swscale sets up again only for another size

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import InputError
+from .checked import DROPPED
 from .tables import parse_flag
 from .task import Task, check_split, make_task
 
@@ -39,6 +40,7 @@ def ucf101(
     fold:int=1, # Official split: 1, 2 or 3
     splits:str|Path|None=None, # Folder of the official lists; by default looked for in and next to `path`
     allow_missing:bool=False, # Use the videos that exist, and say so in `notes`, instead of raising `InputError`
+    damaged:str='keep', # See `make_task`
 )->Task: # Split into train and test
     """UCF101 (Soomro et al. 2012) by its official lists: 9,537 train and 3,783 test videos of 101 classes in fold 1.
 
@@ -58,7 +60,7 @@ def ucf101(
             match = UCF_NAME.match(name)
             rows.append((label, name, split, f'{label}{match["group"]}' if match else name))
     lists = Lists('ucf101', fold, sorted(number_of, key=number_of.get), rows)
-    return _listed_task(lists, path, parse_flag(allow_missing))
+    return _listed_task(lists, path, parse_flag(allow_missing), damaged)
 
 
 def hmdb51(
@@ -66,6 +68,7 @@ def hmdb51(
     fold:int=1, # Official split: 1, 2 or 3
     splits:str|Path|None=None, # Folder of the official lists; by default looked for in and next to `path`
     allow_missing:bool=False, # Use the videos that exist, and say so in `notes`, instead of raising `InputError`
+    damaged:str='keep', # See `make_task`
 )->Task: # Split into train and test
     """HMDB51 (Kuehne et al. 2011) by its official lists: 70 train and 30 test videos of each of 51 classes.
 
@@ -80,7 +83,7 @@ def hmdb51(
         if match: files[match[1]] = file
     if not files: raise InputError(f'hmdb51: {folder} has no lists of fold {fold}')
     rows = [row for label, file in sorted(files.items()) for row in _hmdb_rows(label, file)]
-    return _listed_task(Lists('hmdb51', fold, sorted(files), rows), path, parse_flag(allow_missing))
+    return _listed_task(Lists('hmdb51', fold, sorted(files), rows), path, parse_flag(allow_missing), damaged)
 
 
 def _hmdb_rows(label, file):
@@ -136,7 +139,7 @@ def _class_numbers(file):
 
 # ---- videos
 
-def _listed_task(lists, path, allow_missing):
+def _listed_task(lists, path, allow_missing, damaged):
     "Make the `Task` of the listed videos, which must be complete unless missing ones are allowed"
     title = f'{lists.name} fold {lists.fold}'
     df = pd.DataFrame(lists.rows, columns=['label', 'file', 'split', 'group'])
@@ -161,10 +164,11 @@ def _listed_task(lists, path, allow_missing):
 
     found = df.dropna(subset='path').drop(columns='file')
     found['path'] = found.path.map(os.path.abspath)
-    task = make_task(title, found, notes, classes=lists.classes)
-    if task.skipped:
-        note = f'{len(task.skipped)} of {len(df)} videos cannot be decoded'
-        first = ', '.join(f'{p} ({why})' for p, why in list(task.skipped.items())[:5])
+    task = make_task(title, found, notes, classes=lists.classes, damaged=damaged)
+    undecodable = {p:why for p, why in task.skipped.items() if not why.startswith(DROPPED)}
+    if undecodable:
+        note = f'{len(undecodable)} of {len(df)} videos cannot be decoded'
+        first = ', '.join(f'{p} ({why})' for p, why in list(undecodable.items())[:5])
         if not allow_missing: raise InputError(f'{title}: {note}, the first: {first}. {ALLOW_MISSING}')
         task = replace(task, notes=(*task.notes, note))
     return check_split(task)

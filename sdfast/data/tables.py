@@ -15,8 +15,7 @@ from ..errors import InputError
 from ..runtime import store
 from .folders import SPLITS
 from .prepared import prepared_copies
-from .text import CONTROL, FORMULA, as_markdown, check_class_name, list_names
-from .video import VideoFile
+from .text import as_markdown, check_class_name, list_names
 
 __all__ = ['clean_table']
 
@@ -237,26 +236,6 @@ def use_prepared_copies(df:pd.DataFrame)->tuple[pd.DataFrame, int|None, list[str
     note = (f'{len(copies)} of {len(df)} videos are replaced by their prepared copies in {as_markdown(str(folder))}, '
             f'short side {size} pixels')
     return df.assign(path=df.path.map(lambda p: copies.get(p, p))), size, [note]
-
-
-def drop_undecodable(df:pd.DataFrame)->tuple[pd.DataFrame, dict[str, str], list[str]]:
-    "The table without unusable files, the reason for each of those, and a note on classes that are lost with them"
-    with ThreadPoolExecutor() as pool: problems = list(pool.map(_problem, df.path))
-    skipped = {_printable(path):why for path, why in zip(df.path, problems) if why}
-    kept = df[[why is None for why in problems]]
-    lost = [label for label in df.label.unique() if label not in set(kept.label)]
-    return kept, skipped, [f'no video of {list_names(lost)} can be decoded'] if lost else []
-
-
-def _problem(path):
-    "Why a video cannot be used, or `None`"
-    if CONTROL.search(path): return 'its path contains a control character; rename it'
-    if FORMULA.search(path):
-        return 'its path has a formula after a semicolon, which spreadsheets would run in scores.csv; rename it'
-    return VideoFile(path).problem()
-
-
-def _printable(path): return repr(path)[1:-1] if CONTROL.search(path) else path
 
 
 def shared_groups(df:pd.DataFrame, a:str='train', b:str='test')->list[str]:

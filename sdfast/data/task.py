@@ -21,8 +21,10 @@ from fastai.vision.core import imagenet_stats
 from ..errors import InputError
 from .block import VideoBlock, normalize_video
 from .cache import MAX_TASK_BYTES
+from .checked import check_files
 from .decoded import Decoded
 from .folders import SPLITS, read_folder
+from .index import PIXELS
 from .loader import CachedDL, check_loader_arguments
 from .manifest import read_video_csv
 from .splits import split_groups
@@ -30,7 +32,6 @@ from .tables import (
     check_classes,
     check_names,
     clean_table,
-    drop_undecodable,
     missing_classes,
     overlap_notes,
     parse_flag,
@@ -40,7 +41,7 @@ from .tables import (
     use_prepared_copies,
 )
 from .text import list_names
-from .video import PIXELS, VideoFile
+from .video import VideoFile
 
 __all__ = ['Task', 'make_task', 'check_split', 'unlabelled']
 
@@ -50,10 +51,11 @@ class Task:
     "Labelled videos: `df` has columns path (absolute), label, split ('train', 'valid' or 'test') and group"
     name: str  # for tables and the key of a run
     df: pd.DataFrame  # one row per video
-    skipped: dict = field(default_factory=dict)  # files that cannot be decoded: path -> reason
+    skipped: dict = field(default_factory=dict)  # files that are not used: path -> reason
     notes: tuple = ()  # notes for readers of the results, as Markdown
     classes: tuple = ()  # the official order of class names, if there is one
     prepared: int|None = None  # short side of the prepared copies, if they are used, see `prepared_copies`
+    damaged: dict = field(default_factory=dict)  # videos with damaged frames: path -> number of those
 
     @classmethod
     def from_folder(cls,
@@ -64,13 +66,14 @@ class Task:
         group:str|None=None,
         test_frac:float=.25, # Part of the clips to test on if there is no test folder
         seed:int=0, # Random seed of the test part
+        damaged:str='keep', # See `make_task`
     )->'Task': # Split into train, test and, with such a folder, valid
         "Make a task of videos in class folders. Without `group`, each file is its own group"
         path = Path(path)
         if not path.is_dir(): raise InputError(f'folder {path} does not exist')
         test_frac, seed = parse_share(test_frac, 'test_frac'), parse_integer(seed, 'seed')
         df, is_split, notes = read_folder(path, group)
-        task = make_task(f'folder:{path}', df, notes)
+        task = make_task(f'folder:{path}', df, notes, damaged=damaged)
         if is_split:
             shared = shared_groups(task.df)
             if shared: raise InputError(f'{task.name}: group {shared[0]!r} is in both train and test')
@@ -90,12 +93,13 @@ class Task:
         valid:str|None=None,
         name:str|None=None, # Name of the task
         outside:bool=False, # Allow relative paths that lead out of the csv's folder, such as `../videos/a.mp4`
+        damaged:str='keep', # See `make_task`
     )->'Task': # With the splits that were asked for
         "Make a task of videos listed in a csv file. Rows with other split names are left out"
         path = Path(path)
         if not path.is_file(): raise InputError(f'csv file {path} does not exist')
         df, notes = read_video_csv(path, train, test, valid, parse_flag(outside))
-        task = make_task(name or f'csv:{path}', df, notes)
+        task = make_task(name or f'csv:{path}', df, notes, damaged=damaged)
         for a, b in (('train', 'test'), ('train', 'valid'), ('valid', 'test')):
             shared = shared_groups(task.df, a, b)
             if shared: task = task._noted(f'{len(shared)} groups are in both {a} and {b}, as the file says')
@@ -109,10 +113,14 @@ class Task:
 
     @cached_property
     def fingerprint(self)->str:
-        "A hash of each file's name, size, label, split and group, and of the version of sdfast's decoding"
+        "A hash of each file's name, size, label, split, group and damage, and of the version of sdfast's decoding"
         table = self.df[['path', 'label', 'split', 'group']].values
-        rows = sorted((Path(path).name, os.path.getsize(path), *rest) for path, *rest in table)
+        rows = sorted((Path(path).name, os.path.getsize(path), *rest, *self._damage(path)) for path, *rest in table)
         return hashlib.sha256(repr((PIXELS, rows)).encode()).hexdigest()[:16]
+
+    def _damage(self, path):
+        "The number of damaged frames, if there are any"
+        return (self.damaged[path],) if path in self.damaged else ()
 
     def items(self, *splits)->list[tuple[str, str]]:
         "`(path, label)` of the given splits, in the order of the table"
@@ -223,29 +231,34 @@ def make_task(
     name:str, # Name of the task, for tables and the key of a run
     df:pd.DataFrame, # Columns path (absolute), label, split and group, one row per video
     notes:Sequence[str]=(), # Notes for readers of the results, as Markdown
-    check:bool=True, # Use prepared copies, open every file, and leave out those that cannot be decoded
+    check:bool=True, # Use prepared copies, decode every file, and leave out those that cannot be decoded
     classes:Sequence[str]=(), # The official order of class names, if there is one
+    # Videos with more than 3 damaged frames: 'keep' them, 'drop' them, or 'fail'. Notes list them
+    damaged:str='keep',
 )->Task: # Its split is not checked, see `check_split`
     """Make a `Task` from a table of videos.
 
     Its cells are checked, see `clean_table`; what is doubtful becomes a note and a warning. Raises `InputError` for
-    class names that are not safe in files, and unless there are two classes or more with two clips or more each."""
+    class names that are not safe in files, and unless there are two classes or more with two clips or more each.
+
+    All frames of all videos are decoded once per machine, to find damaged ones, see `VideoFile.damaged`."""
     df, doubts = clean_table(name, df, files=check)
     check_names(name, df.label)
     notes = [*notes, *doubts]
     for doubt in doubts: warnings.warn(f'{name}: {doubt}')
     skipped: dict[str, str] = {}
+    n_damaged: dict[str, int] = {}
     prepared = None
     if check:
         df, prepared, more_notes = use_prepared_copies(df)
-        df, skipped, lost = drop_undecodable(df)
-        notes += more_notes + lost
+        df, skipped, n_damaged, damage = check_files(name, df, damaged)
+        notes += more_notes + damage
     df = df.reset_index(drop=True)
     if not len(df):
         path, why = next(iter(skipped.items()))
-        raise InputError(f'{name}: none of its {len(skipped)} videos can be decoded, the first: {path} ({why})')
+        raise InputError(f'{name}: none of its {len(skipped)} videos can be used, the first: {path} ({why})')
     check_classes(name, df.label)
-    return Task(name, df, skipped, tuple(notes), tuple(classes), prepared)
+    return Task(name, df, skipped, tuple(notes), tuple(classes), prepared, n_damaged)
 
 
 def check_split(

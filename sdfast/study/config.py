@@ -186,6 +186,8 @@ class Study:
     splits: str|None = setting(None, DATA)
     # Use ucf101 and hmdb51 even if some of their videos are missing
     allow_missing: bool = setting(False, DATA)
+    # Videos with more than 3 damaged frames: keep them and list them, drop them, or fail
+    damaged: str = setting('keep', DATA, choices=('keep', 'drop', 'fail'))
     # Strategies to compare, or `all`; finetune, the reference, is always included
     strategies: str = setting('self_distill,fixed_teacher,ema_teacher,l2sp,ewc', CHOICE, separator=',')
     # Strengths to choose from: .1,1,10 for all strategies, or l2sp=.01,.1;ewc=.1,1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.datasets import create_task
+from ..data.datasets import create_task, task_options
 from ..data.task import Task
 from ..data.text import as_markdown
 from ..errors import InputError
@@ -51,7 +51,7 @@ def build(
     processes:int=1, # Number of processes that train together on each batch
 )->Setup: # All that `compare` or `compare_sequences` needs
     "Set up a comparison of strategies. Raises `InputError` for impossible settings"
-    settings = add_official_options(reduce_if_quick(settings))
+    settings = add_task_options(reduce_if_quick(settings))
     names = check_names(settings)
     grids = strength_grids(settings, names)
     tasks = load_tasks(settings)
@@ -99,13 +99,16 @@ def reduce_if_quick(
                             source_epochs=source_epochs)
 
 
-def add_official_options(
+def add_task_options(
     settings:Settings,
 )->Settings:
-    "Add `--splits` and `--allow-missing` to the tasks that have official splits"
+    "Add `--splits` and `--allow-missing` to the tasks that have official splits, and `--damaged` to those of files"
     options = f',splits={settings.splits}' if settings.splits else ''
     if settings.allow_missing: options += ',allow_missing=1'
-    def complete(spec): return spec + options if spec.startswith(('ucf101:', 'hmdb51:')) else spec
+    damaged = '' if settings.damaged == 'keep' else f',damaged={settings.damaged}'
+    def complete(spec):
+        if spec.startswith(('ucf101:', 'hmdb51:')): spec += options
+        return spec + damaged if 'damaged' in task_options(spec.partition(':')[0]) else spec
     others = ';'.join(complete(spec) for spec in settings.others.split(';') if spec)
     return settings.replace(task=complete(settings.task), source=complete(settings.source), others=others)
 

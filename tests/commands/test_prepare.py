@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from sdfast.commands import prepare as script
+from sdfast.data.indexing import index_video
 from sdfast.data.prepared import prepared_copies
 from sdfast.data.task import Task
-from sdfast.data.video import VideoFile, index_video
+from sdfast.data.video import VideoFile
 from sdfast.errors import InputError
 
 SCRIPT = Path(__file__).parents[2]/'experiments'/'prepare.py'

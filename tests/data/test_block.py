@@ -14,8 +14,9 @@ from torch import nn
 
 from sdfast.data.block import ClipTransform, MultiClip, NormalizeClips, VideoBlock, normalize_video
 from sdfast.data.clips import TensorVideo
+from sdfast.data.indexing import index_video
 from sdfast.data.task import Task
-from sdfast.data.video import VideoError, index_video
+from sdfast.data.video import VideoError
 from sdfast.errors import InputError
 
 

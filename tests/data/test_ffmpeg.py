@@ -22,7 +22,8 @@ from videos import BROKEN, SMALL, encode
 from sdfast.data import ffmpeg as ffmpeg_module
 from sdfast.data.clips import SampleClips
 from sdfast.data.ffmpeg import MAX_PIXELS, VideoError
-from sdfast.data.video import MAX_ASPECT, VideoFile, index_video
+from sdfast.data.indexing import MAX_ASPECT, index_video
+from sdfast.data.video import VideoFile
 
 
 def gif(path, w, h):

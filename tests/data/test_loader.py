@@ -20,9 +20,10 @@ from fastcore.basics import noop
 from sdfast.data import loader as loader_module
 from sdfast.data.block import ClipTransform, VideoBlock
 from sdfast.data.cache import decoded_videos
+from sdfast.data.indexing import index_video
 from sdfast.data.loader import CachedDL
 from sdfast.data.task import Task, unlabelled
-from sdfast.data.video import VideoError, index_video
+from sdfast.data.video import VideoError
 from sdfast.errors import InputError
 from sdfast.models.encoders import create_model
 from sdfast.pretext.loaders import video_dls

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 from videos import BREAKS_OFF, BROKEN, TORTURE
 
+from sdfast.data import indexing as indexing_module
 from sdfast.data import video as video_module
-from sdfast.data.video import MAX_ASPECT, VideoError, VideoFile
+from sdfast.data.indexing import MAX_ASPECT
+from sdfast.data.video import VideoError, VideoFile
 from sdfast.errors import InputError
 
 
@@ -289,8 +291,8 @@ def test_indexes_in_memory_are_bounded_in_bytes(monkeypatch):
     def index(path):
         read.append(path)
         return SimpleNamespace(nbytes=int(path[1:]))
-    kept = video_module.KeepRecent(index)
-    monkeypatch.setattr(video_module, 'MAX_INDEX_BYTES', 10_000)
+    kept = indexing_module.KeepRecent(index)
+    monkeypatch.setattr(indexing_module, 'MAX_INDEX_BYTES', 10_000)
     for path in ('a3000', 'b4000', 'a3000', 'c3000', 'a3000', 'b4000', 'd50000', 'd50000', 'a1'): kept(path)
     assert read == ['a3000', 'b4000', 'c3000', 'b4000', 'd50000', 'a1']
     assert list(kept.kept) == ['a1']

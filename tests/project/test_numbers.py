@@ -10,7 +10,7 @@ from pages import prose
 
 from sdfast.data.digits import PARTS
 from sdfast.data.ffmpeg import MAX_PIXELS
-from sdfast.data.video import MAX_ASPECT
+from sdfast.data.indexing import MAX_ASPECT
 from sdfast.metrics.columns import COLUMNS
 from sdfast.report.summary import summary
 from sdfast.report.tables import margins_table, strategy_table, trade_off_table
