@@ -36,8 +36,8 @@ def check_files(
     if bad:
         if damaged == 'fail':
             listed = '; '.join(_list_damaged(bad))
-            raise InputError(f'{name}: {len(bad)} of {len(paths)} videos are damaged: {listed}. Replace them, leave them '
-                             'out with damaged=drop, or use them as they are with damaged=keep')
+            raise InputError(f'{name}: {len(bad)} of {len(paths)} videos are damaged: {listed}. Replace them, or leave '
+                             'them out with damaged=drop, or use them as they are with damaged=keep')
         then = 'they are left out' if damaged == 'drop' else 'they are used as they are; damaged=drop leaves them out'
         summary = f'{len(bad)} of {len(paths)} videos have more than {FEW_DAMAGED} damaged frames: {then}'
         warnings.warn(f'{name}: {summary}')

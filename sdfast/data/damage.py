@@ -1,7 +1,10 @@
 """Find the damaged frames of a video by decoding all of it.
 
 A frame is damaged if FFmpeg marks it or its packet as corrupt, if its packet cannot be decoded without an error, if it
-is predicted from such a frame, or if it is missing."""
+is predicted from such a frame, or if it is missing. So is a frame that another decoding gives other pixels: FFmpeg does
+not write all of them where data are missing."""
+import zlib
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +18,7 @@ __all__ = []
 
 # Codecs in which a packet may show no frame: the one before is repeated, or it only helps to predict others
 MAY_HIDE = {'mpeg4', 'vp8', 'vp9', 'av1', 'libdav1d'}
+HELD = 32  # frames held in memory to make a decoder use other memory; more than it needs for itself
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Shown:
     time: int|None  # time stamp
     corrupt: bool  # as FFmpeg marks it
     key: bool  # whether it is predicted from no other
+    pixels: int  # checksum of its pixels, if asked for
 
 
 @dataclass
@@ -40,6 +45,8 @@ def decode_log(
     path:str, # Video file
     index:VideoIndex, # Its index
     strict:bool, # Count what FFmpeg conceals as an error
+    pixels:bool=False, # Compute checksums of pixels
+    hold:int=0, # Keep this many frames in memory, so that the decoder cannot use their memory again
 )->Decoding:
     "Decode all of a video"
     container, stream = open_video(path, index.format, number=index.stream)
@@ -47,6 +54,7 @@ def decode_log(
         if strict: set_strict(stream)
         stream.codec_context.copy_opaque = True  # the number of a packet becomes that of its frame
         log = Decoding(stream.codec_context.name)
+        held: deque = deque(maxlen=hold)
         for i, packet in enumerate(demux_all(container, stream)):
             log.times.append(packet.dts if packet.pts is None else packet.pts)
             log.keys.append(packet.is_keyframe)
@@ -56,8 +64,14 @@ def decode_log(
             except av.FFmpegError:
                 log.failed.add(i)
                 continue
-            log.frames += [Shown(f.opaque, f.pts, f.is_corrupt, bool(f.key_frame)) for f in frames]
+            held += frames
+            log.frames += [Shown(f.opaque, f.pts, f.is_corrupt, bool(f.key_frame), _checksum(f) if pixels else 0)
+                           for f in frames]
     return log
+
+
+def _checksum(frame):
+    return zlib.crc32(frame.reformat(format='rgb24', threads=1).to_ndarray().tobytes())
 
 
 def find_damage(
@@ -72,11 +86,12 @@ def find_damage(
     tainted = _tainted(strict, set())
     if not tainted and not any(f.corrupt for f in strict.frames):
         return _unexplained(strict, index, missing, tainted), missing
-    log = decode_log(path, index, strict=False)
+    log = decode_log(path, index, strict=False, pixels=True)
+    again = decode_log(path, index, strict=False, pixels=True, hold=HELD)
     tainted = _tainted(log, strict.failed)
-    sound = {f.packet for f in strict.frames}
-    number_of = _numbers(log, index)
-    damaged = {n for f, n in number_of if f.corrupt or f.packet is None or f.packet in tainted or f.packet not in sound}
+    differ = {f.packet for f, g in zip(log.frames, again.frames) if f.pixels != g.pixels}
+    sound = {f.packet for f in strict.frames} - tainted - differ - {None}
+    damaged = {n for f, n in _numbers(log, index) if f.corrupt or f.packet not in sound}
     missing = _missing(log, index)
     damaged |= set(_unexplained(log, index, missing, tainted).tolist())
     return np.array(sorted(damaged), np.int64), missing

@@ -4,7 +4,7 @@ Files may be broken or malicious. Only containers that hold their own data are o
 to read a packet are limited, and each error of FFmpeg becomes a `VideoError`."""
 import os
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import islice
@@ -82,7 +82,7 @@ def open_video(
     except (av.FFmpegError, OSError, ValueError) as e:  # `ValueError`: the path contains a NUL
         raise VideoError(f'{path}: cannot be opened ({_reason(e)})') from None
     try: stream = _video_stream(container, number)
-    except av.FFmpegError: stream = None
+    except (av.FFmpegError, IndexError): stream = None  # see `decode_frames`
     if stream is None or stream.codec_context is None:
         pictures = len(container.streams.video)
         container.close()
@@ -149,17 +149,21 @@ def decode_frames(
     stream:VideoStream, # From `open_video`
     # Time stamps of the needed frames; others are skipped if no frame is predicted from them. `None`: all are needed
     times:Container[int]|None=None,
+    is_right:Callable|None=None, # Called with the first packet: whether it is the one that it seems to be
 )->Iterator[VideoFrame]:
     """Decode frames until the end of the stream.
 
     Raises `Corrupt` or an error of FFmpeg for anything damaged, also where FFmpeg would conceal it."""
     set_strict(stream)
-    for packet in container.demux(stream):
-        if times is not None:
-            needed = packet.pts is None or packet.pts in times
-            stream.codec_context.skip_frame = 'DEFAULT' if needed else 'NONREF'
-        if packet.is_corrupt: raise Corrupt
-        yield from packet.decode()
+    try:
+        for packet in container.demux(stream):
+            if packet.is_corrupt or is_right is not None and not is_right(packet): raise Corrupt
+            is_right = None
+            if times is not None:
+                needed = packet.pts is None or packet.pts in times
+                stream.codec_context.skip_frame = 'DEFAULT' if needed else 'NONREF'
+            yield from packet.decode()
+    except IndexError: raise Corrupt from None  # PyAV does not know streams that begin in the middle
 
 
 def set_strict(
@@ -182,7 +186,7 @@ def demux_all(
                 yield packet
             return
         except av.error.ExitError: raise
-        except av.FFmpegError: errors += 1
+        except (av.FFmpegError, IndexError): errors += 1  # see `decode_frames`
     end = Packet()
     end.stream = stream
     yield end

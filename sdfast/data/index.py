@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.packet import Packet
 
 from ..runtime import store
 
@@ -20,7 +21,7 @@ __all__ = ['VideoIndex']
 # Version of the pixels that `VideoFile.read` returns, part of a run's key: increase it when they change.
 PIXELS = 3  # 2: scaled frames are converted exactly; 3: interlaced frames are scaled as a whole
 LAYOUT = 1  # version of the stored files and of what counts as damaged: increase it when they change
-ARRAYS = 'pts', 'keys', 'damaged', 'missing'
+ARRAYS = 'pts', 'keys', 'places', 'damaged', 'missing'
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class VideoIndex:
     counted: bool  # whether frames are counted from the start, because time stamps cannot be trusted
     format: str  # container format, so that it need not be guessed again
     stream: int  # index of the video stream in the container
+    places: np.ndarray|None = None  # byte position in the file of each frame's packet, if frames are not counted
     lost: int = 0  # number of frames that the container announces and does not have
     damaged: np.ndarray|None = None  # numbers of damaged frames, ascending; `None`: not all frames were decoded yet
     missing: np.ndarray|None = None  # numbers of frames that cannot be decoded, or repeat the one before
@@ -42,6 +44,15 @@ class VideoIndex:
 
     @property
     def nbytes(self)->int: return sum(a.nbytes for a in map(self.__dict__.get, ARRAYS) if a is not None)
+
+    def is_at_its_place(self, packet:Packet)->bool:
+        """Whether a packet has the time that it has if the file is read from the start.
+
+        AVI has no time stamps: FFmpeg counts packets and, after seeking, trusts a table that may be damaged."""
+        time = packet.dts if packet.pts is None else packet.pts
+        if self.places is None or time is None: return True
+        i = np.searchsorted(self.pts, time)
+        return i == self.n or self.pts[i] != time or self.places[i] in (packet.pos, -1)
 
 
 # ---- on disk

@@ -106,8 +106,9 @@ def _read_index(path):
             container, stream = _rewind(path, container, stream, opened)
             n = sum(1 for _ in decode_through(container, stream))
             times = np.arange(n), np.zeros(0, np.int64)
-        pts, keys = times
-        return VideoIndex(pts, keys, width, height, counted, container.format.name.split(',')[0], stream.index, lost)
+        pts, keys, *places = times
+        name = container.format.name.split(',')[0]
+        return VideoIndex(pts, keys, width, height, counted, name, stream.index, *(places or [None]), lost)
 
 
 def _check_end(path):
@@ -133,20 +134,22 @@ def _time_stamps(container, stream):
     """Time stamps of all frames and of the key frames, ascending, or `None` if they cannot be trusted; and the number
     of frames that an AVI announces and does not have"""
     is_avi = container.format.name == 'avi'
-    packets = [(p.dts if p.pts is None else p.pts, p.is_keyframe, p.is_discard, p.size)
+    packets = [(p.dts if p.pts is None else p.pts, p.is_keyframe, p.is_discard, p.pos, p.size)
                for p in demux_all(container, stream)]
     lost = max(0, stream.frames - len(packets) + 1) if is_avi else 0  # the last packet is none of the file
-    packets = [packet[:3] for packet in packets if packet[3]]
+    packets = [packet[:-1] for packet in packets if packet[-1]]
     # AVI has no presentation times: with B-frames, time stamps are in the order of storage
     if is_avi and stream.codec_context.has_b_frames: return None, lost
-    if any(time is None for time, _, _ in packets): return None, lost
-    keys = np.array(sorted(time for time, key, _ in packets if key), dtype=np.int64)
-    pts = np.array(sorted(time for time, _, hidden in packets if not hidden), dtype=np.int64)  # edit lists hide frames
-    if len(keys): pts = pts[pts >= keys[0]]  # the file may start within a group of pictures
+    if any(time is None for time, *_ in packets): return None, lost
+    keys = np.array(sorted(time for time, key, *_ in packets if key), dtype=np.int64)
+    # edit lists hide frames, and the file may start within a group of pictures
+    shown = sorted((time, -1 if place is None else place) for time, _, hidden, place in packets
+                   if not hidden and (not len(keys) or time >= keys[0]))
+    pts, places = np.array(shown, dtype=np.int64).reshape(-1, 2).T.copy()
     # 4:4:4 video of old x264 builds is decoded correctly only from the file's first packet, which names the build
     if stream.codec_context.name == 'h264' and '444' in (stream.codec_context.pix_fmt or ''): keys = keys[:1]
     if not len(pts) or len(np.unique(pts)) < len(pts): return None, lost
-    return (pts, keys), lost
+    return (pts, keys, places), lost
 
 
 def _shown_size(path, frame, pixel_aspect):

@@ -138,7 +138,8 @@ class VideoFile(str):
             # only H.264 reliably marks frames that no other frame is predicted from
             skip = quick and stream.codec_context.name == 'h264'
             sound = not seek  # whether there was a key frame: frames before it may be predicted from earlier ones
-            for frame in decode_frames(container, stream, rows.number if skip else None):
+            is_right = index.is_at_its_place if seek else None
+            for frame in decode_frames(container, stream, rows.number if skip else None, is_right):
                 sound = sound or frame.key_frame
                 if not sound: continue
                 if frame.is_corrupt: raise Corrupt
@@ -167,7 +168,7 @@ class Rows:
         times = index.pts[wanted].tolist()
         self.number = dict(zip(times, wanted))
         self.last, self.counted, self.n = times[-1], index.counted, 0
-        self.shown = set(index.pts.tolist())
+        self.index = index
         self.pixels = np.empty((len(wanted), 3, size[1], size[0]), np.uint8)
         self.row_of: dict[int, int] = {}  # frame number -> row
 
@@ -181,5 +182,9 @@ class Rows:
             if i not in self.row_of:
                 self.row_of[i] = len(self.row_of)
                 write_rgb(frame, self.pixels[self.row_of[i]])
-        elif not self.counted and time not in self.shown: return False  # hidden by an edit list
-        return time >= self.last
+        return time >= self.last and (self.counted or self._is_shown(time))
+
+    def _is_shown(self, time):
+        "Whether an edit list does not hide the frame"
+        i = np.searchsorted(self.index.pts, time)
+        return i < self.index.n and self.index.pts[i] == time

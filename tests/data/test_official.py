@@ -1,5 +1,6 @@
 "UCF101 and HMDB51: the official lists as they are, awkward names, and what happens when videos are missing."
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -31,7 +32,10 @@ def real(shared, tmp_path_factory):
 
 
 @pytest.fixture
-def undecoded(monkeypatch): monkeypatch.setattr(VideoFile, 'problem', lambda self: None)
+def undecoded(monkeypatch):
+    monkeypatch.setattr(VideoFile, 'problem', lambda self: None)
+    monkeypatch.setattr(VideoFile, 'damaged', ())
+    monkeypatch.setattr(VideoFile, 'index', SimpleNamespace(n=1, lost=0))
 
 
 @pytest.mark.parametrize('fold', [1, 2, 3])

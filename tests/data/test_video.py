@@ -14,7 +14,7 @@ from helpers import numbered
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
-from videos import BREAKS_OFF, BROKEN, TORTURE
+from videos import BREAKS_OFF, BROKEN, CUT, TORTURE
 
 from sdfast.data import indexing as indexing_module
 from sdfast.data import video as video_module
@@ -43,7 +43,9 @@ def test_frames_equal_a_full_decode(shared, name):
     v = VideoFile(shared/'torture'/name)
     full = decode_all(v, v, 24)
     assert v.index.n == len(full) == TORTURE[name]
+    assert v.damaged.tolist() == ([51] if name == CUT else [])
     rng = random.Random(0)
+    if name == CUT: full = full[:-1]  # the last frame is only a half
     for want in [[len(full) - 1], [0]] + [sorted(rng.choices(range(len(full)), k=3)) for _ in range(4)]:
         with warnings.catch_warnings():
             warnings.simplefilter('error')
@@ -101,7 +103,7 @@ def test_skipping_frames_that_no_other_is_made_from(shared, monkeypatch):
     v.index, decoded.clear()
     got = v.read(want, 24)
     n = len(decoded)
-    monkeypatch.setattr(video_module, 'decode_frames', lambda f, s, times=None: count(f, s))
+    monkeypatch.setattr(video_module, 'decode_frames', lambda f, s, *_: count(f, s))
     decoded.clear()
     assert torch.equal(got, v.read(want, 24))
     assert len(decoded) == 131
@@ -160,11 +162,24 @@ def test_undecodable_files_are_named_with_a_reason(shared, name):
     with pytest.raises(VideoError, match=name.split('/')[1]): v.read([0])
 
 
-def test_a_file_that_breaks_off_repeats_its_last_good_frame(shared):
-    v = VideoFile(shared/'torture'/BREAKS_OFF)
-    with pytest.warns(UserWarning, match='frames 40 to 45 cannot be decoded'): x = v.read([3, 40, 45], 24)
-    good = v.read([3, 27], 24)
-    assert torch.equal(x, good[[0, 1, 1]])
+def test_decoding_goes_on_after_a_damaged_packet(shared):
+    "The one frame that cannot be decoded repeats the one before; all others are those of a full decode"
+    v, frames = VideoFile(shared/'torture'/BREAKS_OFF), {}
+    with av.open(str(v)) as f:
+        s = f.streams.video[0]
+        s.thread_type = 'NONE'
+        for packet in f.demux(s):
+            try: frames |= {x.pts//1024:upright(x, v, 24) for x in packet.decode()}
+            except av.FFmpegError: lost = packet.pts//1024
+    assert (v.index.n, sorted(frames)) == (50, [i for i in range(50) if i != lost])
+    with pytest.warns(UserWarning, match='21 of its 50 frames are damaged: 29 to 49'):
+        x = v.read(range(50), 24).permute(0, 2, 3, 1).numpy()
+    frames[lost] = frames[lost - 1]
+    for i in range(50): np.testing.assert_array_equal(x[i], frames[i])
+    assert v.damaged.tolist() == list(range(29, 50))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert np.array_equal(v.read([3, 28], 24).permute(0, 2, 3, 1), x[[3, 28]])
 
 
 def test_rotated_phone_video_stands_upright_and_keeps_its_aspect(shared):
@@ -250,10 +265,8 @@ def test_all_frames_are_in_order_whatever_the_container_does(tmp_path):
     assert torch.equal(v.whole(), v.read(np.arange(8)))
 
 
-def test_after_a_broken_part_reading_begins_at_the_key_frame_before_the_clip(tmp_path):
-    """Not at the file's first key frame: what is broken long before the clip does not matter.
-
-    The frame that replaces a broken one is of the same group of pictures."""
+def test_a_broken_packet_spoils_its_group_of_pictures_alone(tmp_path):
+    "The frame that replaces a broken one is the one before it"
     path, noise = tmp_path/'x.mp4', np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     with av.open(str(path), 'w') as f:
         s = f.add_stream('libx264', rate=25, options={'x264-params': 'keyint=12:scenecut=0', 'bf': '0'})
@@ -267,10 +280,12 @@ def test_after_a_broken_part_reading_begins_at_the_key_frame_before_the_clip(tmp
     data = bytearray(path.read_bytes())
     for i in (5, 52): data[places[i][0]:places[i][0] + places[i][1]] = bytes(places[i][1])
     path.write_bytes(data)
-    with pytest.warns(UserWarning, match='cannot be decoded'): x = VideoFile(str(path)).read([53])
-    with pytest.warns(UserWarning, match='cannot be decoded'): y = VideoFile(str(path)).read([53, 59])
-    assert torch.equal(x[0], VideoFile(str(path)).read([51])[0])
-    assert torch.equal(x[0], y[0])
+    v = VideoFile(path)
+    with pytest.warns(UserWarning, match='15 of its 60 frames are damaged: 5 to 11, 52 to 59'): x = v.read([52])
+    with pytest.warns(UserWarning, match='5 to 11, 52 to 59'): y = v.read([53, 52, 59])
+    assert v.damaged.tolist() == [*range(5, 12), *range(52, 60)]
+    assert torch.equal(x[0], v.read([51])[0])
+    assert torch.equal(x[0], y[1])
 
 
 @given(st.integers(1, 9000), st.integers(1, 9000), st.one_of(st.none(), st.integers(1, 512)))

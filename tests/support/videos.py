@@ -17,7 +17,8 @@ TORTURE = {
 # Those that cannot be decoded
 BROKEN = [
     'real/nasa_13013.mp4.audio.mp3', 'made/truncated_90pct_original.mp4', 'made/zero_bytes.mp4', 'made/text_named.mp4']
-BREAKS_OFF = 'real/corrupted.mp4'  # promises 50 frames, 28 can be decoded
+BREAKS_OFF = 'real/corrupted.mp4'  # of its 50 frames one cannot be decoded, and those after it are damaged
+CUT = 'made/truncated_half_original.avi'  # its last frame is incomplete
 # Those that are decoded in no time
 SMALL = [
     'real/h264_10bits.mp4', 'real/unordered.mov', 'real/video_90.mov', 'real/carphone_distorted.mp4',
