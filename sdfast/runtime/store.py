@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,7 +36,7 @@ def write(
 )->None:
     "Replace a file as a whole or not at all, even if the power fails. Raises `StoreError`, e.g. if the disk is full"
     path = Path(path)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    tmp = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')  # process ids repeat in containers
     try:
         with open(tmp, 'wb') as f:
             f.write(data.encode() if isinstance(data, str) else data)

@@ -93,30 +93,30 @@ class ChainJob(Job):
         key = chain_key(chain) if chain else hash_fields([changed_fields(r) for r in self.bases])
         return stage_folder(key, self.out)
 
-    def read(self, chain:Sequence[Run], since:float|None, progress:Progress=Progress())->list|None:
-        if chain: return finished_chain(chain, self.out, progress, since)
+    def read(self, chain:Sequence[Run], call:str, progress:Progress=Progress())->list|None:
+        if chain: return finished_chain(chain, self.out, progress, call)
         sealed = read_sealed(self.folder(chain), 'result.json', progress, 'measured again')
         return None if sealed is None else sealed['rows']
 
-    def do(self, chain:Sequence[Run], since:float|None, progress:Progress=Progress())->list:
-        rows = from_rank0(lambda: self.read(chain, since, progress))
+    def do(self, chain:Sequence[Run], call:str, progress:Progress=Progress())->list:
+        rows = from_rank0(lambda: self.read(chain, call, progress))
         if rows is not None:
             self.report(rows, True, progress)
             return rows
         accuracies, source = _shared(self.bases, self.out)
-        if chain: return train_chain(chain, source, self.out, accuracies, progress, wait=False, since=since)
+        if chain: return train_chain(chain, source, self.out, accuracies, progress, wait=False, call=call)
         with claim_folder(self.folder(chain), progress, wait=False) as folder:
             rows = _untrained_rows(self.bases[0], source, accuracies)
             if not rank_distrib(): store.write_json(folder/'result.json', dict(rows=rows, files={}))
         return rows
 
-    def fail(self, chain:Sequence[Run], error:str)->None:
+    def fail(self, chain:Sequence[Run], call:str, error:str)->None:
         if not chain: raise RuntimeError(f'the models before training cannot be measured: {error}')
         for run, key, before in stage_keys(chain):
             folder = stage_folder(key, self.out)
             if read_stage(folder) is not None: continue
             row = {k:getattr(run, k) for k in RUN_COLUMNS} | dict(key=key, before=before)
-            with store.claim(folder): write_failure(folder, row, error)
+            with store.claim(folder): write_failure(folder, row, call, error)
             return
 
     def at(self, chain:Sequence[Run])->tuple: return (chain or self.bases)[-1], epochs_done(self.folder(chain))

@@ -43,7 +43,7 @@ def finished(
     run:Run, # The run
     out:str|Path, # Folder of the study
     progress:Progress=Progress(), # Progress listener, for lines about damaged files
-    since:float|None=None, # Failures count if they are later than this, in seconds since the epoch; `None`: none counts
+    call:str='', # Id of a call of `run_all`: failures in this call count; '': none counts
 )->dict|None: # A row with the fields of `COLUMNS`, and `anchor`
     """Read the result of a run; `None` if it is not finished or its files are damaged.
 
@@ -55,7 +55,7 @@ def finished(
     recorded = asdict(Run()) | store.read_json(folder/'run.json')  # settings added since then had their defaults
     if recorded != json.loads(json.dumps(asdict(run))):
         raise StoreError(f'{folder} is of another run; use another folder for this study')
-    return {c:result.get(c) for c in [*COLUMNS, 'anchor']} if is_settled(result, since) else None
+    return {c:result.get(c) for c in [*COLUMNS, 'anchor']} if is_settled(result, call) else None
 
 
 def read_sealed(folder:Path, name:str, progress:Progress, remedy:str)->dict|None:
@@ -70,9 +70,15 @@ def read_sealed(folder:Path, name:str, progress:Progress, remedy:str)->dict|None
         return None
 
 
-def is_settled(result:dict, since:float|None)->bool:
-    "Whether a result is final: a success, a divergence, or a failure after `since`"
-    return result['status'] in LASTING or (since is not None and result['ended'] >= since)
+def is_settled(result:dict, call:str)->bool:
+    "Whether a result is final: a success, a divergence, or a failure in this call"
+    return result['status'] in LASTING or bool(call) and call in result.get('calls', ())
+
+
+def failed_calls(folder:Path)->list[str]:
+    "Ids of the calls in which a run has failed so far"
+    try: return store.read_json(folder/'result.json').get('calls', [])
+    except (FileNotFoundError, Damaged): return []
 
 
 # ---- working

@@ -3,7 +3,7 @@ import gc
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ..runtime.progress import Progress
 from ..runtime.resume import Resume
 from .config import Run
 from .fit import error_message
-from .folder import versions
+from .folder import failed_calls, versions
 
 __all__ = ['Outcome']
 
@@ -38,9 +38,11 @@ def write_run(
     measure:Callable, # Takes callbacks for the learner; trains, measures, writes files and returns an `Outcome`
     row:dict, # Columns of the result that are known before training
     progress:Progress=Progress(), # Progress listener
+    call:str='', # Id of the call of `run_all` that this try belongs to
     **more, # Also written to `run.json`
 )->dict: # `row` with numbers, status, error and seconds
     "Train and measure a run in its folder, and seal its results or its failure"
+    calls = [*failed_calls(folder), call]
     if not rank_distrib(): _begin(run, folder, more)
     start, resume = time.time(), Resume(folder, progress.say)
     progress.start(run, run.epochs)
@@ -51,7 +53,7 @@ def write_run(
     if not rank_distrib() or failed:
         log = [time.strftime('%F %T'), run, versions(), '\n'.join(notes), outcome.trace]
         store.write(folder/'log.txt', '\n'.join(map(str, log)))
-        seal_run(folder, row)
+        seal_run(folder, row, calls if failed else [])
         resume.remove()
     # the processes of this run are no longer in step, so exit: torchrun ends the others, the next start reads the row
     if failed and num_distrib() > 1: raise SystemExit(f'{outcome.error}; start torchrun again to resume')
@@ -98,13 +100,14 @@ def _free_memory():
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 
-def seal_run(folder:Path, row:dict)->None:
-    "Write `result.json`: the row, the digests of all other files, and versions"
+def seal_run(folder:Path, row:dict, calls:Sequence[str]=())->None:
+    "Write `result.json`: the row, the calls in which the run failed, the digests of all other files, and versions"
     files = store.seal(folder, leave=['result.json', *_checkpoints(folder)])
-    store.write_json(folder/'result.json', row | dict(ended=time.time(), files=files, **versions()))
+    store.write_json(folder/'result.json', row | dict(ended=time.time(), calls=calls, files=files, **versions()))
 
 
-def write_failure(folder:Path, row:dict, error:str)->None:
+def write_failure(folder:Path, row:dict, call:str, error:str)->None:
     "Write the `result.json` of a run whose processes were all killed"
     row = row | dict(seconds=0., status='failed', error=error)
-    store.write_json(folder/'result.json', row | dict(ended=time.time(), files={}, **versions()))
+    calls = [*failed_calls(folder), call]
+    store.write_json(folder/'result.json', row | dict(ended=time.time(), calls=calls, files={}, **versions()))
