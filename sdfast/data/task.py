@@ -107,12 +107,16 @@ class Task:
         present = set(self.df.label)
         return [c for c in self.classes if c in present] or sorted(present)
 
+    @property
+    def inventory(self)->list[tuple]:
+        "Name, size in bytes, label, split and group of each video, sorted; the folder does not matter"
+        table = self.df[['path', 'label', 'split', 'group']].values
+        return sorted((Path(path).name, os.path.getsize(path), *rest) for path, *rest in table)
+
     @cached_property
     def fingerprint(self)->str:
-        "A hash of each file's name, size, label, split and group, and of the version of sdfast's decoding"
-        table = self.df[['path', 'label', 'split', 'group']].values
-        rows = sorted((Path(path).name, os.path.getsize(path), *rest) for path, *rest in table)
-        return hashlib.sha256(repr((PIXELS, rows)).encode()).hexdigest()[:16]
+        "A hash of the inventory and of the version of sdfast's decoding"
+        return hashlib.sha256(repr((PIXELS, self.inventory)).encode()).hexdigest()[:16]
 
     def items(self, *splits)->list[tuple[str, str]]:
         "`(path, label)` of the given splits, in the order of the table"

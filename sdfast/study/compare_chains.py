@@ -17,6 +17,7 @@ from ..runtime.progress import Progress
 from ..runtime.resume import epochs_done
 from .accuracies import Accuracies
 from .chain import chain_key, chain_score, finished_chain, report_chain, train_chain
+from .check_data import check_data
 from .compare import prepare_source
 from .config import Run, changed_fields, hash_fields
 from .folder import claim_folder, read_sealed
@@ -130,6 +131,7 @@ class ChainJob(Job):
 @lru_cache(maxsize=1)
 def _shared(bases, out):
     "The accuracies and the source model that all chains of a process share"
+    for run in bases: check_data(run, out)
     return Accuracies(list(bases)), replace(load_source(bases[0], out), retention=None)
 
 

@@ -45,6 +45,7 @@ from ..runtime.progress import Progress
 from ..runtime.resume import epochs_done
 from ..strategies.registry import STRATEGIES
 from ..strategies.telemetry import Telemetry
+from .check_data import check_data
 from .config import Run
 from .fit import KeepBest, fit_model
 from .folder import claim_folder, finished, retention_columns, run_folder, write_answers, write_epochs
@@ -86,6 +87,7 @@ def _finished_meanwhile(run, out, folder, call):
 
 
 def _execute(run, out, folder, progress, call, log):
+    check_data(run, out)
     source = load_source(run, out, progress)
 
     def measure(cbs):

@@ -4,6 +4,7 @@
     source/KEY/    the model before fine-tuning, see `load_source`
     runs/KEY/      one run, see `execute`
     stages/KEY/    one stage of a chain of tasks, see `train_chain`
+    data/          lists of the tasks' videos, see `check_data`
     workers/       logs of worker processes
 
 The folder of a source, run or stage is complete when it has its sealed file (source.json or result.json), which is

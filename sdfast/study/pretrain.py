@@ -194,6 +194,9 @@ def pretrain(
         except FileNotFoundError: pass
         except Damaged as e: progress.say(f'{e}; the stage is trained again')
         data, method = stage_data(stage), make_method(stage)
+        if stage.files not in ('', data.fingerprint):
+            raise InputError(f'{stage.task}: these are other videos than the stage was made with ({len(data.train)} to '
+                             f'train on, {len(data.valid)} held out); make all of them visible here, or a new stage')
         log, resume = _fit(stage, method, data, folder, progress)
         log.rename_axis('epoch').to_csv(folder/'epochs.csv', float_format='%.6g')
         method.save(folder/'weights.safetensors')

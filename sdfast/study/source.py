@@ -25,6 +25,7 @@ from ..runtime.resume import Resume
 from ..strategies.feature_maps import channel_attention
 from ..strategies.importance import Importance, empirical_fisher, mas_importance
 from ..strategies.path_integral import PathIntegral
+from .check_data import check_data
 from .config import Run
 from .fit import SkipValidation, fit_model
 from .folder import claim_folder, read_sealed, versions
@@ -158,6 +159,7 @@ def source_weights(
 )->tuple: # The model, and SI's importance of its weights, `None` if it was not trained
     "The model of `load_source`, loaded from the study's folder, or trained if no process has trained it yet"
     if not torch.cuda.is_available(): keep_freed_memory()
+    check_data(run, out)
     if not run.source:
         set_seed(0)
         return create_model(run.model, 1, run.init, **run.options()), None
