@@ -22,7 +22,10 @@ def test_no_more_workers_than_runs_to_come(base, tmp_path, monkeypatch, jobs, tr
 def test_each_generation_of_workers_has_a_folder(base, tmp_path, monkeypatch):
     "Submitit names files by process ids, which repeat in containers: an old result could be taken for a new one"
     folders = []
-    monkeypatch.setattr(supervise_module, 'start_workers', lambda worker, n, folder, launcher: folders.append(folder) or [])
+    def start(worker, n, folder, launcher):
+        folders.append(folder)
+        return []
+    monkeypatch.setattr(supervise_module, 'start_workers', start)
     for _ in range(2):
         with pytest.raises(RuntimeError, match='workers cannot start'):
             run_all([base], RunJob(str(tmp_path)), tmp_path, launcher=Launcher(1, 'local', poll=.01))
