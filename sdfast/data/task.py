@@ -20,7 +20,7 @@ from fastai.vision.core import imagenet_stats
 
 from ..errors import InputError
 from .block import VideoBlock, normalize_video
-from .cache import MAX_TASK_BYTES
+from .cache import MAX_TASK_BYTES, Budget
 from .decoded import Decoded
 from .folders import SPLITS, read_folder
 from .loader import CachedDL, check_loader_arguments
@@ -170,7 +170,7 @@ class Task:
         size:int=112, # Side of the square crop in pixels
         bs:int=32, # Batch size
         k:int=1, # Clips of each video outside training; more than 1 needs the `MultiClip` callback
-        workers:int=0, # Loading processes; 0 also keeps decoded videos in memory if all of them fit into 2 GiB
+        workers:int=0, # Loading processes; 0 also keeps decoded videos in memory, up to 2 GiB, if about all of them fit
         tfms:Sequence=(), # More batch transforms, such as `ClipTransform([Flip()])`
         stats:tuple|None=None, # Mean and standard deviation of each channel, ImageNet's by default
         area:tuple|None=None, # Share of the frame that a training crop covers, see `SampleClips`
@@ -190,8 +190,9 @@ class Task:
                           'hold_out() before dls(), or pass train_only=True')
         self._check_prepared_size(size, area)
         side = None if area else size
-        cache = workers == 0 and self._decoded_bytes(side) < MAX_TASK_BYTES
-        if cache and decoded is not None: cache = Decoded(self.df.path, side, decoded)
+        cache: Budget|Decoded|bool = False
+        if workers == 0 and self._decoded_bytes(side) < MAX_TASK_BYTES:
+            cache = Budget() if decoded is None else Decoded(self.df.path, side, decoded)
         stats = stats or imagenet_stats
         # other batch transforms need floats in [0, 1], so clips are then normalised in a separate step after them
         video = VideoBlock(frames, stride, size, k, cache, None if tfms else stats, area=area, flip=flip, wrap=wrap)
