@@ -106,7 +106,7 @@ class Decoded:
         self.size = size
         self.folder = Path(folder).expanduser()
         self.budget = Budget()  # for videos that a process decodes itself
-        self._frames = None  # path -> frames, after `open`
+        self._frames: dict|None = None  # path -> frames, after `open`
 
     def __call__(self,
         path:str, # One of the videos
@@ -125,8 +125,9 @@ class Decoded:
     def open(self)->None:
         "Read the files, or make them if they do not exist; later calls do nothing"
         if self._frames is not None: return
-        self._frames = self._open()
-        self.budget.n_bytes += sum({id(frames):frames.nbytes for frames in self._frames.values()}.values())
+        frames = self._open()
+        self.budget.n_bytes += sum({id(v):v.nbytes for v in frames.values()}.values())
+        self._frames = frames
 
     def _open(self):
         keys = {p:_content_key(p) for p in self.paths}
