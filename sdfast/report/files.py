@@ -9,7 +9,7 @@ from ..runtime import store
 __all__ = ['find_file']
 
 # what reading a file raises that was cut off or overwritten
-READ_ERRORS = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
+READ_ERRORS = (Damaged, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
 
 
 def find_file(

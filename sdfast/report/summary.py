@@ -96,6 +96,7 @@ def answered_right(
     scores = [try_read(read, find_file(folders, 'runs', key, 'scores.csv'), damaged.append) for key in keys]
     if not scores or any(s is None or 'label' not in s for s in scores): return None
     total = sum(s.drop(columns=['path', 'label']) for s in scores)
+    if total.isna().any(axis=None): return None  # a file without a digest was cut off
     return (total.idxmax(axis=1) == scores[0].label).to_numpy()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-__all__ = ['Unfailing', 'make_console', 'protect_output']
+__all__ = ['make_console']
 
 
 class Unfailing:

@@ -9,7 +9,7 @@ import torch
 from ..data.video import VideoError
 from ..errors import InputError, StoreError
 
-__all__ = ['error_message', 'failure_status', 'failure_reason', 'source_errors']
+__all__ = ['failure_reason']
 
 # what libraries say if an allocation fails: torch on CPUs and GPUs, CUDA's libraries, numpy, C++, the system, FFmpeg
 NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|not enough memory|out of memory|out_of_memory|"
@@ -46,8 +46,10 @@ def failure_status(e:BaseException)->str:
     return 'bad data' if isinstance(e, VideoError) else 'failed'
 
 
-def failure_reason(e:BaseException)->str:
-    "What went wrong in one line, and what to do where that is known"
+def failure_reason(
+    e:BaseException, # That a run raised
+)->str: # One line
+    "Say what went wrong, and what to do where that is known"
     text = error_message(e)
     reason = text if text.startswith(type(e).__name__) else f'{type(e).__name__}: {text}'
     advice = _advice(e, str(e))
@@ -58,7 +60,9 @@ def _advice(e, text):
     if NO_SHARED_MEMORY.search(text):
         return ('the loading processes have too little shared memory: load in the process itself with --workers 0, '
                 'or enlarge /dev/shm')
-    if KILLED.search(text): return 'a loading process was killed, perhaps for its memory: try --workers 0 or fewer'
+    if KILLED.search(text):
+        return ('a loading process was killed, perhaps for its memory or for a small /dev/shm: load in the process '
+                'itself with --workers 0, or enlarge /dev/shm')
     if getattr(e, 'errno', None) in (errno.EMFILE, errno.ENFILE) or 'Too many open files' in text:
         return 'raise the limit of open files (ulimit -n), or load with --workers 0 or fewer'
     if is_out_of_memory(e): return 'try smaller batches, clips or fewer --workers'

@@ -12,7 +12,7 @@ from ..runtime.progress import Progress
 from .config import hash_fields
 from .folder import versions
 
-__all__ = ['version_notes', 'clear_once', 'end_fresh']
+__all__ = ['version_notes']
 
 MARK = 'fresh.json'  # in the folder of a study, from the start of --fresh until the study is finished
 

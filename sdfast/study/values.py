@@ -16,7 +16,7 @@ __all__ = ['check_value']
 TYPES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
 
 
-def type_of(field:Field)->type:
+def type_of(field:Field)->Any:
     "The type of a setting, without `None`"
     return next(t for t in get_args(field.type) or [field.type] if t is not NoneType)
 
@@ -53,7 +53,8 @@ def check_value(
     if isinstance(value, os.PathLike): value = os.fspath(value)
     if value is None and NoneType in get_args(field.type): return None
     if kind is int and isinstance(value, float) and value.is_integer(): value = int(value)
-    fits = isinstance(value, {int: Integral, float: Real}.get(kind, kind))
+    accepted: Any = {int: Integral, float: Real}.get(kind, kind)
+    fits = isinstance(value, accepted)
     if not fits or isinstance(value, bool) != (kind is bool): wanted = TYPES[kind]
     else: wanted = beyond_limits(field, value)
     if wanted: raise InputError(f'{name or field.name} must be {wanted}, not {given!r}')
