@@ -34,10 +34,14 @@ def stop_at(command, size):
 
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_every_script_stops_with_one_line(script):
-    assert stop_at([sys.executable, str(ROOT/f'experiments/{script}.py'), 'x'], 40) == (130, '', f'{script}.py: stopped\n')
+    command = [sys.executable, str(ROOT/f'experiments/{script}.py'), 'x']
+    assert stop_at(command, 40) == (130, '', f'{script}.py: stopped\n')
 
 
-@pytest.mark.parametrize('size', [25, 30, 60, *(pytest.param(n, marks=pytest.mark.nightly) for n in (100, 150, 200))])
+LATER = [pytest.param(n, marks=pytest.mark.nightly) for n in (100, 150, 200)]
+
+
+@pytest.mark.parametrize('size', [25, 30, 60, *LATER])
 def test_at_every_moment(size):
     assert stop_at([sys.executable, str(ROOT/'experiments/compare.py'), '--task', 'x'], size) == (
         130, '', 'compare.py: stopped\n')

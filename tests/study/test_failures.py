@@ -103,7 +103,8 @@ def test_a_failing_loader_is_a_row_that_says_what_to_do(clips, tmp_path, monkeyp
 def test_a_failing_source_stage_is_one_line(clips, tmp_path, monkeypatch, error):
     def fail(*a, **k): raise error
     monkeypatch.setattr(source_module, '_train_source', fail)
-    with pytest.raises(InputError, match='the source model cannot be made: ') as e: load_source(small_run(clips), tmp_path)
+    with pytest.raises(InputError, match='the source model cannot be made: ') as e:
+        load_source(small_run(clips), tmp_path)
     assert '\n' not in str(e.value)
 
 

@@ -1,4 +1,6 @@
 "Results of other versions are counted and named; a fresh study makes its own again, once."
+import shutil
+
 import pytest
 from helpers import Log, forget, small_run, timeless
 
@@ -28,15 +30,25 @@ def made_earlier(file, **changes):
     store.write_json(file, d | dict(versions=versions, threads=changes.get('threads', d['threads'])))
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def base(clips): return small_run(clips, epochs=1, source_epochs=1)
 
 
+@pytest.fixture(scope='module')
+def done(base, tmp_path_factory):
+    "A study's folder and rows"
+    out = tmp_path_factory.mktemp('done')
+    return out, study(base, out)
+
+
 @pytest.fixture
-def folders(base, tmp_path):
-    "Of a study's runs, and of its source model"
-    rows = study(base, tmp_path)
-    return [*(tmp_path/'runs'/key for key in rows.key[:-1]), source_folder(base, tmp_path)]
+def copy(done, tmp_path): return shutil.copytree(done[0], tmp_path/'copy')
+
+
+@pytest.fixture
+def folders(base, done, copy):
+    "Of the study's runs, and of its source model"
+    return [*(copy/'runs'/key for key in done[1].key[:-1]), source_folder(base, copy)]
 
 
 def test_results_of_these_versions_need_no_note(folders): assert version_notes(folders) == []
@@ -79,9 +91,9 @@ def records(rows): return repr([timeless(row) for row in rows.to_dict('records')
 def stamps(out): return {f:f.stat().st_mtime_ns for f in out.rglob('*.json') if f.name != 'plan.json'}
 
 
-def test_a_fresh_study_is_made_again_once(base, tmp_path):
+def test_a_fresh_study_is_made_again_once(base, done, copy):
+    rows, tmp_path = done[1], copy
     other = execute(small_run(base.task[7:].split(',')[0], epochs=2, source_epochs=1), tmp_path)  # of another study
-    rows = study(base, tmp_path)
     before = stamps(tmp_path)
     again = study(base, tmp_path, log := Log(), fresh=True)
     assert records(again) == records(rows)
@@ -94,8 +106,8 @@ def test_a_fresh_study_is_made_again_once(base, tmp_path):
     assert all(skipped for _, skipped in log.rows)
 
 
-def test_a_fresh_study_that_was_stopped_continues(base, tmp_path, monkeypatch):
-    rows = study(base, tmp_path)
+def test_a_fresh_study_that_was_stopped_continues(base, done, copy, monkeypatch):
+    rows, tmp_path = done[1], copy
     with pytest.raises(KeyboardInterrupt): study(base, tmp_path, Killed(3), fresh=True)
     with pytest.raises(KeyboardInterrupt): study(base, tmp_path, log := Killed(5), fresh=True)
     assert [skipped for _, skipped in log.rows] == [True]*3 + [False]*2

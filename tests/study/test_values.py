@@ -108,4 +108,5 @@ def test_in_the_library_too(tmp_path):
         with pytest.raises(InputError, match='strength'): strength_grid('l2sp', .05, lams)
     with pytest.raises(InputError, match='l2sp tries lam 1 twice'):
         compare(Run(), dict(finetune=[dict(lr=.1), dict(lr=.2)], l2sp=[dict(lam=1.), dict(lam=1.)]), tmp_path)
-    with pytest.raises(InputError, match='ewc twice'): parse_strategy_args('ewc:implicit=true;ewc:implicit=false', NAMES)
+    with pytest.raises(InputError, match='ewc twice'):
+        parse_strategy_args('ewc:implicit=true;ewc:implicit=false', NAMES)
