@@ -112,6 +112,18 @@ def count_lists(folder:Path)->tuple[int, int]: # Train and test videos of fold 1
     return tags.count('1'), tags.count('2')
 
 
+def _data_set(name, to, url_base, no_checksum):
+    "Check the arguments, and return the data set that they ask for"
+    if name not in DATASETS: raise InputError(f'unknown dataset {name!r}; known are {", ".join(DATASETS)}')
+    if not to: raise InputError('--to: the folder for the videos and the lists is missing')
+    check_path(to, '--to')
+    if url_base and not url_base.startswith(('http://', 'https://')):
+        raise InputError(f'--url-base must begin with http:// or https://, not {url_base!r}')
+    data = DATASETS[name]
+    if not no_checksum: return data
+    return replace(data, lists=replace(data.lists, sha256=None), videos=replace(data.videos, sha256=None))
+
+
 @call_parse  # it runs this when the module is the script, so it must come last
 def main(
     name:str, # ucf101 or hmdb51
@@ -133,15 +145,3 @@ def main(
         classes, videos, train, test = found
         counts = f'{classes:,} classes, {videos:,} videos, {train:,} train and {test:,} test in fold 1'
         say(f'{name}: {counts}; use it as {name}:{to}')
-
-
-def _data_set(name, to, url_base, no_checksum):
-    "Check the arguments, and return the data set that they ask for"
-    if name not in DATASETS: raise InputError(f'unknown dataset {name!r}; known are {", ".join(DATASETS)}')
-    if not to: raise InputError('--to: the folder for the videos and the lists is missing')
-    check_path(to, '--to')
-    if url_base and not url_base.startswith(('http://', 'https://')):
-        raise InputError(f'--url-base must begin with http:// or https://, not {url_base!r}')
-    data = DATASETS[name]
-    if not no_checksum: return data
-    return replace(data, lists=replace(data.lists, sha256=None), videos=replace(data.videos, sha256=None))

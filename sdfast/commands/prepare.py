@@ -114,7 +114,14 @@ def _make_copies(pool:Executor, paths:Iterable, root:str, folder:Path, manifest:
     return bad
 
 
-@call_parse
+def _summary(copies, folder):
+    small, large = (sum(c[key] for c in copies)/1e6 for key in ('copy_bytes', 'bytes'))
+    mean, worst = np.mean([c['error'] for c in copies]), max(c['worst'] for c in copies)
+    return (f'{len(copies)} copies in {folder}, {small:.1f} MB instead of {large:.1f}; '
+            f'off by {mean:.2f} grey levels on average, {worst:.2f} in the worst frame')
+
+
+@call_parse  # it runs this when the module is the script, so it must come last
 def main(
     task:str, # ucf101:PATH, hmdb51:PATH, folder:PATH or csv:PATH, as for compare.py
     to:str=None, # Folder for the copies, by default the videos' with .prepared added; else also set SDFAST_PREPARED
@@ -134,10 +141,3 @@ def main(
         for name, why in sorted(bad.items()): say(f'no copy of {name}: {why}')
         if manifest['files']: say(f'{_summary(manifest["files"].values(), folder)}; {time.time() - start:.0f} s')
     if bad: sys.exit(f'prepare.py: {len(bad)} videos have no copy and are used as they are')
-
-
-def _summary(copies, folder):
-    small, large = (sum(c[key] for c in copies)/1e6 for key in ('copy_bytes', 'bytes'))
-    mean, worst = np.mean([c['error'] for c in copies]), max(c['worst'] for c in copies)
-    return (f'{len(copies)} copies in {folder}, {small:.1f} MB instead of {large:.1f}; '
-            f'off by {mean:.2f} grey levels on average, {worst:.2f} in the worst frame')
