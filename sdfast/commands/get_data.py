@@ -16,9 +16,9 @@ from fastcore.script import call_parse, store_true
 from rich.filesize import decimal
 
 from ..errors import InputError
-from .common import check_path, one_line_errors
 from .console import say
 from .download import RESUMES, Archive, disk_errors, download, size
+from .one_line import check_path, one_line_errors
 from .unpack import installed_unpackers, unpack
 
 __all__ = ['main']

@@ -27,9 +27,9 @@ from rich.progress import track
 from ..data.datasets import create_task
 from ..data.prepared import copy_path, prepared_copies, read_manifest, try_copy, write_manifest
 from ..errors import InputError
-from .common import check_path, one_line_errors
 from .console import console, say
 from .download import RESUMES
+from .one_line import check_path, one_line_errors
 
 __all__ = ['main']
 

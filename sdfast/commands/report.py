@@ -10,8 +10,8 @@ from fastcore.script import call_parse, store_true
 from ..errors import InputError
 from ..report.page import write_page
 from ..stats import ADJUSTMENTS
-from .common import check_path, one_line_errors
 from .console import say
+from .one_line import check_path, one_line_errors
 
 __all__ = ['main']
 

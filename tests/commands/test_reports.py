@@ -7,7 +7,8 @@ from helpers import forget
 
 from sdfast.commands import compare as compare_module
 from sdfast.commands import sequence as sequence_module
-from sdfast.commands.common import check_path, make_folder, one_line_errors, report_errors
+from sdfast.commands.common import make_folder, report_errors
+from sdfast.commands.one_line import check_path, one_line_errors
 from sdfast.errors import InputError, StoreError
 from sdfast.runtime import store
 
