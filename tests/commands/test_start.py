@@ -35,7 +35,7 @@ def stop_at(command, size):
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_every_script_stops_with_one_line(script):
     command = [sys.executable, str(ROOT/f'experiments/{script}.py'), 'x']
-    assert stop_at(command, 40) == (130, '', f'{script}.py: stopped\n')
+    assert stop_at(command, 25) == (130, '', f'{script}.py: stopped\n')
 
 
 LATER = [pytest.param(n, marks=pytest.mark.nightly) for n in (100, 150, 200)]
