@@ -18,12 +18,13 @@ from ..runtime.resume import epochs_done
 from .accuracies import Accuracies
 from .chain import chain_key, chain_score, finished_chain, report_chain, train_chain
 from .check_data import check_data
-from .compare import prepare_source
+from .compare import prepare_source, redo
 from .config import Run, changed_fields, hash_fields
 from .folder import claim_folder, read_sealed
-from .plan import Plan, check_grids
+from .plan import Plan
 from .progress import LiveProgress
 from .record import write_failure
+from .reuse import end_fresh
 from .source import load_source
 from .stage import RUN_COLUMNS, read_stage, stage_folder, stage_keys
 
@@ -41,20 +42,30 @@ def compare_sequences(
     trial_seeds:int=1, # Trials of each strength
     progress:Progress=Progress(), # Progress listener
     launcher:Launcher|None=None, # Where to run; `None`: in this process
+    fresh:bool=False, # Train all chains and the source model again, see `clear_once`
 )->pd.DataFrame: # A row for each stage, trials included, and the rows 'untouched' and 'random'
     """Fine-tune with every strategy through a chain of tasks.
 
     For each strategy, trials choose the strength with the best mean accuracy on the valid parts of source and tasks,
     with old heads, after the last stage. Then the chain is trained with this strength and every seed, and test is read.
     The row 'untouched' is the source model's, 'random' that of a random encoder."""
-    check_grids(grids)
     plan = ChainPlan(bases, grids, seeds, trial_seeds)
     trials, final = plan.first(), plan.last(dict.fromkeys(grids, 0))  # only the number of final chains matters
     progress.plan([chain[-1] for chain in trials + final])
+    job = ChainJob(str(out), tuple(bases))
+    if fresh: from_rank0(lambda: redo(_stage_folders(plan, job), bases[0], out, progress))
     prepare_source(bases[0], out, progress, launcher)
     total = len(trials) + len(final) + 1  # with `UNTRAINED`
-    found = run_all(trials, ChainJob(str(out), tuple(bases)), out, progress, launcher, total, then=plan)
+    found = run_all(trials, job, out, progress, launcher, total, then=plan)
+    if not rank_distrib(): end_fresh(out)
     return pd.DataFrame(list(_rows(plan, found)))
+
+
+def _stage_folders(plan, job):
+    "Folders of all stages that a study may have, and of the models before fine-tuning"
+    _shared.cache_clear()
+    keys = [key for chain in plan.every() for _, key, _ in stage_keys(chain)]
+    return [*(stage_folder(key, job.out) for key in keys), job.folder(UNTRAINED)]
 
 
 def _rows(plan, found)->Iterator[dict]:

@@ -53,7 +53,12 @@ def finished(
     folder = run_folder(run, out)
     result = read_sealed(folder, 'result.json', progress, 'done again')
     if result is None: return None
-    recorded = asdict(Run()) | store.read_json(folder/'run.json')  # settings added since then had their defaults
+    # of a failure the settings need not be sealed
+    try: settings = store.read_json(folder/'run.json')
+    except (Damaged, FileNotFoundError) as e:
+        progress.say(f'{e}; it is done again')
+        return None
+    recorded = asdict(Run()) | settings  # settings added since then had their defaults
     if recorded != json.loads(json.dumps(asdict(run))):
         raise StoreError(f'{folder} is of another run; use another folder for this study')
     return {c:result.get(c) for c in [*COLUMNS, 'anchor']} if is_settled(result, call) else None
@@ -63,6 +68,7 @@ def read_sealed(folder:Path, name:str, progress:Progress, remedy:str)->dict|None
     "Read a sealed file; reports damage and returns `None` if it or a file that it lists is missing or damaged"
     try:
         sealed = store.read_json(folder/name)
+        if not isinstance(sealed.get('files'), dict): raise Damaged(f'{folder/name} is damaged: it lists no files')
         store.verify(folder, sealed['files'])
         return sealed
     except FileNotFoundError: return None

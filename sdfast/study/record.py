@@ -10,14 +10,13 @@ from pathlib import Path
 import torch
 from fastai.torch_core import num_distrib, rank_distrib
 
-from ..data.video import VideoError
 from ..errors import StoreError
 from ..runtime import store
 from ..runtime.distributed import from_rank0
 from ..runtime.progress import Progress
 from ..runtime.resume import Resume
 from .config import Run
-from .fit import error_message
+from .failures import failure_reason, failure_status
 from .folder import failed_calls, versions
 
 __all__ = ['Outcome']
@@ -79,19 +78,10 @@ def _attempt(measure, resume):
         try: outcome = measure([resume])
         except StoreError: raise
         except Exception as e:
-            error = f'{type(e).__name__}: {error_message(e)}'
-            outcome = Outcome(status=failure_status(e), error=error, trace=traceback.format_exc())
+            outcome = Outcome(status=failure_status(e), error=failure_reason(e), trace=traceback.format_exc())
     if outcome.trace: _free_memory()
     caught = [w for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))]
     return outcome, dict.fromkeys(f'{w.category.__name__}: {w.message}' for w in caught)
-
-
-def failure_status(e:Exception)->str:
-    "The status of a run that raised an exception"
-    no_memory = isinstance(e, RuntimeError) and "can't allocate memory" in str(e)
-    if isinstance(e, FloatingPointError): return 'diverged'
-    if no_memory or isinstance(e, (MemoryError, torch.OutOfMemoryError)): return 'out of memory'
-    return 'bad data' if isinstance(e, VideoError) else 'failed'
 
 
 def _free_memory():
