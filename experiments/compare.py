@@ -3,8 +3,6 @@
 Options and files are described in sdfast/commands/compare.py.
 
     python experiments/compare.py --help"""
-import sys
+from sdfast.commands.start import run
 
-from sdfast.commands.compare import main
-
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__': run('compare')

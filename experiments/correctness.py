@@ -9,6 +9,10 @@ where something that it needs is not installed. experiments/peers.py asks the sa
 A situation is something that users bring, such as an encoder that returns tokens, or one-hot targets. The cell is
 `right` if training ends with the same weights as in the ordinary way to compute the same, or `refused` if the strategy
 raises an error of one line; see tests/support/situations.py."""
+from sdfast.commands.start import start
+
+if __name__ == '__main__': start()
+
 import os
 import sys
 from pathlib import Path
@@ -18,6 +22,7 @@ from fastcore.script import call_parse
 from rich.console import Console
 
 from sdfast.report.table import Column, Table
+from sdfast.runtime import store
 from sdfast.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
@@ -127,7 +132,7 @@ def main(
     status = pytest.main(['-q', '--no-header', '--durations=0', '-p', 'no:cacheprovider', *TESTS], plugins=[outcomes])
     tables = make_table(outcomes.found), make_situations(outcomes.situations)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text('\n'.join(table.to_markdown() for table in tables))
+    store.write(out, '\n'.join(table.to_markdown() for table in tables))
     console = Console(width=160)
     for table in tables: console.print(table.to_rich(console.width))
     console.print(f'written to {out}')

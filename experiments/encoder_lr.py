@@ -8,6 +8,10 @@ fine-tuning and with self-distillation at λ = 10, 30 and 100. Seeds are paired,
 nothing is chosen. What decides, set before the first run: the accuracy of the source's old head, of which the slow
 encoder should keep less than self-distillation at λ = 30 if the teacher does more than slow the encoder down; target
 accuracy is shown next to it. Writes runs.csv, table.csv and table.md to --results, by default --out."""
+from sdfast.commands.start import start
+
+if __name__ == '__main__': start()
+
 from dataclasses import replace
 
 from fastcore.script import call_parse, store_true
@@ -15,6 +19,7 @@ from fastcore.script import call_parse, store_true
 from sdfast.commands.common import make_folder, study_session
 from sdfast.report.summary import summary
 from sdfast.report.tables import strategy_table
+from sdfast.runtime import store
 from sdfast.strategies import STRATEGIES, LayerDecay, Strategy
 from sdfast.study.paired import final_run, run_settings
 
@@ -53,7 +58,7 @@ def main(
         table = summary(rows.assign(strategy=names))
         text = replace(strategy_table(table), caption=CAPTION).to_markdown()
         folder = make_folder(results or out)
-        rows.to_csv(folder/'runs.csv', index=False)
-        table.to_csv(folder/'table.csv', index=False, float_format='%.6g')
-        (folder/'table.md').write_text(text)
+        store.write(folder/'runs.csv', rows.to_csv(index=False))
+        store.write(folder/'table.csv', table.to_csv(index=False, float_format='%.6g'))
+        store.write(folder/'table.md', text)
         print(text)

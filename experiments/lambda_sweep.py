@@ -7,12 +7,12 @@ The paper sweeps λ from .1 to 1000. It leaves open whether the squared distance
 elements, summed over the features or summed over the batch too, and whether the frozen teacher normalises with the
 statistics of the batch or with its running ones. This study runs all of it and chooses nothing: every row is shown.
 Writes runs.csv, table.csv, table.md and figure.png to --out."""
-import warnings
+from sdfast.commands.start import start
+
+if __name__ == '__main__': start()
+
 from dataclasses import replace
 from pathlib import Path
-
-warnings.filterwarnings('ignore', category=FutureWarning)  # of the libraries about each other
-warnings.filterwarnings('ignore', category=DeprecationWarning)
 
 import pandas as pd
 from fastcore.script import call_parse, store_true
@@ -21,8 +21,10 @@ from matplotlib.figure import Figure
 from sdfast.commands.common import study_session
 from sdfast.errors import InputError
 from sdfast.report.clips import clip_counts, clips_of, clips_sentence
+from sdfast.report.figures import render
 from sdfast.report.summary import summary
 from sdfast.report.table import Cell, Column, Table
+from sdfast.runtime import store
 from sdfast.strategies.distill import REDUCTIONS
 from sdfast.study.paired import final_run, run_settings
 
@@ -154,8 +156,8 @@ def main(
         folder = Path(out)
         table = make_table(rows, folder)
         text = render_table(table).to_markdown()
-        rows.to_csv(folder/'runs.csv', index=False)
-        table.to_csv(folder/'table.csv', float_format='%.6g')
-        (folder/'table.md').write_text(text)
-        draw(table).savefig(folder/'figure.png', dpi=130)
+        store.write(folder/'runs.csv', rows.to_csv(index=False))
+        store.write(folder/'table.csv', table.to_csv(float_format='%.6g'))
+        store.write(folder/'table.md', text)
+        store.write(folder/'figure.png', render(draw(table), dpi=130))
         print(text)

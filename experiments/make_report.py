@@ -3,6 +3,6 @@
 Options and files are described in sdfast/commands/report.py.
 
     python experiments/make_report.py runs/compare"""
-from sdfast.commands.report import main
+from sdfast.commands.start import run
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': run('report')

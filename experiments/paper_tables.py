@@ -9,17 +9,16 @@ RSPNet's checkpoints, whose file names contain c3d, and r2plus1d or r21d. What i
 selections are shown next to each other: the last epoch of a run on all of train; the epoch that is best on a held-out
 part of train; and the epoch that is best on test, as the paper's code base selects, labelled `paper protocol`. Writes
 TABLE_runs.csv, TABLE.csv and TABLE.md to --out; both tables share their runs."""
-import os
-import warnings
-from pathlib import Path
+from sdfast.commands.start import start
 
-warnings.filterwarnings('ignore', category=FutureWarning)  # of the libraries about each other
-warnings.filterwarnings('ignore', category=DeprecationWarning)
+if __name__ == '__main__': start()
+
+import os
+from pathlib import Path
 
 import pandas as pd
 from fastai.torch_core import default_device
 from fastcore.script import call_parse, store_true
-from rich.console import Console
 from rich.table import Table
 
 from sdfast.commands.common import make_folder, one_line_errors, pick_names, pick_strengths
@@ -27,8 +26,10 @@ from sdfast.data.datasets import create_task
 from sdfast.data.official import OFFICIAL
 from sdfast.errors import InputError
 from sdfast.report.paper import paper_markdown, paper_notes, table_1, table_2
+from sdfast.runtime import store
 from sdfast.runtime.launch import run_all
 from sdfast.runtime.launcher import Launcher
+from sdfast.runtime.output import make_console
 from sdfast.study.estimate import estimate_run, loading_processes, time_loading, time_steps
 from sdfast.study.execute import RunJob
 from sdfast.study.paper import DATA_SETS, NAMES, RECIPES, SELECTIONS, PaperStudy
@@ -120,20 +121,20 @@ def main(
         study.check()
         cells, notes = study.plan()
         if dry_run:
-            console = Console()
+            console = make_console()
             for note in notes: console.print(note, highlight=False, soft_wrap=True)
             print_estimate(study, cells, Path(out), console)
             return
         if all(cell.missing for cell in cells): raise InputError('nothing can be run: ' + '; '.join(notes))
         folder = make_folder(out)
-        console = Console()
+        console = make_console()
         with LiveProgress(console) as progress:
             for note in notes: progress.say(note)
             results = run_cells(cells, folder, progress, where)
         rows = table_2(cells, results, folder, study)
         if table == 'table1': rows = table_1(rows, study.selections)
         text = paper_markdown(rows, study.selections, [*paper_notes(study, cells, table == 'table1'), *notes])
-        pd.DataFrame(list(results.values())).to_csv(folder/f'{table}_runs.csv', index=False)
-        rows.to_csv(folder/f'{table}.csv', index=False, float_format='%.6g')
-        (folder/f'{table}.md').write_text(text)
+        store.write(folder/f'{table}_runs.csv', pd.DataFrame(list(results.values())).to_csv(index=False))
+        store.write(folder/f'{table}.csv', rows.to_csv(index=False, float_format='%.6g'))
+        store.write(folder/f'{table}.md', text)
         console.print(text, highlight=False, markup=False, soft_wrap=True)

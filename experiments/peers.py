@@ -4,6 +4,10 @@
 
 Calls the libraries' own functions on a tiny net and writes a row for each check: ✓ passed, ✗ failed, and what was
 seen."""
+from sdfast.commands.start import start
+
+if __name__ == '__main__': start()
+
 import warnings
 from copy import deepcopy
 from functools import partial
@@ -17,7 +21,9 @@ from rich.console import Console
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from sdfast.commands.common import make_folder, one_line_errors
 from sdfast.report.table import Column, Table
+from sdfast.runtime import store
 from sdfast.strategies import empirical_fisher, mas_importance, soft_divergence
 
 
@@ -172,7 +178,8 @@ def main(
     "Ask other libraries and print their answers"
     columns = [Column(title, numeric=False) for title in ('peer', 'check', '', 'what was seen')]
     table = Table(columns, [ask(*row) for row in PEERS], title='peers')
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(table.to_markdown())
+    with one_line_errors('peers.py', out):
+        make_folder(Path(out).parent)
+        store.write(out, table.to_markdown())
     Console(width=160).print(table.to_rich(160))
     print(f'written to {out}')

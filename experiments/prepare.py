@@ -3,6 +3,6 @@
 Options and files are described in sdfast/commands/prepare.py.
 
     python experiments/prepare.py folder:videos"""
-from sdfast.commands.prepare import main
+from sdfast.commands.start import run
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': run('prepare')

@@ -9,11 +9,11 @@ from the same number of trials, and measure accuracy on test and what was kept o
 pre-training` is the same with the random encoder that the methods start from. The paper's printed numbers are shown
 next to the rows. Writes pretext.csv, runs.csv, table.csv and table.md to --out; what is finished there is not done
 again."""
-import warnings
-from dataclasses import replace
+from sdfast.commands.start import start
 
-warnings.filterwarnings('ignore', category=FutureWarning)  # of the libraries about each other
-warnings.filterwarnings('ignore', category=DeprecationWarning)
+if __name__ == '__main__': start()
+
+from dataclasses import replace
 
 import pandas as pd
 from fastcore.script import call_parse
@@ -24,6 +24,7 @@ from sdfast.errors import InputError
 from sdfast.pretext import METHODS
 from sdfast.report.clips import clip_counts, clips_sentence
 from sdfast.report.pretext import NONE, STRATEGIES, pretext_markdown, pretext_table
+from sdfast.runtime import store
 from sdfast.study.choose import strength_grid
 from sdfast.study.compare import compare
 from sdfast.study.config import RSPNET, Run, file_id
@@ -84,10 +85,10 @@ def explain(runs, stages, seeds, rows):
 def write_tables(out, rows, results, table, text):
     scores = [dict(model=model, method=method, **score, **{k:result[k] for k in ('epochs', 'train', 'valid_loss')})
               for (model, method), result in results.items() for score in result['scores']]
-    rows.to_csv(out/'runs.csv', index=False)
-    pd.DataFrame(scores).to_csv(out/'pretext.csv', index=False, float_format='%.6g')
-    table.to_csv(out/'table.csv', index=False, float_format='%.6g')
-    (out/'table.md').write_text(text)
+    store.write(out/'runs.csv', rows.to_csv(index=False))
+    store.write(out/'pretext.csv', pd.DataFrame(scores).to_csv(index=False, float_format='%.6g'))
+    store.write(out/'table.csv', table.to_csv(index=False, float_format='%.6g'))
+    store.write(out/'table.md', text)
 
 
 @call_parse  # it runs this when the module is the script, so it must come last

@@ -3,6 +3,6 @@
 Options and files are described in sdfast/commands/pretrain.py.
 
     python experiments/pretrain.py --method rspnet"""
-from sdfast.commands.pretrain import main
+from sdfast.commands.start import run
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': run('pretrain')

@@ -3,6 +3,6 @@
 Options and files are described in sdfast/commands/status.py.
 
     python experiments/status.py runs/compare"""
-from sdfast.commands.status import main
+from sdfast.commands.start import run
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': run('status')

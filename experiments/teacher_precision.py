@@ -5,12 +5,12 @@
 
 The same runs with an exact teacher and with `teacher_dtype='bfloat16'`, paired by seed; every row is shown. Writes
 runs.csv, table.csv and table.md to --out."""
-import warnings
+from sdfast.commands.start import start
+
+if __name__ == '__main__': start()
+
 from dataclasses import replace
 from pathlib import Path
-
-warnings.filterwarnings('ignore', category=FutureWarning)  # of the libraries about each other
-warnings.filterwarnings('ignore', category=DeprecationWarning)
 
 import pandas as pd
 from fastcore.script import call_parse, store_true
@@ -19,6 +19,7 @@ from sdfast.commands.common import pick_strengths, study_session
 from sdfast.metrics.columns import MEASURES, TABLE_COLUMNS
 from sdfast.report.clips import clip_counts
 from sdfast.report.table import MISSING, Cell, Column, Table
+from sdfast.runtime import store
 from sdfast.stats import mean_interval, paired_difference
 from sdfast.study.paired import final_run, run_settings
 
@@ -84,7 +85,7 @@ def main(
         folder = Path(out)
         table = make_table(rows)
         text = render_table(table).to_markdown()
-        rows.to_csv(folder/'runs.csv', index=False)
-        table.to_csv(folder/'table.csv', index=False, float_format='%.6g')
-        (folder/'table.md').write_text(text)
+        store.write(folder/'runs.csv', rows.to_csv(index=False))
+        store.write(folder/'table.csv', table.to_csv(index=False, float_format='%.6g'))
+        store.write(folder/'table.md', text)
         print(text)

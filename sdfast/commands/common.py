@@ -1,5 +1,4 @@
 "Shared by the commands and the studies in `experiments/`: one-line errors, output folders, lists of names."
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,33 +6,17 @@ from pathlib import Path
 from ..errors import InputError, StoreError
 from ..runtime.launcher import Launcher
 from ..study.progress import LiveProgress
+from .one_line import check_path, one_line_errors
 
-__all__ = ['one_line_errors', 'make_folder', 'study_session', 'pick_names', 'pick_strengths']
-
-
-@contextmanager
-def one_line_errors(
-    script:str, # Name of the script, with which the message begins
-    out:str|Path='', # Folder of finished runs, for the message after Ctrl-C
-)->Iterator[None]: # Context manager
-    "End the process with one line on standard error: status 2 for wrong input or a broken folder, 130 for Ctrl-C"
-    try:
-        yield
-        return
-    except (InputError, StoreError) as e:
-        message = str(e).split(':\n\t')[-1]  # without the event's name, which fastai puts in front
-        status = 2
-    except KeyboardInterrupt:
-        message = f'stopped; finished runs are in {out}, the same command resumes' if out else 'stopped'
-        status = 130
-    print(f'{script}: {message}', file=sys.stderr)
-    sys.exit(status)
+__all__ = ['one_line_errors', 'make_folder', 'study_session', 'report_errors', 'pick_names',
+           'pick_strengths']
 
 
 def make_folder(
     out:str|Path, # Folder to create, the value of --out
 )->Path: # The folder
     "Create the folder of a study; raises `InputError` if this fails"
+    check_path(out, '--out')
     out = Path(out)
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f'--out {out} cannot be made: {e}') from None
@@ -53,6 +36,20 @@ def study_session(
         where = Launcher(jobs, launcher, slurm)
         make_folder(out)
         with LiveProgress() as progress: yield progress, where
+
+
+@contextmanager
+def report_errors(
+    out:str|Path, # Folder of the study
+    redo:str='', # Command that writes a part of the report, for the message
+)->Iterator[None]: # Context manager
+    "Say in one line, where a report cannot be written, that all runs are finished, and how to write it again"
+    try: yield
+    except (StoreError, OSError, MemoryError) as e:
+        reason = str(e).partition('. Finished work')[0] or 'out of memory'
+        more = f', and {redo}' if redo else ''
+        raise StoreError(f'all runs are finished and kept in {out}, but their report is not complete: {reason}. '
+                         f'The same command writes it without training{more}') from None
 
 
 def pick_names(

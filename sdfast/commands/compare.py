@@ -18,6 +18,7 @@ If the command is stopped, calling it again resumes each run after its last fini
     python experiments/compare.py --jobs 32 --launcher slurm --slurm partition=gpu,gpus=1,cpus=8,time=240
     torchrun --nproc_per_node 4 experiments/compare.py --bs 128    # four processes for each run
     python experiments/status.py runs/compare                      # its progress, in another terminal"""
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,10 +34,13 @@ from ..runtime.launcher import Launcher
 from ..runtime.loggers import check_loggers
 from ..runtime.progress import Progress
 from ..study.compare import compare
+from ..study.earlier import begin_report
 from ..study.progress import LiveProgress
-from ..study.settings import Settings, parse_command_line, write_study_file
+from ..study.reuse import version_notes
+from ..study.settings import Settings, parse_command_line
 from ..study.setup import Setup, build, default_jobs
-from .common import make_folder, one_line_errors
+from ..study.source_files import source_folder
+from .common import make_folder, one_line_errors, report_errors
 
 __all__ = ['main']
 
@@ -60,27 +64,37 @@ def run_comparison(
     launcher, log = Launcher(jobs, settings.launcher, settings.slurm), check_loggers(settings.log)
     setup = build(settings, processes)
     out = make_folder(settings.out)
-    if not rank_distrib(): write_study_file(settings, out)
     with nullcontext(Progress()) if rank_distrib() else LiveProgress() as progress:
+        if not rank_distrib(): begin_report(settings, out, progress)
         for line in setup.messages: progress.say(line)
         rows = compare(setup.runs[0], setup.grids, out, seeds=setup.seeds, trial_seeds=setup.trial_seeds,
                        progress=progress, all_strengths=settings.all_strengths, rule=settings.rule, kept=settings.kept,
-                       launcher=launcher, log=log)
-    if not rank_distrib(): write_results(rows, settings, setup)
+                       launcher=launcher, log=log, fresh=settings.fresh)
+    if rank_distrib(): return
+    with report_errors(out, f'python experiments/make_report.py {out} the page alone'):
+        write_results(rows, settings, setup, launcher)
 
 
 def write_results(
     rows:pd.DataFrame, # From `compare`
     settings:Settings,
     setup:Setup,
+    launcher:Launcher|None=None, # Where runs were done; `None`: in this process
 )->None:
     "Write tables, figures and the page, and show the table"
     run, out = setup.runs[0], Path(settings.out)
     title = f'{run.source} → {run.task}, {run.model}'
     progress = LiveProgress()
-    table = write_report(rows, out, title, setup.notes, settings.adjust)
-    shown = strategy_table(table, None, setup.notes, settings.adjust, title)
+    begin_report(settings, out, progress)  # again, as another study may have written here meanwhile
+    of_versions = version_notes([*(out/'runs'/key for key in rows.key), source_folder(run, out)], launcher)
+    for note in of_versions: progress.say(note)
+    notes = setup.notes + of_versions
+    table = write_report(rows, out, title, notes, settings.adjust)
+    shown = strategy_table(table, None, notes, settings.adjust, title)
     progress.console.print(shown.to_rich(progress.console.width))
     page = write_page(out, method=settings.adjust, figures=False)
     more = ', paths.png, trade_off_*.csv and .md' if settings.all_strengths else ''
     progress.say(f'written: {page}, to open in a browser; next to it runs.csv, table.csv, table.md, figure.png{more}')
+
+
+if __name__ == '__main__': sys.exit(main())

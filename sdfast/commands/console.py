@@ -2,13 +2,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from ..runtime.output import make_console
+
 __all__ = ['console', 'say', 'show_bytes']
 
-console = Console()
+console = make_console()
 
 
 def say(

@@ -9,7 +9,6 @@ already, put it into --to under its original name. Unpacking rar archives needs 
 import os
 import shutil
 import ssl
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from rich.filesize import decimal
 from ..errors import InputError
 from .console import say
 from .download import RESUMES, Archive, disk_errors, download, size
+from .one_line import check_path, one_line_errors
 from .unpack import installed_unpackers, unpack
 
 __all__ = ['main']
@@ -112,9 +112,16 @@ def count_lists(folder:Path)->tuple[int, int]: # Train and test videos of fold 1
     return tags.count('1'), tags.count('2')
 
 
-def _fail(message, status=2):
-    print(f'get_data.py: {message}', file=sys.stderr)
-    sys.exit(status)
+def _data_set(name, to, url_base, no_checksum):
+    "Check the arguments, and return the data set that they ask for"
+    if name not in DATASETS: raise InputError(f'unknown dataset {name!r}; known are {", ".join(DATASETS)}')
+    if not to: raise InputError('--to: the folder for the videos and the lists is missing')
+    check_path(to, '--to')
+    if url_base and not url_base.startswith(('http://', 'https://')):
+        raise InputError(f'--url-base must begin with http:// or https://, not {url_base!r}')
+    data = DATASETS[name]
+    if not no_checksum: return data
+    return replace(data, lists=replace(data.lists, sha256=None), videos=replace(data.videos, sha256=None))
 
 
 @call_parse  # it runs this when the module is the script, so it must come last
@@ -127,7 +134,7 @@ def main(
     no_checksum:store_true=False, # Do not verify the published checksums
 )->None:
     "Download UCF101 (6.9 GB) or HMDB51 (2.1 GB), videos and official lists. Needs unrar, unar, 7z or bsdtar"
-    try:
+    with one_line_errors('get_data.py', then=RESUMES):
         data = _data_set(name, to, url_base, no_checksum)
         if insecure and no_checksum: say('warning: without certificate and checksum, nothing checks what arrives')
         assert to is not None  # `_data_set` refuses it
@@ -135,19 +142,6 @@ def main(
         with disk_errors(folder): folder.mkdir(parents=True, exist_ok=True)
         context = ssl._create_unverified_context() if insecure else None
         found = get(data, folder, url_base and url_base.rstrip('/'), context, keep_archives)
-    except (InputError, OSError) as e: _fail(e)
-    except KeyboardInterrupt: _fail(f'stopped; {RESUMES}', 130)
-    classes, videos, train, test = found
-    counts = f'{classes:,} classes, {videos:,} videos, {train:,} train and {test:,} test in fold 1'
-    say(f'{name}: {counts}; use it as {name}:{to}')
-
-
-def _data_set(name, to, url_base, no_checksum):
-    "Check the arguments, and return the data set that they ask for"
-    if name not in DATASETS: raise InputError(f'unknown dataset {name!r}; known are {", ".join(DATASETS)}')
-    if not to: raise InputError('--to: the folder for the videos and the lists is missing')
-    if url_base and not url_base.startswith(('http://', 'https://')):
-        raise InputError(f'--url-base must begin with http:// or https://, not {url_base!r}')
-    data = DATASETS[name]
-    if not no_checksum: return data
-    return replace(data, lists=replace(data.lists, sha256=None), videos=replace(data.videos, sha256=None))
+        classes, videos, train, test = found
+        counts = f'{classes:,} classes, {videos:,} videos, {train:,} train and {test:,} test in fold 1'
+        say(f'{name}: {counts}; use it as {name}:{to}')

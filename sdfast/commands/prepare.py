@@ -11,10 +11,12 @@ their runs have other keys; with an empty `SDFAST_PREPARED=` they use the origin
 listed, and the original is used."""
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -25,6 +27,9 @@ from rich.progress import track
 from ..data.datasets import create_task
 from ..data.prepared import copy_path, prepared_copies, read_manifest, try_copy, write_manifest
 from ..errors import InputError
+from .console import console, say
+from .download import RESUMES
+from .one_line import check_path, one_line_errors
 
 __all__ = ['main']
 
@@ -63,8 +68,8 @@ def _manifest(folder, new):
     old = read_manifest(folder)
     if not old: return new
     for name in SETTINGS:
-        if old[name] == new[name]: continue
-        raise InputError(f'{folder} has copies made with --{name} {old[name]}, not {new[name]}; '
+        if old.get(name) == new[name]: continue
+        raise InputError(f'{folder} has copies made with --{name} {old.get(name)}, not {new[name]}; '
                          'delete it or choose another folder with --to')
     return old
 
@@ -74,17 +79,27 @@ def _pool(jobs)->Executor:
     return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn'))
 
 
+@contextmanager
+def _ctrl_c_is_ours():
+    "Start processes here that never see Ctrl-C, as this process ends them; it sees it afterwards"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _make_copies(pool:Executor, paths:Iterable, root:str, folder:Path, manifest:dict):
     "Make the copies and add them to the manifest; returns name -> reason for those that fail"
     settings = [manifest[name] for name in SETTINGS]
     name_of = {}
-    for path in paths:
-        name = os.path.relpath(path, root)
-        job = pool.submit(try_copy, path, copy_path(folder, name), *settings)
-        name_of[job] = name
+    with _ctrl_c_is_ours():
+        for path in paths:
+            name = os.path.relpath(path, root)
+            job = pool.submit(try_copy, path, copy_path(folder, name), *settings)
+            name_of[job] = name
     bad = {}
     saved = time.monotonic()
-    show = track(as_completed(name_of), f'{len(name_of)} videos', len(name_of), disable=not sys.stdout.isatty())
+    show = track(as_completed(name_of), f'{len(name_of)} videos', len(name_of), console=console,
+                 disable=not console.is_terminal)
     try:
         for job in show:
             made, why = job.result()
@@ -99,7 +114,14 @@ def _make_copies(pool:Executor, paths:Iterable, root:str, folder:Path, manifest:
     return bad
 
 
-@call_parse
+def _summary(copies, folder):
+    small, large = (sum(c[key] for c in copies)/1e6 for key in ('copy_bytes', 'bytes'))
+    mean, worst = np.mean([c['error'] for c in copies]), max(c['worst'] for c in copies)
+    return (f'{len(copies)} copies in {folder}, {small:.1f} MB instead of {large:.1f}; '
+            f'off by {mean:.2f} grey levels on average, {worst:.2f} in the worst frame')
+
+
+@call_parse  # it runs this when the module is the script, so it must come last
 def main(
     task:str, # ucf101:PATH, hmdb51:PATH, folder:PATH or csv:PATH, as for compare.py
     to:str=None, # Folder for the copies, by default the videos' with .prepared added; else also set SDFAST_PREPARED
@@ -110,20 +132,12 @@ def main(
 )->None:
     "Make small, quickly decoded copies of a task's videos; if it is stopped, the same command resumes"
     start = time.time()
-    try:
+    with one_line_errors('prepare.py', then=RESUMES):
+        check_path(to or '', '--to')
         if min(size, gop, jobs) < 1 or size % 2 or not 0 <= quality <= 51:
             raise InputError('size must be even, size, gop and jobs at least 1 and quality 0 to 51, '
                              f'not {size}, {gop}, {jobs} and {quality}')
         manifest, bad, folder = prepare(task, to, size, gop, quality, jobs)
-    except (InputError, OSError) as e: sys.exit(f'prepare.py: {e}')
-    except KeyboardInterrupt: sys.exit('prepare.py: stopped; the same command resumes')
-    for name, why in sorted(bad.items()): print(f'no copy of {name}: {why}')
-    if manifest['files']: print(f'{_summary(manifest["files"].values(), folder)}; {time.time() - start:.0f} s')
+        for name, why in sorted(bad.items()): say(f'no copy of {name}: {why}')
+        if manifest['files']: say(f'{_summary(manifest["files"].values(), folder)}; {time.time() - start:.0f} s')
     if bad: sys.exit(f'prepare.py: {len(bad)} videos have no copy and are used as they are')
-
-
-def _summary(copies, folder):
-    small, large = (sum(c[key] for c in copies)/1e6 for key in ('copy_bytes', 'bytes'))
-    mean, worst = np.mean([c['error'] for c in copies]), max(c['worst'] for c in copies)
-    return (f'{len(copies)} copies in {folder}, {small:.1f} MB instead of {large:.1f}; '
-            f'off by {mean:.2f} grey levels on average, {worst:.2f} in the worst frame')

@@ -5,20 +5,15 @@
 
 Studies with the same tasks, model and weights are merged; others follow one another on the page. If files are missing
 in a folder, or its videos are gone, the page leaves out the parts that need them and says so."""
-import sys
-import warnings
-
 from fastcore.script import call_parse, store_true
 
 from ..errors import InputError
 from ..report.page import write_page
 from ..stats import ADJUSTMENTS
+from .console import say
+from .one_line import check_path, one_line_errors
 
 __all__ = ['main']
-
-# warnings of libraries about one another
-warnings.filterwarnings('ignore', category=FutureWarning)
-warnings.filterwarnings('ignore', category=DeprecationWarning)
 
 
 @call_parse  # it runs this when the module is the script, so it must come last
@@ -29,14 +24,12 @@ def main(
     no_figures:store_true=False, # Write only the page, not each plot as PDF and PNG
 ):
     "Rebuild a study's page and figures from its folder"
-    try:
+    with one_line_errors('make_report.py'):
         if not folders: raise InputError('name at least one folder of a study: the --out of compare.py')
+        for path in (*folders, out or ''): check_path(path, 'a folder and --out')
         if len(folders) > 1 and not out: raise InputError('--out is needed for several folders: the file to write')
         if adjust not in ADJUSTMENTS:
             raise InputError(f'--adjust must be one of {", ".join(ADJUSTMENTS)}, not {adjust!r}')
         page = write_page(folders, out, adjust, not no_figures)
-    except (InputError, OSError) as e:
-        print(f'make_report.py: {e}', file=sys.stderr)
-        sys.exit(2)
-    figures = '' if no_figures else f', and each plot as PDF and PNG in {page.parent/"figures"}'
-    print(f'written: {page}{figures}')
+        figures = '' if no_figures else f', and each plot as PDF and PNG in {page.parent/"figures"}'
+        say(f'written: {page}{figures}')

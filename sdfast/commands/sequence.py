@@ -10,6 +10,7 @@ end of its stage, and with new linear probes on the encoder. Strengths are chose
 parts of source and tasks after the last stage, from the same number of trials. The results are written to the folder
 --out: runs.csv (one row for each stage), matrix.csv, table.csv, table.md, and study.yaml, which repeats the study. If
 the command is stopped, calling it again resumes each chain after its last finished epoch."""
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,14 +20,18 @@ from fastai.torch_core import rank_distrib
 
 from ..report.chains import matrix_table, sequence_summary, task_names
 from ..report.tables import chain_table
+from ..runtime import store
 from ..runtime.distributed import join_processes
 from ..runtime.launcher import Launcher
 from ..runtime.progress import Progress
 from ..study.compare_chains import compare_sequences
+from ..study.earlier import begin_report
 from ..study.progress import LiveProgress
-from ..study.settings import Settings, parse_command_line, write_study_file
+from ..study.reuse import version_notes
+from ..study.settings import Settings, parse_command_line
 from ..study.setup import build_chain
-from .common import make_folder, one_line_errors
+from ..study.source_files import source_folder
+from .common import make_folder, one_line_errors, report_errors
 
 __all__ = ['main']
 
@@ -48,12 +53,17 @@ def run_chains(
     launcher = Launcher(settings.jobs, settings.launcher, settings.slurm)
     setup = build_chain(settings, processes)
     out = make_folder(settings.out)
-    if not rank_distrib(): write_study_file(settings, out)
     with nullcontext(Progress()) if rank_distrib() else LiveProgress() as progress:
+        if not rank_distrib(): begin_report(settings, out, progress)
         for line in setup.messages: progress.say(line)
         rows = compare_sequences(setup.runs, setup.grids, out, seeds=setup.seeds, trial_seeds=setup.trial_seeds,
-                                 progress=progress, launcher=launcher)
-    if not rank_distrib(): write_results(rows, settings, setup.notes)
+                                 progress=progress, launcher=launcher, fresh=settings.fresh)
+    if rank_distrib(): return
+    with report_errors(out):
+        keys = rows.key.dropna()
+        of_versions = version_notes([*(out/'stages'/key for key in keys), source_folder(setup.runs[0], out)], launcher)
+        write_results(rows, settings, setup.notes + of_versions)
+        for note in of_versions: LiveProgress().say(note)
 
 
 def write_results(
@@ -62,14 +72,17 @@ def write_results(
     notes:list, # About the tasks, as Markdown
 )->None:
     "Write rows and tables, and show the table. Raises `InputError` if no chain reached its end"
-    out = Path(settings.out)
-    rows.to_csv(out/'runs.csv', index=False)
+    out, progress = Path(settings.out), LiveProgress()
+    begin_report(settings, out, progress)  # again, as another study may have written here meanwhile
+    store.write(out/'runs.csv', rows.to_csv(index=False))
     table = sequence_summary(rows)
-    matrix_table(rows).to_csv(out/'matrix.csv', index=False, float_format='%.6g')
-    table.to_csv(out/'table.csv', index=False, float_format='%.6g')
+    store.write(out/'matrix.csv', matrix_table(rows).to_csv(index=False, float_format='%.6g'))
+    store.write(out/'table.csv', table.to_csv(index=False, float_format='%.6g'))
     title = ' → '.join([settings.source, *task_names(rows)[1:]]) + f', {settings.model}'
-    progress = LiveProgress()
     shown = chain_table(table, notes, title)
-    (out/'table.md').write_text(shown.to_markdown())
+    store.write(out/'table.md', shown.to_markdown())
     progress.console.print(shown.to_rich(progress.console.width))
     progress.say(f'written to {out}: runs.csv, matrix.csv, table.csv, table.md')
+
+
+if __name__ == '__main__': sys.exit(main())

@@ -8,6 +8,7 @@ from fastcore.script import call_parse
 from rich.console import Console
 from rich.live import Live
 
+from ..runtime.output import make_console
 from ..study.status import show_status
 from .common import one_line_errors
 
@@ -36,7 +37,7 @@ def main(
     every:float=0., # Seconds between two updates; 0: show the status once
 ):
     "Show what a study has done and what it is doing"
-    console = Console()
-    with one_line_errors('status.py'):
+    console = make_console()
+    with one_line_errors('status.py', out):
         if every: watch(out, every, console)
         else: console.print(show_status(out), highlight=False)

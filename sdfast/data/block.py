@@ -13,6 +13,7 @@ from fasttransform import Pipeline, Transform
 from plum import dispatch
 
 from ..errors import InputError
+from .cache import Budget
 from .clips import MissingClips, SampleClips, TensorVideo
 from .loader import VideoDL
 from .video import VideoFile
@@ -86,7 +87,7 @@ def VideoBlock(
     stride:int=1, # Frames of the video from one frame of the clip to the next
     size:int|None=64, # Side of the square crop in pixels
     k:int=1, # Clips of each video outside training
-    cache:bool|Callable=False, # Keep whole decoded videos in memory, see `SampleClips`
+    cache:bool|Budget|Callable=False, # Keep whole decoded videos in memory, see `SampleClips`
     # Mean and standard deviation of each channel, for `NormalizeClips`; `None`: batches are floats in [0, 1]
     stats:tuple|None=None,
     **kwargs, # Other arguments of `SampleClips`: area, flip, wrap

@@ -4,6 +4,7 @@ A clip is `(T, C, H, W)`, several clips of one video are `(K, T, C, H, W)`; a ba
 import random
 import warnings
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import RandomResizedCrop
 
 from ..errors import InputError
-from .cache import cached_frames
+from ..runtime.limits import MAX_FRAMES, MAX_SIZE
+from .cache import Budget, cached_frames
 from .video import VideoError, VideoFile
 
 __all__ = ['TensorVideo', 'clip_indices', 'SampleClips']
@@ -71,6 +73,18 @@ def row_lost(error:Exception)->VideoError:
     return VideoError(f'{error}; leave the file out: without its row, all later ones would be beside the wrong files')
 
 
+def check_clips(frames:int, stride:int, size:int|None, k:int)->None:
+    "Raise `InputError` for clips that are empty or absurdly large"
+    given = (frames, stride, 1 if size is None else size, k)
+    whole = all(isinstance(v, Integral) and not isinstance(v, bool) for v in given)
+    if not whole or min(given) < 1:
+        raise InputError('frames, stride, size and k must be whole numbers of at least 1, '
+                         f'not {frames!r}, {stride!r}, {size!r} and {k!r}')
+    if max(frames, stride, k) > MAX_FRAMES or given[2] > MAX_SIZE:
+        raise InputError(f'frames, stride and k must be at most {MAX_FRAMES} and size at most {MAX_SIZE}, '
+                         f'not {frames}, {stride}, {k} and {size}')
+
+
 class SampleClips(RandTransform):
     """Cut clips out of a video: a random one for training, otherwise `k` evenly spaced ones, cropped at the centre.
 
@@ -85,15 +99,14 @@ class SampleClips(RandTransform):
         stride:int=1, # Frames of the video from one frame of the clip to the next
         size:int|None=64, # Side of the square in pixels: the short side is scaled to it, then the long side cropped
         k:int=1, # Clips of each video outside training: 1 is the middle one, more are evenly spaced
-        # Keep decoded videos in memory, if the data fit: `True` in this process, a `Decoded` shared with others
-        cache:bool|Callable=False,
+        # Keep decoded videos in memory: `True` or a `Budget` in this process, a `Decoded` shared with others
+        cache:bool|Budget|Callable=False,
         area:tuple|None=None, # Smallest and largest share of the frame that a training crop covers, such as `(.25, 1)`
         flip:bool=False, # Mirror half of the training clips
         wrap:bool=False, # See `clip_indices`
         **kwargs, # Other arguments of fastai's `RandTransform`
     ):
-        if min(frames, stride, k, 1 if size is None else size) < 1:
-            raise InputError(f'frames, stride, size and k must be at least 1, not {frames}, {stride}, {size} and {k}')
+        check_clips(frames, stride, size, k)
         if area is not None and (size is None or len(area) != 2 or not 0 < area[0] <= area[1] <= 1):
             raise InputError('area must be two shares of the frame such as (.25, 1), and needs a size; '
                              f'not {area} with size {size}')

@@ -1,7 +1,5 @@
 "Tasks by name, and `moving_digits`, whose videos sdfast makes itself."
 import re
-import shutil
-import uuid
 from collections.abc import Callable
 from functools import cache
 from inspect import signature
@@ -11,7 +9,8 @@ import pandas as pd
 
 from ..errors import InputError
 from ..runtime.store import home
-from .digits import CLIPS, write_moving_digits
+from .digits import CLIPS
+from .embedded import embedded_videos
 from .official import hmdb51, ucf101
 from .task import Task, check_split, make_task
 
@@ -28,25 +27,13 @@ def moving_digits(
     The part 'source' has 60 classes, 10 digits x 6 motions, with 6,000 train, 600 valid and 1,200 test clips. The other
     parts are few-shot, with about 160 train, 160 valid and 800 test clips: 'target' has 8 classes (groups of digits x
     motions), 'motion' 6 (any digit), and 'digit' 10 (any motion). The three splits show different handwritten images.
-    The videos are written once; if two processes do it at the same time, the first copy is kept."""
+    The videos are written once and checked by digest at each use, see `embedded_videos`."""
     if part not in CLIPS: raise InputError(f'moving_digits has the parts {", ".join(CLIPS)}, not {part!r}')
     root = Path(path or home()).expanduser()/'moving_digits-2'/part
-    if not root.exists(): _write_once(root, part)
+    embedded_videos(root, part)
     table = pd.read_csv(root/'manifest.csv')
     table['path'] = [str(root/p) for p in table.path]
     return check_split(make_task(f'moving_digits:{part}', table, check=False), files=False)
-
-
-def _write_once(root, part):
-    "Write the videos next to `root` and rename the folder, so that it is complete if it exists"
-    root.parent.mkdir(parents=True, exist_ok=True)
-    tmp = root.with_name(f'{root.name}.{uuid.uuid4().hex[:8]}.tmp')
-    try:
-        write_moving_digits(tmp, part)
-        try: tmp.rename(root)  # atomic; fails if another process was first, whose copy is equal
-        except OSError:
-            if not root.exists(): raise
-    finally: shutil.rmtree(tmp, ignore_errors=True)
 
 
 # First word of a spec -> function of a path and the spec's options. To add your own task, add a row

@@ -1,7 +1,8 @@
 """Decoded videos in a file, made once and shared by all processes and studies that read the same videos.
 
-A set of videos is one file. Its folder's name is a digest of the videos' content and of the settings and libraries that
-decide their pixels. Processes verify the file's digest and memory-map it, so that they share memory, too."""
+A set of videos is a folder with one file for each `PART_BYTES` of frames. Its name is a digest of the videos' content
+and of the settings and libraries that decide their pixels. Processes verify the files' digests and memory-map them, so
+that they share memory, too."""
 import hashlib
 import os
 import re
@@ -20,15 +21,18 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import Damaged, StoreError
 from ..runtime import store
-from .cache import MAX_FOLDER_BYTES, small_enough
+from .cache import MAX_FOLDER_BYTES, MAX_TASK_BYTES, Budget, small_enough
 from .index import PIXELS
 from .indexing import index_video
 from .video import VideoError, VideoFile
 
 __all__ = ['decoded_folder', 'Decoded']
 
+PARTS = 'parts.json'  # written last: digests of the set's files
+PART_BYTES = 2**28  # frames that are decoded before they are written
 NO_ROOM = 'refused'  # name of a file that marks a set which could not be stored
 RETRY_SECONDS = 600  # how long this mark is valid
+TEMPORARY = 'videos.tmp'  # the file that is being written
 OWN_FILES = re.compile(r'[0-9a-f]{16}/videos(-[0-9a-f]{16}\.safetensors|\.tmp)')  # files in the folder that may go
 
 
@@ -53,19 +57,47 @@ def _no_room_lately(place):
     except OSError: return False
 
 
-def _decode_whole(path, size):
-    "All frames, or `None` if a frame cannot be decoded or the video is too large to keep"
+def _frame_bytes(path, size):
+    "Bytes of all frames, or `None` if the video is broken or too large to keep"
     video = VideoFile(path)
-    try: return video.whole(size) if small_enough(video, size) else None
+    try: return video.nbytes(size) if small_enough(video, size) else None
+    except VideoError: return None
+
+
+def _parts(sizes):
+    "Keys, in lists of up to `PART_BYTES`"
+    part, left = [], PART_BYTES
+    for key, n in sizes.items():
+        if part and n > left:
+            yield part
+            part, left = [], PART_BYTES
+        part.append(key)
+        left -= n
+    if part: yield part
+
+
+def _write_part(frames, place):
+    "Write frames to a file; returns its name and digest"
+    tmp = place/TEMPORARY
+    save_file(frames, tmp)
+    digest = store.digest(tmp)
+    name = f'videos-{digest}.safetensors'
+    os.replace(tmp, place/name)
+    return {name:digest}
+
+
+def _decode_whole(path, size):
+    "All frames, or `None` if a frame cannot be decoded"
+    try: return VideoFile(path).whole(size)
     except VideoError: return None
 
 
 class Decoded:
     """The frames of a set of videos, shared through a file in `folder`; used as the `cache` of a `SampleClips`.
 
-    The first process that calls `open` makes the file, and others wait for it. Videos with a frame that cannot be
-    decoded, and those larger than `MAX_VIDEO_BYTES`, are left out. If the file cannot be written, each process keeps
-    the frames that it has decoded."""
+    The first process that calls `open` makes the files, and others wait for them. Left out are videos with a frame that
+    cannot be decoded, those larger than `MAX_VIDEO_BYTES`, and what does not fit into `MAX_TASK_BYTES`. If the files
+    cannot be written, each process keeps the frames that it has decoded."""
 
     def __init__(self,
         paths:Iterable, # Video files
@@ -75,7 +107,8 @@ class Decoded:
         self.paths = [str(p) for p in paths]
         self.size = size
         self.folder = Path(folder).expanduser()
-        self._frames = None  # path -> frames, after `open`
+        self.budget = Budget()  # for videos that a process decodes itself
+        self._frames: dict|None = None  # path -> frames, after `open`
 
     def __call__(self,
         path:str, # One of the videos
@@ -92,8 +125,11 @@ class Decoded:
     def __reduce__(self): return bool, (True,)
 
     def open(self)->None:
-        "Read the file, or make it if it does not exist; later calls do nothing"
-        if self._frames is None: self._frames = self._open()
+        "Read the files, or make them if they do not exist; later calls do nothing"
+        if self._frames is not None: return
+        frames = self._open()
+        self.budget.n_bytes += sum({id(v):v.nbytes for v in frames.values()}.values())
+        self._frames = frames
 
     def _open(self):
         keys = {p:_content_key(p) for p in self.paths}
@@ -114,43 +150,59 @@ class Decoded:
             frames = self._load(place)  # another process may have made it meanwhile
             if frames is not None: return frames
             if _no_room_lately(place): return {}
-            return self._save(self._decode(keys), place)
+            self._make({key:p for p, key in keys.items()}, place)
+            return self._load(place) or {}
 
     def _load(self, place):
-        "The mapped file, or `None` if it does not exist or is damaged"
+        "The mapped files, or `None` if they do not exist or are damaged"
         try:
-            files = store.find(place, 'videos', 'safetensors')
-            if not files: return None
-            with suppress(OSError): os.utime(files[0])  # record the time of last use
-            return load_file(files[0])
+            parts = store.read_json(place/PARTS)['files']
+            store.verify(place, parts)
+            frames = {}
+            for name in parts:
+                with suppress(OSError): os.utime(place/name)  # record the time of last use
+                frames |= load_file(place/name)
+            return frames
         except (Damaged, OSError, SafetensorError): return None
 
-    def _decode(self, keys):
-        path_of = {key:p for p, key in keys.items()}
+    def _sizes(self, path_of):
+        "Key -> bytes of the frames, for the videos that are kept: in order of their keys, up to `MAX_TASK_BYTES`"
         index_video.cache_clear()  # its entries may be of earlier content
+        kept, left = {}, MAX_TASK_BYTES
+        for key in sorted(path_of):
+            n = _frame_bytes(path_of[key], self.size)
+            if n is None or n > left: continue
+            kept[key] = n
+            left -= n
+        return kept
+
+    def _make(self, path_of, place):
+        "Decode the videos, `PART_BYTES` at a time, and write them"
+        try:
+            for old in (place/PARTS, *place.glob('videos-*')): old.unlink(missing_ok=True)
+            sizes = self._sizes(path_of)
+            size = sum(sizes.values())
+            if size > MAX_FOLDER_BYTES: raise OSError(0, f'they take more than {MAX_FOLDER_BYTES/2**30:g} GiB')
+            if shutil.disk_usage(place).free < 2*size: raise OSError(0, 'the disk is nearly full')
+            self._make_room(size)
+            files: dict[str, str] = {}
+            for part in _parts(sizes):
+                frames = self._decode({key:path_of[key] for key in part})
+                if frames: files |= _write_part(frames, place)
+            store.write_json(place/PARTS, dict(files=files))
+        except (OSError, SafetensorError, StoreError) as e:
+            for file in (place/TEMPORARY, *place.glob('videos-*')):
+                with suppress(OSError): file.unlink()
+            with suppress(OSError): (place/NO_ROOM).touch()
+            why = getattr(e, 'strerror', None) or e
+            warnings.warn(f'{self.folder} cannot keep decoded videos ({why}); each process decodes them for itself')
+
+    def _decode(self, path_of):
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             found = pool.map(lambda p: _decode_whole(p, self.size), path_of.values())
             frames = dict(zip(path_of, found))
         # leave out files that were replaced while they were decoded
         return {key:v for key, v in frames.items() if v is not None and _content_key(path_of[key]) == key}
-
-    def _save(self, frames, place):
-        "Write the frames to the file and return them, memory-mapped if this succeeds"
-        tmp = place/'videos.tmp'
-        size = sum(v.nbytes for v in frames.values())
-        try:
-            for damaged in place.glob('videos-*'): damaged.unlink()
-            if size > MAX_FOLDER_BYTES: raise OSError(0, f'they take more than {MAX_FOLDER_BYTES/2**30:g} GiB')
-            if shutil.disk_usage(place).free < 2*size: raise OSError(0, 'the disk is nearly full')
-            self._make_room(size)
-            save_file(frames, tmp)
-            os.replace(tmp, place/f'videos-{store.digest(tmp)}.safetensors')
-        except (OSError, SafetensorError) as e:
-            with suppress(OSError): tmp.unlink()
-            with suppress(OSError): (place/NO_ROOM).touch()
-            why = getattr(e, 'strerror', None) or e
-            warnings.warn(f'{self.folder} cannot keep decoded videos ({why}); each process decodes them for itself')
-        return self._load(place) or frames
 
     def _make_room(self, size):
         "Remove the least recently used files until `size` more bytes fit into the folder"

@@ -1,5 +1,4 @@
 "Prepared copies: small copies of a task's videos, which decode faster and are used in place of the videos."
-import json
 import os
 import warnings
 from collections.abc import Iterable
@@ -8,7 +7,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ..errors import InputError
+from ..errors import Damaged, InputError
+from ..runtime import store
 from .video import VideoFile
 
 __all__ = ['prepared_copies']
@@ -53,19 +53,21 @@ def _size(path): return os.path.getsize(path) if os.path.exists(path) else -1
 
 
 def read_manifest(folder:Path)->dict|None:
-    "Read the settings of the copies in a folder, and `files`, the facts about each; `None` if there are no copies"
-    try: return json.loads((folder/MANIFEST).read_text())
+    """Read the settings of the copies in a folder, and `files`, the facts about each; `None` if there are no copies.
+
+    A damaged file is no reason to stop: the originals are there, and runs on them have other keys."""
+    try: manifest = store.read_json(folder/MANIFEST, checked=False)
     except FileNotFoundError: return None
-    except ValueError as e:
-        raise InputError(f'{folder}/{MANIFEST} cannot be read ({e}); delete it and run experiments/prepare.py again, '
-                         'or set SDFAST_PREPARED to nothing') from None
+    except Damaged: manifest = {}
+    if isinstance(manifest.get('files'), dict) and isinstance(manifest.get('size'), int): return manifest
+    warnings.warn(f'{folder/MANIFEST} is damaged, so the copies in {folder} are not used; experiments/prepare.py makes '
+                  'them again')
+    return None
 
 
 def write_manifest(folder:Path, manifest:dict)->None:
     "Replace the manifest in one step"
-    tmp = folder/f'{MANIFEST}.tmp'
-    tmp.write_text(json.dumps(manifest, indent=1))
-    os.replace(tmp, folder/MANIFEST)
+    store.write_json(folder/MANIFEST, manifest)
 
 
 def encode_copy(path:Path, frames:np.ndarray, gop:int, quality:int)->None:

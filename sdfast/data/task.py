@@ -20,7 +20,7 @@ from fastai.vision.core import imagenet_stats
 
 from ..errors import InputError
 from .block import VideoBlock, normalize_video
-from .cache import MAX_TASK_BYTES
+from .cache import MAX_TASK_BYTES, Budget
 from .checked import check_files
 from .decoded import Decoded
 from .folders import SPLITS, read_folder
@@ -111,12 +111,16 @@ class Task:
         present = set(self.df.label)
         return [c for c in self.classes if c in present] or sorted(present)
 
+    @property
+    def inventory(self)->list[tuple]:
+        "Name, size in bytes, label, split, group and damage of each video, sorted; the folder does not matter"
+        table = self.df[['path', 'label', 'split', 'group']].values
+        return sorted((Path(path).name, os.path.getsize(path), *rest, *self._damage(path)) for path, *rest in table)
+
     @cached_property
     def fingerprint(self)->str:
-        "A hash of each file's name, size, label, split, group and damage, and of the version of sdfast's decoding"
-        table = self.df[['path', 'label', 'split', 'group']].values
-        rows = sorted((Path(path).name, os.path.getsize(path), *rest, *self._damage(path)) for path, *rest in table)
-        return hashlib.sha256(repr((PIXELS, rows)).encode()).hexdigest()[:16]
+        "A hash of the inventory and of the version of sdfast's decoding"
+        return hashlib.sha256(repr((PIXELS, self.inventory)).encode()).hexdigest()[:16]
 
     def _damage(self, path):
         "The number of damaged frames, if there are any"
@@ -174,7 +178,7 @@ class Task:
         size:int=112, # Side of the square crop in pixels
         bs:int=32, # Batch size
         k:int=1, # Clips of each video outside training; more than 1 needs the `MultiClip` callback
-        workers:int=0, # Loading processes; 0 also keeps decoded videos in memory if all of them fit into 2 GiB
+        workers:int=0, # Loading processes; 0 also keeps decoded videos in memory, up to 2 GiB, if about all of them fit
         tfms:Sequence=(), # More batch transforms, such as `ClipTransform([Flip()])`
         stats:tuple|None=None, # Mean and standard deviation of each channel, ImageNet's by default
         area:tuple|None=None, # Share of the frame that a training crop covers, see `SampleClips`
@@ -194,8 +198,9 @@ class Task:
                           'hold_out() before dls(), or pass train_only=True')
         self._check_prepared_size(size, area)
         side = None if area else size
-        cache = workers == 0 and self._decoded_bytes(side) < MAX_TASK_BYTES
-        if cache and decoded is not None: cache = Decoded(self.df.path, side, decoded)
+        cache: Budget|Decoded|bool = False
+        if workers == 0 and self._decoded_bytes(side) < MAX_TASK_BYTES:
+            cache = Budget() if decoded is None else Decoded(self.df.path, side, decoded)
         stats = stats or imagenet_stats
         # other batch transforms need floats in [0, 1], so clips are then normalised in a separate step after them
         video = VideoBlock(frames, stride, size, k, cache, None if tfms else stats, area=area, flip=flip, wrap=wrap)

@@ -1,4 +1,5 @@
 "Checkpoints in the layout of RSPNet's own code: encoder, heads, momentum copies and queue."
+import io
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..models.weights import check_values, read_tensors
+from ..runtime.store import write
 from .rspnet import RSPNet
 
 __all__ = ['save_rspnet', 'read_rspnet']
@@ -38,7 +40,9 @@ def save_rspnet(
         model |= {f'{net}.encoder.linear.weight': torch.zeros(1, heads.appearance.in_features),
                   f'{net}.encoder.linear.bias': torch.zeros(1)}
     model |= dict(queue=heads.queue.cpu().clone(), queue_ptr=heads.queue_ptr.cpu().clone())
-    torch.save(dict(epoch=epoch, arch=arch, model=model, best_loss=best_loss), path)
+    data = io.BytesIO()
+    torch.save(dict(epoch=epoch, arch=arch, model=model, best_loss=best_loss), data)
+    write(path, data.getvalue())
 
 
 def _named(module, prefix):

@@ -1,4 +1,5 @@
 "Figures for papers and READMEs: every plot of a study as PDF and PNG, and its two main plots side by side."
+import io
 import warnings
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..runtime import store
 from .curves import HEAT
 from .looks import look
 from .panels import Plot, plots
@@ -20,7 +22,18 @@ from .rows import PANELS
 from .summary import summary
 from .svg import RC
 
-__all__ = ['figure', 'path_figure', 'write_figures']
+__all__ = ['render', 'figure', 'path_figure', 'write_figures']
+
+
+def render(
+    fig:Figure, # Of matplotlib
+    format:str='png', # Or pdf
+    **options, # Of its `savefig`
+)->bytes: # The content of a file
+    "Render a figure in memory, so that it can be written as a whole or not at all"
+    data = io.BytesIO()
+    fig.savefig(data, format=format, **options)
+    return data.getvalue()
 
 
 def figure(
@@ -100,5 +113,5 @@ def write_figures(
             fig = static_figure(plot, title)
             for end, options in formats.items():
                 files.append(out/f'{plot.name}{suffix}.{end}')
-                fig.savefig(files[-1], **options)
+                store.write(files[-1], render(fig, end, **options))
     return files

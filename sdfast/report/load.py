@@ -1,5 +1,6 @@
 "Read the folders of studies, and merge studies with the same set-up."
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InputError
+from ..metrics.columns import REPORTED
 from ..strategies.registry import STRATEGIES
 from ..study.choose import choose
 from ..study.settings import recorded_command
@@ -19,6 +21,7 @@ __all__ = ['load_results']
 SETUP = ('source', 'task', 'model', 'anchor')  # studies are merged if they share these, and the epochs of fine-tuning
 # columns that a study's runs.csv must have
 NEEDED = ('key', *SETUP, 'strategy', 'lam', 'lr', 'seed', 'epochs', 'acc1', 'status', 'final')
+NUMBERS = ('lam', 'lr', 'seed', 'epochs', *REPORTED)  # columns of numbers
 RUN = ['strategy', 'strategy_args', 'lam', 'lr', 'seed', 'final']  # two runs that share these must have equal numbers
 
 
@@ -57,14 +60,35 @@ def _read(folder):
         raise InputError(
             f'{folder} has no runs.csv, so it holds no finished study: give the --out folder of compare.py; '
             'to finish an interrupted study, repeat its command')
-    text = dict.fromkeys(('task', 'source', 'model', 'error', 'strategy_args'), str)
-    rows = pd.read_csv(file, keep_default_na=False, na_values=[''], dtype=text)
+    rows = _read_rows(file)
     _check(rows, file)
     for column in ('strategy_args', 'chosen'):
         if column not in rows: rows[column] = None
-    file = Path(folder)/'notes.json'
-    notes = json.loads(file.read_text()) if file.exists() else []
-    return Study(folder, rows, recorded_command(folder), notes + clips_note(rows))
+    return Study(folder, rows, recorded_command(folder), _read_notes(Path(folder)/'notes.json') + clips_note(rows))
+
+
+def _read_rows(file):
+    text = dict.fromkeys(('task', 'source', 'model', 'error', 'strategy_args'), str)
+    try:
+        rows = pd.read_csv(file, keep_default_na=False, na_values=[''], dtype=text)
+        if not file.read_bytes().endswith(b'\n'): raise ValueError('its end is missing')
+        for column in rows.columns.intersection(NUMBERS): rows[column].astype(float)
+        if 'final' in rows and rows.final.dtype != bool: raise ValueError('a cell of the column final')
+    except (ValueError, OSError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise InputError(f'{file} is damaged ({reason}): repeat the command of the study, which reads its finished '
+                         'runs and writes the file again') from None
+    return rows
+
+
+def _read_notes(file):
+    "The notes on the tasks; a note instead if the file is damaged"
+    if not file.exists(): return []
+    try: notes = json.loads(file.read_text(encoding='utf-8'))
+    except (ValueError, OSError, RecursionError): notes = None
+    if isinstance(notes, list) and all(isinstance(n, str) for n in notes): return notes
+    warnings.warn(f'{file} is damaged: the notes on the tasks are left out; the command of the study writes it again')
+    return ['notes.json is damaged, so what it said of the tasks is missing here.']
 
 
 def _check(rows, file):

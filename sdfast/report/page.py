@@ -19,6 +19,7 @@ from matplotlib.colors import to_hex
 
 from ..data.text import from_markdown
 from ..metrics.columns import REPORTED, measure_title
+from ..runtime import store
 from .curves import HEAT
 from .figures import write_figures
 from .film import film_strip
@@ -56,7 +57,7 @@ def write_page(
     studies = load_results(*folders)
     tables = [_summary(r, method) for r in studies]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html_page(studies, tables, method), encoding='utf-8')
+    store.write(out, html_page(studies, tables, method))
     if figures:
         for i, (r, table) in enumerate(zip(studies, tables)):
             suffix = f'_{i + 1}' if len(studies) > 1 else ''

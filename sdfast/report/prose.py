@@ -107,13 +107,16 @@ def _verdict_parts(by, m):
 def missing_answers(
     r:Results, # A study
 )->list[str]: # Sentences
-    "Say which answers are missing in the folder"
+    "Say which answers are missing in the folder, and which files of those that were read are damaged"
     out = []
     if not len(r.source):
         out.append(
             'What was forgotten of each class and clip is unknown: this folder has no answers of the old head on the '
             "source's test videos (runs/…/source_scores.csv, and source/…/scores.csv for the untouched encoder).")
     if not len(r.target): out.append("It has no answers on the target's test videos (runs/…/scores.csv).")
+    if r.left_out:
+        names = ', '.join('/'.join(Path(f).parts[-3:]) for f in r.left_out)
+        out.append(f'Damaged files are left out: {names}. The command of the study makes them again.')
     return out
 
 

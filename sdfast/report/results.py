@@ -1,17 +1,20 @@
 """The results of a study, read from the files in its folder: rows, courses over epochs, answers, versions.
 
 If files are missing, because the folder is old or only `runs.csv` was kept, the result is an empty table or `None`.
+Damaged files are left out, too, with a warning, and listed in `left_out`.
 """
-import json
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ..runtime import store
+from .files import find_file, try_read
 from .rows import final_runs
 from .table import count_of
 
@@ -27,6 +30,7 @@ class Results:
     folders: list  # folders that were read
     commands: list = field(default_factory=list)  # commands that repeat the study, see `recorded_command`
     notes: list = field(default_factory=list)  # notes on the tasks for readers, as Markdown
+    left_out: list = field(default_factory=list)  # damaged files that were to be read
 
     @cached_property
     def final(self)->pd.DataFrame:
@@ -45,27 +49,34 @@ class Results:
         return self.rows[self.rows.status != 'ok']
 
     def file(self, *parts)->Path|None:
-        "Find a file in the first folder that has it"
-        paths = (Path(d).joinpath(*map(str, parts)) for d in self.folders)
-        return next((p for p in paths if p.exists()), None)
+        "Find a file in the first folder that has it undamaged"
+        return find_file(self.folders, *parts, left_out=self._leave_out)
+
+    def _leave_out(self, file):
+        if file in self.left_out: return
+        self.left_out.append(file)
+        warnings.warn(f'{file} is damaged and is left out; the command of the study makes it again')
 
     def text(self, *parts)->str:
         "Read a file; empty if no folder has it"
         file = self.file(*parts)
-        return '' if file is None else file.read_text(errors='replace')
+        return try_read(lambda f: f.read_text(errors='replace'), file, self._leave_out, '')
+
+    def _json(self, *parts):
+        return try_read(partial(store.read_json, checked=False), self.file(*parts), self._leave_out, {})
 
     @cached_property
     def run(self)->dict:
         "Fields of a final `Run`, as `run.json` has them"
-        texts = (self.text('runs', key, 'run.json') for key in self.tuned.key)
-        return next((json.loads(text) for text in texts if text), {})
+        found = (self._json('runs', key, 'run.json') for key in self.tuned.key)
+        return next((run for run in found if run), {})
 
     @cached_property
     def versions(self)->list[dict]:
         "Versions with which the runs were made, most frequent first, and the number of `runs` of each"
         found: Counter[tuple] = Counter()
         for key in self.rows.key:
-            result = json.loads(self.text('runs', key, 'result.json') or '{}')
+            result = self._json('runs', key, 'result.json')
             if 'versions' not in result: continue
             more = {name: result[name] for name in ('python', 'threads') if name in result}
             found[tuple((result['versions'] | more).items())] += 1
@@ -76,10 +87,10 @@ class Results:
         "`curve.csv` of the chosen final runs, one after the other, with `strategy` and `seed`"
         found = []
         for run in self.tuned.itertuples():
-            file = self.file('runs', run.key, 'curve.csv')
-            if file is None or file.stat().st_size <= 2: continue  # no epoch was measured
+            curve = try_read(_read_curve, self.file('runs', run.key, 'curve.csv'), self._leave_out)
+            if curve is None: continue
             of_run: dict[str, Any] = dict(strategy=run.strategy, seed=run.seed)
-            found.append(pd.read_csv(file).assign(**of_run))
+            found.append(curve.assign(**of_run))
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
     @cached_property
@@ -91,12 +102,17 @@ class Results:
     def source(self)->pd.DataFrame:
         "Answers of the old head on the source's test videos, `untouched` and tuned; empty if either is missing"
         keys = self.rows.key[self.rows.strategy == 'untouched']
-        before = _answers(self.file('source', keys.iloc[0], 'scores.csv'), 'untouched', 0) if len(keys) else None
+        before = None
+        if len(keys): before = self._answers('untouched', 0, 'source', keys.iloc[0], 'scores.csv')
         after = [self._run_answers(run, 'source_scores.csv') for run in self.tuned.itertuples()]
         is_missing = before is None or all(a is None for a in after)
         return _all_answers([] if is_missing else [before, *after])
 
-    def _run_answers(self, run, name): return _answers(self.file('runs', run.key, name), run.strategy, run.seed)
+    def _run_answers(self, run, name): return self._answers(run.strategy, run.seed, 'runs', run.key, name)
+
+    def _answers(self, strategy, seed, *parts):
+        read = partial(_answers, strategy=strategy, seed=seed)
+        return try_read(read, self.file(*parts), self._leave_out)
 
     def classes(self,
         of:str, # 'source': compared with the untouched encoder; 'target': with plain fine-tuning
@@ -145,9 +161,16 @@ class Results:
         return table.head(n), table.tail(n)[::-1]
 
 
+def _read_curve(file):
+    "The course of a run; `None` if no epoch was measured"
+    if file.stat().st_size in (1, 2): return None
+    curve = pd.read_csv(file)
+    curve['epoch'].astype(int)
+    return curve
+
+
 def _answers(file, strategy, seed):
     "`(path, label, answer, right, p)` of each video: p is the probability of its own class"
-    if file is None: return None
     scores = pd.read_csv(file, dtype=dict(path=str, label=str), keep_default_na=False, na_values={})
     probs = scores.drop(columns=['path', 'label'])
     answer = probs.idxmax(axis=1)

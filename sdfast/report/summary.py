@@ -10,6 +10,7 @@ from fastcore.basics import listify
 from ..metrics.columns import MEASURES, REPORTED
 from ..stats import adjust, bca_interval, judge, mcnemar, mean_interval, paired_difference, paired_test, sign_flip
 from .clips import clip_counts
+from .files import find_file, try_read
 from .rows import final_runs, frame_of, insert_after
 
 __all__ = ['summary']
@@ -90,16 +91,13 @@ def answered_right(
 )->np.ndarray|None: # Of bools, one for each video; `None` where a run has no scores
     "Read which videos the mean probabilities of several runs classify correctly"
     folders = listify(folder)
-    files = [_first_file(folders, key) for key in keys]
-    if not files or None in files: return None
-    scores = [pd.read_csv(f, dtype=dict(label=str), keep_default_na=False) for f in files]  # a class may be called NA
+    read = partial(pd.read_csv, dtype=dict(label=str), keep_default_na=False)  # a class may be called NA
+    damaged: list[Path] = []
+    scores = [try_read(read, find_file(folders, 'runs', key, 'scores.csv'), damaged.append) for key in keys]
+    if not scores or any(s is None or 'label' not in s for s in scores): return None
     total = sum(s.drop(columns=['path', 'label']) for s in scores)
+    if total.isna().any(axis=None): return None  # a file without a digest was cut off
     return (total.idxmax(axis=1) == scores[0].label).to_numpy()
-
-
-def _first_file(folders, key):
-    files = (Path(d)/'runs'/key/'scores.csv' for d in folders)
-    return next((f for f in files if f.exists()), None)
 
 
 def mcnemar_of_runs(

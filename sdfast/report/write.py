@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..runtime import store
-from .figures import figure, path_figure
+from .figures import figure, path_figure, render
 from .rows import PANELS, has_all_strengths
 from .summary import summary
 from .tables import margins_table, strategy_table, trade_off_table
@@ -32,9 +32,9 @@ def write_report(
     store.write(out/'table.csv', _csv(table))
     store.write(out/'table.md', strategy_table(table, None, notes, method).to_markdown())
     store.write(out/'notes.json', json.dumps(list(notes), indent=1))
-    figure(rows, title).savefig(out/'figure.png', dpi=130)
+    store.write(out/'figure.png', render(figure(rows, title), dpi=130))
     if has_all_strengths(rows):
-        path_figure(rows, title).savefig(out/'paths.png', dpi=130)
+        store.write(out/'paths.png', render(path_figure(rows, title), dpi=130))
         for kept in PANELS: _write_trade_off(rows, out, kept, notes, method)
     return table
 

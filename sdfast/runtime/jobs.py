@@ -20,13 +20,14 @@ class Job(Protocol):
     """Interface: how pieces of work are done, and where their results are stored.
 
     Subclasses must be picklable, because workers receive them. A piece may be any picklable object; processes identify
-    it by its folder alone. `since` is in seconds since the epoch: pieces that failed before then are tried again."""
+    it by its folder alone. `call` is the id of a call of `run_all`: pieces that failed in other calls are tried again,
+    once in each. So no process compares its clock with that of another one."""
     def folder(self, piece:object)->Path: "The folder of a piece"
-    def read(self, piece:object, since:float, progress:Progress)->object:
+    def read(self, piece:object, call:str, progress:Progress)->object:
         "The result of a finished piece, else `None`"
-    def do(self, piece:object, since:float, progress:Progress)->object:
+    def do(self, piece:object, call:str, progress:Progress)->object:
         "Do a piece, or read its result if it is finished. Raises `Busy` if another process works on it"
-    def fail(self, piece:object, error:str)->None: "Record that every process that tried a piece was killed"
+    def fail(self, piece:object, call:str, error:str)->None: "Record that every process that tried a piece has died"
     def at(self, piece:object)->tuple: "`(run, epochs done)` of an unfinished piece"
     def report(self, result:object, skipped:bool, progress:Progress)->None: "Report a result to `progress`"
     def listener(self)->AbstractContextManager[Progress]: "The progress listener of a worker process"
@@ -71,12 +72,12 @@ class WorkList:
 def do_all(
     todo:WorkList, # What is to be done
     job:Job, # How a piece is done
-    since:float, # Failures before this time are tried again, in seconds since the epoch
+    call:str, # Id of the call of `run_all`; failures of other calls are tried again
     progress:Progress=Progress(), # Progress listener
 )->None:
     "Do all pieces in this process; retry pieces of other processes until they are done"
     while todo.more():
         for i in list(todo.left):
-            try: todo.done(i, job.do(todo.pieces[i], since, progress))
+            try: todo.done(i, job.do(todo.pieces[i], call, progress))
             except Busy: continue
         if todo.left: time.sleep(RETRY)

@@ -2,7 +2,7 @@
 import os
 import shlex
 import sys
-import time
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,12 +30,12 @@ def run_all(
     """Do all unfinished pieces, and read the results of the finished ones.
 
     When all results are there, workers call `then` themselves and do the pieces that it returns. Pieces that failed
-    before this call are tried again."""
+    in other calls are tried again, once."""
     out = Path(out)
     record = None if rank_distrib() else partial(_write_plan, job, out, total)
-    todo, since = WorkList(pieces, progress, then, record), time.time()
-    if launcher is None or launcher.inside: do_all(todo, job, since, progress)
-    else: Supervisor(todo, job, out, launcher, progress, since, total).run()
+    todo, call = WorkList(pieces, progress, then, record), uuid.uuid4().hex[:12]
+    if launcher is None or launcher.inside: do_all(todo, job, call, progress)
+    else: Supervisor(todo, job, out, launcher, call, progress, total).run()
     return todo.found()
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,10 +36,10 @@ def write(
 )->None:
     "Replace a file as a whole or not at all, even if the power fails. Raises `StoreError`, e.g. if the disk is full"
     path = Path(path)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    tmp = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')  # process ids repeat in containers
     try:
         with open(tmp, 'wb') as f:
-            f.write(data.encode() if isinstance(data, str) else data)
+            f.write(data.encode(errors='backslashreplace') if isinstance(data, str) else data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
@@ -67,12 +68,22 @@ def write_json(
 
 def read_json(
     path:str|Path, # File
+    checked:bool=True, # Take a dictionary without a checksum, of an older version or another program, for damage
 )->dict: # Without the checksum
     "Read what `write_json` wrote. Raises `Damaged` for anything else, `FileNotFoundError` if there is no file"
-    try: d = json.loads(Path(path).read_bytes())
-    except ValueError: d = None
-    if not isinstance(d, dict) or d.pop('sha256', None) != _checksum(d): raise _damaged(path)
+    try: d = json.loads(_bytes_of(path))
+    except (ValueError, RecursionError): d = None
+    if not isinstance(d, dict): raise _damaged(path)
+    checksum = d.pop('sha256', None)
+    if checksum != _checksum(d) and (checked or checksum is not None): raise _damaged(path)
     return d
+
+
+def _bytes_of(path):
+    "The content of a file. Raises `Damaged` if it is there and cannot be read, such as a folder of this name"
+    try: return Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError): raise FileNotFoundError(f'{path} does not exist') from None
+    except OSError as e: raise Damaged(f'{path} cannot be read: {e.strerror or e}') from None
 
 
 def _checksum(d): return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()
@@ -137,7 +148,9 @@ def verify(
     for name, want in files.items():
         file = Path(folder)/name
         if not file.is_file(): raise Damaged(f'{file} is missing')
-        if digest(file) != want: raise _damaged(file)
+        try: found = digest(file)
+        except OSError as e: raise Damaged(f'{file} cannot be read: {e.strerror or e}') from None
+        if found != want: raise _damaged(file)
 
 
 # ---- one owner at a time
@@ -189,7 +202,7 @@ def owner(
     lock = FileLock(file, timeout=0, thread_local=False)
     try: lock.acquire()
     except Timeout:
-        try: return (Path(folder)/OWNER).read_text() or UNKNOWN
+        try: return (Path(folder)/OWNER).read_text(errors='replace').strip('\0') or UNKNOWN
         except OSError: return UNKNOWN
     except OSError: return ''
     lock.release()

@@ -6,7 +6,7 @@ from . import store
 from .jobs import Job, WorkList
 from .launcher import Launcher
 from .progress import Progress
-from .workers import Worker, cancel_workers, is_alive, last_words, returned_error, start_workers
+from .workers import Worker, cancel_workers, is_alive, last_words, raised_error, returned_error, start_workers
 
 __all__ = ['Supervisor']
 
@@ -20,13 +20,14 @@ class Supervisor:
         job:Job, # How a piece is done, and where
         out:Path, # The study's folder; the workers' logs are in `out/workers`
         launcher:Launcher, # Where to start workers, and how many
+        call:str, # Id of the call of `run_all`; failures of other calls are tried again
         progress:Progress=Progress(), # Progress listener
-        since:float=0., # Failures before this time are tried again, in seconds since the epoch
         total:int=0, # As in `run_all`
     ):
         self.todo, self.job, self.out, self.launcher, self.progress = todo, job, out, launcher, progress
-        self.since, self.total = since, total
+        self.call, self.total = call, total
         self.workers: list = []
+        self.n_starts = 0  # generations of workers so far
         # counts of finished work when workers were last started, and how many times they have not changed since
         self.state: tuple|None = None
         self.idle = 0
@@ -47,7 +48,7 @@ class Supervisor:
     def collect(self, skipped:bool=False)->None:
         "Read and report new results"
         for i in list(self.todo.left):
-            result = self.job.read(self.todo.pieces[i], self.since, self.progress)
+            result = self.job.read(self.todo.pieces[i], self.call, self.progress)
             if result is None: continue
             self.todo.done(i, result)
             self.job.report(result, skipped, self.progress)
@@ -61,7 +62,7 @@ class Supervisor:
     def replace_workers(self)->None:
         """Start new workers after all have ended.
 
-        Raises an error that every worker would meet; marks pieces that kill every worker as failed."""
+        Raises an error that every worker would meet; marks pieces on which every worker dies as failed."""
         self.collect()
         begun = [p for p in self.pieces_left() if self.job.folder(p).exists()]
         self.count_idle(begun)
@@ -81,10 +82,12 @@ class Supervisor:
         self.state = state
 
     def give_up(self, begun:list)->None:
-        "Record pieces that killed every worker as failed"
-        words = last_words(self.workers)
-        if not begun: raise RuntimeError(f'workers cannot start: {words}; their logs are in {self.out/"workers"}')
-        for p in begun: self.job.fail(p, f'every process that tried it was killed, perhaps out of memory ({words})')
+        "Record pieces on which every worker died as failed"
+        words, errors = last_words(self.workers), [e for e in map(raised_error, self.workers) if e]
+        if not begun: raise RuntimeError(f'workers cannot start: {words}; their logs are in {self.logs()}')
+        why = f'was killed, perhaps out of memory ({words})'
+        if errors: why = f'ended with {errors[0]}; its log is in {self.logs()}'
+        for p in begun: self.job.fail(p, self.call, f'every process that tried it {why}')
         self.state, self.idle = None, 0
         self.collect()
 
@@ -93,8 +96,14 @@ class Supervisor:
         # workers that call `then` need all results, so they get the finished pieces, too
         pieces = self.pieces_left() if self.todo.then is None else list(self.todo.pieces)
         n = min(self.launcher.jobs, max(len(pieces), self.total - len(self.todo.results)))
-        worker = Worker(self.job, pieces, self.todo.then, self.since)
-        self.workers = start_workers(worker, n, self.out/'workers', self.launcher)
+        worker = Worker(self.job, pieces, self.todo.then, self.call)
+        self.n_starts += 1
+        self.workers = start_workers(worker, n, self.logs(), self.launcher)
+
+    def logs(self)->Path:
+        """The folder of the present workers' files. Submitit names these by the number of a process or job, which may
+        repeat, such as in another container; so each generation has a folder of its own."""
+        return self.out/'workers'/f'{self.call}-{self.n_starts}'
 
     def end_workers(self)->None:
         "End local workers; say how to end Slurm jobs"

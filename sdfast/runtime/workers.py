@@ -23,6 +23,7 @@ __all__ = ['Worker', 'start_workers']
 
 LOCAL_MINUTES = 60*24*365  # submitit requires a time limit; a year is as good as none for a local worker
 SLURM_MINUTES = 60  # default time limit of a Slurm job
+RULE = '-'*22  # line around the traceback in submitit's message
 CANCEL_SECONDS = 10  # until a cancelled worker that still runs is killed
 
 
@@ -35,7 +36,7 @@ class Worker(Checkpointable):
     job: Job  # how a piece is done
     pieces: list  # the same for all workers
     then: Callable|None  # see `run_all`
-    since: float  # failures before this time are tried again
+    call: str  # id of the call of `run_all`; failures of other calls are tried again
 
     def __call__(self,
         first:int, # Index of the piece to start with
@@ -48,7 +49,7 @@ class Worker(Checkpointable):
         with self.job.listener() as progress:
             self._plan(self.pieces, progress)
             todo = WorkList(rotate(self.pieces, first), progress, then)
-            try: do_all(todo, self.job, self.since, progress)
+            try: do_all(todo, self.job, self.call, progress)
             except (InputError, StoreError) as e:
                 progress.say(str(e))
                 return e
@@ -141,6 +142,14 @@ def returned_error(job:SubmittedJob)->Exception|None:
     if not job.paths.result_pickle.exists(): return None
     try: return job.result()
     except Exception: return None
+
+
+def raised_error(job:SubmittedJob)->str:
+    "The last line of the exception with which a worker ended; '' if it returned or was killed"
+    try: error = job.exception() if job.paths.result_pickle.exists() else None
+    except Exception: return ''  # an unreadable file
+    trace = str(error or '').partition(RULE)[2].rpartition(RULE)[0].strip()  # submitit adds lines before and after it
+    return trace.splitlines()[-1] if trace else ''
 
 
 def last_words(jobs:list)->str:

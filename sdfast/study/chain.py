@@ -27,12 +27,12 @@ def finished_chain(
     runs:Sequence[Run], # A `Run` for each task in order
     out:str|Path, # Folder of the study
     progress:Progress=Progress(), # Progress listener, for lines about damaged files
-    since:float|None=None, # As in `finished`
+    call:str='', # As in `finished`
 )->list[dict]|None: # A row for each stage, up to the first that failed or diverged
     "Read the result of a chain; `None` if it has not ended or its files are damaged"
     rows = []
     for _, key, _ in stage_keys(runs):
-        row = read_stage(stage_folder(key, out), progress, since)
+        row = read_stage(stage_folder(key, out), progress, call)
         if row is None: return None
         rows.append(row)
         if row['status'] != 'ok': break
@@ -46,18 +46,18 @@ def train_chain(
     accuracies:Accuracies, # Measures all tasks after each stage
     progress:Progress=Progress(), # Progress listener
     wait:bool=True, # Wait for another process that works on the chain; else raise `Busy`
-    since:float|None=None, # As in `finished`
+    call:str='', # As in `finished`
 )->list[dict]: # A row for each stage, up to the first that failed or diverged
     "Fine-tune on one task after another with one strategy; finished stages are read"
     past, rows, skipped = [source], [], True
     with claim_folder(stage_folder(chain_key(runs), out), progress, wait):
         for i, (run, key, before) in enumerate(stage_keys(runs), 1):
             folder = stage_folder(key, out)
-            row = from_rank0(lambda: read_stage(folder, progress, since))
+            row = from_rank0(lambda: read_stage(folder, progress, call))
             if row is None:
                 skipped = False
                 row = dict(key=key, before=before, stage=i, task=accuracies.names[i])
-                row = train_stage(run, past, folder, accuracies, row, progress)
+                row = train_stage(run, past, folder, accuracies, row, progress, call)
             rows.append(row)
             if row['status'] != 'ok': break
             if i < len(runs): past.append(load_stage(run, folder))

@@ -1,5 +1,5 @@
 "Choosing a strategy's strength on held-out data."
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -22,7 +22,19 @@ def strength_grid(
 
     They are strengths or, for plain fine-tuning and others without strengths, learning rates: lr, lr/2, lr/4..."""
     if not STRATEGIES[strategy].lams: return [dict(lam=0., lr=lr/2**i) for i in range(n)]
-    return [dict(lam=float(lam), lr=lr) for lam in sorted(lams or STRATEGIES[strategy].lams)]
+    return [dict(lam=lam, lr=lr) for lam in check_strengths(lams or STRATEGIES[strategy].lams)]
+
+
+def check_strengths(
+    lams:Iterable, # Strengths
+    what:str='strengths', # What to call them in the message
+)->list[float]: # From weak to strong
+    "Raise `InputError` unless strengths are finite, at least 0 and different"
+    values = sorted(map(float, lams))
+    for v in values:
+        if not 0 <= v < float('inf'): raise InputError(f'{what}: strengths must be finite and at least 0, not {v:g}')
+        if values.count(v) > 1: raise InputError(f'{what}: strength {v:g} is given twice; each trial needs its own')
+    return values
 
 
 def choose(

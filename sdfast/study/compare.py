@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from fastai.torch_core import rank_distrib
 
 from ..errors import InputError
 from ..metrics.columns import COLUMNS, RETENTION_COLUMNS
+from ..runtime.distributed import from_rank0
 from ..runtime.launch import run_all
 from ..runtime.launcher import Launcher
 from ..runtime.memory import hand_back_memory
@@ -15,10 +17,12 @@ from ..runtime.progress import Progress
 from .choose import choose
 from .config import Run
 from .execute import RunJob
-from .folder import retention_columns
+from .folder import retention_columns, run_folder
 from .loaders import load_data
-from .plan import Plan, check_grids
-from .source import SourceModel, Untouched, load_source, source_weights, untouched
+from .plan import Plan
+from .reuse import clear_once, end_fresh
+from .source import SourceModel, Untouched, forget_sources, load_source, source_weights, untouched
+from .source_files import source_folder
 
 __all__ = ['compare', 'compare_rows', 'prepare_source']
 
@@ -35,9 +39,9 @@ def compare(
     kept:str='source_probe', # What 'equal_learning' compares on the source's valid part, or 'source_acc'
     launcher:Launcher|None=None, # Where to run; `None`: in this process
     log:Sequence[str]=(), # See `execute`
+    fresh:bool=False, # Do all runs and the source model again, see `clear_once`
 )->pd.DataFrame: # A row for each run, trials included, and one `untouched`; columns `COLUMNS`
     "Choose each strategy's strength on valid parts, then run it with every seed and read test"
-    check_grids(grids)
     if f'valid_{kept}' not in RETENTION_COLUMNS:
         raise InputError(f'equal learning can keep source_probe or source_acc, not {kept!r}')
     choose([0.], [0.], rule)  # raises for an unknown rule
@@ -46,11 +50,25 @@ def compare(
     trials = plan.first()
     to_come = [] if all_strengths else plan.last(dict.fromkeys(grids, 0))  # only their number matters, so any setting
     progress.plan(trials + to_come)
+    if fresh: from_rank0(lambda: redo([run_folder(r, out) for r in plan.every()], base, out, progress))
     prepare_source(base, out, progress, launcher)
     found = run_all(trials, RunJob(str(out), log), out, progress, launcher, total=len(trials) + len(to_come),
                     then=None if all_strengths else plan)
     rows = _mark_chosen(plan, found, progress)
-    return compare_rows(rows, untouched(base, out, progress), base)
+    table = compare_rows(rows, untouched(base, out, progress), base)
+    if not rank_distrib(): end_fresh(out)
+    return table
+
+
+def redo(
+    folders:Sequence, # Of all runs, or stages, that the study may have
+    base:Run, # Any run of the study
+    out:str|Path, # Folder of the study
+    progress:Progress=Progress(), # Progress listener
+)->None:
+    "Remove what a study has in its folder, the source model included, as `clear_once` does"
+    clear_once([*folders, source_folder(base, out)], out, progress)
+    forget_sources()
 
 
 def prepare_source(

@@ -17,12 +17,14 @@ from ..runtime.progress import Progress
 from ..runtime.resume import epochs_done
 from .accuracies import Accuracies
 from .chain import chain_key, chain_score, finished_chain, report_chain, train_chain
-from .compare import prepare_source
+from .check_data import check_data
+from .compare import prepare_source, redo
 from .config import Run, changed_fields, hash_fields
 from .folder import claim_folder, read_sealed
-from .plan import Plan, check_grids
+from .plan import Plan
 from .progress import LiveProgress
 from .record import write_failure
+from .reuse import end_fresh
 from .source import load_source
 from .stage import RUN_COLUMNS, read_stage, stage_folder, stage_keys
 
@@ -40,20 +42,30 @@ def compare_sequences(
     trial_seeds:int=1, # Trials of each strength
     progress:Progress=Progress(), # Progress listener
     launcher:Launcher|None=None, # Where to run; `None`: in this process
+    fresh:bool=False, # Train all chains and the source model again, see `clear_once`
 )->pd.DataFrame: # A row for each stage, trials included, and the rows 'untouched' and 'random'
     """Fine-tune with every strategy through a chain of tasks.
 
     For each strategy, trials choose the strength with the best mean accuracy on the valid parts of source and tasks,
     with old heads, after the last stage. Then the chain is trained with this strength and every seed, and test is read.
     The row 'untouched' is the source model's, 'random' that of a random encoder."""
-    check_grids(grids)
     plan = ChainPlan(bases, grids, seeds, trial_seeds)
     trials, final = plan.first(), plan.last(dict.fromkeys(grids, 0))  # only the number of final chains matters
     progress.plan([chain[-1] for chain in trials + final])
+    job = ChainJob(str(out), tuple(bases))
+    if fresh: from_rank0(lambda: redo(_stage_folders(plan, job), bases[0], out, progress))
     prepare_source(bases[0], out, progress, launcher)
     total = len(trials) + len(final) + 1  # with `UNTRAINED`
-    found = run_all(trials, ChainJob(str(out), tuple(bases)), out, progress, launcher, total, then=plan)
+    found = run_all(trials, job, out, progress, launcher, total, then=plan)
+    if not rank_distrib(): end_fresh(out)
     return pd.DataFrame(list(_rows(plan, found)))
+
+
+def _stage_folders(plan, job):
+    "Folders of all stages that a study may have, and of the models before fine-tuning"
+    _shared.cache_clear()
+    keys = [key for chain in plan.every() for _, key, _ in stage_keys(chain)]
+    return [*(stage_folder(key, job.out) for key in keys), job.folder(UNTRAINED)]
 
 
 def _rows(plan, found)->Iterator[dict]:
@@ -93,30 +105,30 @@ class ChainJob(Job):
         key = chain_key(chain) if chain else hash_fields([changed_fields(r) for r in self.bases])
         return stage_folder(key, self.out)
 
-    def read(self, chain:Sequence[Run], since:float|None, progress:Progress=Progress())->list|None:
-        if chain: return finished_chain(chain, self.out, progress, since)
+    def read(self, chain:Sequence[Run], call:str, progress:Progress=Progress())->list|None:
+        if chain: return finished_chain(chain, self.out, progress, call)
         sealed = read_sealed(self.folder(chain), 'result.json', progress, 'measured again')
         return None if sealed is None else sealed['rows']
 
-    def do(self, chain:Sequence[Run], since:float|None, progress:Progress=Progress())->list:
-        rows = from_rank0(lambda: self.read(chain, since, progress))
+    def do(self, chain:Sequence[Run], call:str, progress:Progress=Progress())->list:
+        rows = from_rank0(lambda: self.read(chain, call, progress))
         if rows is not None:
             self.report(rows, True, progress)
             return rows
         accuracies, source = _shared(self.bases, self.out)
-        if chain: return train_chain(chain, source, self.out, accuracies, progress, wait=False, since=since)
+        if chain: return train_chain(chain, source, self.out, accuracies, progress, wait=False, call=call)
         with claim_folder(self.folder(chain), progress, wait=False) as folder:
             rows = _untrained_rows(self.bases[0], source, accuracies)
             if not rank_distrib(): store.write_json(folder/'result.json', dict(rows=rows, files={}))
         return rows
 
-    def fail(self, chain:Sequence[Run], error:str)->None:
+    def fail(self, chain:Sequence[Run], call:str, error:str)->None:
         if not chain: raise RuntimeError(f'the models before training cannot be measured: {error}')
         for run, key, before in stage_keys(chain):
             folder = stage_folder(key, self.out)
             if read_stage(folder) is not None: continue
             row = {k:getattr(run, k) for k in RUN_COLUMNS} | dict(key=key, before=before)
-            with store.claim(folder): write_failure(folder, row, error)
+            with store.claim(folder): write_failure(folder, row, call, error)
             return
 
     def at(self, chain:Sequence[Run])->tuple: return (chain or self.bases)[-1], epochs_done(self.folder(chain))
@@ -130,6 +142,7 @@ class ChainJob(Job):
 @lru_cache(maxsize=1)
 def _shared(bases, out):
     "The accuracies and the source model that all chains of a process share"
+    for run in bases: check_data(run, out)
     return Accuracies(list(bases)), replace(load_source(bases[0], out), retention=None)
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..runtime.limits import MAX_COUNT, MAX_FRAMES, MAX_PROCESSES, MAX_REPEATS, MAX_SIZE
 from ..runtime.options import format_options, parse_options
 from ..stats import ADJUSTMENTS
 from .choose import RULES
+from .values import check_value
 
 __all__ = ['RSPNET', 'Run', 'Study', 'file_id']
 
@@ -38,6 +40,7 @@ class Setting:
     group: str = ''  # one of `GROUPS`; '': users cannot set it
     option: str = ''  # its name on the command line, by default the field's
     command: str = ''  # the only command that has it; '': all have it
+    recorded: bool = True  # in study.yaml, and in the command that repeats a study
     automatic: bool = False  # if not given, it is derived from other settings
     of_source: bool = False  # it also decides the model before fine-tuning
     minimum: float|None = None
@@ -92,11 +95,11 @@ class Run:
     # Options of the strategy's callbacks, `name=value,...`
     strategy_args: str = setting('')
     # Strength of the strategy
-    lam: float = setting(0.)
+    lam: float = setting(0., minimum=0)
     # Random seed of head, data order, clips and augmentation
-    seed: int = setting(0)
+    seed: int = setting(0, minimum=0, maximum=2**32 - 1)
     # Epochs of fine-tuning; in a chain, of each stage
-    epochs: int = setting(12, TRAINING, minimum=1)
+    epochs: int = setting(12, TRAINING, minimum=1, maximum=MAX_COUNT)
     # Learning rate at the start of fine-tuning: SGD, momentum .9
     lr: float = setting(.05, TRAINING, above=0)
     # Learning rate schedule, see `learning_rates`
@@ -104,13 +107,13 @@ class Run:
     # L2 regularisation of all parameters during fine-tuning
     wd: float = setting(0., TRAINING, minimum=0)
     # Batch size, over all processes
-    bs: int = setting(32, TRAINING, minimum=1)
+    bs: int = setting(32, TRAINING, minimum=1, maximum=MAX_COUNT)
     # Frames in a clip
-    frames: int = setting(8, DATA, of_source=True, minimum=1)
+    frames: int = setting(8, DATA, of_source=True, minimum=1, maximum=MAX_FRAMES)
     # Frames of the video from one frame of the clip to the next
-    stride: int = setting(1, DATA, of_source=True, minimum=1)
+    stride: int = setting(1, DATA, of_source=True, minimum=1, maximum=MAX_FRAMES)
     # Side of the square crop in pixels; by default 40 for moving_digits, else 112
-    size: int = setting(40, DATA, of_source=True, automatic=True, minimum=8)
+    size: int = setting(40, DATA, of_source=True, automatic=True, minimum=8, maximum=MAX_SIZE)
     # Smallest share of the frame that a training crop covers, such as .25; 0: square crops of the scaled frame
     area: float = setting(0., DATA, of_source=True, minimum=0, maximum=1)
     # Mirror half of the training clips
@@ -118,21 +121,21 @@ class Run:
     # Repeat a short video from its start instead of repeating its last frame
     wrap: bool = setting(False, DATA, of_source=True)
     # Clips of each test video; of a valid video only the middle clip is used
-    clips: int = setting(1, DATA, of_source=True, minimum=1)
+    clips: int = setting(1, DATA, of_source=True, minimum=1, maximum=MAX_FRAMES)
     # Part of train to hold out, by group, if the task has no valid part; 0: train on all
     valid_frac: float = setting(.2, DATA, minimum=0, below=1)
     # Epoch that is measured: the last, or the best on valid
     select: str = setting('last', TRAINING, command='compare', choices=('last', 'valid'))
     # Stop after this many epochs without improvement on valid; 0: never
-    patience: int = setting(0, TRAINING, command='compare', minimum=0)
+    patience: int = setting(0, TRAINING, command='compare', minimum=0, maximum=MAX_COUNT)
     # Processes that load clips; 0 keeps decoded videos in memory if they fit
-    workers: int = setting(0, EXECUTION, of_source=True, minimum=0)
+    workers: int = setting(0, EXECUTION, of_source=True, minimum=0, maximum=MAX_PROCESSES)
     # Epochs of the source stage; by default 6, or 0 with --init
-    source_epochs: int = setting(6, TRAINING, of_source=True, automatic=True, minimum=0)
+    source_epochs: int = setting(6, TRAINING, of_source=True, automatic=True, minimum=0, maximum=MAX_COUNT)
     # Learning rate of the source stage
     source_lr: float = setting(.1, TRAINING, of_source=True, above=0)
     # Batch size of the source stage, by default --bs
-    source_bs: int = setting(32, TRAINING, of_source=True, automatic=True, minimum=1)
+    source_bs: int = setting(32, TRAINING, of_source=True, automatic=True, minimum=1, maximum=MAX_COUNT)
     # Hold out a part of the source as well, to choose strengths by what was kept
     source_valid: bool = setting(False, of_source=True)
     # More tasks, joined by `;`, on which a probe measures what was kept, such as 'moving_digits,part=motion'
@@ -140,7 +143,7 @@ class Run:
     # Measure the loss on the straight line between the weights before and after fine-tuning
     with_barrier: bool = setting(False, STATISTICS, option='barrier', command='compare')
     # Processes that train together on each batch, under torchrun
-    processes: int = setting(1, of_source=True)
+    processes: int = setting(1, of_source=True, minimum=1, maximum=MAX_PROCESSES)
     # Run all strategies at a reduced size
     quick: bool = setting(False, DATA, of_source=True)
     # Read test and measure retention; a trial does neither
@@ -152,10 +155,11 @@ class Run:
                              "train; for the paper's protocol, labelled as such next to the last epoch, select='paper'")
         if self.select not in ('last', 'valid', 'paper'):
             raise InputError(f'select must be last, valid or paper, not {self.select!r}')
+        for f in fields(self):
+            if f.name != 'select': object.__setattr__(self, f.name, check_value(f, getattr(self, f.name)))
         if self.bs % self.processes or self.source_bs % self.processes:
             raise InputError(f'batches of {self.bs} and {self.source_bs} cannot be divided among {self.processes} '
                              'processes')
-        if self.patience < 0: raise InputError(f'patience must be at least 0 epochs, not {self.patience}')
 
     @property
     def key(self)->str: return hash_fields(changed_fields(self))
@@ -195,9 +199,9 @@ class Study:
     # Options of strategies: ewc:implicit=true;self_distill:reduction=sum,teacher_bn=running
     strategy_args: str = setting('', CHOICE, from_mapping=_format_strategy_args)
     # Final runs of each strategy
-    seeds: int = setting(6, CHOICE, minimum=1)
+    seeds: int = setting(6, CHOICE, minimum=1, maximum=MAX_REPEATS)
     # Trials of each strength
-    trial_seeds: int = setting(1, CHOICE, minimum=1)
+    trial_seeds: int = setting(1, CHOICE, minimum=1, maximum=MAX_REPEATS)
     # Run every strength with every seed to the end, to show its trade-off and to choose by all seeds
     all_strengths: bool = setting(False, CHOICE, command='compare')
     # How to choose: the best on valid, or, of all settings within 1 point of it, the one that keeps most
@@ -208,8 +212,11 @@ class Study:
     adjust: str = setting('holm', STATISTICS, command='compare', choices=tuple(ADJUSTMENTS))
     # Folder to write to; finished runs in it are not repeated
     out: str = setting('runs/compare', EXECUTION)
+    # Redo all runs of this study and its source model that --out has, whatever version of sdfast or of its libraries,
+    # or number of threads, they are of. If it is stopped, the same command continues
+    fresh: bool = setting(False, EXECUTION, recorded=False)
     # Worker processes, such as one for each GPU; by default 1, or on CPUs up to 8 for moving_digits
-    jobs: int|None = setting(None, EXECUTION, automatic=True, minimum=1)
+    jobs: int|None = setting(None, EXECUTION, automatic=True, minimum=1, maximum=MAX_PROCESSES)
     # Where workers run: local, or slurm
     launcher: str = setting('', EXECUTION)
     # Options of Slurm's jobs: partition=NAME,time=MINUTES,gpus=N,cpus=N,mem=GB,account=NAME,qos=NAME

@@ -45,6 +45,7 @@ from ..runtime.progress import Progress
 from ..runtime.resume import epochs_done
 from ..strategies.registry import STRATEGIES
 from ..strategies.telemetry import Telemetry
+from .check_data import check_data
 from .config import Run
 from .fit import KeepBest, fit_model
 from .folder import claim_folder, finished, retention_columns, run_folder, write_answers, write_epochs
@@ -61,36 +62,37 @@ def execute(
     out:str|Path, # Folder of the study
     progress:Progress=Progress(), # Progress listener
     wait:bool=True, # Wait for another process that works on the run; else raise `Busy`
-    since:float|None=None, # See `finished`
+    call:str='', # See `finished`
     log:Sequence[str]=(), # Loggers in addition to the files, 'tensorboard' or 'wandb'; they write below `out`
 )->dict: # A row with the fields of `COLUMNS`, and `anchor`
     """Do a run, resume it, or read its result if it is finished.
 
     A run that fails is a row with a status and an error. Raises `StoreError` if the folder cannot be written."""
-    row = from_rank0(lambda: finished(run, out, progress, since))
+    row = from_rank0(lambda: finished(run, out, progress, call))
     if row is None:
         with claim_folder(run_folder(run, out), progress, wait) as folder:
-            row = from_rank0(lambda: _finished_meanwhile(run, out, folder, since))
+            row = from_rank0(lambda: _finished_meanwhile(run, out, folder, call))
             if row is None:
-                row = _execute(run, out, folder, progress, log)
+                row = _execute(run, out, folder, progress, call, log)
                 progress.done(row)
                 return row
     progress.done(row, skipped=True)
     return row
 
 
-def _finished_meanwhile(run, out, folder, since):
+def _finished_meanwhile(run, out, folder, call):
     "The result of another process that did the run while this one waited for the claim"
     # no progress listener: damage was reported at the first look
-    return finished(run, out, Progress(), since) if (folder/'result.json').exists() else None
+    return finished(run, out, Progress(), call) if (folder/'result.json').exists() else None
 
 
-def _execute(run, out, folder, progress, log):
+def _execute(run, out, folder, progress, call, log):
+    check_data(run, out)
     source = load_source(run, out, progress)
 
     def measure(cbs):
         with loggers(log, run, out) as more: return _train_and_measure(run, source, folder, progress, [*cbs, *more])
-    return write_run(run, folder, measure, known_columns(run) | dict(anchor=source.id), progress)
+    return write_run(run, folder, measure, known_columns(run) | dict(anchor=source.id), progress, call)
 
 
 def known_columns(run:Run)->dict:
@@ -207,16 +209,16 @@ class RunJob(Job):
 
     def folder(self, run:Run)->Path: return run_folder(run, self.out)
 
-    def read(self, run:Run, since:float|None, progress:Progress=Progress())->dict|None:
-        return finished(run, self.out, progress, since)
+    def read(self, run:Run, call:str, progress:Progress=Progress())->dict|None:
+        return finished(run, self.out, progress, call)
 
-    def do(self, run:Run, since:float|None, progress:Progress=Progress())->dict:
-        return execute(run, self.out, progress, wait=False, since=since, log=self.log)
+    def do(self, run:Run, call:str, progress:Progress=Progress())->dict:
+        return execute(run, self.out, progress, wait=False, call=call, log=self.log)
 
-    def fail(self, run:Run, error:str)->None:
+    def fail(self, run:Run, call:str, error:str)->None:
         with store.claim(self.folder(run)) as folder:
             store.write_json(folder/'run.json', asdict(run))
-            write_failure(folder, known_columns(run), error)
+            write_failure(folder, known_columns(run), call, error)
 
     def at(self, run:Run)->tuple: return run, epochs_done(self.folder(run))
     def report(self, row:dict, skipped:bool, progress:Progress=Progress())->None: progress.done(row, skipped)

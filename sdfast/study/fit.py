@@ -25,6 +25,7 @@ from ..runtime.distributed import ShardedDL
 from ..runtime.progress import Progress
 from ..runtime.resume import Resumable
 from ..strategies.base import Penalty
+from .failures import error_message
 
 __all__ = ['learning_rates', 'fit_batch_size']
 
@@ -60,12 +61,6 @@ def train_together(learn:Learner)->Iterator[None]:
     with learn.distrib_ctx(sync_bn=cuda, cpu=not cuda):  # SyncBatchNorm needs GPUs
         learn.distributed_trainer._wrap_dl = shard
         yield
-
-
-def error_message(e:Exception)->str:
-    "The first line of an exception's message, without the prefix that fastai adds"
-    text = str(e).split(':\n\t')[-1].strip()
-    return text.splitlines()[0] if text else ''
 
 
 # ---- schedules and sizes

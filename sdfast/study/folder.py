@@ -4,6 +4,7 @@
     source/KEY/    the model before fine-tuning, see `load_source`
     runs/KEY/      one run, see `execute`
     stages/KEY/    one stage of a chain of tasks, see `train_chain`
+    data/          lists of the tasks' videos, see `check_data`
     workers/       logs of worker processes
 
 The folder of a source, run or stage is complete when it has its sealed file (source.json or result.json), which is
@@ -43,7 +44,7 @@ def finished(
     run:Run, # The run
     out:str|Path, # Folder of the study
     progress:Progress=Progress(), # Progress listener, for lines about damaged files
-    since:float|None=None, # Failures count if they are later than this, in seconds since the epoch; `None`: none counts
+    call:str='', # Id of a call of `run_all`: failures in this call count; '': none counts
 )->dict|None: # A row with the fields of `COLUMNS`, and `anchor`
     """Read the result of a run; `None` if it is not finished or its files are damaged.
 
@@ -52,16 +53,22 @@ def finished(
     folder = run_folder(run, out)
     result = read_sealed(folder, 'result.json', progress, 'done again')
     if result is None: return None
-    recorded = asdict(Run()) | store.read_json(folder/'run.json')  # settings added since then had their defaults
+    # of a failure the settings need not be sealed
+    try: settings = store.read_json(folder/'run.json')
+    except (Damaged, FileNotFoundError) as e:
+        progress.say(f'{e}; it is done again')
+        return None
+    recorded = asdict(Run()) | settings  # settings added since then had their defaults
     if recorded != json.loads(json.dumps(asdict(run))):
         raise StoreError(f'{folder} is of another run; use another folder for this study')
-    return {c:result.get(c) for c in [*COLUMNS, 'anchor']} if is_settled(result, since) else None
+    return {c:result.get(c) for c in [*COLUMNS, 'anchor']} if is_settled(result, call) else None
 
 
 def read_sealed(folder:Path, name:str, progress:Progress, remedy:str)->dict|None:
     "Read a sealed file; reports damage and returns `None` if it or a file that it lists is missing or damaged"
     try:
         sealed = store.read_json(folder/name)
+        if not isinstance(sealed.get('files'), dict): raise Damaged(f'{folder/name} is damaged: it lists no files')
         store.verify(folder, sealed['files'])
         return sealed
     except FileNotFoundError: return None
@@ -70,9 +77,15 @@ def read_sealed(folder:Path, name:str, progress:Progress, remedy:str)->dict|None
         return None
 
 
-def is_settled(result:dict, since:float|None)->bool:
-    "Whether a result is final: a success, a divergence, or a failure after `since`"
-    return result['status'] in LASTING or (since is not None and result['ended'] >= since)
+def is_settled(result:dict, call:str)->bool:
+    "Whether a result is final: a success, a divergence, or a failure in this call"
+    return result['status'] in LASTING or bool(call) and call in result.get('calls', ())
+
+
+def failed_calls(folder:Path)->list[str]:
+    "Ids of the calls in which a run has failed so far"
+    try: return store.read_json(folder/'result.json').get('calls', [])
+    except (FileNotFoundError, Damaged): return []
 
 
 # ---- working

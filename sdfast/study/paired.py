@@ -1,6 +1,6 @@
 "Studies without a choice of settings: every setting is run with every seed, and all results are shown."
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,9 +10,10 @@ from ..runtime.launch import run_all
 from ..runtime.launcher import Launcher
 from ..runtime.progress import Progress
 from .compare import compare_rows
-from .config import QUICK, Run
+from .config import QUICK, Run, Study
 from .execute import RunJob
 from .source import untouched
+from .values import check_value
 
 __all__ = ['final_run', 'run_settings']
 
@@ -39,6 +40,7 @@ def run_settings(
     launcher:Launcher|None=None, # Where to run; `None`: in this process
 )->pd.DataFrame: # A row for each run, and one for the untouched encoder; columns as in `compare`
     "Run every setting with every seed"
+    check_value(next(f for f in fields(Study) if f.name == 'seeds'), seeds)
     runs = [replace(setting, seed=i) for setting in settings for i in range(seeds)]
     progress.plan(runs)
     rows = run_all(runs, RunJob(str(out)), out, progress, launcher)

@@ -1,5 +1,5 @@
 "The runs of a study: trials of each setting, and the final runs that follow from them."
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,8 @@ from ..errors import InputError
 from ..runtime.progress import Progress
 from ..strategies.registry import STRATEGIES
 from .choose import choose
+from .config import Study
+from .values import check_value
 
 __all__ = ['Plan']
 
@@ -26,6 +28,11 @@ class Plan:
     kept: str = 'source_probe'  # see `compare`
     by = 'on valid'  # what settings are chosen by, for the reader
 
+    def __post_init__(self):
+        limits = {f.name:f for f in fields(Study)}
+        for name in ('seeds', 'trial_seeds'): check_value(limits[name], getattr(self, name))
+        check_grids(self.grids)
+
     def first(self)->list:
         "All trials"
         return [run for settings in self.trials().values() for runs in settings for run in runs]
@@ -43,6 +50,11 @@ class Plan:
     def runs(self, strategy:str, setting:dict, n:int, final:bool)->list:
         "Runs of a strategy with one setting, for seeds 0 to n-1"
         return [replace(self.base, strategy=strategy, seed=seed, final=final, **setting) for seed in range(n)]
+
+    def every(self)->list:
+        "All runs that the study may come to, whatever it chooses"
+        grids = (self._grid_runs(self.trial_seeds, final=False), self._grid_runs(self.seeds, final=True))
+        return [run for grid in grids for settings in grid.values() for runs in settings for run in runs]
 
     def __call__(self, found:list, progress:Progress=Progress())->list:
         "The final runs, chosen by the results of all trials"
@@ -87,7 +99,10 @@ def setting_name(strategy:str, setting:dict)->str:
 
 
 def check_grids(grids:dict)->None:
-    "Raise `InputError` unless all strategies get the same number of trials"
+    "Raise `InputError` unless all strategies get the same number of trials, and each tries different settings"
     if len({len(g) for g in grids.values()}) > 1:
         given = ', '.join(f'{s} {len(g)}' for s, g in grids.items())
         raise InputError(f'each strategy must get the same number of trials, not {given}')
+    for strategy, grid in grids.items():
+        for i, setting in enumerate(grid):
+            if setting in grid[:i]: raise InputError(f'{strategy} tries {setting_name(strategy, setting)} twice')

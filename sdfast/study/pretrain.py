@@ -14,6 +14,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as run_fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,11 @@ from ..runtime.options import parse_options
 from ..runtime.progress import Progress
 from ..runtime.resume import Resume, epochs_done
 from ..stats import proportion_interval
+from .config import Run
 from .fit import Seeded, StopDiverged, fit_batch_size
 from .pretrain_recipes import recipe, stage_rates
 from .progress import LiveProgress
+from .values import check_value
 
 __all__ = ['Stage', 'make_stage', 'pretrain', 'read_result']
 
@@ -134,11 +137,8 @@ def make_stage(
     _check_method(method)
     fields = recipe(method, digits=task.startswith('moving_digits'))
     fields |= {name:value for name, value in given.items() if value is not None}
-    for name in ('epochs', 'bs', 'frames', 'stride', 'size'):
-        if fields[name] < 1: raise InputError(f'--{name} must be at least 1, not {fields[name]}')
-    lr, wd = fields['lr'], fields['wd']
-    if not 0 < lr < float('inf') or not 0 <= wd < float('inf'):
-        raise InputError(f'--lr must be positive and --wd at least 0, not {lr} and {wd}')
+    for f in run_fields(Run):
+        if f.name in fields and f.name not in ('schedule', 'clips'): check_value(f, fields[f.name], f'--{f.name}')
     stage = Stage(method, task, **fields)
     # these raise for impossible settings, before anything is written
     stage_rates(stage.schedule, stage.lr, stage.epochs)
@@ -194,8 +194,11 @@ def pretrain(
         except FileNotFoundError: pass
         except Damaged as e: progress.say(f'{e}; the stage is trained again')
         data, method = stage_data(stage), make_method(stage)
+        if stage.files not in ('', data.fingerprint):
+            raise InputError(f'{stage.task}: these are other videos than the stage was made with ({len(data.train)} to '
+                             f'train on, {len(data.valid)} held out); make all of them visible here, or a new stage')
         log, resume = _fit(stage, method, data, folder, progress)
-        log.rename_axis('epoch').to_csv(folder/'epochs.csv', float_format='%.6g')
+        store.write(folder/'epochs.csv', log.rename_axis('epoch').to_csv(float_format='%.6g'))
         method.save(folder/'weights.safetensors')
         if stage.method == 'rspnet':
             arch = RSPNET_NAMES.get(stage.model, stage.model)

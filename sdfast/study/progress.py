@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from ..runtime.output import make_console
 from ..runtime.progress import Progress
 from ..strategies.registry import STRATEGIES
 from .config import Run
@@ -19,9 +20,9 @@ class LiveProgress(Progress):
     "A progress bar for the study and one for the current run; a line for each run if the output is not a terminal"
 
     def __init__(self,
-        console:Console|None=None, # Of rich; `None`: standard output
+        console:Console|None=None, # Of rich, changed by `make_console`; `None`: standard output
     ):
-        self.console = console or Console()
+        self.console = make_console(console)
         self.bars = Bars(SpinnerColumn(), TextColumn('{task.description}'), BarColumn(20),
                          TextColumn('{task.fields[where]}'), TimeElapsedColumn(), TextColumn('left'),
                          TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal)

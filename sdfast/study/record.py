@@ -3,22 +3,21 @@ import gc
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from fastai.torch_core import num_distrib, rank_distrib
 
-from ..data.video import VideoError
 from ..errors import StoreError
 from ..runtime import store
 from ..runtime.distributed import from_rank0
 from ..runtime.progress import Progress
 from ..runtime.resume import Resume
 from .config import Run
-from .fit import error_message
-from .folder import versions
+from .failures import failure_reason, failure_status
+from .folder import failed_calls, versions
 
 __all__ = ['Outcome']
 
@@ -38,9 +37,11 @@ def write_run(
     measure:Callable, # Takes callbacks for the learner; trains, measures, writes files and returns an `Outcome`
     row:dict, # Columns of the result that are known before training
     progress:Progress=Progress(), # Progress listener
+    call:str='', # Id of the call of `run_all` that this try belongs to
     **more, # Also written to `run.json`
 )->dict: # `row` with numbers, status, error and seconds
     "Train and measure a run in its folder, and seal its results or its failure"
+    calls = [*failed_calls(folder), call]
     if not rank_distrib(): _begin(run, folder, more)
     start, resume = time.time(), Resume(folder, progress.say)
     progress.start(run, run.epochs)
@@ -51,7 +52,7 @@ def write_run(
     if not rank_distrib() or failed:
         log = [time.strftime('%F %T'), run, versions(), '\n'.join(notes), outcome.trace]
         store.write(folder/'log.txt', '\n'.join(map(str, log)))
-        seal_run(folder, row)
+        seal_run(folder, row, calls if failed else [])
         resume.remove()
     # the processes of this run are no longer in step, so exit: torchrun ends the others, the next start reads the row
     if failed and num_distrib() > 1: raise SystemExit(f'{outcome.error}; start torchrun again to resume')
@@ -77,19 +78,10 @@ def _attempt(measure, resume):
         try: outcome = measure([resume])
         except StoreError: raise
         except Exception as e:
-            error = f'{type(e).__name__}: {error_message(e)}'
-            outcome = Outcome(status=failure_status(e), error=error, trace=traceback.format_exc())
+            outcome = Outcome(status=failure_status(e), error=failure_reason(e), trace=traceback.format_exc())
     if outcome.trace: _free_memory()
     caught = [w for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning))]
     return outcome, dict.fromkeys(f'{w.category.__name__}: {w.message}' for w in caught)
-
-
-def failure_status(e:Exception)->str:
-    "The status of a run that raised an exception"
-    no_memory = isinstance(e, RuntimeError) and "can't allocate memory" in str(e)
-    if isinstance(e, FloatingPointError): return 'diverged'
-    if no_memory or isinstance(e, (MemoryError, torch.OutOfMemoryError)): return 'out of memory'
-    return 'bad data' if isinstance(e, VideoError) else 'failed'
 
 
 def _free_memory():
@@ -98,13 +90,14 @@ def _free_memory():
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 
-def seal_run(folder:Path, row:dict)->None:
-    "Write `result.json`: the row, the digests of all other files, and versions"
+def seal_run(folder:Path, row:dict, calls:Sequence[str]=())->None:
+    "Write `result.json`: the row, the calls in which the run failed, the digests of all other files, and versions"
     files = store.seal(folder, leave=['result.json', *_checkpoints(folder)])
-    store.write_json(folder/'result.json', row | dict(ended=time.time(), files=files, **versions()))
+    store.write_json(folder/'result.json', row | dict(ended=time.time(), calls=calls, files=files, **versions()))
 
 
-def write_failure(folder:Path, row:dict, error:str)->None:
+def write_failure(folder:Path, row:dict, call:str, error:str)->None:
     "Write the `result.json` of a run whose processes were all killed"
     row = row | dict(seconds=0., status='failed', error=error)
-    store.write_json(folder/'result.json', row | dict(ended=time.time(), files={}, **versions()))
+    calls = [*failed_calls(folder), call]
+    store.write_json(folder/'result.json', row | dict(ended=time.time(), calls=calls, files={}, **versions()))

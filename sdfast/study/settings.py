@@ -3,8 +3,6 @@
 A study file is YAML with one setting a line: `epochs: 4`. Lists and mappings may be YAML or text:
 `strategies: [ewc, l2sp]`, `lams: {ewc: [.1, 1]}`. Every study's folder holds the `study.yaml` that repeats it."""
 import argparse
-import json
-import math
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,22 +10,21 @@ from dataclasses import Field, fields
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from types import NoneType, SimpleNamespace
-from typing import get_args
+from types import SimpleNamespace
 
 import yaml
 from fastcore.docments import docments
 
-from ..errors import InputError
+from ..errors import Damaged, InputError
 from ..runtime import store
 from .config import GROUPS, SEQUENCE, Run, Study
+from .values import TYPES, beyond_limits, type_of
 
 __all__ = ['Settings', 'make_settings', 'parse_command_line', 'read_study_file', 'write_study_file', 'command_line',
            'recorded_command']
 
 COMMANDS = ('compare', 'sequence')
 STUDY_FILE = 'study.yaml'
-TYPES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
 
 
 class Settings(SimpleNamespace):
@@ -44,10 +41,10 @@ class Option:
     "A setting as the user sees it: a field of `Run` or `Study`, with its name and default for one command"
 
     def __init__(self, field:Field, command:str, help:str):
-        self.setting = field.metadata['setting']
+        self.field, self.setting = field, field.metadata['setting']
         self.name = self.setting.option or field.name
         self.flag = '--' + self.name.replace('_', '-')
-        self.type = next(t for t in get_args(field.type) or [field.type] if t is not NoneType)
+        self.type = type_of(field)
         self.default = None if self.setting.automatic else field.default
         if command == 'sequence': self.default = SEQUENCE.get(self.name, self.default)
         self.given = self.setting.command in ('', command)  # whether this command has it; else it stays at its default
@@ -59,7 +56,7 @@ class Option:
         if isinstance(value, dict) and self.setting.from_mapping: value = self.setting.from_mapping(value)
         if isinstance(value, list) and self.setting.separator: value = self.setting.separator.join(map(str, value))
         result = self._convert(value)
-        wanted = self._beyond_limits(result)
+        wanted = beyond_limits(self.field, result)
         if wanted: self._refuse(wanted, result)
         return result
 
@@ -75,19 +72,6 @@ class Option:
     def _refuse(self, wanted, value):
         hint = ': test is read once, at the end, and never to choose' if value == 'test' else ''
         raise InputError(f'{self.flag} must be {wanted}, not {value!r}{hint}')
-
-    def _beyond_limits(self, value):
-        "The requirement that a value does not meet, such as 'at least 1'; '' if it meets all"
-        s = self.setting
-        if s.choices and value not in (*s.choices, self.default):
-            return ' or '.join(s.choices) if len(s.choices) == 2 else f'one of {", ".join(s.choices)}'
-        if self.type not in (int, float): return ''
-        if not math.isfinite(value): return 'finite'
-        if s.minimum is not None and value < s.minimum: return f'at least {s.minimum}'
-        if s.above is not None and value <= s.above: return 'positive' if s.above == 0 else f'more than {s.above}'
-        if s.maximum is not None and value > s.maximum: return f'at most {s.maximum}'
-        if s.below is not None and value >= s.below: return f'less than {s.below}'
-        return ''
 
 
 @lru_cache
@@ -179,7 +163,7 @@ def read_study_file(
     "Read settings from a study file. Raises `InputError` if it is not a study file, or one for another command"
     try: values = yaml.safe_load(Path(file).read_text(encoding='utf-8'))
     except OSError as e: raise InputError(f'study file {file} cannot be read: {e.strerror}') from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise InputError(f'study file {file} is not YAML: {" ".join(str(e).split())}') from None
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
         raise InputError(f'study file {file} must have a line "name: value" for each setting')
@@ -193,9 +177,10 @@ def read_study_file(
 def changed_settings(
     settings:Settings,
 )->dict: # Name -> value
-    "The settings that differ from their command's defaults"
+    "The settings to record that differ from their command's defaults"
     options = all_options(settings.command)
-    return {name:getattr(settings, name) for name, o in options.items() if getattr(settings, name) != o.default}
+    recorded = [name for name, o in options.items() if o.setting.recorded]
+    return {name:getattr(settings, name) for name in recorded if getattr(settings, name) != options[name].default}
 
 
 def write_study_file(
@@ -229,5 +214,6 @@ def recorded_command(
     "The command that repeats a study, from its study.yaml or else from its plan.json"
     folder = Path(folder)
     with suppress(InputError): return command_line(read_study_file(folder/STUDY_FILE))
-    with suppress(FileNotFoundError, ValueError): return json.loads((folder/'plan.json').read_text()).get('command', '')
+    with suppress(FileNotFoundError, Damaged):
+        return str(store.read_json(folder/'plan.json', checked=False).get('command', ''))
     return ''

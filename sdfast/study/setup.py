@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..models.encoders import create_model, is_model
 from ..runtime.options import parse_options, split_list
 from ..strategies.registry import STRATEGIES, check_options
-from .choose import strength_grid
+from .choose import check_strengths, strength_grid
 from .config import QUICK, Run, file_id
 from .fit import fit_batch_size
 from .settings import Settings
@@ -163,6 +163,7 @@ def parse_lams(
     for part in split_list(text, ';'):
         name, _, numbers = (t.strip() for t in part.partition('='))
         if name not in graded: raise InputError(f'--lams: {name!r} is not among the strategies that have a strength')
+        if name in lams: raise InputError(f'--lams names {name} twice')
         lams[name] = _parse_numbers(numbers)
     return lams
 
@@ -170,8 +171,7 @@ def parse_lams(
 def _parse_numbers(text):
     try: values = [float(x) for x in text.split(',')]
     except ValueError: raise InputError(f'--lams: {text!r} are not numbers separated by commas') from None
-    for v in values:
-        if not 0 <= v < float('inf'): raise InputError(f'--lams: strengths must be finite and at least 0, not {v:g}')
+    check_strengths(values, '--lams')
     return values
 
 
@@ -185,6 +185,7 @@ def parse_strategy_args(
         name, colon, options = (t.strip() for t in part.partition(':'))
         if not colon: raise InputError(f'--strategy-args must be STRATEGY:name=value,...;STRATEGY:..., not {part!r}')
         if name not in names: raise InputError(f'--strategy-args: {name!r} is not among the strategies')
+        if name in args: raise InputError(f'--strategy-args names {name} twice')
         check_options(name, parse_options(options, f'--strategy-args of {name}'))
         args[name] = options
     return args

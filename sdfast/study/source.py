@@ -25,7 +25,9 @@ from ..runtime.resume import Resume
 from ..strategies.feature_maps import channel_attention
 from ..strategies.importance import Importance, empirical_fisher, mas_importance
 from ..strategies.path_integral import PathIntegral
+from .check_data import check_data
 from .config import Run
+from .failures import source_errors
 from .fit import SkipValidation, fit_model
 from .folder import claim_folder, read_sealed, versions
 from .loaders import FISHER_CLIPS, PROBE_CLIPS, balanced_loader, importance_loader, load_part, source_data
@@ -116,6 +118,11 @@ class Untouched:
 _sources: dict[str, SourceModel] = {}  # folder and settings of retention -> `SourceModel`
 
 
+def forget_sources()->None:
+    "Drop the source models that this process has loaded: their files have changed"
+    _sources.clear()
+
+
 def untouched(
     run:Run, # Any run of the study
     out:str|Path, # Folder of the study
@@ -126,6 +133,7 @@ def untouched(
     return Untouched(**known) if known else load_source(run, out, progress)
 
 
+@source_errors()
 def load_source(
     run:Run, # Only the settings that decide this model matter
     out:str|Path, # Folder of the study
@@ -151,6 +159,7 @@ def load_source(
     return _sources[place]
 
 
+@source_errors()
 def source_weights(
     run:Run, # Only the settings that decide this model matter
     out:str|Path, # Folder of the study
@@ -158,6 +167,7 @@ def source_weights(
 )->tuple: # The model, and SI's importance of its weights, `None` if it was not trained
     "The model of `load_source`, loaded from the study's folder, or trained if no process has trained it yet"
     if not torch.cuda.is_available(): keep_freed_memory()
+    check_data(run, out)
     if not run.source:
         set_seed(0)
         return create_model(run.model, 1, run.init, **run.options()), None

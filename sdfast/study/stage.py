@@ -37,7 +37,7 @@ from .source_files import load_path_integral, write_path_integral
 
 __all__ = ['Carried', 'TaskPath']
 
-NOT_IN_ROW = ('files', 'ended', 'versions', 'python', 'threads')  # fields of `result.json` that a row leaves out
+NOT_IN_ROW = ('files', 'ended', 'calls', 'versions', 'python', 'threads')  # of `result.json`, not in a row
 RUN_COLUMNS = ('strategy', 'strategy_args', 'lam', 'lr', 'seed', 'epochs', 'final')  # fields of `Run` in a row
 
 
@@ -55,10 +55,10 @@ def stage_keys(runs:Sequence[Run])->Iterator[tuple[Run, str, str]]:
 def stage_folder(key:str, out:str|Path)->Path: return Path(out)/'stages'/key
 
 
-def read_stage(folder:Path, progress:Progress=Progress(), since:float|None=None)->dict|None:
-    "The row of a finished stage, else `None`; `since` as in `finished`"
+def read_stage(folder:Path, progress:Progress=Progress(), call:str='')->dict|None:
+    "The row of a finished stage, else `None`; `call` as in `finished`"
     result = read_sealed(folder, 'result.json', progress, 'trained again')
-    if result is None or not is_settled(result, since): return None
+    if result is None or not is_settled(result, call): return None
     return {k:v for k, v in result.items() if k not in NOT_IN_ROW}
 
 
@@ -75,7 +75,8 @@ def load_stage(run:Run, folder:Path)->SourceModel:
 
 # ---- training
 
-def train_stage(run:Run, past:list, folder:Path, accuracies:Accuracies, row:dict, progress:Progress=Progress())->dict:
+def train_stage(run:Run, past:list, folder:Path, accuracies:Accuracies, row:dict, progress:Progress=Progress(),
+                call:str='')->dict:
     "Train a stage or resume it, measure it and write its folder; returns `row` with the results"
     def measure(cbs):
         more = _callbacks(run, past)
@@ -91,7 +92,7 @@ def train_stage(run:Run, past:list, folder:Path, accuracies:Accuracies, row:dict
             if isinstance(cb, TaskPath): write_path_integral(cb.importance(), folder)
         return Outcome(numbers)
     row |= {k:getattr(run, k) for k in RUN_COLUMNS} | dict(anchor=past[-1].id)
-    return write_run(run, folder, measure, row, progress, before=row['before'])
+    return write_run(run, folder, measure, row, progress, call, before=row['before'])
 
 
 def _callbacks(run, past):

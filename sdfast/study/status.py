@@ -29,6 +29,8 @@ def snapshot(
     study."""
     out = Path(out)
     plan = _read(out/'plan.json')
+    if plan is None and (out/'plan.json').exists():
+        raise InputError(f'{out/"plan.json"} is damaged: the command of the study writes it again when it starts')
     if plan is None: raise InputError(f'{out} has no study: a study writes plan.json when it starts')
     return dict(command=plan['command'], total=plan['total'], pieces=[_look(out/f) for f in plan['folders']])
 

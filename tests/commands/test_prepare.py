@@ -11,7 +11,6 @@ import pytest
 
 from sdfast.commands import prepare as script
 from sdfast.data.indexing import index_video
-from sdfast.data.prepared import prepared_copies
 from sdfast.data.task import Task
 from sdfast.data.video import VideoFile
 from sdfast.errors import InputError
@@ -120,17 +119,29 @@ def test_bad_files_are_named_and_used_as_they_are(root, shared):
 def test_mistakes_are_one_clear_line(root, tmp_path):
     command = [sys.executable, SCRIPT, f'folder:{root}', '--size', '33']
     ran = subprocess.run(command, capture_output=True, text=True)
-    assert ran.returncode == 1
+    assert ran.returncode == 2
     assert 'must be even' in ran.stderr
-    assert 'Traceback' not in ran.stderr
+    assert ran.stderr.count('\n') == 1
     with pytest.raises(InputError, match='is where the originals are'): prepare(root, root)
     place = Path(f'{root}.prepared')
     place.mkdir()
     (place/'prepared.json').write_text(json.dumps(dict(size=64, gop=4, quality=18, files={})))
     with pytest.raises(InputError, match='copies made with --size 64, not 32'): prepare(root)
-    (place/'prepared.json').write_text('{')
-    with pytest.raises(InputError, match='prepared.json cannot be read'): prepared_copies(sorted(root.rglob('*.mp4')))
-    with pytest.raises(InputError, match='prepared.json cannot be read'): prepare(root)
+
+
+@pytest.mark.parametrize('data', [b'', b'{', bytes(40), b'[]', b'{"files": 3}', b'{"files": {}, "size": "a"}', None])
+def test_a_damaged_manifest_stops_no_study(root, data):
+    first, _ = prepare(root)
+    file = Path(f'{root}.prepared')/'prepared.json'
+    if data is None: data = file.read_bytes().replace(b'"size": 32', b'"size": 33')
+    file.write_bytes(data)
+    with pytest.warns(UserWarning, match='prepared.json is damaged, so the copies .* are not used') as caught:
+        task = Task.from_folder(root)
+    assert '\n' not in str(caught[0].message)
+    assert task.prepared is None and task.count('train') + task.count('test') == 16
+    if data: return
+    with pytest.warns(UserWarning, match='makes them again'): assert prepare(root)[0] == first
+    assert Task.from_folder(root).prepared == 32
 
 
 def test_elsewhere_by_the_environment(root, tmp_path, monkeypatch):

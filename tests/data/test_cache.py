@@ -2,11 +2,15 @@
 import random
 
 import numpy as np
+import pandas as pd
+import pytest
 import torch
 
 from sdfast.data import cache as cache_module
-from sdfast.data.cache import cached_frames, decode_whole
+from sdfast.data import task as task_module
+from sdfast.data.cache import Budget, cached_frames, decode_whole, decoded_videos
 from sdfast.data.clips import SampleClips
+from sdfast.data.task import make_task
 from sdfast.data.video import VideoFile
 
 
@@ -49,10 +53,29 @@ def test_the_decoded_videos_of_a_process_are_bounded(write, tmp_path, monkeypatc
     videos = [VideoFile(tmp_path/f'{i}.mp4') for i in range(3)]
     for video in videos: write(video, np.zeros((3, 32, 32), np.uint8))
     cache_module.decoded_videos.clear()
-    monkeypatch.setattr(cache_module, '_n_bytes', 0)
-    monkeypatch.setattr(cache_module, 'MAX_PROCESS_BYTES', 2*3*3*32*32)
-    found = [cached_frames(video, 32, True) for video in [*videos, *videos]]
+    monkeypatch.setattr(cache_module, 'process_budget', Budget(2*3*3*32*32))
+    with pytest.warns(UserWarning, match='clip by clip'):
+        found = [cached_frames(video, 32, True) for video in [*videos, *videos]]
     assert [frames is not None for frames in found] == [True, True, False]*2
     assert found[0] is found[3]
     clips = [SampleClips(2, 1, 32, cache=cache)(videos[2], split_idx=1) for cache in (True, False)]
     assert torch.equal(*clips)
+
+
+def test_what_a_task_keeps_is_counted(write, tmp_path, monkeypatch):
+    "Lengths differ, so a sample of videos says little; the batches are those of clips that are decoded one by one"
+    rows = []
+    for i in range(40):
+        write(tmp_path/f'{i}.mp4', np.random.default_rng(i).integers(0, 255, (3 if i % 10 else 60, 32, 32), np.uint8))
+        rows.append((str(tmp_path/f'{i}.mp4'), 'ab'[i % 2], ('train', 'test')[i % 4 > 1], str(i)))
+    task = make_task('x', pd.DataFrame(rows, columns=['path', 'label', 'split', 'group']))
+    limit = 3*32*32*150
+    monkeypatch.setattr(task_module, 'Budget', lambda: Budget(limit))
+    decoded_videos.clear()
+    dls, plain = (task.dls(frames=2, size=32, bs=4, train_only=True, workers=w) for w in (0, 1))
+    with pytest.warns(UserWarning, match='decoded videos fill') as caught:
+        for _ in range(2): found = [x for x, _ in task.dl(dls, 'train', 'test')]
+    assert sum('decoded videos fill' in str(w.message) for w in caught) == 1
+    kept = sum(frames.nbytes for (path, _), frames in decoded_videos.items() if path.startswith(str(tmp_path)))
+    assert limit - 3*32*32*60 < kept <= limit
+    assert all(torch.equal(x, y) for x, (y, _) in zip(found, task.dl(plain, 'train', 'test')))

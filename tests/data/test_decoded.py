@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sdfast.data import decoded
+from sdfast.data.cache import Budget, cached_frames
 from sdfast.data.decoded import Decoded, decoded_folder
 from sdfast.data.task import Task
 from sdfast.data.video import VideoError, VideoFile
@@ -162,6 +163,39 @@ def test_videos_that_are_too_large_are_left_out(some, tmp_path, monkeypatch):
     assert opened(some, tmp_path/'e')(some[0], 24) is not None
 
 
+BYTES = 3*12*24*32  # of one video's frames with a short side of 24
+
+
+def test_a_set_is_decoded_and_written_in_parts(some, tmp_path, monkeypatch):
+    "Only one part at a time is in memory"
+    want = opened(some, tmp_path/'d')
+    monkeypatch.setattr(decoded, 'PART_BYTES', 3*BYTES)
+    sizes, save = [], decoded.save_file
+    def record(frames, file):
+        sizes.append(sum(v.nbytes for v in frames.values()))
+        save(frames, file)
+    monkeypatch.setattr(decoded, 'save_file', record)
+    d = opened(some, tmp_path/'e')
+    assert sizes == [3*BYTES]*5 + [BYTES]
+    assert len(files(tmp_path/'e')) == 6
+    assert all(torch.equal(d(p, 24), want(p, 24)) for p in some)
+    files(tmp_path/'e')[2].unlink()
+    assert all(torch.equal(opened(some, tmp_path/'e')(p, 24), want(p, 24)) for p in some)
+    assert len(files(tmp_path/'e')) == 6
+
+
+def test_a_set_is_bounded(some, tmp_path, monkeypatch):
+    "What does not fit is decoded by each process, as far as the same limit allows"
+    monkeypatch.setattr(decoded, 'MAX_TASK_BYTES', 5*BYTES)
+    monkeypatch.setattr(decoded, 'Budget', lambda: Budget(6*BYTES))
+    d = opened(some, tmp_path/'d')
+    assert sum(d(p, 24) is not None for p in some) == 5
+    with pytest.warns(UserWarning, match='clip by clip') as caught:
+        found = [cached_frames(VideoFile(p), 24, d) for p in [*some, *some]]
+    assert len(caught) == 1
+    assert sum(x is not None for x in found) == 2*6
+
+
 def test_a_folder_is_bounded_and_forgets_what_was_not_used(some, tmp_path, monkeypatch):
     place = tmp_path/'d'
     opened(some[:4], place, 24)
@@ -228,7 +262,7 @@ def test_who_waited_for_a_file_that_found_no_room_does_not_try_again(some, tmp_p
     with pytest.warns(UserWarning, match='nearly full'): first = opened(some, tmp_path/'d')
     with monkeypatch.context() as m:
         m.setattr(VideoFile, 'whole', lambda *args: 1/0)
-        assert first(some[0], 24) is not None
+        assert first(some[0], 24) is None
         assert opened(some, tmp_path/'d')(some[0], 24) is None
     monkeypatch.undo()
     mark, = tmp_path.glob('d/*/refused')

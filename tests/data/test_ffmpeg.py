@@ -124,6 +124,7 @@ def test_text_that_is_not_utf8_kinds_unknown_and_names_that_are_none(write, tmp_
     for name in ('a\0b.mp4', 'a\ud800.mp4', '', '.'): assert VideoFile(name).problem().startswith('cannot be opened')
 
 
+@pytest.mark.skipif(int(av.__version__.split('.')[0]) < 18, reason="FFmpeg of PyAV 17 crashes on some damaged files")
 def test_files_with_changed_bytes_are_read_or_named(shared, tmp_path):
     "Whatever the change, a `VideoError` at most"
     rng, read = random.Random(0), 0

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures('fresh')
 TWO = ('finetune', 'linear_probe')
 
 
-def started_workers(out): return len(list((out/'workers').glob('*submitted.pkl')))
+def started_workers(out): return len(list((out/'workers').glob('*/*submitted.pkl')))
 
 
 @pytest.fixture
@@ -77,11 +77,11 @@ from sdfast.study.execute import RunJob
 
 class Deadly(RunJob):
     "Kills the worker that tries the run of seed 1"
-    def do(self, run, since, progress):
+    def do(self, run, call, progress):
         if run.seed == 1:
             self.folder(run).mkdir(parents=True, exist_ok=True)
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().do(run, since, progress)
+        return super().do(run, call, progress)
 '''
 
 
@@ -96,7 +96,7 @@ def test_a_run_that_kills_its_workers_becomes_a_row(base, tmp_path, make_module)
     assert 'was killed' in rows[1]['error']
     assert any('ended before all work was done' in l for l in log.lines)
     assert execute(runs[1], tmp_path)['status'] == 'ok'
-    assert RunJob(str(tmp_path)).read(runs[1], 0., log)['status'] == 'ok'
+    assert RunJob(str(tmp_path)).read(runs[1], '', log)['status'] == 'ok'
 
 
 @pytest.mark.nightly

@@ -18,7 +18,7 @@ def test_a_study_in_jobs_that_are_requeued(cluster, alone, spec, tmp_path):
     out, env = tmp_path/'slurm', ENV | cluster
     def call(*args): return subprocess.run(args, capture_output=True, text=True, env=env).stdout.split()
     def requeued(): return any('Requeued' in (text := f.read_text()) or 'preempted' in text for f in logs())
-    def logs(): return out.glob('workers/*_log.out')
+    def logs(): return out.glob('workers/*/*_log.out')
     p = subprocess.Popen(compare_command(out, spec, *OPTIONS), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                          text=True, env=env)
     def pending_or_over():
@@ -38,5 +38,5 @@ def test_a_study_in_jobs_that_are_requeued(cluster, alone, spec, tmp_path):
     finally: p.kill()
     assert p.returncode == 0, stderr
     pd.testing.assert_frame_equal(pd.read_csv(out/'runs.csv').drop(columns='seconds'), alone)
-    assert list(out.glob('workers/*_submission.sh'))
+    assert list(out.glob('workers/*/*_submission.sh'))
     assert '10/10' in stdout

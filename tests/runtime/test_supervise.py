@@ -1,4 +1,4 @@
-"How many workers are started."
+"How many workers are started, and where their files are."
 from dataclasses import replace
 
 import pytest
@@ -17,3 +17,16 @@ def test_no_more_workers_than_runs_to_come(base, tmp_path, monkeypatch, jobs, tr
     with pytest.raises(ZeroDivisionError):
         run_all(runs, RunJob(str(tmp_path)), tmp_path, launcher=Launcher(jobs, 'local'), total=9, then=lambda *a: [])
     assert asked == [started]
+
+
+def test_each_generation_of_workers_has_a_folder(base, tmp_path, monkeypatch):
+    "Submitit names files by process ids, which repeat in containers: an old result could be taken for a new one"
+    folders = []
+    def start(worker, n, folder, launcher):
+        folders.append(folder)
+        return []
+    monkeypatch.setattr(supervise_module, 'start_workers', start)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match='workers cannot start'):
+            run_all([base], RunJob(str(tmp_path)), tmp_path, launcher=Launcher(1, 'local', poll=.01))
+    assert len(folders) == len(set(folders)) == 4

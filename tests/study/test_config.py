@@ -86,7 +86,8 @@ TARGET_FIELDS = ('strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'sc
 
 def another(field, value):
     "Another value of a field"
-    if field == 'select': return 'valid'
+    choices = dict(select='valid', schedule='steps', valid_frac=.5)
+    if field in choices: return choices[field]
     if isinstance(value, bool): return not value
     return value + 1 if isinstance(value, (int, float)) else f'{value}x'
 

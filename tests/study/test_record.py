@@ -1,5 +1,4 @@
 "A run that fails is a row with a status and an error, and the study continues."
-import time
 from dataclasses import replace
 
 import pandas as pd
@@ -30,14 +29,19 @@ def test_failures_are_rows_with_their_kind(longer, tmp_path, monkeypatch, kind):
     error = KINDS[kind]
     def fail(*a, **k): raise error
     monkeypatch.setattr(execute_module, 'train_run', fail)
-    row = execute(longer, tmp_path)
+    row = execute(longer, tmp_path, call='this')
     assert row['status'] == kind
     assert str(error) in row['error']
     log = (tmp_path/'runs'/longer.key/'log.txt').read_text()
     assert 'Traceback' in log
     assert type(error).__name__ in log
-    assert finished(longer, tmp_path, since=0.)['status'] == kind
-    assert finished(longer, tmp_path, since=time.time()) is None
+    assert finished(longer, tmp_path, call='this')['status'] == kind
+    assert finished(longer, tmp_path, call='another') is None
+    assert finished(longer, tmp_path) is None
+    execute(longer, tmp_path, call='another')
+    assert finished(longer, tmp_path, call='this')  # each call tries it once, however many there are
+    assert finished(longer, tmp_path, call='another')
+    execute(longer, tmp_path)
     assert finished(longer, tmp_path) is None
 
 

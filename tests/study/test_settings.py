@@ -29,7 +29,7 @@ def values(option):
     s = option.setting
     if s.choices: return st.sampled_from(s.choices)
     if option.type is bool: return st.booleans()
-    if option.type is int: return st.integers(min_value=int(s.minimum), max_value=10**6)
+    if option.type is int: return st.integers(min_value=int(s.minimum), max_value=int(s.maximum))
     if option.type is float:
         low, high = (s.minimum if s.above is None else s.above), (s.maximum if s.below is None else s.below)
         return st.floats(low, high, exclude_min=s.above is not None, exclude_max=s.below is not None,
@@ -40,7 +40,7 @@ def values(option):
 @st.composite
 def some_settings(draw):
     command = draw(st.sampled_from(COMMANDS))
-    options = [o for o in all_options(command).values() if o.given]
+    options = [o for o in all_options(command).values() if o.given and o.setting.recorded]
     chosen = draw(st.lists(st.sampled_from(options), unique_by=lambda o: o.name, max_size=8))
     return make_settings(command, **{o.name:draw(values(o)) for o in chosen})
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from sdfast.errors import InputError
 from sdfast.runtime import store
 from sdfast.study.execute import RunJob, execute
+from sdfast.study.settings import recorded_command
 from sdfast.study.status import show_status, snapshot, time_left
 
 pytestmark = pytest.mark.usefixtures('fresh')
@@ -59,3 +60,14 @@ def test_a_running_study(runs, tmp_path):
     assert time_left(s['pieces'], s['total']) == pytest.approx((3 + 4*3)*seconds/4, rel=.01)
     for words in ('python x.py', '1 of 6 done, 1 running, 1 failed', 'left', 'best on valid so far', 'failed: lost <b>',
                   '1/4'): assert words in text, words
+
+
+@pytest.mark.parametrize('data', [b'', b'{}', bytes(30), b'not what was here', b'[' * 100_000])
+def test_a_damaged_plan_is_one_line(tmp_path, data):
+    (tmp_path/'plan.json').write_bytes(data)
+    with pytest.raises(InputError, match='plan.json is damaged: the command of the study writes it again') as e:
+        snapshot(tmp_path)
+    assert '\n' not in str(e.value)
+    assert recorded_command(tmp_path) == ''
+    (tmp_path/'study.yaml').write_bytes(data)
+    assert recorded_command(tmp_path) == ''
