@@ -1,5 +1,6 @@
 "Damaged copies of small clips in six formats, and what FFmpeg makes of them, without sdfast."
 import random
+from collections import Counter
 
 import av
 import numpy as np
@@ -47,19 +48,20 @@ class Decoded:
     "All frames of a file by a plain loop of PyAV, and those that FFmpeg flags"
 
     def __init__(self, path):
-        self.frames, self.flagged, bad = [], set(), set()
+        self.frames, bad, times = [], {None}, Counter()
         with av.open(str(path), **TAGS) as f:
             stream = f.streams.video[0]
             stream.thread_type = 'NONE'
             for packet in self._packets(f, stream):
+                times[packet.pts] += 1
                 if packet.is_corrupt: bad.add(packet.pts)
                 try: frames = packet.decode()
                 except av.FFmpegError:
                     bad.add(packet.pts)
                     continue
-                for x in frames:
-                    if x.is_corrupt or x.pts in bad - {None}: self.flagged.add(len(self.frames))
-                    self.frames.append(x)
+                self.frames += frames
+        bad = {time for time in bad if times[time] == 1} - {None}  # damaged times can repeat
+        self.flagged = {i for i, x in enumerate(self.frames) if x.is_corrupt or x.pts in bad}
 
     def _packets(self, f, stream):
         for _ in range(1000):  # go on after what cannot be read
