@@ -3,11 +3,11 @@
 All frames of each video are decoded once per machine, see `VideoFile.damaged`."""
 import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 
 from ..errors import InputError
+from .parallel import map_in_threads
 from .text import CONTROL, FORMULA, as_markdown, list_names
 from .video import VideoError, VideoFile
 
@@ -28,7 +28,7 @@ def check_files(
     "Open and decode all videos of a table. Raises `InputError` for damaged ones if `damaged` is 'fail'"
     if damaged not in DAMAGED: raise InputError(f'damaged must be {", ".join(DAMAGED)}, not {damaged!r}')
     paths = list(dict.fromkeys(df.path))
-    with ThreadPoolExecutor() as pool: found = dict(zip(paths, pool.map(_check_file, paths)))
+    found = dict(zip(paths, map_in_threads(_check_file, paths)))
     skipped = {_printable(path):why for path, (why, _, _) in found.items() if why}
     counts = {path:n for path, (_, n, _) in found.items() if n}
     bad = {path:text for path, (_, _, text) in found.items() if text}

@@ -14,7 +14,7 @@ import numpy as np
 from .ffmpeg import demux_all, open_video, set_strict
 from .index import VideoIndex
 
-__all__ = []
+__all__ = ['find_damage']
 
 # Codecs in which a packet may show no frame: the one before is repeated, or it only helps to predict others
 MAY_HIDE = {'mpeg4', 'vp8', 'vp9', 'av1', 'libdav1d'}
@@ -34,7 +34,7 @@ class Shown:
 @dataclass
 class Decoding:
     "What happened when a file was decoded from the first packet to the last"
-    codec: str
+    codec: str  # FFmpeg's name of the decoder
     times: list = field(default_factory=list)  # time stamp of each packet
     keys: list = field(default_factory=list)  # whether a packet is that of a key frame, for each
     failed: set = field(default_factory=set)  # ordinal numbers of packets that are corrupt or cannot be decoded
@@ -47,7 +47,7 @@ def decode_log(
     strict:bool, # Count what FFmpeg conceals as an error
     pixels:bool=False, # Compute checksums of pixels
     hold:int=0, # Keep this many frames in memory, so that the decoder cannot use their memory again
-)->Decoding:
+)->Decoding: # What happened
     "Decode all of a video"
     container, stream = open_video(path, index.format, number=index.stream)
     with container:

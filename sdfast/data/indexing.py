@@ -1,4 +1,4 @@
-"""Make the indexes of videos, and keep those that were used last in memory."""
+"Make the indexes of videos, and keep those that were used last in memory."
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,7 +24,7 @@ from .ffmpeg import (
 )
 from .index import IndexFile, VideoIndex
 
-__all__ = []
+__all__ = ['scan_video']
 
 MAX_INDEX_BYTES = 2**26  # limit for the indexes in memory of a process; a long video's takes megabytes
 MAX_ASPECT = 64  # largest ratio of a frame's long and short side
@@ -77,8 +77,10 @@ def index_video(path:str)->VideoIndex:
     return index
 
 
-def scan_video(path:str)->VideoIndex:
-    "The index of a video with its damaged frames, for which all of it is decoded once. Raises `VideoError`"
+def scan_video(
+    path:str, # Video file
+)->VideoIndex: # With its damaged frames
+    "The index of a video, for which all of it is decoded once. Raises `VideoError` if no frame can be decoded"
     index = index_video(path)
     if index.damaged is not None: return index
     file = IndexFile(path)

@@ -58,8 +58,8 @@ def _check_two_groups(df, failure):
 def _best_fold(df, frac, seed):
     """The stratified fold with the most classes and, among several, with the size closest to `frac`.
 
-    `None` if every fold would leave the rest without some class, or with fewer rows than the fold, if that is not what
-    was asked for (as scikit-learn before 1.9 makes some)."""
+    `None` if every fold would leave the rest without some class, or if it has most of the rows where fewer were asked
+    for, as scikit-learn before 1.9 makes some."""
     y = df.label.values
     n_groups = df.group.nunique()
     k = min(max(2, round(1/frac)), n_groups, df.label.value_counts().max())
@@ -70,7 +70,7 @@ def _best_fold(df, frac, seed):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # small classes cannot be in every fold
         for rest, chosen in folds.split(np.zeros(len(df)), y, df.group.values):
-            if not len(chosen) or set(y[rest]) != set(y) or len(chosen) > max(frac, .5)*len(df): continue
+            if not len(chosen) or set(y[rest]) != set(y) or len(chosen) > max(frac, .75)*len(df): continue
             score = len(set(y[chosen])), -abs(len(chosen) - frac*len(df))
             if best is None or score > best_score: best, best_score = chosen, score
     return best

@@ -6,7 +6,6 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pandas as pd
 from ..errors import InputError
 from ..runtime import store
 from .folders import SPLITS
+from .parallel import map_in_threads
 from .prepared import prepared_copies
 from .text import as_markdown, check_class_name, list_names
 
@@ -193,7 +193,7 @@ def _equal_contents(paths):
     sizes = pd.Series([_size(p) for p in paths], paths.index)
     alike = paths[sizes.duplicated(keep=False) & (sizes > 0)]
     for read in (_ends, store.digest):  # few files of the same size have the same first and last bytes
-        with ThreadPoolExecutor() as pool: keys = pd.Series(list(pool.map(read, alike)), alike.index, dtype=object)
+        keys = pd.Series(list(map_in_threads(read, alike)), alike.index, dtype=object)
         alike = alike[keys.duplicated(keep=False)]
     return keys[alike.index]
 

@@ -115,16 +115,13 @@ class Task:
     def inventory(self)->list[tuple]:
         "Name, size in bytes, label, split, group and damage of each video, sorted; the folder does not matter"
         table = self.df[['path', 'label', 'split', 'group']].values
-        return sorted((Path(path).name, os.path.getsize(path), *rest, *self._damage(path)) for path, *rest in table)
+        def damage(path): return [self.damaged[path]] if path in self.damaged else []  # undamaged tasks keep their keys
+        return sorted((Path(path).name, os.path.getsize(path), *rest, *damage(path)) for path, *rest in table)
 
     @cached_property
     def fingerprint(self)->str:
         "A hash of the inventory and of the version of sdfast's decoding"
         return hashlib.sha256(repr((PIXELS, self.inventory)).encode()).hexdigest()[:16]
-
-    def _damage(self, path):
-        "The number of damaged frames, if there are any"
-        return (self.damaged[path],) if path in self.damaged else ()
 
     def items(self, *splits)->list[tuple[str, str]]:
         "`(path, label)` of the given splits, in the order of the table"

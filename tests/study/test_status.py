@@ -26,7 +26,7 @@ def runs(longer, tmp_path):
     "Runs that are finished, failed, stopped and waiting, of a study of six"
     runs, job = [replace(longer, seed=i) for i in range(4)], RunJob(str(tmp_path))
     execute(runs[0], tmp_path)
-    job.fail(runs[1], 'lost <b>')
+    job.fail(runs[1], 'call', 'lost <b>')
     with pytest.raises(KeyboardInterrupt): execute(runs[2], tmp_path, Stop())
     plan = dict(command='python x.py', total=6, folders=[f'runs/{r.key}' for r in runs])
     store.write_json(tmp_path/'plan.json', plan)
