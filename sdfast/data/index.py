@@ -22,9 +22,10 @@ __all__ = ['VideoIndex']
 PIXELS = 3  # 2: scaled frames are converted exactly; 3: interlaced frames are scaled as a whole
 LAYOUT = 1  # version of the stored files and of what counts as damaged: increase it when they change
 ARRAYS = 'pts', 'keys', 'places', 'damaged', 'missing'
+NONE = np.zeros(0, np.int64)  # shared by all undamaged videos
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VideoIndex:
     "Facts about a video that its container gives, mostly without decoding"
     pts: np.ndarray  # time stamp of each frame, in the order shown, in units of the stream's time base
@@ -43,7 +44,7 @@ class VideoIndex:
     def n(self)->int: return len(self.pts)
 
     @property
-    def nbytes(self)->int: return sum(a.nbytes for a in map(self.__dict__.get, ARRAYS) if a is not None)
+    def nbytes(self)->int: return sum(a.nbytes for name in ARRAYS if (a := getattr(self, name)) is not None)
 
     def is_at_its_place(self, packet:Packet)->bool:
         """Whether a packet has the time that it has if the file is read from the start.
@@ -116,6 +117,6 @@ def _pack(index, identity):
 def _unpack(facts, data):
     arrays, start = {}, 0
     for name, n in zip(ARRAYS, facts.pop('lengths')):
-        arrays[name] = None if n is None else np.frombuffer(data[start:start + 8*n], '<i8')
+        arrays[name] = None if n is None else np.frombuffer(data[start:start + 8*n], '<i8') if n else NONE
         start += 8*(n or 0)
     return VideoIndex(**facts, **arrays)
