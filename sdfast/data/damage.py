@@ -59,15 +59,20 @@ def decode_log(
             log.times.append(packet.dts if packet.pts is None else packet.pts)
             log.keys.append(packet.is_keyframe)
             if packet.is_corrupt: log.failed.add(i)
-            packet.opaque = i
+            packet.opaque = [i]  # not `i`: PyAV finds it by its identity, and all threads share small integers
             try: frames = packet.decode()
             except av.FFmpegError:
                 log.failed.add(i)
                 continue
             held += frames
-            log.frames += [Shown(f.opaque, f.pts, f.is_corrupt, bool(f.key_frame), _checksum(f) if pixels else 0)
-                           for f in frames]
+            log.frames += [_shown(f, pixels) for f in frames]
     return log
+
+
+def _shown(frame, pixels):
+    number = frame.opaque[0] if frame.opaque else None
+    checksum = _checksum(frame) if pixels else 0
+    return Shown(number, frame.pts, frame.is_corrupt, bool(frame.key_frame), checksum)
 
 
 def _checksum(frame):

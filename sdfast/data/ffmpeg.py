@@ -107,7 +107,7 @@ def is_mov(
 
 def zeros_at_end(
     path:str|Path, # Video file
-    most:int=2**30, # Stop at this many bytes
+    most:int=2**26, # Stop after about this many bytes
 )->int: # 0 if the file cannot be read
     "Number of bytes that are zero at the end of a file"
     block = 2**16

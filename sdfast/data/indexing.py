@@ -117,8 +117,8 @@ def _check_end(path):
     "Raise `VideoError` for a file that ends in many zeros, unless its format does not search them for packets"
     zeros = zeros_at_end(path)
     if zeros <= MAX_ZEROS or is_mov(path): return
-    raise VideoError(f'{path}: its last {zeros/2**20:,.0f} MiB are zeros, as if it was not downloaded or copied to its '
-                     'end; get it again, or cut the zeros off')
+    raise VideoError(f'{path}: its last {zeros/2**20:,.0f} MiB, or more, are zeros, as if it was not '
+                     'downloaded or copied to its end; get it again, or cut the zeros off')
 
 
 def _rewind(path, container, stream, opened):

@@ -109,7 +109,7 @@ def test_bad_files_are_named_and_used_as_they_are(root, shared):
     assert len(made) == 16
     assert set(bad) == {'down/empty.mp4', 'down/breaks_off.mp4'}
     assert bad['down/empty.mp4'].startswith('cannot be opened')
-    assert bad['down/breaks_off.mp4'].startswith('frames 28 to 49 cannot be decoded')
+    assert bad['down/breaks_off.mp4'].startswith('21 of its 50 frames are damaged: 29 to 49')
     task = Task.from_folder(root)
     assert str(breaks_off) in set(task.df.path)
     assert task.notes[0].startswith('16 of 18')

@@ -1,11 +1,13 @@
 "Frames are those of a full decoding, or they are flagged, whatever was done to the file."
 import random
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from mutants import FORMATS, Decoded, H, W, is_off, mutate, write_sources
 
+from sdfast.data.damage import find_damage
 from sdfast.data.video import VideoError, VideoFile
 
 
@@ -76,6 +78,18 @@ def test_undamaged_clips_have_no_flag(sources, tmp_path):
     for path in sources:
         readable, damaged, _ = check(path, Decoded(path), random.Random(0))
         assert readable and not damaged
+
+
+def test_threads_find_the_same_damage(sources, tmp_path):
+    "The number of damaged frames is part of a task's fingerprint"
+    path = tmp_path/'x.mp4'
+    data = bytearray(sources[0].read_bytes())
+    data[len(data)//2:len(data)//2 + 300] = bytes(300)
+    path.write_bytes(data)
+    index = VideoFile(path).index
+    with ThreadPoolExecutor(8) as pool: found = list(pool.map(lambda _: find_damage(str(path), index), range(32)))
+    assert len(found[0][0])
+    assert len({(tuple(damaged.tolist()), tuple(missing.tolist())) for damaged, missing in found}) == 1
 
 
 def test_60_damaged_files(sources, tmp_path):

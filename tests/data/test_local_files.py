@@ -78,15 +78,14 @@ def test_addresses_are_names_of_files_that_do_not_exist(clip, monkeypatch, name)
 # ---- zeros
 
 @pytest.mark.parametrize('name', ['flv1.flv', 'mpeg4.avi', 'mpeg4.mkv', 'mpeg2video.ts', 'mpeg1video.mpg'])
-def test_a_tail_of_zeros_is_named(tmp_path, name):
+def test_a_tail_of_zeros_is_named(tmp_path, monkeypatch, name):
     path = encode(tmp_path/name, np.zeros((9, 32, 48, 3), np.uint8), name.split('.')[0], 'yuv420p')
     os.truncate(path, path.stat().st_size + 2**20)
     assert why_not(path) is None
     os.truncate(path, 2**30)
     index_video.cache_clear()
-    start = time.process_time()
-    assert 'MiB are zeros' in why_not(path)
-    assert time.process_time() - start < 5
+    monkeypatch.setattr(indexing_module, 'open_video', lambda *args, **kwargs: 1/0)  # FFmpeg would search for packets
+    assert 'MiB, or more, are zeros' in why_not(path)
 
 
 def test_zeros_after_an_mp4_do_not_matter(clip):

@@ -80,13 +80,13 @@ def test_the_settings_of_a_run_that_was_killed(done, copy, how):
     "They are in no list of digests, as nobody was left to make one"
     base, _, rows = done
     run, job = base, RunJob(str(copy))
-    job.fail(run, 'killed')
-    assert finished(run, copy, since=0.)['status'] == 'failed'
+    job.fail(run, 'call', 'killed')
+    assert finished(run, copy, call='call')['status'] == 'failed'
     file = copy/'runs'/run.key/'run.json'
     data = file.read_bytes()
     file.unlink()
     if how != 'gone': file.write_bytes(DAMAGE[how](data))
-    assert finished(run, copy, log := Log(), since=0.) is None
+    assert finished(run, copy, log := Log(), call='call') is None
     assert len(log.lines) == 1 and 'run.json' in log.lines[0] and log.lines[0].endswith('it is done again')
     assert same(study(base, copy), rows)
 
