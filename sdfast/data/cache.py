@@ -50,7 +50,7 @@ class Budget:
 
     def __copy__(self): return self
     def __deepcopy__(self, memo): return self
-    # pickled as `True`: an exported learner counts anew
+    # pickled as `True`: an exported learner starts to count again
     def __reduce__(self): return bool, (True,)
 
 

@@ -62,6 +62,11 @@ def ffmpeg_errors(path:str)->Iterator[None]:
     except av.FFmpegError as e: raise VideoError(f'{path}: cannot be decoded ({_reason(e)})') from None
 
 
+def _file_name(path):
+    "The absolute path, as FFmpeg would take `x:1.mp4` for an address; as text, as PyAV 19 refuses a `VideoFile`"
+    return str(path) if os.path.isabs(path) else os.path.join(os.getcwd(), str(path))
+
+
 def open_video(
     path:str|Path, # Video file
     format:str|None=None, # Container format, if it is known
@@ -69,7 +74,7 @@ def open_video(
     number:int|None=None, # Index of the stream, if it is known
 )->tuple[InputContainer, VideoStream]:
     "Open a file and find its video stream: the first that is not a cover picture. Raises `VideoError`"
-    full = str(os.path.join(os.getcwd(), path))  # FFmpeg would take `x:1.mp4` or `http://x` for an address
+    full = _file_name(path)
     if os.path.exists(full) and not os.path.isfile(full):
         raise VideoError(f'{path}: cannot be opened (not a file)')  # opening a pipe would block forever
     limit = dict(max_pixels=str(MAX_PIXELS))  # a few bytes can declare a frame of gigabytes, the first or a later one
@@ -99,7 +104,7 @@ def is_mov(
 )->bool:
     "Whether a file is an MP4 or of its kin, which its first bytes tell"
     options = dict(format_whitelist='mov', protocol_whitelist='file')
-    try: av.open(str(os.path.join(os.getcwd(), path)), options=options, timeout=OPEN_SECONDS, **TAGS).close()
+    try: av.open(_file_name(path), options=options, timeout=OPEN_SECONDS, **TAGS).close()
     except av.error.ArgumentError: return False
     except (av.FFmpegError, OSError, ValueError): pass  # opening it for good tells what is wrong
     return True

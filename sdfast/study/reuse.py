@@ -105,5 +105,5 @@ def _clear(folder):
 def end_fresh(
     out:str|Path, # Folder of the study
 )->None:
-    "Forget that a study with --fresh was under way, as it is finished: the next one begins anew"
+    "Forget that a study with --fresh was under way, as it is finished: the next one clears again"
     (Path(out)/MARK).unlink(missing_ok=True)

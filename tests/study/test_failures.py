@@ -1,4 +1,4 @@
-"Why a run failed: memory is told from other causes, and a failing loader says what to do."
+"Why a run failed: lack of memory is not mistaken for another cause, and a failing loader says what to do."
 import os
 import signal
 
