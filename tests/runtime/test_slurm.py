@@ -1,5 +1,7 @@
 "A study on a real Slurm of one node: an array of workers, one of them requeued, ends with the numbers of one process."
+import signal
 import subprocess
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,6 +16,21 @@ def cluster(tmp_path_factory):
     with one_node(tmp_path_factory.mktemp('slurm')) as env: yield env
 
 
+def handles_usr2(job):
+    "Whether the Python of a job handles the signal USR2, which would end it before submitit's handler is in place"
+    array, task = job.split('_')
+    variables = f'SLURM_ARRAY_JOB_ID={array}', f'SLURM_ARRAY_TASK_ID={task}'
+    for process in Path('/proc').glob('[0-9]*'):
+        try:
+            if not (process/'comm').read_text().startswith('python'): continue
+            environment = (process/'environ').read_bytes().decode(errors='replace').split('\0')
+            status = (process/'status').read_text()
+        except OSError: continue  # it has ended
+        handled = int(status.split('SigCgt:')[1].split()[0], 16)
+        if set(variables) <= set(environment) and handled >> signal.SIGUSR2 - 1 & 1: return True
+    return False
+
+
 def test_a_study_in_jobs_that_are_requeued(cluster, alone, spec, tmp_path):
     out, env = tmp_path/'slurm', ENV | cluster
     def call(*args): return subprocess.run(args, capture_output=True, text=True, env=env).stdout.split()
@@ -26,7 +43,8 @@ def test_a_study_in_jobs_that_are_requeued(cluster, alone, spec, tmp_path):
         return 'PENDING' in states or not states or p.poll() is not None
     try:
         wait_for(lambda: list(out.glob('runs/*/epoch-*.pt')))
-        job = wait_for(lambda: call('squeue', '-h', '-t', 'R', '-r', '-o', '%i'))[0]
+        running = wait_for(lambda: call('squeue', '-h', '-t', 'R', '-r', '-o', '%i'))
+        job = wait_for(lambda: next(filter(handles_usr2, running), None))
         # the signal before a preemption or a time limit: submitit queues the job again
         call('scancel', '--signal=USR2', job)
         wait_for(requeued, 120)
