@@ -11,14 +11,16 @@ from typing import Any
 import av
 import numpy as np
 
-from .ffmpeg import demux_all, open_video, set_strict
+from .ffmpeg import CONCEALING, decode_packet, demux_all, end_of, open_video, set_strict
 from .index import VideoIndex
 
 __all__ = ['find_damage']
 
 # Codecs in which a packet may show no frame: the one before is repeated, or it only helps to predict others
 MAY_HIDE = {'mpeg4', 'vp8', 'vp9', 'av1', 'libdav1d'}
-HELD = 32  # frames held in memory to make a decoder use other memory; more than it needs for itself
+
+
+HELD_BYTES = 2**28  # frames of this size are held in memory to make a decoder use other memory
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def decode_log(
     index:VideoIndex, # Its index
     strict:bool, # Count what FFmpeg conceals as an error
     pixels:bool=False, # Compute checksums of pixels
-    hold:int=0, # Keep this many frames in memory, so that the decoder cannot use their memory again
+    other:bool=False, # Decode with other memory and, where that changes no sound frame, afresh from each key frame
 )->Decoding: # What happened
     "Decode all of a video"
     container, stream = open_video(path, index.format, number=index.stream)
@@ -54,19 +56,33 @@ def decode_log(
         if strict: set_strict(stream)
         stream.codec_context.copy_opaque = True  # the number of a packet becomes that of its frame
         log = Decoding(stream.codec_context.name)
-        held: deque = deque(maxlen=hold)
+        held: deque = deque(maxlen=0)
+        restart = other and log.codec not in CONCEALING
         for i, packet in enumerate(demux_all(container, stream)):
             log.times.append(packet.dts if packet.pts is None else packet.pts)
             log.keys.append(packet.is_keyframe)
             if packet.is_corrupt: log.failed.add(i)
+            if restart and i and packet.is_keyframe: log.frames += [_shown(f, pixels) for f in _drain(stream)]
             packet.opaque = [i]  # not `i`: PyAV finds it by its identity, and all threads share small integers
-            try: frames = packet.decode()
+            try: frames = decode_packet(packet)
             except av.FFmpegError:
                 log.failed.add(i)
                 continue
+            if other and frames and not held.maxlen: held = deque(maxlen=max(32, HELD_BYTES//_nbytes(frames[0])))
             held += frames
             log.frames += [_shown(f, pixels) for f in frames]
     return log
+
+
+def _drain(stream):
+    "The frames that the decoder has kept back; then it forgets the frames before"
+    try: frames = decode_packet(end_of(stream))
+    except (av.FFmpegError, EOFError): frames = []
+    stream.codec_context.flush_buffers()
+    return frames
+
+
+def _nbytes(frame): return sum(plane.buffer_size for plane in frame.planes)
 
 
 def _shown(frame, pixels):
@@ -83,18 +99,20 @@ def find_damage(
     path:str, # Video file
     index:VideoIndex, # Its index
 )->tuple[np.ndarray, np.ndarray]: # Numbers of the damaged frames, and of those that have no picture of their own
-    """Decode a video and, if anything is wrong, again as `decode_through` does.
+    """Decode a video and, if anything is wrong or the decoder would not say so, again as `decode_through` does.
 
     Raises `av.error.ExitError` if it takes too long."""
     strict = decode_log(path, index, strict=True)
     missing = _missing(strict, index)
     tainted = _tainted(strict, set())
-    if not tainted and not any(f.corrupt for f in strict.frames):
-        return _unexplained(strict, index, missing, tainted), missing
+    errors = bool(tainted) or any(f.corrupt for f in strict.frames)
+    if not errors and strict.codec in CONCEALING: return _unexplained(strict, index, missing, tainted), missing
     log = decode_log(path, index, strict=False, pixels=True)
-    again = decode_log(path, index, strict=False, pixels=True, hold=HELD)
+    again = decode_log(path, index, strict=False, pixels=True, other=True)
     tainted = _tainted(log, strict.failed)
-    differ = {f.packet for f, g in zip(log.frames, again.frames) if f.pixels != g.pixels}
+    pixels = {f.packet:f.pixels for f in again.frames}
+    differ = {f.packet for f in log.frames if pixels.get(f.packet, f.pixels) != f.pixels}
+    if not errors and not differ: return _unexplained(strict, index, missing, tainted), missing
     sound = {f.packet for f in strict.frames} - tainted - differ - {None}
     damaged = {n for f, n in _numbers(log, index) if f.corrupt or f.packet not in sound}
     missing = _missing(log, index)

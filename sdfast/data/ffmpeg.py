@@ -2,6 +2,7 @@
 
 Files may be broken or malicious. Only containers that hold their own data are opened, the size of a frame and the time
 to read a packet are limited, and each error of FFmpeg becomes a `VideoError`."""
+import errno
 import os
 import threading
 from collections.abc import Callable, Container, Iterator
@@ -33,6 +34,13 @@ FORMATS = tuple(
     'apng apv asf av1 avi avs2 avs3 bink cavsvideo dhav dirac dnxhd dv evc film_cpk flic flv gif gxf h261 h263 h264 '
     'hevc ifv ipmovie ivf kux lvf m4v matroska mjpeg mjpeg_2000 moflex mov mp3 mpeg mpegts mpegvideo mxf nsv nut nuv '
     'obu ogg rm roq smk swf ty usm vc1 vc1test vivo vvc wav wtv xmv yop yuv4mpegpipe'.split())
+# Decoders that conceal what is missing in a frame, and report it if they are strict. Others may say nothing and leave a
+# part of the frame as it was in memory, which is zero or an earlier frame
+CONCEALING = frozenset('flv h261 h263 h263i h263p h264 mpeg1video mpeg2video mpeg4 msmpeg4 msmpeg4v1 msmpeg4v2 rv10 '
+                       'rv20 vc1 wmv1 wmv2 wmv3'.split())
+# Decoders that use no frame from before a key frame, whatever is missing in it, after they were flushed
+RESTARTING = CONCEALING | frozenset('av1 dnxhd hevc libaom-av1 libdav1d libvpx libvpx-vp9 mjpeg prores vp8 vp9 '
+                                    'vvc'.split())
 # Tags in the header need not be UTF-8. PyAV 19 always reads them byte by byte, earlier versions only when asked to.
 PICTURES = {'bmp', 'jpeg2000', 'jpegls', 'mjpeg', 'png', 'tiff', 'webp'}  # codecs of still pictures, such as covers
 TAGS: dict[str, Any] = dict(metadata_errors='surrogateescape') if int(av.__version__.split('.')[0]) < 19 else {}
@@ -167,8 +175,19 @@ def decode_frames(
             if times is not None:
                 needed = packet.pts is None or packet.pts in times
                 stream.codec_context.skip_frame = 'DEFAULT' if needed else 'NONREF'
-            yield from packet.decode()
+            yield from decode_packet(packet)
     except IndexError: raise Corrupt from None  # PyAV does not know streams that begin in the middle
+
+
+def decode_packet(
+    packet:Packet, # From `container.demux`
+)->list[VideoFrame]: # Those that the decoder has finished
+    "Decode a packet. Raises an error of FFmpeg"
+    try: return packet.decode()
+    except ValueError as e:
+        if isinstance(e, av.FFmpegError): raise
+        # PyAV 19, after it has failed to open the decoder
+        raise av.error.DecoderNotFoundError(errno.EINVAL, str(e)) from None
 
 
 def set_strict(
@@ -192,9 +211,16 @@ def demux_all(
             return
         except av.error.ExitError: raise
         except (av.FFmpegError, IndexError): errors += 1  # see `decode_frames`
+    yield end_of(stream)
+
+
+def end_of(
+    stream:VideoStream, # From `open_video`
+)->Packet: # An empty one
+    "The packet after which a decoder gives the frames that it has kept back"
     end = Packet()
     end.stream = stream
-    yield end
+    return end
 
 
 def decode_through(
@@ -203,7 +229,7 @@ def decode_through(
 )->Iterator[VideoFrame]:
     "Decode all frames that can be decoded, damaged or not. What they are does not depend on which ones are used"
     for packet in demux_all(container, stream):
-        with suppress(av.FFmpegError): yield from packet.decode()
+        with suppress(av.FFmpegError): yield from decode_packet(packet)
 
 
 _local = threading.local()  # one scaler per thread, which swscale sets up again only for another size

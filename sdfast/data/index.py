@@ -20,7 +20,7 @@ __all__ = ['VideoIndex']
 
 # Version of the pixels that `VideoFile.read` returns, part of a run's key: increase it when they change.
 PIXELS = 3  # 2: scaled frames are converted exactly; 3: interlaced frames are scaled as a whole
-LAYOUT = 1  # version of the stored files and of what counts as damaged: increase it when they change
+LAYOUT = 2  # version of the stored files and of what counts as damaged: increase it when they change
 ARRAYS = 'pts', 'keys', 'places', 'damaged', 'missing'
 NONE = np.zeros(0, np.int64)  # shared by all undamaged videos
 

@@ -12,7 +12,16 @@ from av.video.frame import VideoFrame
 from numpy.typing import ArrayLike
 
 from ..errors import InputError
-from .ffmpeg import Corrupt, VideoError, decode_frames, decode_through, ffmpeg_errors, open_video, write_rgb
+from .ffmpeg import (
+    RESTARTING,
+    Corrupt,
+    VideoError,
+    decode_frames,
+    decode_through,
+    ffmpeg_errors,
+    open_video,
+    write_rgb,
+)
 from .index import VideoIndex
 from .indexing import index_video, scan_video
 
@@ -63,7 +72,8 @@ class VideoFile(str):
         """Decode `frames`. Warns if some of them are `damaged`.
 
         Each is as it is when the whole file is decoded. One that cannot be decoded is replaced by the nearest one
-        before it that can."""
+        before it that can. Until the file was searched (by `damaged`; the files of a task are), only damage that the
+        decoder reports is noticed, which those of VP8, VP9, AV1 and HEVC do not always do."""
         index = self.index
         numbers = np.asarray(frames).tolist()
         wanted = sorted(set(numbers))  # `np.unique` would take 5 % of the time for a clip
@@ -132,6 +142,7 @@ class VideoFile(str):
         # the header of an MP4 has the time stamps, and how far frames are out of order
         container, stream = open_video(self, index.format, probe=not (quick and index.format == 'mov'),
                                        number=index.stream)
+        seek = seek and stream.codec_context.name in RESTARTING
         rows = Rows(index, wanted, size)
         with container:
             if seek: container.seek(times[0], stream=stream)

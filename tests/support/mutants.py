@@ -1,4 +1,4 @@
-"Damaged copies of small clips in six formats, and what FFmpeg makes of them, without sdfast."
+"Damaged copies of small clips in eight formats, and what FFmpeg makes of them, without sdfast."
 import random
 from collections import Counter
 
@@ -11,6 +11,7 @@ W, H, N = 96, 64, 36
 FORMATS = {
     'x.mp4': ('libx264', dict(g='12', bf='2')), 'x.avi': ('mpeg4', dict(g='12')), 'x.mkv': ('libx264', dict(g='10')),
     'x.flv': ('flv1', dict(g='12')), 'x.ts': ('mpeg2video', dict(g='9', bf='2')),
+    'x.webm': ('libvpx', dict(g='12', deadline='realtime')), 'y.mkv': ('ffv1', {}),
     'x.mov': ('libx265', {'x265-params': 'log-level=none:keyint=12:pools=none:frame-threads=1'})}
 
 
@@ -56,7 +57,7 @@ class Decoded:
                 times[packet.pts] += 1
                 if packet.is_corrupt: bad.add(packet.pts)
                 try: frames = packet.decode()
-                except av.FFmpegError:
+                except (av.FFmpegError, ValueError):  # `ValueError`: PyAV 19, after it has failed to open the decoder
                     bad.add(packet.pts)
                     continue
                 self.frames += frames
