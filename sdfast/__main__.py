@@ -1,10 +1,6 @@
-"`python -m sdfast` prints what a bug report needs."
-import warnings
+"`python -m sdfast COMMAND` is `sdfast COMMAND`."
+import sys
 
-from .commands.start import start
+from .commands.cli import main
 
-if __name__ == '__main__':
-    start()
-    from .commands.about import about
-    warnings.filterwarnings('ignore')
-    print(about())
+if __name__ == '__main__': sys.exit(main())

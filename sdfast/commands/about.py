@@ -1,9 +1,10 @@
-"""Facts for a bug report: `python -m sdfast` prints versions, devices, codecs and the names that sdfast knows.
+"""Facts for a bug report: `sdfast about` prints versions, devices, codecs and the names that sdfast knows.
 
 A line says so if something is missing or broken. Nothing is downloaded, trained or written."""
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -165,3 +166,8 @@ LINES = {
     'strategies': _strategies,
     'pre-training': _methods,
 }
+
+
+if __name__ == '__main__':
+    warnings.filterwarnings('ignore')
+    print(about())

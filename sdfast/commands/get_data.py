@@ -1,8 +1,8 @@
 """Download the videos and official lists of UCF101 and HMDB51 from their official hosts.
 
-    python experiments/get_data.py ucf101 --to data    # 6.9 GB, and 14 GB of disk until the archive is deleted
-    python experiments/get_data.py hmdb51 --to data    # 2.1 GB and 4.5 GB
-    python experiments/compare.py --task ucf101:data ...
+    sdfast get-data ucf101 --to data    # 6.9 GB, and 14 GB of disk until the archive is deleted
+    sdfast get-data hmdb51 --to data    # 2.1 GB and 4.5 GB
+    sdfast compare --task ucf101:data ...
 
 Files that exist are not downloaded again: after an interruption the same command resumes. If you have an archive
 already, put it into --to under its original name. Unpacking rar archives needs unrar, unar, 7z or bsdtar."""
@@ -16,6 +16,7 @@ from fastcore.script import call_parse, store_true
 from rich.filesize import decimal
 
 from ..errors import InputError
+from ..runtime.program import program
 from .console import say
 from .download import RESUMES, Archive, disk_errors, download, size
 from .one_line import check_path, one_line_errors
@@ -134,7 +135,7 @@ def main(
     no_checksum:store_true=False, # Do not verify the published checksums
 )->None:
     "Download UCF101 (6.9 GB) or HMDB51 (2.1 GB), videos and official lists. Needs unrar, unar, 7z or bsdtar"
-    with one_line_errors('get_data.py', then=RESUMES):
+    with one_line_errors(program('get-data'), then=RESUMES):
         data = _data_set(name, to, url_base, no_checksum)
         if insecure and no_checksum: say('warning: without certificate and checksum, nothing checks what arrives')
         assert to is not None  # `_data_set` refuses it

@@ -16,7 +16,7 @@ CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\ud800-\udfff]')  # control characters,
 
 @contextmanager
 def one_line_errors(
-    script:str, # Name of the script, with which the message begins
+    name:str, # Name of the command or script, with which the message begins
     out:str|Path='', # Folder of finished runs, checked by `check_path`, for the message after Ctrl-C
     then:str='', # Without `out`: what the message after Ctrl-C says in addition
 )->Iterator[None]: # Context manager
@@ -35,7 +35,7 @@ def one_line_errors(
     except KeyboardInterrupt:
         if out: then = f'finished runs are in {out}, the same command resumes'
         message, status = '; '.join(filter(None, ['stopped', then])), 130
-    print(f'{script}: {message}', file=sys.stderr)
+    print(f'{name}: {message}', file=sys.stderr)
     sys.exit(status)
 
 

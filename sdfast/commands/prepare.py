@@ -1,8 +1,8 @@
 """Make small copies of a task's videos, which are decoded several times as fast.
 
-    python experiments/prepare.py folder:videos             # to videos.prepared
-    python experiments/prepare.py ucf101:data --jobs 16
-    python experiments/compare.py --task ucf101:data ...    # uses the copies
+    sdfast prepare folder:videos             # to videos.prepared
+    sdfast prepare ucf101:data --jobs 16
+    sdfast compare --task ucf101:data ...    # uses the copies
 
 Copies are H.264, upright, with the short side scaled to --size and a key frame at least every --gop frames. Each copy
 is decoded again and compared with its original, frame by frame, before it gets its name. Existing copies are kept:
@@ -27,6 +27,7 @@ from rich.progress import track
 from ..data.datasets import create_task
 from ..data.prepared import copy_path, prepared_copies, read_manifest, try_copy, write_manifest
 from ..errors import InputError
+from ..runtime.program import program
 from .console import console, say
 from .download import RESUMES
 from .one_line import check_path, one_line_errors
@@ -123,7 +124,7 @@ def _summary(copies, folder):
 
 @call_parse  # it runs this when the module is the script, so it must come last
 def main(
-    task:str, # ucf101:PATH, hmdb51:PATH, folder:PATH or csv:PATH, as for compare.py
+    task:str, # ucf101:PATH, hmdb51:PATH, folder:PATH or csv:PATH, as for sdfast compare
     to:str=None, # Folder for the copies, by default the videos' with .prepared added; else also set SDFAST_PREPARED
     size:int=128, # Short side of the copies in pixels; smaller videos keep theirs
     gop:int=12, # Frames from one key frame to the next
@@ -132,7 +133,7 @@ def main(
 )->None:
     "Make small, quickly decoded copies of a task's videos; if it is stopped, the same command resumes"
     start = time.time()
-    with one_line_errors('prepare.py', then=RESUMES):
+    with one_line_errors(program('prepare'), then=RESUMES):
         check_path(to or '', '--to')
         if min(size, gop, jobs) < 1 or size % 2 or not 0 <= quality <= 51:
             raise InputError('size must be even, size, gop and jobs at least 1 and quality 0 to 51, '
@@ -140,4 +141,4 @@ def main(
         manifest, bad, folder = prepare(task, to, size, gop, quality, jobs)
         for name, why in sorted(bad.items()): say(f'no copy of {name}: {why}')
         if manifest['files']: say(f'{_summary(manifest["files"].values(), folder)}; {time.time() - start:.0f} s')
-    if bad: sys.exit(f'prepare.py: {len(bad)} videos have no copy and are used as they are')
+    if bad: sys.exit(f'{program("prepare")}: {len(bad)} videos have no copy and are used as they are')

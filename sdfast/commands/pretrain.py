@@ -1,10 +1,15 @@
 """Pre-train a video encoder without labels, the paper's first stage, with RSPNet or a method that the paper cites.
 
-See experiments/pretrain.py for examples and for the files that are written."""
+    sdfast pretrain --method rspnet
+    sdfast pretrain --task videos:FOLDER --model r2plus1d --method pace    # all videos below a folder
+
+The folder --out gets a folder for each setting: weights.safetensors, epochs.csv, result.json; for RSPNet also
+rspnet.pth.tar in its own layout."""
 from pathlib import Path
 
 from fastcore.script import call_parse
 
+from ..runtime.program import program
 from ..study.pretrain import StageProgress, make_stage, pretrain, score_text
 from .common import make_folder, one_line_errors
 
@@ -12,7 +17,7 @@ from .common import make_folder, one_line_errors
 @call_parse  # it runs this when the module is the script, so it must come last
 def main(
     method:str='rspnet', # Method: rspnet, pace, order, puzzle, cvrl, iic or mas (motion and appearance statistics)
-    task:str='moving_digits', # Videos: a task as in compare.py, or videos:FOLDER for all videos below a folder
+    task:str='moving_digits', # Videos: a task as for sdfast compare, or videos:FOLDER for all videos below a folder
     model:str='tiny', # tiny, the paper's c3d and r2plus1d, a video net of torchvision, or any image model of timm
     model_args:str='', # For the model's constructor, such as pad_type=same
     init:str=None, # Weights of the encoder to start from
@@ -32,7 +37,7 @@ def main(
 ):
     "Pre-train a video encoder without labels"
     given = {k:v for k, v in locals().items() if k != 'out'}
-    with one_line_errors('pretrain.py', out):
+    with one_line_errors(program('pretrain'), out):
         stage, message = make_stage(**given)
         folder = make_folder(out)
         with StageProgress() as progress:

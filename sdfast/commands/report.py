@@ -1,7 +1,7 @@
 """Write the page of a study from its stored results: nothing is trained or measured.
 
-    python experiments/make_report.py runs/compare                          # runs/compare/report.html and figures/
-    python experiments/make_report.py runs/a runs/b --out runs/both.html    # several studies
+    sdfast report runs/compare                          # runs/compare/report.html and figures/
+    sdfast report runs/a runs/b --out runs/both.html    # several studies
 
 Studies with the same tasks, model and weights are merged; others follow one another on the page. If files are missing
 in a folder, or its videos are gone, the page leaves out the parts that need them and says so."""
@@ -9,6 +9,7 @@ from fastcore.script import call_parse, store_true
 
 from ..errors import InputError
 from ..report.page import write_page
+from ..runtime.program import program
 from ..stats import ADJUSTMENTS
 from .console import say
 from .one_line import check_path, one_line_errors
@@ -18,14 +19,14 @@ __all__ = ['main']
 
 @call_parse  # it runs this when the module is the script, so it must come last
 def main(
-    *folders:str, # Folders of studies: the --out of compare.py
+    *folders:str, # Folders of studies: the --out of sdfast compare
     out:str=None, # File to write, by default report.html in the folder
     adjust:str='holm', # How p values are adjusted for the number of strategies: holm, bh (false discovery rate) or none
     no_figures:store_true=False, # Write only the page, not each plot as PDF and PNG
 ):
     "Rebuild a study's page and figures from its folder"
-    with one_line_errors('make_report.py'):
-        if not folders: raise InputError('name at least one folder of a study: the --out of compare.py')
+    with one_line_errors(program('report')):
+        if not folders: raise InputError('name at least one folder of a study: the --out of sdfast compare')
         for path in (*folders, out or ''): check_path(path, 'a folder and --out')
         if len(folders) > 1 and not out: raise InputError('--out is needed for several folders: the file to write')
         if adjust not in ADJUSTMENTS:

@@ -1,9 +1,9 @@
 """Which way to fine-tune keeps most in a chain of tasks that are learned one after another?
 
-    python experiments/sequence.py            # moving_digits, source → target → motion → digit
-    python experiments/sequence.py --quick    # the same at a reduced size
-    python experiments/sequence.py --source folder:A --tasks 'folder:B;ucf101:C' --model r2plus1d_18 --init weights.pth
-    python experiments/sequence.py --config study.yaml --epochs 4    # a study file; options override it
+    sdfast sequence            # moving_digits, source → target → motion → digit
+    sdfast sequence --quick    # the same at a reduced size
+    sdfast sequence --source folder:A --tasks 'folder:B;ucf101:C' --model r2plus1d_18 --init weights.pth
+    sdfast sequence --config study.yaml --epochs 4    # a study file; options override it
 
 Every strategy trains through the whole chain. After each stage, accuracies are measured with each task's head from the
 end of its stage, and with new linear probes on the encoder. Strengths are chosen by the mean accuracy on the valid
@@ -12,26 +12,11 @@ parts of source and tasks after the last stage, from the same number of trials. 
 the command is stopped, calling it again resumes each chain after its last finished epoch."""
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
-from pathlib import Path
 
-import pandas as pd
-from fastai.torch_core import rank_distrib
-
-from ..report.chains import matrix_table, sequence_summary, task_names
-from ..report.tables import chain_table
-from ..runtime import store
-from ..runtime.distributed import join_processes
-from ..runtime.launcher import Launcher
-from ..runtime.progress import Progress
-from ..study.compare_chains import compare_sequences
-from ..study.earlier import begin_report
-from ..study.progress import LiveProgress
-from ..study.reuse import version_notes
-from ..study.settings import Settings, parse_command_line
-from ..study.setup import build_chain
-from ..study.source_files import source_folder
-from .common import make_folder, one_line_errors, report_errors
+from ..runtime.program import program
+from ..study.settings import parse_command_line
+from .one_line import one_line_errors
+from .start import say_loading
 
 __all__ = ['main']
 
@@ -40,49 +25,12 @@ def main(
     argv:Sequence[str]|None=None, # Arguments of the command line, by default those of this process
 )->int: # Exit status; errors end the process with 2, Ctrl-C with 130
     "Compare ways to fine-tune through a chain of tasks: what they learn, and what they forget of each task"
-    with one_line_errors('sequence.py'): settings = parse_command_line('sequence', argv, __doc__)
-    with one_line_errors('sequence.py', settings.out): run_chains(settings)
+    with one_line_errors(program('sequence')): settings = parse_command_line('sequence', argv, __doc__)
+    say_loading()
+    with one_line_errors(program('sequence'), settings.out):
+        from .chains import run_chains  # it imports PyTorch, which takes seconds
+        run_chains(settings)
     return 0
-
-
-def run_chains(
-    settings:Settings,
-)->None:
-    "Train every strategy through the chain and write the results to `--out`"
-    processes = join_processes()
-    launcher = Launcher(settings.jobs, settings.launcher, settings.slurm)
-    setup = build_chain(settings, processes)
-    out = make_folder(settings.out)
-    with nullcontext(Progress()) if rank_distrib() else LiveProgress() as progress:
-        if not rank_distrib(): begin_report(settings, out, progress)
-        for line in setup.messages: progress.say(line)
-        rows = compare_sequences(setup.runs, setup.grids, out, seeds=setup.seeds, trial_seeds=setup.trial_seeds,
-                                 progress=progress, launcher=launcher, fresh=settings.fresh)
-    if rank_distrib(): return
-    with report_errors(out):
-        keys = rows.key.dropna()
-        of_versions = version_notes([*(out/'stages'/key for key in keys), source_folder(setup.runs[0], out)], launcher)
-        write_results(rows, settings, setup.notes + of_versions)
-        for note in of_versions: LiveProgress().say(note)
-
-
-def write_results(
-    rows:pd.DataFrame, # From `compare_sequences`
-    settings:Settings,
-    notes:list, # About the tasks, as Markdown
-)->None:
-    "Write rows and tables, and show the table. Raises `InputError` if no chain reached its end"
-    out, progress = Path(settings.out), LiveProgress()
-    begin_report(settings, out, progress)  # again, as another study may have written here meanwhile
-    store.write(out/'runs.csv', rows.to_csv(index=False))
-    table = sequence_summary(rows)
-    store.write(out/'matrix.csv', matrix_table(rows).to_csv(index=False, float_format='%.6g'))
-    store.write(out/'table.csv', table.to_csv(index=False, float_format='%.6g'))
-    title = ' → '.join([settings.source, *task_names(rows)[1:]]) + f', {settings.model}'
-    shown = chain_table(table, notes, title)
-    store.write(out/'table.md', shown.to_markdown())
-    progress.console.print(shown.to_rich(progress.console.width))
-    progress.say(f'written to {out}: runs.csv, matrix.csv, table.csv, table.md')
 
 
 if __name__ == '__main__': sys.exit(main())

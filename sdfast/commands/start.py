@@ -1,10 +1,11 @@
-"The start of a command: Ctrl-C is one line from the first moment, and no output can end it."
+"The start of a command: Ctrl-C is one line from the first moment, as is wrong use, and no output can end it."
+import argparse
 import os
 import signal
 import sys
 from contextlib import suppress
 
-__all__ = ['start', 'run']
+__all__ = ['start', 'run', 'run_command', 'say_loading']
 
 
 def start()->None:
@@ -25,10 +26,27 @@ def stop(*_)->None:
     os._exit(130)
 
 
+def _one_line(parser, message):
+    parser.exit(2, f'{os.path.basename(sys.argv[0])}: {" ".join(message.split())}; see --help\n')
+
+
+def say_loading()->None:
+    "Say, before the imports that take seconds, that a command with correct arguments has started"
+    if os.environ.get('RANK', '0') == '0': print('loading PyTorch and fastai', flush=True)
+
+
 def run(
     command:str, # Name of a module of `sdfast.commands`
 )->None: # It reads the command line
     "Run a command as the script of this process"
     start()
+    run_command(command)
+
+
+def run_command(
+    command:str, # As for `run`
+)->None: # After `start`
+    "Run a command in this process"
+    argparse.ArgumentParser.error = _one_line  # type: ignore[method-assign]  # it would print the usage as well
     from runpy import run_module
     run_module(f'sdfast.commands.{command}', run_name='__main__')

@@ -1,7 +1,7 @@
 """Show the progress of a study, in another terminal.
 
-    python experiments/status.py runs/compare              # once
-    python experiments/status.py runs/compare --every 5    # every 5 seconds, until Ctrl-C"""
+    sdfast status runs/compare              # once
+    sdfast status runs/compare --every 5    # every 5 seconds, until Ctrl-C"""
 import time
 
 from fastcore.script import call_parse
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 
 from ..runtime.output import make_console
+from ..runtime.program import program
 from ..study.status import show_status
 from .common import one_line_errors
 
@@ -38,6 +39,6 @@ def main(
 ):
     "Show what a study has done and what it is doing"
     console = make_console()
-    with one_line_errors('status.py', out):
+    with one_line_errors(program('status'), out):
         if every: watch(out, every, console)
         else: console.print(show_status(out), highlight=False)

@@ -1,7 +1,5 @@
 "Doing each piece of a study's work once, in this process or in workers."
 import os
-import shlex
-import sys
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +10,7 @@ from fastai.torch_core import rank_distrib
 from . import store
 from .jobs import Job, WorkList, do_all
 from .launcher import Launcher
+from .program import whole_command
 from .progress import Progress
 from .supervise import Supervisor
 
@@ -43,5 +42,4 @@ def _write_plan(job, out, total, pieces):
     "Write the command and the folders of all known pieces to `plan.json`, which `snapshot` reads"
     out.mkdir(parents=True, exist_ok=True)
     folders = [os.path.relpath(job.folder(p), out) for p in pieces]
-    command = shlex.join(['python', *sys.argv])
-    store.write_json(out/'plan.json', dict(command=command, total=max(total, len(pieces)), folders=folders))
+    store.write_json(out/'plan.json', dict(command=whole_command(), total=max(total, len(pieces)), folders=folders))

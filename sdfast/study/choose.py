@@ -5,10 +5,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..strategies.registry import STRATEGIES
+from .config import RULES
 
 __all__ = ['RULES', 'strength_grid', 'choose']
 
-RULES = ('accuracy', 'equal_learning')  # see `choose`
 ROUNDING = 1e-9  # tolerance, so that floating-point rounding does not decide which accuracies are within the margin
 
 

@@ -14,12 +14,13 @@ from typing import Any
 from ..errors import InputError
 from ..runtime.limits import MAX_COUNT, MAX_FRAMES, MAX_PROCESSES, MAX_REPEATS, MAX_SIZE
 from ..runtime.options import format_options, parse_options
-from ..stats import ADJUSTMENTS
-from .choose import RULES
 from .values import check_value
 
 __all__ = ['RSPNET', 'Run', 'Study', 'file_id']
 
+# The names of functions in modules that take long to import
+RULES = 'accuracy', 'equal_learning'  # in `choose`
+ADJUSTMENTS = 'holm', 'bh', 'none'  # in `stats`
 # clips of each class that a quick study uses
 QUICK = dict(train=12, valid=8, test=6)
 # fields of a `Run` under the protocol of RSPNet's code (commit e069052), for both encoders and data sets
@@ -209,7 +210,7 @@ class Study:
     # Accuracy that equal_learning compares on a held-out part of the source: of a new probe, or of the old head
     kept: str = setting('source_probe', CHOICE, command='compare', choices=('source_probe', 'source_acc'))
     # How p values are adjusted for the number of strategies: holm, bh (false discovery rate) or none
-    adjust: str = setting('holm', STATISTICS, command='compare', choices=tuple(ADJUSTMENTS))
+    adjust: str = setting('holm', STATISTICS, command='compare', choices=ADJUSTMENTS)
     # Folder to write to; finished runs in it are not repeated
     out: str = setting('runs/compare', EXECUTION)
     # Redo all runs of this study and its source model that --out has, whatever version of sdfast or of its libraries,

@@ -4,6 +4,8 @@ A study file is YAML with one setting a line: `epochs: 4`. Lists and mappings ma
 `strategies: [ewc, l2sp]`, `lams: {ewc: [.1, 1]}`. Every study's folder holds the `study.yaml` that repeats it."""
 import argparse
 import shlex
+import sys
+import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import Field, fields
@@ -17,6 +19,7 @@ from fastcore.docments import docments
 
 from ..errors import Damaged, InputError
 from ..runtime import store
+from ..runtime.program import invocation, program
 from .config import GROUPS, SEQUENCE, Run, Study
 from .values import TYPES, beyond_limits, type_of
 
@@ -98,7 +101,7 @@ def make_settings(
     for name, value in given.items():
         if name not in options or not options[name].given:
             known = [n for n, o in options.items() if o.given]
-            raise InputError(f'{command}.py has no setting {name!r}' + _nearest(name, known))
+            raise InputError(f'{program(command)} has no setting {name!r}' + _nearest(name, known))
         values[name] = options[name].read(value)
     return Settings(command=command, **values)
 
@@ -113,14 +116,29 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message): raise InputError(message)
 
 
+class _ShortHelp(argparse.Action):
+    "Print what the command does and the names of its options by group"
+
+    def __call__(self, parser, *_):
+        groups = [(g.title, [a.option_strings[0] for a in g._group_actions]) for g in parser._action_groups[2:]]
+        lines = [textwrap.fill(f'{title}: {" ".join(flags)}', 100, subsequent_indent='    ', break_on_hyphens=False)
+                 for title, flags in groups]
+        about = f'\n{parser.description}\n' if parser.description else ''
+        parser._print_message('\n'.join([f'usage: {parser.usage}', about, 'Options:', *lines, '',
+                                          '--help-all explains them all.', '']), sys.stdout)
+        parser.exit()
+
+
 def make_parser(
     command:str, # 'compare' or 'sequence'
     about:str='', # First lines of --help
 )->argparse.ArgumentParser: # Its namespace has only the options that were given
     "Make the parser of a study's command line from the settings"
-    usage = f'python experiments/{command}.py [--config FILE] [--OPTION VALUE]...'
-    parser = _Parser(f'{command}.py', usage, about, allow_abbrev=False,
+    usage = f'{invocation(command)} [--config FILE] [--OPTION VALUE]...'
+    parser = _Parser(program(command), usage, about, allow_abbrev=False, add_help=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
+    parser.add_argument('-h', '--help', action=_ShortHelp, nargs=0, help='list the options')
+    parser.add_argument('--help-all', action='help', help='explain all options')
     parser.add_argument('--config', metavar='FILE', help=f'study file to start from, such as a study\'s {STUDY_FILE}')
     for group in GROUPS:
         section = parser.add_argument_group(group)
@@ -149,7 +167,7 @@ def parse_command_line(
         flag = rest[0].partition('=')[0]
         if not flag.startswith('--'): raise InputError(f'unexpected {flag!r}: write --OPTION VALUE')
         flags = [o.flag for o in all_options(command).values() if o.given]
-        raise InputError(f'{command}.py has no option {flag}' + _nearest(flag, flags))
+        raise InputError(f'{program(command)} has no option {flag}' + _nearest(flag, flags))
     values = vars(given)
     file = values.pop('config', None)
     return read_study_file(file, command, **values) if file else make_settings(command, **values)
@@ -170,7 +188,7 @@ def read_study_file(
     made_for = values.pop('command', command)
     if made_for not in COMMANDS: raise InputError(f'study file {file} must name its command: {" or ".join(COMMANDS)}')
     if command not in ('', made_for):
-        raise InputError(f'study file {file} is for {made_for}.py, not for {command}.py')
+        raise InputError(f'study file {file} is for {program(made_for)}, not for {program(command)}')
     return make_settings(made_for, **values | given)
 
 
@@ -199,7 +217,7 @@ def command_line(
 )->str: # For a shell
     "The command that repeats a study"
     options = all_options(settings.command)
-    words = ['python', f'experiments/{settings.command}.py']
+    words = invocation(settings.command).split()
     for name, value in changed_settings(settings).items():
         flag, text = options[name].flag, str(value)
         if isinstance(value, bool): words.append(flag if value else f'--no-{flag[2:]}')

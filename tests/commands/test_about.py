@@ -1,4 +1,4 @@
-"`python -m sdfast`: what it says is so, and what is missing does not stop it."
+"`sdfast about`: what it says is so, and what is missing does not stop it."
 import os
 import subprocess
 import sys

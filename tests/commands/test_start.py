@@ -48,8 +48,8 @@ def test_at_every_moment(size):
 
 
 def test_the_bug_report_stops_too():
-    status, _, err = stop_at([sys.executable, '-m', 'sdfast'], 100)
-    assert status == 130 and err.endswith('.py: stopped\n') and err.count('\n') == 1
+    status, _, err = stop_at([sys.executable, '-m', 'sdfast', 'about'], 100)
+    assert status == 130 and err.endswith(': stopped\n') and err.count('\n') == 1
 
 
 def test_where_ctrl_c_is_ignored_it_stays_so():
