@@ -8,8 +8,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import InputError
 from ..models.statistics import statistics_layers, watch_buffers
-from .base import Recipe
 from .optimizers import unwrap_optimizer
+from .recipe import Recipe
 
 __all__ = ['LoRA']
 

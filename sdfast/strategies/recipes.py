@@ -5,10 +5,8 @@ begins, when the callback is removed, or by `undo()`. They compose with each oth
 import warnings
 from collections.abc import Callable
 
-from torch.nn.parallel import DistributedDataParallel
-
 from ..models.statistics import statistics_layers, warn_without_statistics, watch_buffers
-from .base import Recipe
+from .recipe import Recipe
 
 __all__ = ['FrozenBN', 'LinearProbe', 'LPFT']
 
@@ -85,15 +83,3 @@ class LPFT(LinearProbe):
         if self.probe_epochs >= self.n_epochs() and not self.loop.trial:
             warnings.warn(f'LPFT({self.probe_epochs}) in a fit of {self.n_epochs()} epochs never trains the '
                           'encoder: fit for more epochs')
-
-    def before_train(self):
-        if not self._wrapped(): super().before_train()
-
-    def before_step(self):
-        if self._wrapped() and self.probing():
-            for p in self.module().parameters(): p.grad = None
-
-    def _wrapped(self):
-        # DDP reduces the gradients of all parameters that required one when it wrapped the model. So these parameters
-        # keep `requires_grad`, and their gradients are dropped before the step
-        return isinstance(self.loop.model, DistributedDataParallel)
