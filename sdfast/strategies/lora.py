@@ -174,8 +174,7 @@ class LoRA(Recipe):
             for o in (self.loop.opt, unwrap_optimizer(self.loop.opt)): o.state.pop(p, None)
         self._joined = ()
 
-    def before_train(self):
-        for m in statistics_layers(self.module()): m.training = False
+    def before_train(self): self.set_eval(statistics_layers(self.module()))
 
     def before_batch(self): self.before_train()
 

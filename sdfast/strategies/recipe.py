@@ -18,6 +18,8 @@ class Recipe(ShowArguments, Driver):
     order, run_valid = -5, False  # after `model.train()`, before DDP (order 11) checks which parameters need gradients
     _off: tuple[nn.Parameter, ...] = ()  # what `freeze` has frozen
     _dropped: tuple[nn.Parameter, ...] = ()  # what it has frozen in a model that DDP has wrapped before
+    _still: tuple[nn.Module, ...] = ()  # what `set_eval` has put into eval mode
+    _stateattrs = Driver._stateattrs + ('_still',)
     _argument_attrs = dict(encoder='protected')
 
     def __init__(self,
@@ -29,6 +31,18 @@ class Recipe(ShowArguments, Driver):
     def undo(self)->None:
         "Restore the learner as it was before `begin`"
         self.thaw()
+        self.restore_modes()
+
+    def set_eval(self, modules:Iterable[nn.Module])->None:
+        "Put `modules` (without their children) into eval mode until `restore_modes`"
+        training = [m for m in modules if m.training]
+        for m in training: m.training = False
+        self._still = tuple(dict.fromkeys((*self._still, *training)))
+
+    def restore_modes(self)->None:
+        "Give modules that `set_eval` has changed the model's mode, which not every trainer sets again"
+        for m in self._still: m.training = self.loop.model.training
+        self._still = ()
 
     def freeze(self, params:Iterable[nn.Parameter])->None:
         "Keep `params` unchanged until `thaw`"

@@ -35,8 +35,7 @@ class FrozenBN(Recipe):
         self._watch = None
         super().undo()
 
-    def before_train(self):
-        for m in statistics_layers(self.module()): m.training = False
+    def before_train(self): self.set_eval(statistics_layers(self.module()))
 
     def before_batch(self): self.before_train()  # a callback may have changed modes in the middle of an epoch
 
@@ -59,11 +58,13 @@ class LinearProbe(Recipe):
 
     def before_train(self):
         if self.probing(): self.freeze(self.module().parameters())
-        else: self.thaw()
+        else:
+            self.thaw()
+            self.restore_modes()
         self.before_batch()
 
     def before_batch(self):
-        if self.probing(): self.module().eval()
+        if self.probing(): self.set_eval(self.module().modules())
 
 
 class LPFT(LinearProbe):
