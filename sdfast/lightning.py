@@ -57,7 +57,8 @@ class StrategyCallback(Callback):
 
     def setup(self, trainer:Trainer, pl_module:LightningModule, stage:str)->None:
         if stage != 'fit': return
-        if getattr(trainer, 'ckpt_path', None): self.hosted.refuse_to_resume()
+        # a fit that resumes calls this first, before adapters in the checkpoint are found to have no place
+        self._replace(pl_module, 'on_load_checkpoint', self._on_load_checkpoint)
 
     # not `on_fit_start`, in which Lightning's own callbacks look for a learning rate or a batch size
     def on_train_start(self, trainer:Trainer, pl_module:LightningModule)->None:
@@ -100,6 +101,13 @@ class StrategyCallback(Callback):
     def _replace(self, pl_module, name, make):
         self._replaced[name] = vars(pl_module).get(name)
         vars(pl_module)[name] = make(getattr(pl_module, name))
+
+    def _on_load_checkpoint(self, load):
+        @wraps(load)
+        def on_load_checkpoint(checkpoint):
+            self.hosted.refuse_to_resume()
+            return load(checkpoint)
+        return on_load_checkpoint
 
     def _training_step(self, step):
         @wraps(step)

@@ -1,7 +1,7 @@
 """Strategies in the loop of a trainer that somebody else wrote: what `sdfast.lightning` and `sdfast.hf` have in common.
 
 An adapter tells a `Hosted` when training starts, an epoch, a batch and a step begin and end, and adds its `loss`."""
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +37,12 @@ class Place:
 
 def _in_order(dl:Any)->tuple[Any, bool]:
     "A loader of the same clips in their order, and whether each process reads a part of them"
+    # not the loader itself: reading it in an epoch would move what reads it, too (persistent workers, stateful loaders)
     bs = getattr(dl, 'batch_size', None) or getattr(getattr(dl, 'batch_sampler', None), 'batch_size', None)
-    if not isinstance(dl, DataLoader) or isinstance(dl.dataset, IterableDataset) or not bs: return dl, True
-    return DataLoader(dl.dataset, batch_size=bs, collate_fn=dl.collate_fn), False
+    items, collate = getattr(dl, 'dataset', None), getattr(dl, 'collate_fn', None)
+    if collate is None or isinstance(items, IterableDataset) or not isinstance(items, Sized) or not bs: return dl, True
+    in_order: Any = DataLoader(items, batch_size=bs, collate_fn=collate)  # type: ignore[arg-type]
+    return in_order, False
 
 
 class HostedLoop(PlainLoop):
@@ -139,6 +142,7 @@ class Hosted:
     def to_epoch(self, epoch:int)->None: # Its number
         "Be in a training epoch; starts it unless it has started"
         saved = self._saved or {}
+        if epoch > (epoch if saved.get('epoch') is None else saved['epoch']): self.end_epoch()  # saved in its last step
         for i, s in enumerate(self.strategies):
             loop: Any = s.loop
             if loop.started and loop.epoch == epoch: continue
@@ -174,7 +178,7 @@ class Hosted:
     def loss(self)->torch.Tensor|None: # Scalar; `None` without penalties
         "The sum of the terms of the batch, to be added to the task's loss"
         self.close()
-        targets = self._targets()
+        targets = self._targets() if self.strategies else None
         terms = [s.loss(targets) for s in self.strategies if hasattr(s, 'loss')]
         self.skip()
         return sum(terms[1:], terms[0]) if terms else None
