@@ -13,5 +13,5 @@ setup(
     packages=find_packages(include=['sdfast', 'sdfast.*']),
     package_data={'sdfast': ['py.typed'], 'sdfast.report': ['page.*']},
     install_requires=settings['requirements'].split(),
-    extras_require={extra: settings[f'{extra}_requirements'].split() for extra in ('dev', 'peers', 'pretext', 'log')},
+    extras_require={extra: settings[f'{extra}_requirements'].split() for extra in ('dev', 'peers', 'pretext', 'log', 'hf', 'lightning')},
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -103,8 +103,8 @@ class StrategyMixin(_Trainer):
         if not self.hosted.strategies: return
         self._check_supported()
         given, state = self._given, self.state
-        optimizer: Any = self.optimizer
-        place = Place(self.model, getattr(optimizer, 'optimizer', optimizer), int(state.epoch or 0),
+        optimizer, model = cast(Any, self.optimizer), cast(nn.Module, self.model)
+        place = Place(model, getattr(optimizer, 'optimizer', optimizer), int(state.epoch or 0),
                       given.epochs or state.num_train_epochs, given.batches or train_dataloader,
                       getattr(self.accelerator, 'scaler', None), False, given.criterion or self._criterion(),
                       isinstance(self.model_wrapped, DistributedDataParallel), 'call the model in compute_loss')

@@ -5,9 +5,11 @@
 
 Lightning is an extra: `pip install 'sdfast[lightning]'`. Nothing else in sdfast imports this module."""
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,12 +18,18 @@ from torch.nn.parallel import DistributedDataParallel
 from .errors import InputError
 from .strategies.hosted import Hosted, Place
 
-try: from lightning.pytorch import Callback, LightningModule, Trainer
-except ImportError:
-    try: from pytorch_lightning import Callback, LightningModule, Trainer
-    except ImportError:
-        raise InputError("sdfast.lightning needs Lightning, which is not installed: pip install 'sdfast[lightning]'"
-                         ) from None
+if TYPE_CHECKING: from lightning.pytorch import Callback, LightningModule, Trainer
+else:
+    # Lightning has two names: the one that the user has imported, if it is only one
+    PACKAGES = ['lightning.pytorch', 'pytorch_lightning']
+    PACKAGES.sort(key=lambda name: name not in sys.modules)
+    for name in PACKAGES:
+        try: package = import_module(name)
+        except ImportError: continue
+        Callback, LightningModule, Trainer = package.Callback, package.LightningModule, package.Trainer
+        break
+    else:
+        raise InputError("sdfast.lightning needs Lightning, which is not installed: pip install 'sdfast[lightning]'")
 
 __all__ = ['StrategyCallback']
 
@@ -43,7 +51,7 @@ class StrategyCallback(Callback):
         model:str|Callable|None=None, # Name of the part that `training_step` calls, or function of the module
         encoder:str|Callable|None=None, # Name of the part to protect, or function of the module; see `find_encoder`
         targets:Callable|None=None, # Function of a batch that returns its targets; `None`: see `split_batch`
-        criterion:Callable|None=None, # The task's loss `(logits, targets)`, for strategies on outputs, unless it is plain
+        criterion:Callable|None=None, # The task's loss `(logits, targets)`; `None`: cross-entropy, see `target_kind`
         epochs:int|None=None, # Number of epochs, for strategies with a schedule; `None`: the trainer's
         batches:Iterable|None=None, # Training data, for CoTuning and WiSEFT; `None`: the trainer's loader
         split:Callable|None=None, # Function of a batch that returns `(clips, labels)`; `None`: see `split_batch`

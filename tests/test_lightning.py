@@ -211,7 +211,8 @@ def test_targets_by_a_function():
 
 
 def test_what_is_not_possible_is_said_in_one_line():
-    with pytest.raises(InputError, match=r"model=NAME.*'body', 'top'"): fit(None, [SelfDistill(1.)], module=CallsParts())
+    with pytest.raises(InputError, match=r"model=NAME.*'body', 'top'"):
+        fit(None, [SelfDistill(1.)], module=CallsParts())
     with pytest.raises(InputError, match="model='nose' is no part"): fit(model(), [SelfDistill(1.)], model='nose')
     with pytest.raises(InputError, match='not inside of the Linear'):
         fit(model(), [SelfDistill(1.)], model='net.1', encoder='net.0')

@@ -1,6 +1,7 @@
 "What an encoder keeps after each epoch of fine-tuning."
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from fastai.torch_core import num_distrib
 
@@ -33,7 +34,7 @@ class RetentionCurve(ShowArguments, Resumable, Columns, Driver):
     It works in every loop that strategies work in: `attach` it in a loop of your own, or give it to the adapter for
     Lightning or transformers beside the strategies."""
     order, run_valid = 8, False  # before the recorder reads the columns
-    history = ()  # the last fit's measures: a dict for each epoch: `epoch`, `clips`, and `RetentionScores.flat`
+    history: Any = ()  # the last fit's measures: a dict for each epoch: `epoch`, `clips`, and `RetentionScores.flat`
     _stateattrs = Driver._stateattrs + ('retention', 'history', '_columns', '_sample')
     _state = ('history',)
     _sample = None
@@ -58,8 +59,8 @@ class RetentionCurve(ShowArguments, Resumable, Columns, Driver):
         but forward passes. At least 16, which CKA needs."""
         trained = self.loop.clips
         if trained is None:
-            raise InputError('RetentionCurve does not know how many clips an epoch has: pass RetentionCurve(clips=NUMBER), '
-                             'or the training data by attach(..., batches=LOADER)')
+            raise InputError('RetentionCurve does not know how many clips an epoch has: pass '
+                             'RetentionCurve(clips=NUMBER), or the training data by attach(..., batches=LOADER)')
         return max(MIN_CKA_CLIPS, int(.05*(3*trained + self.loop.valid_clips)/max(1, num_distrib())))
 
     @property

@@ -46,10 +46,10 @@ class Retention:
     """Measures what an encoder kept: `Retention(model, train_dl, test_dl)(tuned_encoder)`.
 
     The reference is the current `model`, whose outputs are computed once. Loaders yield `(x, y)`, y class numbers, or
-    dicts, see `split_batch`, and `clips` may yield only `x`. They must neither shuffle nor augment: each reading is checked to give the same clips as
-    the first. CKA is left out, with a warning, where there are fewer than 16 clips. An old head that is not above
-    chance is warned of, as it has nothing to forget. Measuring draws no random numbers and changes neither modes nor
-    statistics."""
+    dicts, see `split_batch`; `clips` may yield only `x`. They must neither shuffle nor augment: each reading is checked
+    to give the same clips as the first. CKA is left out, with a warning, where there are fewer than 16 clips. An old
+    head that is not above chance is warned of, as it has nothing to forget. Measuring draws no random numbers and
+    changes neither modes nor statistics."""
 
     def __init__(self,
         model:nn.Module, # Untouched `Sequential(encoder, head)` of the source task, or see `find_encoder`

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,9 @@ def epochs_done(
     return int(files[0].name.split('-')[1]) if files else 0
 
 
-def plain_state(x):
+def plain_state(
+    x:Any, # The state of modules or callbacks
+)->Any: # The same, without other types
     "Convert `x` to tensors, numbers, strings, dicts, lists and tuples, which `torch.load` reads with `weights_only`"
     if isinstance(x, np.ndarray): return dict(numpy=torch.from_numpy(x.astype(np.int64)), dtype=str(x.dtype))
     if isinstance(x, np.generic): return x.item()

@@ -12,6 +12,8 @@ from helpers import Net, data, model
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
+from sdfast.strategies import logits_of
+
 SIZES = {'lower_lr': 1., 'lp_ft': 1., 'layer_decay': 1., 'stoch_norm': .5, 'wise_ft': .3}  # strengths, else .3
 
 
@@ -54,7 +56,7 @@ def plainly(net, strategies, dl=None, epochs=2, accumulate=1, clip=0., half=Fals
         for s in strategies: s.start_epoch()
         for i, (x, y) in enumerate(dl, 1):
             with torch.autocast('cpu', torch.bfloat16) if half else nullcontext():
-                loss = F.cross_entropy(net(x), y)
+                loss = F.cross_entropy(logits_of(net(x)), y)
                 for s in strategies:
                     if hasattr(s, 'loss'): loss = loss + s.loss(y)
             (loss/accumulate).backward()
