@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 config = ConfigParser()
 config.read('settings.ini', encoding='utf-8')
 settings = config['DEFAULT']
+EXTRAS = 'dev', 'peers', 'pretext', 'log', 'hf', 'lightning'
 setup(
     version=settings['version'],
     description=settings['description'],
@@ -13,5 +14,5 @@ setup(
     packages=find_packages(include=['sdfast', 'sdfast.*']),
     package_data={'sdfast': ['py.typed'], 'sdfast.report': ['page.*']},
     install_requires=settings['requirements'].split(),
-    extras_require={extra: settings[f'{extra}_requirements'].split() for extra in ('dev', 'peers', 'pretext', 'log', 'hf', 'lightning')},
+    extras_require={extra: settings[f'{extra}_requirements'].split() for extra in EXTRAS},
 )

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from .errors import InputError
 from .strategies.hosted import Hosted, Place
 
-if TYPE_CHECKING: from lightning.pytorch import Callback, LightningModule, Trainer
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
 else:
     # Lightning has two names: the one that the user has imported, if it is only one
     PACKAGES = ['lightning.pytorch', 'pytorch_lightning']
