@@ -23,7 +23,7 @@ def test_no_name_of_pythons_or_fastais_is_shadowed():
 
 
 def test_other_trainers_are_not_imported_with_sdfast():
-    script = ('import sys, sdfast.all; print([n for n in ("lightning", "pytorch_lightning", "transformers", "datasets", '
-              '"webdataset") if n in sys.modules])')
+    names = ['lightning', 'pytorch_lightning', 'transformers', 'datasets', 'webdataset']
+    script = f'import sys, sdfast.all; print([n for n in {names} if n in sys.modules])'
     run = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == '[]'
