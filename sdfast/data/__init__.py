@@ -1,6 +1,7 @@
 "From a video file to a batch."
 from inspect import ismodule as _ismodule
 
+from .batches import *
 from .block import *
 from .cache import *
 from .clips import *

@@ -1,16 +1,16 @@
 "What an encoder keeps after each epoch of fine-tuning."
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from fastai.callback.core import Callback
 from fastai.torch_core import num_distrib
 
 from ..errors import InputError
-from ..models.surgery import find_encoder, frozen_copy
+from ..models.surgery import frozen_copy
 from ..runtime.arguments import ShowArguments
-from ..runtime.identity import number
 from ..runtime.resume import Resumable
 from ..strategies.columns import Columns
+from ..strategies.driver import Driver
 from .features import MIN_CKA_CLIPS, drift, linear_cka, weight_distance
 from .reading import preserve_rng, read_clips
 from .retention import Retention
@@ -23,18 +23,22 @@ SHOWN = dict(kept_acc='source_acc', kept_cka_unbiased='cka_unbiased', kept_drift
              kept_weights='weight_distance')
 
 
-class RetentionCurve(ShowArguments, Resumable, Columns, Callback):
+class RetentionCurve(ShowArguments, Resumable, Columns, Driver):
     """Measure after each epoch what the encoder keeps, at a tenth of an epoch's cost.
 
     The recorder has the columns `kept_acc` (with the old head, if there is one), `kept_cka_unbiased` (from 16 clips
     on), `kept_drift` and `kept_weights`; `history` has all measures, also layer by layer, and the number of `clips`.
     They are measured on a fixed, evenly spaced sample of the clips of `retention`, which is kept in memory. Training
-    with and without it is equal bit for bit. Raises `InputError` for a `retention` without clips."""
+    with and without it is equal bit for bit. Raises `InputError` for a `retention` without clips.
+
+    It works in every loop that strategies work in: `attach` it in a loop of your own, or give it to the adapter for
+    Lightning or transformers beside the strategies."""
     order, run_valid = 8, False  # before the recorder reads the columns
-    history = ()  # the last fit's measures: a dict for each epoch: `epoch`, `clips`, and `RetentionScores.flat`
-    _stateattrs = ('retention', 'history', '_columns', '_sample')
+    history: Any = ()  # the last fit's measures: a dict for each epoch: `epoch`, `clips`, and `RetentionScores.flat`
+    _stateattrs = Driver._stateattrs + ('retention', 'history', '_columns', '_sample')
     _state = ('history',)
     _sample = None
+    _epoch = -1  # the last that has ended
     _argument_attrs = dict(clips='n', encoder='protected')
 
     def __init__(self,
@@ -53,8 +57,11 @@ class RetentionCurve(ShowArguments, Resumable, Columns, Callback):
 
         A training clip takes three forward passes, a validation clip one. Half of the tenth is reserved for everything
         but forward passes. At least 16, which CKA needs."""
-        valid = len(self.dls.valid_ds) if len(self.dls.loaders) > 1 else 0
-        return max(MIN_CKA_CLIPS, int(.05*(3*len(self.dls.train_ds) + valid)/max(1, num_distrib())))
+        trained = self.loop.clips
+        if trained is None:
+            raise InputError('RetentionCurve does not know how many clips an epoch has: pass '
+                             'RetentionCurve(clips=NUMBER), or the training data by attach(..., batches=LOADER)')
+        return max(MIN_CKA_CLIPS, int(.05*(3*trained + self.loop.valid_clips)/max(1, num_distrib())))
 
     @property
     def _old_head(self):
@@ -62,34 +69,43 @@ class RetentionCurve(ShowArguments, Resumable, Columns, Callback):
         return self.retention.head if self.retention.clips is self.retention.test_dl else None
 
     def before_fit(self):
-        if self.learn.lock.locked() or hasattr(self.learn, 'lr_finder'): return  # `validate`, `get_preds`, `lr_find`
+        if self.learn.lock.locked() or self.loop.trial: return  # `validate`, `get_preds`, `lr_find`
+        self.attached()
+        self.show(self.columns())
+
+    def attached(self)->None:
         if self._sample is None:
             self._sample = self.retention.sample(self.n or self.affordable(), None if self.n else 2**28)
-        self.history = []
+        if self.loop.epoch == 0: self.history = []
+
+    def detached(self)->None: self.leave()
+
+    def columns(self)->dict[str, Callable]:
         shown = {column:partial(self._latest, measure) for column, measure in SHOWN.items()}
         if self._old_head is None: shown.pop('kept_acc')
-        if len(self._sample[0]) < MIN_CKA_CLIPS: shown.pop('kept_cka_unbiased')
-        mark = number(self, self.learn.cbs)
-        self.show({f'{column}{mark}':f for column, f in shown.items()})
+        if self._sample is not None and len(self._sample[0]) < MIN_CKA_CLIPS: shown.pop('kept_cka_unbiased')
+        mark = self.mark()
+        return {f'{column}{mark}':f for column, f in shown.items()}
 
     def _latest(self, measure):
-        measured = self.history and self.history[-1]['epoch'] == self.epoch
+        measured = self.history and self.history[-1]['epoch'] == self._epoch
         return self.history[-1].get(measure, float('nan')) if measured else float('nan')
 
     def after_train(self):
-        if self._sample is None or hasattr(self.learn, 'lr_finder'): return
-        last = self.epoch + 1 == self.n_epoch
-        if (self.epoch + 1) % self.every and not last: return
+        if self._sample is None or self.loop.trial: return
+        self._epoch = self.loop.epoch
+        last = self._epoch + 1 == self.loop.epochs
+        if (self._epoch + 1) % self.every and not last: return
         with preserve_rng(): scores = self._measure()
-        self.history.append(dict(epoch=self.epoch, clips=len(self._sample[0])) | scores.flat())
+        self.history.append(dict(epoch=self._epoch, clips=len(self._sample[0])) | scores.flat())
 
     def _measure(self):
         rows, clips = self._sample
-        copy = frozen_copy(find_encoder(self.learn.model, self.protected))
+        copy = frozen_copy(self.module())
         names = dict(copy.named_modules())
         complete = all(n in names for n in self.retention.layers)  # adapters rename layers
         clips_each = clips.shape[1] if clips.ndim == 6 else 1
-        bs = max(1, (getattr(self.dls.train, 'bs', None) or 32)//clips_each)  # batches as large as in training
+        bs = max(1, (self.loop.batch_size or 32)//clips_each)  # batches as large as in training
         reading = read_clips(copy, clips.split(bs), self._old_head, self.retention.layers if complete else ())
         reference = self.retention.readings['clips']
         if complete: values, layers = self.retention.compare(reading.x, reading.layers, copy, rows)

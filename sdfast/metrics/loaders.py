@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
+from ..data.batches import split_batch
 from ..data.order import check_order, check_trace, trace
 from ..errors import InputError
 from ..models.features import outputs_of
@@ -21,8 +22,9 @@ class FixedLoaders:
     def __init__(self,
         loaders:dict[str, Iterable], # Name -> loader
         unlabelled:Sequence[str]=(), # Names of those whose labels are not read
+        split:Callable|None=None, # Tells clips from labels, as for `split_batch`
     ):
-        self.loaders, self.unlabelled = loaders, unlabelled
+        self.loaders, self.unlabelled, self.split = loaders, unlabelled, split
         self.first: dict[str, ClipFeatures] = {}  # name -> what was read first
         for name, dl in loaders.items(): check_order(name, dl)
 
@@ -37,7 +39,7 @@ class FixedLoaders:
     )->ClipFeatures: # Of all clips
         "Read a loader, see `read_clips`; raises `InputError` if its clips or labels are not those of the first reading"
         labelled = name not in self.unlabelled
-        reading = read_clips(encoder, self.loaders[name], head, layers, outputs_of, name, labelled)
+        reading = read_clips(encoder, self.loaders[name], head, layers, outputs_of, name, labelled, self.split)
         if labelled and reading.y is None: raise InputError(f'{name} has no labels: it must yield (clips, labels)')
         if name not in self.first:
             self.first[name] = reading
@@ -48,15 +50,14 @@ class FixedLoaders:
     def _read_again(self, name):
         "Read the first batch a second time, so that a loader that shuffles is refused before training, not after it"
         dl = self.loaders[name]
-        x, *rest = _first_batch(dl)
-        y = clip_labels(rest[0], f'labels of {name}', len(x)).cpu() if rest and name not in self.unlabelled else None
+        x, y = split_batch(_first_batch(dl), self.split, name)
+        y = None if y is None or name in self.unlabelled else clip_labels(y, f'labels of {name}', len(x)).cpu()
         _compare(name, self.first[name], trace(x), y, len(x))
 
 
 def _first_batch(dl):
-    "The first batch as a tuple, without starting the processes of a fastai loader"
-    batch = dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl), ())
-    return batch if isinstance(batch, (tuple, list)) else (batch,)
+    "The first batch, without starting the processes of a fastai loader"
+    return dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl), ())
 
 
 def _compare(name:str, first:ClipFeatures, clips:torch.Tensor, y:torch.Tensor|None, n:int|None=None)->None:

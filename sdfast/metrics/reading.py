@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from ..data.batches import split_batch
 from ..data.order import trace
 from ..errors import Damaged, InputError
 from ..models.features import head_input, outputs_of
@@ -75,12 +76,13 @@ class ClipFeatures:
 @torch.no_grad()
 def read_clips(
     encoder:nn.Module, # In eval mode
-    dl:Iterable, # Yields `(x, y)`, `(x,)` or `x`
+    dl:Iterable, # Yields `(x, y)`, `(x,)`, `x` or dicts, see `split_batch`
     head:nn.Module|None=None, # Maps features to logits
     layers:Sequence[str]=(), # Submodules whose outputs to return
     outputs_of:Callable=outputs_of, # `outputs_of`, or an `OutputCache`
     name:str='the loader', # For errors
     labelled:bool=True, # Whether labels are read
+    split:Callable|None=None, # As for `split_batch`
 )->ClipFeatures: # Of all clips, in the order of `dl`
     """Compute features, logits and outputs of layers.
 
@@ -89,13 +91,11 @@ def read_clips(
     features, labels, logits, traces = [], [], [], []
     maps: dict[str, list] = {layer:[] for layer in layers}
     for batch in dl:
-        x, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
-        if not torch.is_tensor(x):
-            raise InputError(f'{name} must yield (clips, labels) or clips as tensors, not {type(x).__name__}')
+        x, y = split_batch(batch, split, name)
         out, f, found = outputs_of(encoder, x, layers)
         features.append(f.float().cpu())
         traces.append(trace(x))
-        if rest and labelled: labels.append(clip_labels(rest[0], f'labels of {name}', len(x)).cpu())
+        if y is not None and labelled: labels.append(clip_labels(y, f'labels of {name}', len(x)).cpu())
         if head is not None: logits.append(head.to(f.device)(head_input(head, out, f)).float().cpu())
         for layer in layers: maps[layer].append(found[layer].cpu())
     if not features: raise InputError(f'{name} is a loader without batches, on which nothing can be measured')

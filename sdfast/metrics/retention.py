@@ -13,6 +13,7 @@ import torch
 from fastai.torch_core import get_model
 from torch import nn
 
+from ..data.batches import Batches, split_batch
 from ..data.order import check_trace, trace
 from ..errors import InputError
 from ..models.features import LayerNotCalled, outputs_of
@@ -44,11 +45,11 @@ __all__ = ['Retention']
 class Retention:
     """Measures what an encoder kept: `Retention(model, train_dl, test_dl)(tuned_encoder)`.
 
-    The reference is the current `model`, whose outputs are computed once. Loaders yield `(x, y)`, y class numbers, and
-    `clips` may yield only `x`. They must neither shuffle nor augment: each reading is checked to give the same clips as
-    the first. CKA is left out, with a warning, where there are fewer than 16 clips. An old head that is not above
-    chance is warned of, as it has nothing to forget. Measuring draws no random numbers and changes neither modes nor
-    statistics."""
+    The reference is the current `model`, whose outputs are computed once. Loaders yield `(x, y)`, y class numbers, or
+    dicts, see `split_batch`; `clips` may yield only `x`. They must neither shuffle nor augment: each reading is checked
+    to give the same clips as the first. CKA is left out, with a warning, where there are fewer than 16 clips. An old
+    head that is not above chance is warned of, as it has nothing to forget. Measuring draws no random numbers and
+    changes neither modes nor statistics."""
 
     def __init__(self,
         model:nn.Module, # Untouched `Sequential(encoder, head)` of the source task, or see `find_encoder`
@@ -65,6 +66,7 @@ class Retention:
         barrier_at:Sequence[float]=(.25, .5, .75), # Positions between untouched (0) and tuned (1) weights; may be empty
         encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
         cache:str|Path|None=None, # Folder for outputs of the untouched encoder, which processes can share
+        split:Callable|None=None, # Function of a batch that returns `(clips, labels)`; `None`: see `split_batch`
     ):
         if train_dl is None and test_dl is None and clips is None and not others and pretext is None:
             raise InputError('Retention has nothing to measure on: pass train_dl and test_dl of the source, clips '
@@ -73,8 +75,8 @@ class Retention:
             raise InputError('Retention needs both train_dl, to fit the probe, and test_dl, to measure on')
         self.train_dl, self.test_dl, self.valid_dl = train_dl, test_dl, valid_dl
         self.clips = test_dl if clips is None else clips
-        self.others, self.pretext = others or {}, pretext
-        self.loaders = FixedLoaders(self._named_loaders(), unlabelled=['clips'])
+        self.others, self.pretext, self.split = others or {}, pretext, split
+        self.loaders = FixedLoaders(self._named_loaders(), unlabelled=['clips'], split=split)
 
         model = get_model(model)
         self.untouched = frozen_copy(find_encoder(model, encoder))
@@ -173,7 +175,7 @@ class Retention:
         return self._samples[n, size]
 
     def _draw_sample(self, n, size):
-        def inputs(): return (b[0] if isinstance(b, (tuple, list)) else b for b in self.clips)
+        def inputs(): return (split_batch(b, self.split, 'clips')[0] for b in self.clips)
         if size is not None:
             first = next(inputs())[0]
             clips_each = len(first) if first.ndim == 5 else 1
@@ -284,7 +286,7 @@ class Retention:
         step = max(1, self.readings['train_dl'].n_batches//16)
 
         def batches():
-            for i, (x, *_) in enumerate(self.train_dl):
+            for i, (x, _) in enumerate(Batches(self.train_dl, self.split)):
                 if i % step: continue
                 if x.ndim == 6: x = x.flatten(0, 1)  # several clips of a video are separate inputs
                 if i == 0 or len(x) > 1: yield x, None  # a last batch of one clip may have no variance

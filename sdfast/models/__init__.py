@@ -2,6 +2,7 @@
 from inspect import ismodule as _ismodule
 
 from .averages import *
+from .calls import *
 from .copies import *
 from .encoders import *
 from .features import *

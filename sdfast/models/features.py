@@ -1,11 +1,13 @@
 "Features of clips: the outputs of an encoder and of its layers, for a batch or a loader."
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..data.batches import split_batch
 from ..errors import InputError
+from .calls import call_on
 from .channels import channel_axis
 from .modes import eval_mode
 from .returned import find_tensors
@@ -104,7 +106,7 @@ def outputs_of(
     handles = [encoder.get_submodule(name).register_forward_hook(recorder(name), with_kwargs=True) for name in layers]
     try:
         inputs = x.flatten(0, 1) if x.ndim == 6 else x
-        out = encoder(inputs)
+        out = call_on(encoder, inputs)
     finally:
         for h in handles: h.remove()
     for name in layers:
@@ -157,12 +159,15 @@ def check_logits(
 @torch.no_grad()
 def extract(
     encoder:nn.Module, # Maps clips `(B, T, C, H, W)` to features, see `to_feature`
-    dl:Iterable, # Yields `(x, y)`; see `encode` for several clips of a video
+    dl:Iterable, # Yields `(x, y)` or dicts, see `split_batch`; see `encode` for several clips of a video
+    split:Callable|None=None, # Function of a batch that returns `(clips, labels)`; `None`: see `split_batch`
 )->tuple[torch.Tensor, torch.Tensor]: # Features `(N, F)` float32 and labels `(N,)`, on the CPU
     "Compute the features of all clips of a loader, in eval mode"
     feats, labels = [], []
     with eval_mode(encoder):
-        for x, y in dl:
+        for batch in dl:
+            x, y = split_batch(batch, split)
+            if y is None: raise InputError('the loader must yield labels with its clips: (x, y)')
             feats.append(encode(encoder, x)[0].float().cpu())
             labels.append(y.as_subclass(torch.Tensor).cpu())
     return torch.cat(feats), torch.cat(labels)

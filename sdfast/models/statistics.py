@@ -12,7 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from ..data.batches import split_batch
 from ..errors import InputError
+from .calls import call_on
 from .copies import Hook
 from .modes import eval_mode
 
@@ -143,7 +145,7 @@ def _is_unknown(layer):
 @torch.no_grad()
 def reestimate_bn(
     model:nn.Module, # Called on the inputs of each batch
-    dl:Iterable, # Yields `(x, y)`; `y` is not used
+    dl:Iterable, # Yields `(x, y)`, of which `y` is not used, or dicts, see `split_batch`
     part:nn.Module|None=None, # Part of the model whose statistics change; `None`: the whole model
 )->nn.Module: # `model`
     """Set the running statistics of batch norm, instance norm and EvoNorm to the mean over the batches of `dl`, as
@@ -163,10 +165,12 @@ def reestimate_bn(
                 m.train()
                 if isinstance(m, _NormBase): m.reset_running_stats()
             empty = True
-            for i, (*xs, _) in enumerate(dl):
+            for i, batch in enumerate(dl):
                 empty = False
                 for m in norms: m.momentum = None if isinstance(m, _BatchNorm) else 1/(i + 1)
-                model(*(x.as_subclass(torch.Tensor).to(device) for x in xs))
+                xs = [x.as_subclass(torch.Tensor).to(device) for x in _inputs(batch)]
+                if len(xs) == 1: call_on(model, xs[0])
+                else: model(*xs)
             if empty:
                 raise InputError('there are no batches to take the statistics of batch norm from; '
                                  'pass a loader that yields (x, y)')
@@ -177,6 +181,12 @@ def reestimate_bn(
         finally:
             for m, mom in zip(norms, momentum): m.momentum = mom
     return model
+
+
+def _inputs(batch):
+    "What of a batch a model is called with: all but the last, if there are several inputs"
+    if isinstance(batch, (tuple, list)) and len(batch) > 1 and all(map(torch.is_tensor, batch)): return batch[:-1]
+    return [split_batch(batch)[0]]
 
 
 def recomputable(module:nn.Module)->list[Any]:

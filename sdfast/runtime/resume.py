@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,15 +45,17 @@ def epochs_done(
     return int(files[0].name.split('-')[1]) if files else 0
 
 
-def _plain(x):
+def plain_state(
+    x:Any, # The state of modules or callbacks
+)->Any: # The same, without other types
     "Convert `x` to tensors, numbers, strings, dicts, lists and tuples, which `torch.load` reads with `weights_only`"
     if isinstance(x, np.ndarray): return dict(numpy=torch.from_numpy(x.astype(np.int64)), dtype=str(x.dtype))
     if isinstance(x, np.generic): return x.item()
     if torch.is_tensor(x): return x.detach().as_subclass(torch.Tensor)
-    if isinstance(x, dict): return {k:_plain(v) for k, v in x.items()}
-    if isinstance(x, tuple): return tuple(_plain(v) for v in x)
+    if isinstance(x, dict): return {k:plain_state(v) for k, v in x.items()}
+    if isinstance(x, tuple): return tuple(plain_state(v) for v in x)
     if x is None or isinstance(x, (bool, int, float, str, bytes)): return x
-    if isinstance(x, Iterable): return [_plain(v) for v in x]
+    if isinstance(x, Iterable): return [plain_state(v) for v in x]
     raise InputError(f'Resume cannot save {type(x).__name__} in the state of a module or callback: use tensors, '
                      'numbers, strings and containers of these')
 
@@ -114,7 +117,7 @@ class Resume(ShowArguments, Callback):
     def after_epoch(self):
         if self._began is None or not self._is_training() or rank_distrib(): return
         data = io.BytesIO()
-        torch.save(_plain(self._checkpoint()), data)
+        torch.save(plain_state(self._checkpoint()), data)
         file = store.put(self.folder, f'epoch-{self.learn.epoch + 1:05}', data.getvalue(), 'pt')
         self._remove(but=file)
 
@@ -191,7 +194,7 @@ class Resume(ShowArguments, Callback):
     def _check(self, saved):
         other = [f'other {k}' for k, v in self._identity().items() if saved['what'][k] != v]
         # earlier versions have not saved settings
-        if not other and 'settings' in saved: other = differences(saved['settings'], _plain(self._settings))
+        if not other and 'settings' in saved: other = differences(saved['settings'], plain_state(self._settings))
         if len(other) > 4: other = [*other[:3], f'{len(other) - 3} other settings']
         if other:
             raise InputError(f'Resume: {self.folder} holds a fit with {" and ".join(other)}; use another folder, '

@@ -10,6 +10,7 @@ from .cotuning import *
 from .distill import *
 from .feature_maps import *
 from .hooks import *
+from .hosted import *
 from .importance import *
 from .likelihood import *
 from .lora import *
@@ -19,6 +20,7 @@ from .outputs import *
 from .path_integral import *
 from .r3f import *
 from .rates import *
+from .recipe import *
 from .recipes import *
 from .registry import *
 from .replay import *

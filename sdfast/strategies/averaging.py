@@ -12,9 +12,9 @@ from ..models.statistics import reestimate_bn
 from ..models.surgery import find_encoder
 from ..models.weights import anchor_state, check_alpha, weights_before, wise_ft
 from ..runtime.resume import Resumable
-from .base import Recipe
 from .lora import LoRA
 from .mixins import Anchored
+from .recipe import Recipe
 
 __all__ = ['wise_ft_sweep', 'WiSEFT']
 

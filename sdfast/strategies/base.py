@@ -1,7 +1,7 @@
 """Base classes of strategies, which are fastai callbacks.
 
 A `Penalty` adds `lam * term()` to the loss that is back-propagated. A `FeaturePenalty` also records what the encoder
-returns in the forward pass. A `Recipe` changes how the encoder is trained, not the loss.
+returns in the forward pass.
 
 A new penalty is a subclass with one method:
 
@@ -9,11 +9,10 @@ A new penalty is a subclass with one method:
         def term(self): return sum(f.square().mean() for f in self.features())
 """
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 
 import torch
-from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError
@@ -27,7 +26,7 @@ from .driver import Driver
 from .hooks import Recorder, Versions, check_graph
 from .targets import GUESSED, check_kind, check_mean, check_same, loss_family
 
-__all__ = ['Penalty', 'FeaturePenalty', 'Recipe']
+__all__ = ['Penalty', 'FeaturePenalty']
 
 
 class Penalty(ShowArguments, Resumable, Columns, Driver):
@@ -118,6 +117,13 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
         self._count_term(term.detach())
         self.pull = self.lam*term
         return loss + self.pull
+
+    def epoch_state(self)->dict: return super().epoch_state() | dict(sum=self._sum, count=self._count)
+
+    def load_epoch_state(self, state:dict)->None:
+        super().load_epoch_state(state)
+        self._count = state['count']
+        if state['sum'] is not None: self._sum = state['sum'].to(next(self.loop.model.parameters()).device)
 
     def attached(self)->None: self._sum, self._count = None, 0
     def detached(self)->None: self.leave()
@@ -237,64 +243,3 @@ class FeaturePenalty(Penalty):
     def _unhook(self):
         for h in self._handles: h.remove()
         self._handles, self._recorders = (), None
-
-
-class Recipe(ShowArguments, Driver):
-    """A callback that changes how the encoder is trained and undoes the change when the fit ends.
-
-    A subclass defines `begin`, which is called when a fit begins, and, if it changes more than by `freeze`, extends
-    `undo`. `undo` is called when the fit ends; after an interrupted fit, when the callback is removed or the next fit
-    begins."""
-    order, run_valid = -5, False  # after `model.train()`, before DDP (order 11) checks which parameters need gradients
-    _off: tuple[nn.Parameter, ...] = ()  # what `freeze` has frozen
-    _argument_attrs = dict(encoder='protected')
-
-    def __init__(self,
-        encoder:str|Callable|None=None, # Which part of the model to change, see `find_encoder`
-    ): self.protected = encoder
-
-    def begin(self)->None: "Called when a fit or `lr_find` begins, but not for `validate` and `get_preds`"
-
-    def undo(self)->None:
-        "Restore the learner as it was before `begin`"
-        self.thaw()
-
-    def freeze(self, params:Iterable[nn.Parameter])->None:
-        "Keep `params` unchanged until `thaw`"
-        params = list(params)
-        off = [p for p in params if p.requires_grad]
-        for p in off: p.requires_grad_(False)
-        # fastai's `zero_grad` leaves gradients of zero, with which its optimizers still apply momentum and weight decay
-        for p in params: p.grad = None
-        self._off = (*self._off, *off)
-
-    def thaw(self)->None:
-        "Make parameters that `freeze` has frozen trainable again"
-        for p in self._off: p.requires_grad_(True)
-        self._off = ()
-
-    def attached(self)->None: self.begin()
-    def detached(self)->None: self.undo()
-
-    def before_fit(self):
-        if self.learn.lock.locked(): return  # `validate` and `get_preds`
-        self.meet()
-        left = self._off  # parameters that an interrupted fit left frozen
-        self.undo()
-        known = {id(p) for params in self.opt.param_lists for p in params}
-        if {id(p) for p in left} - known: self._renew_opt()
-        self.begin()
-
-    def after_fit(self):
-        if not self.learn.lock.locked(): self.undo()
-
-    def _renew_opt(self):
-        "Recreate the optimizer: one that was created while parameters were frozen lacks them"
-        hypers = self.opt.hypers
-        self.learn.create_opt()
-        for k in hypers[0]: self.opt.set_hyper(k, [h[k] for h in hypers])
-
-    def __setattr__(self, name, value):
-        # `fit(cbs=...)` removes its callbacks, which sets `learn` to None, after an interrupt too
-        if name == 'learn' and value is None and self.learn is not None: self.undo()
-        super().__setattr__(name, value)

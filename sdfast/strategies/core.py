@@ -62,7 +62,7 @@ class BaseStrategy:
     def batch_targets(self)->torch.Tensor:
         "The targets of this batch, of the shape that the loss takes; raises `InputError` if they are not known"
         who, targets = type(self).__name__, self.loop.targets
-        if targets is None: raise InputError(f'{who} needs the targets of the batch: call loss(targets)')
+        if targets is None: raise InputError(f'{who} needs the targets of the batch: {self.loop.ask_targets}')
         return targets.as_subclass(torch.Tensor)
 
     def n_epochs(self)->int:
@@ -95,6 +95,8 @@ class BaseStrategy:
         strategies = self.loop.strategies if self._loop is not None or self.learn is not None else ()
         return number(self, strategies)
 
+    def load_state_dict(self, state:dict)->None: "Continue from a saved state, see `Resumable`; there is none here"
+
     # ---- moments of training
 
     def begin(self)->None: "Called before each epoch of a penalty, before each fit of a recipe"
@@ -122,24 +124,38 @@ class BaseStrategy:
         optimizer:torch.optim.Optimizer|None=None, # For strategies that act on weights or rates, or with `scaler`
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
         epochs:int|None=None, # Number of epochs, for strategies with a schedule (PSKD, LPFT)
-        batches:Iterable|None=None, # Loader of the training data `(x, y)`, for CoTuning and WiSEFT
+        batches:Iterable|None=None, # Loader of the training data, for CoTuning and WiSEFT, see `split_batch`
         scaler:Any=None, # `torch.amp.GradScaler` of the loop, for strategies that read gradients
         criterion:Callable|None=None, # The task's loss `(logits, targets)`; `None`: cross-entropy, see `target_kind`
+        split:Callable|None=None, # Function of a batch of `batches` that returns `(clips, labels)`
     )->'BaseStrategy': # Itself
         """Act on `model` until `detach`; weights from before training are taken now.
 
         Raises `InputError` if the strategy is in use already, or needs an optimizer and gets none."""
-        who = type(self).__name__
-        if self._loop is not None or self.learn is not None:
-            raise InputError(f'{who} is in use already: call detach() first, or make another {who}')
+        self.check_free()
         if not isinstance(model, nn.Module): raise InputError(f'attach needs a model, not {type(model).__name__}')
         if self.needs_optimizer and optimizer is None:
-            raise InputError(f'{who} acts on the optimizer: call attach(model, optimizer)')
+            raise InputError(f'{type(self).__name__} acts on the optimizer: call attach(model, optimizer)')
+        return self.enter(PlainLoop(self, model, optimizer, epochs, batches, scaler, criterion, split), encoder)
+
+    def check_free(self)->None:
+        "Raise `InputError` if the strategy is in use"
+        who = type(self).__name__
+        if self._loop is None and self.learn is None: return
+        raise InputError(f'{who} is in use already: call detach() first, or make another {who}')
+
+    def enter(self,
+        loop:PlainLoop, # Whose hooks are on the model
+        encoder:str|Callable|None=None, # As for `attach`
+        state:dict|None=None, # From `state_dict` of a strategy with state, to continue from
+    )->'BaseStrategy': # Itself
+        "Act in a loop until `detach`, which removes its hooks; for `attach` and adapters of trainers"
         before = self.protected
         if encoder is not None: self.protected = encoder
-        self._loop = PlainLoop(self, model, optimizer, epochs, batches, scaler, criterion)
+        self._loop = loop
         try:
             self.meet()
+            if state is not None: self.load_state_dict(state)
             self.attached()
         except BaseException:
             self._loop.remove()
@@ -155,14 +171,27 @@ class BaseStrategy:
     )->None:
         "Start a training epoch: renew the teacher, take what is needed, look for the layers to record"
         loop = self._attached_loop('start_epoch')
-        if loop.started:
-            self._check_steps()
-            self.after_train()
-            loop.epoch += 1
+        self.end_epoch()
         if epoch is not None: loop.epoch = epoch
         loop.started, self._steps = True, 0
         self.before_train()
         loop.start_batch()
+
+    def end_epoch(self)->None:
+        "End the training epoch, if there is one; the next `start_epoch` and `detach` do so, too"
+        loop = self._attached_loop('end_epoch')
+        if not loop.started: return
+        self._check_steps()
+        self.after_train()
+        loop.started, loop.epoch = False, loop.epoch + 1
+
+    def epoch_state(self)->dict:
+        "What this training epoch has brought so far, for a checkpoint in its middle; beside `state_dict`"
+        return dict(steps=self._steps)
+
+    def load_epoch_state(self, state:dict)->None:
+        "Continue an epoch in its middle; after `load_state_dict` and `start_epoch`"
+        self._steps = state['steps']
 
     def _attached_loop(self, what)->PlainLoop:
         if self._loop is None:
@@ -183,9 +212,7 @@ class BaseStrategy:
         As a context manager, a strategy is detached at the end, and counts as interrupted after an exception."""
         if self._loop is None: return
         try:
-            if self._loop.started and not interrupted:
-                self._check_steps()
-                self.after_train()
+            if not interrupted: self.end_epoch()
             self.detached()
         finally:
             self._loop.remove()

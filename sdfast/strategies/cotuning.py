@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from ..errors import InputError
+from ..models.calls import call_on
 from ..models.features import extract, head_input, to_feature
 from .base import FeaturePenalty
 from .hooks import unrecorded
@@ -79,7 +80,7 @@ class _SourceProbs(nn.Module):
             inputs.append(head_input(self.head, out, to_feature(module, out, args, kwargs)))
         handle = self.encoder.register_forward_hook(keep, with_kwargs=True)
         try:
-            with unrecorded(self.model): self.model(x)
+            with unrecorded(self.model): call_on(self.model, x)
         finally: handle.remove()
         return sum(self.head(f).float().softmax(1) for f in inputs)/len(inputs)
 

@@ -120,6 +120,12 @@ class Teacher(FeaturePenalty):
         super().after_batch()
         self.age += 1
 
+    def epoch_state(self)->dict: return super().epoch_state() | dict(age=self.age)
+
+    def load_epoch_state(self, state:dict)->None:
+        super().load_epoch_state(state)
+        self.age = state['age']
+
     def precision(self)->AbstractContextManager:
         "The precision of the teacher's forward pass"
         if self.teacher_dtype is None: return nullcontext()
@@ -175,6 +181,15 @@ class Teacher(FeaturePenalty):
 class SelfDistill(Teacher):
     "The teacher is the encoder at the start of each epoch (Zhou et al., self-distilled transfer learning, Eq. 3)"
     def begin(self)->None: self.renew()
+
+    def epoch_state(self)->dict:
+        assert self.teacher is not None  # set in `begin`
+        return super().epoch_state() | dict(teacher=self.teacher.state_dict())
+
+    def load_epoch_state(self, state:dict)->None:
+        super().load_epoch_state(state)
+        assert self.teacher is not None  # set in `begin`
+        self.teacher.load_state_dict(state['teacher'])
 
     def after_train(self):
         super().after_train()

@@ -43,6 +43,12 @@ class LearnerLoop(Loop):
         return train.new(shuffle=False, drop_last=False) if hasattr(train, 'new') else train
 
     @property
+    def clips(self)->int: return len(self.learn.dls.train_ds)
+    @property
+    def valid_clips(self)->int: return len(self.learn.dls.valid_ds) if len(self.learn.dls.loaders) > 1 else 0
+    @property
+    def batch_size(self)->int|None: return getattr(self.learn.dls.train, 'bs', None)
+    @property
     def classes(self)->int: return getattr(self.learn.dls, 'c', 0)
     @property
     def divided(self)->bool: return 'dl' not in vars(self.learn.dls.train)  # `DistributedDL` has all clips

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data.batches import split_batch
 from ..errors import InputError
 from ..models.channels import channel_axis
 from ..models.features import eval_mode, to_maps
@@ -115,7 +116,7 @@ def channel_attention(
     part, device = find_encoder(model, encoder), next(model.parameters()).device
     given = layers != 'blocks'
     layers = list(layers) if given else block_names(part)
-    batches = [(x.as_subclass(torch.Tensor).to(device), y.as_subclass(torch.Tensor).to(device)) for x, y in batches]
+    batches = [[t.as_subclass(torch.Tensor).to(device) for t in split_batch(b)] for b in batches]
     if not batches: raise InputError('there are no samples to weigh the channels on')
     n = sum(len(y) for _, y in batches)
 

@@ -1,13 +1,14 @@
 """The importance of each weight of an encoder: Fisher information (for `EWC`) and memory-aware synapses (for `MAS`).
 
 Both are means over samples of a function of each sample's gradient. `PathIntegral` (for `SI`) is in `path_integral`."""
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..data.batches import split_batch
 from ..errors import InputError
 from ..models.features import eval_mode
 from ..models.surgery import find_encoder
@@ -119,6 +120,7 @@ def _check_norms(model):
 
 
 def _tensors(batch, device):
+    if isinstance(batch, Mapping): batch = [t for t in split_batch(batch) if t is not None]
     batch = batch if isinstance(batch, (tuple, list)) else [batch]
     if all(map(torch.is_tensor, batch)): return [t.as_subclass(torch.Tensor).to(device) for t in batch]
     got = ', '.join(type(t).__name__ for t in batch)

@@ -1,12 +1,14 @@
 "What a strategy sees of the loop that trains, and training loops that somebody else writes."
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 import torch
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from ..data.batches import Batches
 from ..errors import InputError
 from ..models.copies import Hook
 from .hooks import is_paused
@@ -38,6 +40,21 @@ class Loop:
     criterion: Callable|None # The task's loss; `None` if not known
     loss_of_logits: bool = True # Whether it takes logits, or what the model returns
     inputs: Any = () # In `before_batch`: what the model is going to be called with
+    clips: int|None = None # Number of clips that an epoch trains on, if known
+    valid_clips: int = 0 # Number of clips that it is validated on, if known
+    batch_size: int|None = None # Number of clips in a batch, if known
+    ask_targets: str = 'call loss(targets)' # What to do if the targets are not known
+
+    @property
+    def wrapped(self)->bool:
+        "Whether DDP has wrapped the model: it waits for gradients of all parameters that required one by then"
+        return isinstance(self.model, DistributedDataParallel)
+
+
+def sizes_of(dl:Any)->tuple[int|None, int|None]:
+    "The number of clips that a loader yields, and of those in a batch; `None` where it does not say"
+    items, bs = getattr(dl, 'dataset', None), getattr(dl, 'batch_size', None) or getattr(dl, 'bs', None)
+    return len(items) if isinstance(items, Sized) else None, bs if isinstance(bs, int) else None
 
 
 class PlainLoop(Loop):
@@ -49,12 +66,15 @@ class PlainLoop(Loop):
         model:nn.Module, # Called by the training loop
         optimizer:torch.optim.Optimizer|None=None, # For strategies that act on it
         epochs:int|None=None, # Number of epochs, for strategies with a schedule
-        batches:Iterable|None=None, # Loader of the training data `(x, y)`
+        batches:Iterable|None=None, # Loader of the training data, see `split_batch`
         scaler:Any=None, # The loop's `torch.amp.GradScaler`
         criterion:Callable|None=None, # The loop's loss
+        split:Callable|None=None, # Tells clips from labels in `batches`, as for `split_batch`
     ):
+        if batches is not None and split is not None: batches = Batches(batches, split)
         self.strategy, self.model, self.epochs, self.batches = strategy, model, epochs, batches
         self.unaugmented, self.scaler, self.given_criterion = batches, scaler, criterion
+        self.clips, self.batch_size = sizes_of(batches)
         self.optimizer, self.opt = optimizer, None if optimizer is None else OptimWrapper(opt=optimizer)
         self.started = False  # whether an epoch has started
         self.read = True  # whether `loss` has read the batch, so that the next call of the model is another one
@@ -80,7 +100,7 @@ class PlainLoop(Loop):
     def strategies(self)->list:
         hooks = get_model(self.model)._forward_pre_hooks.values()
         loops = [getattr(h.f, '__self__', None) for h in hooks if isinstance(h, Hook)]
-        return [loop.strategy for loop in loops if loop is not None]
+        return [loop.strategy for loop in loops if isinstance(loop, PlainLoop)]
 
     def recording(self)->bool:
         "Whether what the model computes belongs to a training batch"

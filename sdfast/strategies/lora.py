@@ -8,8 +8,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import InputError
 from ..models.statistics import statistics_layers, watch_buffers
-from .base import Recipe
 from .optimizers import unwrap_optimizer
+from .recipe import Recipe
 
 __all__ = ['LoRA']
 
@@ -174,8 +174,7 @@ class LoRA(Recipe):
             for o in (self.loop.opt, unwrap_optimizer(self.loop.opt)): o.state.pop(p, None)
         self._joined = ()
 
-    def before_train(self):
-        for m in statistics_layers(self.module()): m.training = False
+    def before_train(self): self.set_eval(statistics_layers(self.module()))
 
     def before_batch(self): self.before_train()
 

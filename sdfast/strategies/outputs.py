@@ -153,6 +153,15 @@ class PSKD(Penalty):
         super().after_batch()
         self.age += 1
 
+    def epoch_state(self)->dict:
+        teacher = None if self.teacher is None else self.teacher.state_dict()
+        return super().epoch_state() | dict(teacher=teacher, age=self.age)
+
+    def load_epoch_state(self, state:dict)->None:
+        super().load_epoch_state(state)
+        self.age = state['age']
+        if self.teacher is not None: self.teacher.load_state_dict(state['teacher'])
+
     def term(self)->torch.Tensor:
         loop, kind = self.loop, self.target_kind()
         pred = logits_of(loop.outputs).float()

@@ -55,6 +55,15 @@ class R3F(Penalty):
 
     def before_batch(self): self.see_inputs()
 
+    def epoch_state(self)->dict:
+        assert self._noise is not None  # set in `begin`
+        return super().epoch_state() | dict(noise=self._noise.get_state())
+
+    def load_epoch_state(self, state:dict)->None:
+        super().load_epoch_state(state)
+        assert self._noise is not None  # set in `begin`
+        self._noise.set_state(state['noise'].cpu())
+
     def noisy(self, x:torch.Tensor)->torch.Tensor:
         "`x` with noise; integers, such as token numbers, are unchanged"
         if not x.is_floating_point(): return x

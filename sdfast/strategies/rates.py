@@ -11,8 +11,8 @@ from torch import nn
 
 from ..models.blocks import block_names, innermost, is_norm
 from ..models.surgery import find_encoder
-from .base import Recipe
 from .optimizers import unwrap_optimizer
+from .recipe import Recipe
 
 __all__ = ['layer_groups', 'LayerDecay', 'LowerLR']
 
@@ -83,8 +83,9 @@ class ScaledLR(Recipe):
     recorder shows `lr`."""
     needs_optimizer = True
     _stepping: Any = None  # the optimizer whose `step` is replaced
+    _replaced: Any = None  # what it had in this place, such as a scheduler's `step`; `None` for its class's
     _depths: dict[int, int] = {}  # id of a parameter -> depth
-    _stateattrs = Recipe._stateattrs + ('_stepping', '_depths')  # not exported
+    _stateattrs = Recipe._stateattrs + ('_stepping', '_replaced', '_depths')  # not exported
 
     def rate(self, lr:float, depth:int)->float: raise NotImplementedError(f'{type(self).__name__} must define `rate`')
 
@@ -101,7 +102,7 @@ class ScaledLR(Recipe):
     def before_train(self):
         self._release()
         core = unwrap_optimizer(self.loop.opt)
-        self._depths, self._stepping = self.depths(), core
+        self._depths, self._stepping, self._replaced = self.depths(), core, vars(core).get('step')
         core.step = partial(self._step, core, core.step)
 
     def _step(self, core, step, *args, **kwargs):
@@ -124,7 +125,8 @@ class ScaledLR(Recipe):
 
     def _release(self):
         if self._stepping is not None: vars(self._stepping).pop('step', None)
-        self._stepping = None
+        if self._replaced is not None: self._stepping.step = self._replaced
+        self._stepping = self._replaced = None
 
     def after_train(self): self._release()
 

@@ -5,10 +5,8 @@ begins, when the callback is removed, or by `undo()`. They compose with each oth
 import warnings
 from collections.abc import Callable
 
-from torch.nn.parallel import DistributedDataParallel
-
 from ..models.statistics import statistics_layers, warn_without_statistics, watch_buffers
-from .base import Recipe
+from .recipe import Recipe
 
 __all__ = ['FrozenBN', 'LinearProbe', 'LPFT']
 
@@ -37,8 +35,7 @@ class FrozenBN(Recipe):
         self._watch = None
         super().undo()
 
-    def before_train(self):
-        for m in statistics_layers(self.module()): m.training = False
+    def before_train(self): self.set_eval(statistics_layers(self.module()))
 
     def before_batch(self): self.before_train()  # a callback may have changed modes in the middle of an epoch
 
@@ -61,11 +58,13 @@ class LinearProbe(Recipe):
 
     def before_train(self):
         if self.probing(): self.freeze(self.module().parameters())
-        else: self.thaw()
+        else:
+            self.thaw()
+            self.restore_modes()
         self.before_batch()
 
     def before_batch(self):
-        if self.probing(): self.module().eval()
+        if self.probing(): self.set_eval(self.module().modules())
 
 
 class LPFT(LinearProbe):
@@ -85,15 +84,3 @@ class LPFT(LinearProbe):
         if self.probe_epochs >= self.n_epochs() and not self.loop.trial:
             warnings.warn(f'LPFT({self.probe_epochs}) in a fit of {self.n_epochs()} epochs never trains the '
                           'encoder: fit for more epochs')
-
-    def before_train(self):
-        if not self._wrapped(): super().before_train()
-
-    def before_step(self):
-        if self._wrapped() and self.probing():
-            for p in self.module().parameters(): p.grad = None
-
-    def _wrapped(self):
-        # DDP reduces the gradients of all parameters that required one when it wrapped the model. So these parameters
-        # keep `requires_grad`, and their gradients are dropped before the step
-        return isinstance(self.loop.model, DistributedDataParallel)

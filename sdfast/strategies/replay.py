@@ -1,7 +1,7 @@
 "Replay: source clips in every training batch. It is an upper bound for the other strategies."
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from fastai.torch_core import get_random_states, set_random_states
 from torch import nn
 
+from ..data.batches import split_batch
 from ..errors import InputError
 from ..models.features import check_logits, head_input, to_feature
 from ..models.surgery import frozen_copy
@@ -127,6 +128,7 @@ class Replay(Penalty):
 
     def _next_batch(self):
         batch = next(self._batches)
+        if isinstance(batch, Mapping): batch = split_batch(batch, who='the loader of source clips')
         if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(map(torch.is_tensor, batch)):
             return [t.as_subclass(torch.Tensor) for t in batch]
         raise InputError('Replay needs a loader of source clips and labels, which yields (x, y) of two tensors; this '

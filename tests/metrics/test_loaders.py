@@ -118,7 +118,8 @@ def test_labels_of_clips_are_not_read(source):
 def test_labelled_loaders_without_labels_are_refused(source):
     net, train, test = source
     with pytest.raises(InputError, match='test_dl has no labels'): Retention(net, train, [(x,) for x, _ in test])
-    with pytest.raises(InputError, match='not dict'): Retention(net, train, [dict(x=x, y=y) for x, y in test])
+    dicts = [dict(a=x, y=y) for x, y in test]
+    with pytest.raises(InputError, match='a dict with a, y, none'): Retention(net, train, dicts)
 
 
 # ---- heads

@@ -1,6 +1,7 @@
 "`from sdfast.all import *` brings functions and classes, and shadows no name of Python or fastai."
 import builtins
 import inspect
+import subprocess
 import sys
 
 import fastai.vision.all
@@ -19,3 +20,10 @@ def test_no_name_of_pythons_or_fastais_is_shadowed():
     shadowed = [name for name, obj in STAR.items() if name in known and known[name] is not obj]
     assert not shadowed
     assert not set(STAR) & set(sys.stdlib_module_names)
+
+
+def test_other_trainers_are_not_imported_with_sdfast():
+    names = ['lightning', 'pytorch_lightning', 'transformers', 'datasets', 'webdataset']
+    script = f'import sys, sdfast.all; print([n for n in {names} if n in sys.modules])'
+    run = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == '[]'
