@@ -97,7 +97,9 @@ def _read(path):
     try: return load_file(path) if path.suffix == '.safetensors' else _read_pickle(path)
     except InputError: raise
     except Exception as e:  # torch and safetensors raise many kinds of errors for broken files
-        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        # torch explains its switch first
+        own = [line for line in str(e).splitlines() if 'WeightsUnpickler error: ' in line]
+        why = (own or str(e).splitlines() or [type(e).__name__])[0].strip().removeprefix('WeightsUnpickler error: ')
         hint = f'; write a state dict {TO_CONVERT}' if 'TorchScript' in str(e) else ''
         raise InputError(f'weights {path} cannot be read as tensors: {why}{hint}') from None
 

@@ -48,8 +48,11 @@ def is_model(
     "Whether `create_model` knows `name`; of a name on the hub or a function only whether it may be one"
     where, rest = split_name(name)
     if where in ('', 'timm') and timm.is_model(rest): return True
-    if where == 'torchvision': return rest in video_names() or rest in image_names()
-    return where in ('hf', 'sdfast', 'function') or where == '' and (name in ENCODERS or name in video_names())
+    return where in ('hf', 'sdfast', 'function') or where == '' and name in ENCODERS or _is_torchvision(where, rest)
+
+
+def _is_torchvision(where, name):
+    return where in ('', 'torchvision') and name in video_names() or where == 'torchvision' and name in image_names()
 
 
 def create_encoder(
@@ -97,8 +100,7 @@ def _create(where, name, pretrained, kwargs):
     if where == '' and name in ENCODERS:
         if pretrained: raise InputError(f'{name} has no weights that can be downloaded; give a file, or leave init out')
         return ENCODERS[name](**kwargs)
-    if where == '' and name in video_names() or where == 'torchvision' and name in image_names():
-        return from_torchvision(name, pretrained, **kwargs)
+    if _is_torchvision(where, name): return from_torchvision(name, pretrained, **kwargs)
     if where in ('', 'timm') and timm.is_model(name): return from_timm(name, pretrained, **kwargs)
     return None
 
@@ -133,7 +135,7 @@ def model_stats(
         spec = clip_spec(name, **kwargs)
         return spec.mean, spec.std
     if where == '' and name in ENCODERS: return imagenet_stats
-    if where == '' and name in video_names() or where == 'torchvision' and rest in image_names():
+    if _is_torchvision(where, rest):
         stats = torchvision_stats(rest, kwargs.get('weights'))
         return (stats['mean'], stats['std']) if stats else imagenet_stats
     return timm_stats(rest) if where in ('', 'timm') and timm.is_model(rest) else imagenet_stats

@@ -50,6 +50,7 @@ def load_encoder(
     nodes = read_nodes(path)
     want = {plain_name(k):v for k, v in encoder.state_dict().items() if torch.is_tensor(v)}
     found = find_state(nodes, want, source, key)
+    found.pop('n_averaged', None)  # a counter of torch's `AveragedModel`
     rest = {k for k in found if k not in want}
     _say_left_out(source, {left_out(k) for k in rest} - {''})
     _load(encoder, {k:v for k, v in found.items() if k not in rest or not (is_head(k) or left_out(k))}, source)
