@@ -3,8 +3,8 @@
     python experiments/encoders.py --out experiments/results/encoders.md      # needs pip install -e '.[hf]'
 
 Encoders are those of `create_model` by name: small random video transformers in folders as transformers writes them,
-nets of torchvision and of timm. A cell is `works` if fine-tuning with the strategy ends with finite weights that differ
-from those of plain fine-tuning, `as plain` if they are equal (a strategy for batch norm, on a net without), or
+small nets of torchvision and of timm. A cell is `works` if fine-tuning with the strategy ends with finite weights that
+differ from those of plain fine-tuning, `as plain` if they are equal (a strategy for batch norm, on a net without), or
 `refused` with the reason below the table."""
 from sdfast.commands.start import start
 
@@ -51,7 +51,7 @@ TRANSFORMERS = dict(
     VJEPA2Model=('VJEPA2Config', VJEPA2),
     VJEPA2ForVideoClassification=('VJEPA2Config', VJEPA2))
 # name -> options of other nets
-OTHERS = {'torchvision:mc3_18': {}, 'torchvision:swin3d_t': {}, 'timm:test_vit': dict(img_size=SIZE),
+OTHERS = {'torchvision:mobilenet_v3_small': {}, 'timm:test_vit': dict(img_size=SIZE),
           'timm:test_resnet': {}, 'tiny': dict(width=2)}
 ENCODERS = (*TRANSFORMERS, *OTHERS)
 

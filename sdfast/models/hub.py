@@ -172,4 +172,4 @@ def encoder_from_config(
     transformers = library('transformers')
     made = transformers.AutoConfig.for_model(**config)
     cls, kwargs = transformer_class(made, 'config.json')
-    return as_encoder(cls(made, **kwargs), stats)
+    return as_encoder(cls(made, **kwargs), {k:tuple(v) for k, v in stats.items()})

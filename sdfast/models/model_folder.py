@@ -31,8 +31,8 @@ def model_config(
     "What `create_encoder` needs to make an encoder again; raises `InputError` for one that it did not make"
     made = getattr(encoder, 'made_by', None)
     if made is None:
-        raise InputError(f'a {type(encoder).__name__} has no name: only encoders of create_encoder or create_model '
-                         'can be saved with their configuration; save_weights(encoder, FILE) saves the weights of any other')
+        raise InputError(f'a {type(encoder).__name__} has no name: only encoders that create_encoder or create_model made '
+                         'are saved with their configuration; save_weights(encoder, FILE) saves any weights')
     spec = getattr(encoder, 'clips', None)
     config = dict(library_name='sdfast', num_features=encoder.num_features, **made)
     if spec is not None: config['stats'] = dict(mean=list(spec.mean), std=list(spec.std))

@@ -110,8 +110,8 @@ def family_of(
     "The family of video transformers that a configuration is of"
     known = FAMILIES.get(config.model_type)
     if known: return known
-    raise InputError(f'{source} is a {config.model_type}, and known are {", ".join(FAMILIES)}: wrap it in a '
-                     'module that maps clips (B, T, 3, H, W) to features, and name the function that makes it, MODULE:FUNCTION')
+    raise InputError(f'{source} is a {config.model_type}, and known are {", ".join(FAMILIES)}: write a function that '
+                     'returns a module from clips (B, T, 3, H, W) to features, and name it as MODULE:FUNCTION')
 
 
 def classifies(

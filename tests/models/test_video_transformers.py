@@ -160,7 +160,8 @@ def test_dropout_is_off_unless_asked_for(folders, tmp_path):
 def test_an_id_is_of_the_content(folders, tmp_path):
     import shutil
     copied = shutil.copytree(folders['VivitModel'], tmp_path/'copy')
-    assert model_id(f'hf:{copied}') == model_id(f'hf:{folders["VivitModel"]}') != model_id(f'hf:{folders["VJEPA2Model"]}')
+    other = model_id(f'hf:{folders["VJEPA2Model"]}')
+    assert model_id(f'hf:{copied}') == model_id(f'hf:{folders["VivitModel"]}') != other
     with open(copied/'model.safetensors', 'r+b') as f:
         f.seek(-1, 2)
         f.write(b'\1')
