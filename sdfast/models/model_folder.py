@@ -31,7 +31,7 @@ def model_config(
     "What `create_encoder` needs to make an encoder again; raises `InputError` for one that it did not make"
     made = getattr(encoder, 'made_by', None)
     if made is None:
-        raise InputError(f'a {type(encoder).__name__} has no name: only encoders that create_encoder or create_model made '
+        raise InputError(f'a {type(encoder).__name__} has no name: only encoders of create_encoder and create_model '
                          'are saved with their configuration; save_weights(encoder, FILE) saves any weights')
     spec = getattr(encoder, 'clips', None)
     config = dict(library_name='sdfast', num_features=encoder.num_features, **made)

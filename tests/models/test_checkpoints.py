@@ -71,7 +71,7 @@ LAYOUTS = dict(
     moco=lambda s: dict(state_dict=under('module.encoder_q.', s | {'fc.weight': torch.ones(2, 4)})
                         | under('module.encoder_k.', others(s))),
     base_encoder=lambda s: dict(state_dict=under('module.base_encoder.', s)),
-    compiled_parts=lambda s: {k.replace('blocks.1.', 'blocks.1._orig_mod.'):v for k, v in under('_orig_mod.', s).items()},
+    compiled_parts=lambda s: {f'_orig_mod.{k}'.replace('blocks.1.', 'blocks.1._orig_mod.'):v for k, v in s.items()},
     averaged=lambda s: {'n_averaged': torch.tensor(3)} | under('module.', s),
     twice_nested=lambda s: dict(checkpoint=dict(state=dict(model=under('net.', s)))))
 
