@@ -132,8 +132,9 @@ def _tasks():
 def _encoders():
     import timm
 
-    from ..models.encoders import ENCODERS, torchvision_names
-    video = torchvision_names()
+    from ..models.encoders import ENCODERS
+    from ..models.library_nets import video_names
+    video = video_names()
     n_timm = len(timm.list_models())
     return f'{", ".join(ENCODERS)}; {len(video)} of torchvision ({", ".join(video)}); {n_timm} of timm'
 

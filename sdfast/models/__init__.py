@@ -3,13 +3,17 @@ from inspect import ismodule as _ismodule
 
 from .averages import *
 from .calls import *
+from .clip_spec import *
 from .copies import *
 from .encoders import *
 from .features import *
 from .labels import *
+from .model_folder import *
 from .nets import *
+from .pretrained import *
 from .statistics import *
 from .surgery import *
+from .video_transformers import *
 from .weights import *
 
 # names, not submodules

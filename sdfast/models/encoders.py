@@ -1,119 +1,177 @@
-"""Encoders and models `nn.Sequential(encoder, head)` by name: nets of sdfast, torchvision's video nets, timm's nets."""
+"""Encoders and models `nn.Sequential(encoder, head)` by name.
+
+A bare name is a net of sdfast, a video net of torchvision or an image model of timm. A prefix says where a name is
+looked up: `hf:FOLDER`, `hf:OWNER/NAME`, `timm:NAME`, `torchvision:NAME`, `sdfast:FOLDER`, or `MODULE:FUNCTION`."""
 from pathlib import Path
 from typing import Any
 
 import timm
-import torchvision
+import torch
 from fastai.vision.core import imagenet_stats
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
-from torchvision.ops import StochasticDepth
 
 from ..errors import InputError
-from .nets import FrameEncoder, SpaceTimeEncoder, c3d, r2plus1d, tiny
-from .weights import HEADS, load_encoder
+from ..runtime.store import file_id
+from .checkpoints import IN_FOLDER
+from .clip_spec import ClipSpec
+from .hub import encoder_from_config, load_transformer, local_folder, transformer_spec
+from .library_nets import from_timm, from_torchvision, image_names, timm_stats, torchvision_stats, video_names
+from .model_folder import read_model_config
+from .nets import c3d, r2plus1d, tiny
+from .user_nets import from_function, function_file
+from .weights import load_encoder
 
-__all__ = ['ENCODERS', 'is_model', 'create_encoder', 'model_stats', 'create_model', 'encoder_head_split']
+__all__ = ['ENCODERS', 'is_model', 'create_encoder', 'clip_spec', 'model_stats', 'model_id', 'create_model',
+           'encoder_head_split']
 
 # name -> function that makes an encoder with the attribute `num_features`; to add your own, add a row
 ENCODERS = dict(tiny=tiny, c3d=c3d, r2plus1d=r2plus1d)
+# prefixes of names; those of the first kind name weights, too, not only a net
+WITH_WEIGHTS, PREFIXES = ('hf', 'sdfast'), ('hf', 'sdfast', 'timm', 'torchvision')
 
 
-def torchvision_names()->list[str]:
-    "Names of torchvision's video nets"
-    return torchvision.models.list_models(module=torchvision.models.video)
+def split_name(
+    name:str, # As for `create_model`
+)->tuple[str, str]: # Prefix, 'function' for MODULE:FUNCTION or '' for a bare name; and the rest
+    "Where a name is looked up, and what is looked up there"
+    prefix, colon, rest = name.partition(':')
+    if not colon: return '', name
+    if prefix in PREFIXES: return prefix, rest
+    if all(part.isidentifier() for part in [*prefix.split('.'), rest]): return 'function', name
+    raise InputError(f'unknown model {name!r}: expected {", ".join(f"{p}:..." for p in PREFIXES)}, MODULE:FUNCTION or '
+                     'a name without colon')
 
 
 def is_model(
     name:str, # Name of a net
 )->bool: # Without building the net
-    "Whether `create_model` knows `name`"
-    return name in ENCODERS or name in torchvision_names() or timm.is_model(name)
+    "Whether `create_model` knows `name`; of a name on the hub or a function only whether it may be one"
+    where, rest = split_name(name)
+    if where in ('', 'timm') and timm.is_model(rest): return True
+    return where in ('hf', 'sdfast', 'function') or where == '' and name in ENCODERS or _is_torchvision(where, rest)
+
+
+def _is_torchvision(where, name):
+    return where in ('', 'torchvision') and name in video_names() or where == 'torchvision' and name in image_names()
 
 
 def create_encoder(
-    name:str, # `tiny`, `c3d`, `r2plus1d`, a video net of torchvision, or any image model of timm
-    pretrained:bool=False, # Download the library's own weights
-    **kwargs, # For the model's constructor, such as `pad_type='same'`
+    name:str, # `tiny`, `c3d`, `r2plus1d`, a video net of torchvision, any image model of timm, or one with a prefix
+    pretrained:bool|None=None, # Load published weights; by default only of `hf:` and `sdfast:`, which name weights
+    **kwargs, # For the model's constructor, such as `pad_type='same'`, `weights='KINETICS400_V1'` or `revision='v1'`
 )->nn.Module: # Maps clips `(B, T, 3, H, W)` to features `(B, num_features)`; has `num_features`
     """Create an encoder by name.
+
+    `hf:` takes a folder in the layout of transformers, or a name on the Hugging Face hub: VideoMAE, ViViT, TimeSformer
+    or V-JEPA 2, with or without a classification head. `sdfast:` takes what `save_pretrained` wrote. `torchvision:`
+    and `timm:` take all nets of these libraries that classify; image nets are applied to every frame.
+    `MODULE:FUNCTION` calls a function of your own, see `from_function`. The attribute `clips` of most encoders is the
+    `ClipSpec` that says what clips they expect.
 
     Some nets have dropout, or drop whole layers (stochastic depth), by default. It is off here unless an argument sets
     it, such as timm's `drop_path_rate=.1` or `stochastic_depth_prob=.1` of torchvision's MViT.
 
     Raises `InputError` for an unknown name, arguments that the model does not take or a failed download."""
-    try: encoder = _create(name, pretrained, kwargs)
+    where, rest = split_name(name)
+    if pretrained is None: pretrained = where in WITH_WEIGHTS
+    try: encoder = _create(where, rest, pretrained, kwargs)
     except TypeError as e:
         given = ', '.join(f'{k}={v!r}' for k, v in kwargs.items())
         raise InputError(f'model {name} does not take {given}: {e}') from None
     except OSError as e:
         raise InputError(f'the published weights of {name} cannot be downloaded: {e}') from None
-    if encoder is not None: return encoder
-    near = timm.list_models(f'*{name}*')[:3]
-    known = ', '.join([*ENCODERS, *torchvision_names()])
+    if encoder is None: raise InputError(_unknown(name, rest))
+    encoder.made_by = dict(model=name, model_args=kwargs)
+    return encoder
+
+
+def _unknown(name, rest):
+    near = timm.list_models(f'*{rest}*')[:3]
+    known = ', '.join([*ENCODERS, *video_names()])
     such_as = f' (such as {", ".join(near)})' if near else ''
-    raise InputError(f'unknown model {name!r}; known are {known} and every model of timm{such_as}')
+    return f'unknown model {name!r}; known are {known} and every model of timm{such_as}'
 
 
-def _create(name, pretrained, kwargs):
+def _create(where, name, pretrained, kwargs):
     "The encoder, or `None` for an unknown name"
-    if name in ENCODERS:
+    if where == 'hf': return load_transformer(name, pretrained, **kwargs)
+    if where == 'sdfast': return _from_folder(name, pretrained, **kwargs)
+    if where == 'function': return from_function(name, pretrained, **kwargs)
+    if where == '' and name in ENCODERS:
         if pretrained: raise InputError(f'{name} has no weights that can be downloaded; give a file, or leave init out')
         return ENCODERS[name](**kwargs)
-    if name in torchvision_names():
-        net = torchvision.models.get_model(name, weights='DEFAULT' if pretrained else None, **kwargs)
-        return SpaceTimeEncoder(*_without_head(_without_dropout(net, kwargs)))
-    if timm.is_model(name):
-        net = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
-        size = getattr(net, 'head_hidden_size', None) or net.num_features
-        return FrameEncoder(_without_dropout(net, kwargs), size)
+    if _is_torchvision(where, name): return from_torchvision(name, pretrained, **kwargs)
+    if where in ('', 'timm') and timm.is_model(name): return from_timm(name, pretrained, **kwargs)
     return None
 
 
-def _without_dropout(net, given):
-    "The net without dropout and stochastic depth, unless an argument is about them"
-    if any('drop' in name or 'stochastic' in name for name in given): return net
-    for m in net.modules():
-        if isinstance(m, (_DropoutNd, StochasticDepth)): m.p = 0.
-        elif isinstance(getattr(m, 'drop_prob', None), float): m.drop_prob = 0.  # DropPath, in several classes
-        if getattr(m, 'drop_rate', 0): m.drop_rate = 0.  # ghostnets call the function
-    return net
+def _from_folder(name, pretrained, revision=None):
+    "The encoder in a folder of `save_pretrained`"
+    folder = local_folder(name, revision)
+    config = read_model_config(folder)
+    if 'transformers' in config: encoder = encoder_from_config(config['transformers'], config['stats'])
+    else: encoder = create_encoder(config['model'], False, **config['model_args'])
+    return load_encoder(encoder, folder/IN_FOLDER[0]) if pretrained else encoder
 
 
-def _without_head(net):
-    "`(net that returns pooled features, number of features)` for one of torchvision's video nets"
-    if isinstance(net, torchvision.models.video.S3D):  # its head is a convolution, averaged over time and space
-        n = net.classifier[-1].in_channels
-        return nn.Sequential(net.features, net.avgpool, nn.AdaptiveAvgPool3d(1), nn.Flatten()), n
-    name = next(n for n in HEADS if hasattr(net, n))
-    head = getattr(net, name)
-    linear = head if isinstance(head, nn.Linear) else head[-1]
-    setattr(net, name, nn.Identity())
-    return net, linear.in_features
+def clip_spec(
+    name:str, # As for `create_model`
+    **kwargs, # For the model's constructor
+)->ClipSpec: # Of `tiny` and other nets that take any clip, one without frames and size
+    "What clips an encoder expects, without reading its weights: frames, size, layout, normalisation and pooling"
+    where, rest = split_name(name)
+    if where == 'hf': return transformer_spec(rest, **kwargs)
+    if where == 'function': return getattr(create_encoder(name, **kwargs), 'clips', ClipSpec())
+    with torch.device('meta'): return getattr(create_encoder(name, False, **kwargs), 'clips', ClipSpec())
 
 
 def model_stats(
     name:str, # As for `create_model`
+    **kwargs, # For the model's constructor
 )->tuple: # Mean and standard deviation, each for three channels
     "The normalisation of the input that a model's published weights expect; ImageNet's if there are none"
-    if name in torchvision_names():
-        t = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-        return tuple(t.mean), tuple(t.std)
-    if name not in ENCODERS and timm.is_model(name):
-        cfg = timm.get_pretrained_cfg(name)
-        if cfg is not None: return tuple(cfg.mean), tuple(cfg.std)
-    return imagenet_stats
+    where, rest = split_name(name)
+    if where in ('hf', 'sdfast', 'function'):
+        spec = clip_spec(name, **kwargs)
+        return spec.mean, spec.std
+    if where == '' and name in ENCODERS: return imagenet_stats
+    if _is_torchvision(where, rest):
+        stats = torchvision_stats(rest, kwargs.get('weights'))
+        return (stats['mean'], stats['std']) if stats else imagenet_stats
+    return timm_stats(rest) if where in ('', 'timm') and timm.is_model(rest) else imagenet_stats
+
+
+def model_id(
+    name:str, # As for `create_model`
+    **kwargs, # For the model's constructor
+)->str: # Sixteen hex digits, '' for a name of a library or of sdfast
+    "Hash of the files that a name stands for: of a checkpoint, or of the source of a user's function"
+    where, rest = split_name(name)
+    if where in WITH_WEIGHTS: return file_id(local_folder(rest, kwargs.get('revision')))
+    return file_id(function_file(name)) if where == 'function' else ''
+
+
+def has_weights(
+    name:str, # As for `create_model`
+    init:str|Path|None=None, # As for `create_model`
+    **kwargs, # For the model's constructor
+)->bool:
+    "Whether `create_model` gives an encoder weights that were learned"
+    if init is not None: return init != 'random'
+    named = kwargs.get('pretrained') or kwargs.get('weights')
+    return split_name(name)[0] in WITH_WEIGHTS if named is None else bool(named)
 
 
 def create_model(
-    name:str, # `tiny`, `c3d`, `r2plus1d`, a video net of torchvision, or any image model of timm
+    name:str, # As for `create_encoder`
     n_classes:int, # Outputs of the head
-    init:str|Path|None=None, # Weights of the encoder: a file, 'pretrained' for the library's own, or none
+    init:str|Path|None=None, # Weights of the encoder: a file, a folder, 'pretrained', 'random', or see `create_encoder`
     **kwargs, # For the model's constructor
 )->nn.Sequential: # `Sequential(encoder, head)`, the head one linear layer
     "Create a model with the encoder's weights from `init` and a new head; split it with `encoder_head_split`"
-    encoder: Any = create_encoder(name, pretrained=init == 'pretrained', **kwargs)
-    if init not in (None, 'pretrained'): load_encoder(encoder, init)
+    published = kwargs.pop('pretrained', None) if init is None else init == 'pretrained'
+    encoder: Any = create_encoder(name, published, **kwargs)
+    if init not in (None, 'pretrained', 'random'): load_encoder(encoder, init)
     return nn.Sequential(encoder, nn.Linear(encoder.num_features, n_classes))
 
 

@@ -7,16 +7,12 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from ..errors import InputError
+from .clip_spec import ClipSpec, check_clips
 
 __all__ = ['SpaceTimeEncoder', 'FrameEncoder', 'tiny', 'c3d', 'r2plus1d']
 
-
-def check_clips(x:torch.Tensor)->None:
-    "Refuse what is no batch of clips"
-    if x.ndim == 5: return
-    several = ': for several clips of a video, pass cbs=MultiClip() to the Learner' if x.ndim == 6 else ''
-    raise InputError(f'an encoder takes clips (B, T, 3, H, W), not {tuple(x.shape)}{several}')
+# of nets that take clips of any length and size
+VIDEO, FRAMES = ClipSpec(layout='BCTHW', pooling='net'), ClipSpec(layout='BCHW', pooling='net')
 
 
 class SpaceTimeEncoder(nn.Module):
@@ -25,12 +21,14 @@ class SpaceTimeEncoder(nn.Module):
     def __init__(self,
         body:nn.Module, # Maps `(B, C, T, H, W)` to `(B, num_features)`
         num_features:int, # Width of the feature
+        clips:ClipSpec=VIDEO, # What clips the net expects
     ):
         super().__init__()
         self.body, self.num_features = body.to(memory_format=torch.channels_last_3d), num_features
+        self.clips = clips
 
     def forward(self, x:torch.Tensor)->torch.Tensor:
-        check_clips(x)
+        check_clips(x, self.clips)
         return self.body(x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d))
 
 
@@ -40,12 +38,13 @@ class FrameEncoder(nn.Module):
     def __init__(self,
         body:nn.Module, # Maps `(B, C, H, W)` to `(B, num_features)`
         num_features:int, # Width of the feature
+        clips:ClipSpec=FRAMES, # What clips the net expects
     ):
         super().__init__()
-        self.body, self.num_features = body, num_features
+        self.body, self.num_features, self.clips = body, num_features, clips
 
     def forward(self, x:torch.Tensor)->torch.Tensor:
-        check_clips(x)
+        check_clips(x, self.clips)
         return self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
 
 

@@ -5,25 +5,18 @@ from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from ..errors import InputError
 from ..runtime.store import write
 from .averages import is_averaged
+from .checkpoints import plain_name, read_nodes
+from .matching import explain, find_state, is_head, left_out
 from .surgery import frozen_copy
 
 __all__ = ['save_weights', 'load_encoder', 'anchor_state', 'state_hash', 'wise_ft']
-
-# Names of the last layer in torchvision's nets, in common checkpoints of image nets, and in RSPNet's checkpoints (where
-# it has one output and is never used)
-HEADS = ('fc', 'head', 'classifier', 'head.fc', 'last_linear', 'linear')
-# Prefixes of the encoder's names: none; in our `Sequential(encoder, head)`; in RSPNet before fine-tuning (query net)
-# and after; in VCOP
-PREFIXES = ('', '0.', 'encoder_q.encoder.', 'encoder.', 'base_network.')
-WRAPPERS = ('state_dict', 'model', 'model_state_dict')  # keys under which a checkpoint may have its state dict
 
 
 def save_weights(
@@ -35,73 +28,45 @@ def save_weights(
     extra = [k for k, v in state.items() if not torch.is_tensor(v)]
     if extra: warnings.warn(f'{path}: the extra state of {", ".join(extra)} is not saved, only tensors are')
     # cloned, as safetensors refuses tensors that share memory, such as tied weights
-    write(path, save({_plain(k):v.detach().cpu().contiguous().clone() for k, v in state.items() if torch.is_tensor(v)}))
-
-
-def _plain(name):
-    "A weight's name without the part that `torch.compile` adds"
-    return '.'.join(part for part in name.split('.') if part != '_orig_mod')
-
-
-# classes in pickles of NumPy's numbers, such as an accuracy, which checkpoints may have in addition to tensors
-_scalar = np.float64(0).__reduce__()[0]
-NUMPY_CLASSES = [
-    (_scalar, 'numpy.core.multiarray.scalar'),
-    (_scalar, 'numpy._core.multiarray.scalar'),
-    np.dtype,
-    *(type(np.dtype(t)) for t in 'fdilq')]
-
-
-def read_tensors(path:str|Path)->dict[str, torch.Tensor]:
-    "Read the state dict in a safetensors or torch file without running its code; raises `InputError` if there is none"
-    path = Path(path)
-    if path.is_dir(): raise InputError(f'weights {path} are a folder; give the file in it')
-    if not path.is_file(): raise InputError(f'weights {path} do not exist')
-    try: state = _read(path)
-    except Exception as e:  # torch and safetensors raise many kinds of errors for broken files
-        why = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise InputError(f'weights {path} cannot be read as tensors: {why}') from None
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict): state = state[wrapper]
-    if not isinstance(state, dict) or not any(torch.is_tensor(v) for v in state.values()):
-        raise InputError(f'weights {path} hold no state dict')
-    tensors: dict[str, torch.Tensor] = {}
-    for name, value in state.items():
-        if not torch.is_tensor(value): continue
-        if not isinstance(name, str):
-            raise InputError(f'weights {path}: the name {name!r} is not text; save the state dict of a module')
-        plain = _plain(name).removeprefix('module.')
-        if plain in tensors: raise InputError(f'weights {path} have {plain} twice; save the state dict of one module')
-        tensors[plain] = value
-    return tensors
-
-
-def _read(path):
-    if path.suffix == '.safetensors': return load_file(path)
-    with torch.serialization.safe_globals(NUMPY_CLASSES):
-        return torch.load(path, map_location='cpu', weights_only=True)
+    tensors = {plain_name(k):v.detach().cpu().contiguous().clone() for k, v in state.items() if torch.is_tensor(v)}
+    write(path, save(tensors))
 
 
 def load_encoder(
     encoder:nn.Module, # Receives the weights
-    path:str|Path, # safetensors or torch file: of the encoder, of the same net with a head, of RSPNet or of VCOP
+    path:str|Path, # safetensors or torch file, or a folder with one, see below
+    key:str='', # Of several nets in a file, the one below these keys, such as `student`
 )->nn.Module: # `encoder`
     """Load an encoder strictly: the file must have every weight in its shape, and no others except a head's.
 
+    The state dict may be below any keys of a checkpoint, such as `state_dict`, `model` or `module`, and its names
+    may have any prefix, such as `module.`, `backbone.` or `encoder_q.encoder.`: entries below the prefix after which
+    most names are the encoder's are loaded. That includes files of fastai's `learn.save`, Lightning, DeepSpeed,
+    pytorchvideo, RSPNet, VCOP, torchvision and timm, and folders of transformers. Of several nets that fit, it is the
+    query net of RSPNet and MoCo, else the model rather than its average, DINO's teacher or V-JEPA's target encoder.
+
     Only tensors are read, so a file cannot run code. Raises `InputError`, which lists what is missing."""
-    found = read_tensors(path)
-    names = {_plain(k) for k in encoder.state_dict()}
-    state = {k:v for k, v in _best_match(found, names).items() if k in names or not _is_head(k)}
-    _load(encoder, state, f'weights {path}', _unknown_prefix(found, names))
+    source = f'weights {path}'
+    nodes = read_nodes(path)
+    want = {plain_name(k):v for k, v in encoder.state_dict().items() if torch.is_tensor(v)}
+    found = find_state(nodes, want, source, key)
+    found.pop('n_averaged', None)  # a counter of torch's `AveragedModel`
+    rest = {k for k in found if k not in want}
+    _say_left_out(source, {left_out(k) for k in rest} - {''})
+    _load(encoder, {k:v for k, v in found.items() if k not in rest or not (is_head(k) or left_out(k))}, source)
     return encoder
 
 
-def _load(module, state, source, prefix=''):
+def _say_left_out(source, parts):
+    if parts: warnings.warn(f'{source}: {", ".join(sorted(parts))} are not of the encoder and are left out')
+
+
+def _load(module, state, source):
     "Load a state dict strictly; `source` names it in the message of an `InputError`"
     everything = module.state_dict()
     want = {k:v for k, v in everything.items() if torch.is_tensor(v)}  # without extra state
-    name_of = {_plain(k):k for k in everything}
-    state = {name_of.get(_plain(str(k)), k):v for k, v in state.items()}
+    name_of = {plain_name(k):k for k in everything}
+    state = {name_of.get(plain_name(str(k)), k):v for k, v in state.items()}
     # counters of batches do not affect a net's outputs, and old files lack them
     missing = [k for k in want if k not in state and not _is_counter(k)]
     wrong = [k for k in want if k in state and _shape(state[k]) != _shape(want[k])]
@@ -110,24 +75,14 @@ def _load(module, state, source, prefix=''):
         if not keys: continue
         listed = keys
         if len(keys) >= 25 and not (what == 'lack' and len(keys) < len(want)/2): listed = [*keys[:3], '...']
-        hint = f'; all names in it begin with {prefix!r}: save it without' if prefix else ''
         raise InputError(f'{source} are not of this encoder: they {what} {len(keys)} of {len(want)} entries: '
-                         + ', '.join(map(str, listed)) + hint)
+                         + ', '.join(map(str, listed)) + explain(state, want, wrong))
     check_values(state, want, source)
     module.load_state_dict({k:state.get(k, v) for k, v in everything.items()})
 
 
 def _is_counter(name): return name.endswith('num_batches_tracked')
 def _shape(value): return value.shape if torch.is_tensor(value) and not value.is_nested else None
-
-
-def _unknown_prefix(found, want):
-    "What all names that were found begin with, if without it, and only so, most of those that are wanted are there"
-    first = {name.partition('.')[0] for name in found}
-    if len(first) != 1 or want & found.keys(): return ''
-    prefix = f'{first.pop()}.'
-    there = want & {name.removeprefix(prefix) for name in found}
-    return prefix if len(there) > len(want)/2 else ''
 
 
 # ---- values
@@ -170,19 +125,6 @@ def _kind(value):
 
 
 def _dtype(value): return str(value.dtype).removeprefix('torch.')
-
-
-# ---- names
-
-
-def _best_match(state, want):
-    "The entries of `state` after removing a prefix, and perhaps adding our `body.`, that match most names in `want`"
-    inside = [{k[len(p):]:v for k, v in state.items() if k.startswith(p)} for p in PREFIXES]
-    bodies = [{f'body.{k}':v for k, v in entries.items()} for entries in inside]
-    return max([*inside, *bodies], key=lambda entries: len(want & entries.keys()))
-
-
-def _is_head(name): return name.removeprefix('body.').startswith(tuple(f'{h}.' for h in HEADS))
 
 
 def anchor_state(

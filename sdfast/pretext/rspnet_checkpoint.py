@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..models.weights import check_values, read_tensors
+from ..models.checkpoints import read_tensors
+from ..models.weights import check_values
 from ..runtime.store import write
 from .rspnet import RSPNet
 

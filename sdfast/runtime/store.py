@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from ..errors import Busy, Damaged, StoreError
 
-__all__ = ['home', 'write', 'write_json', 'read_json', 'digest', 'put', 'find', 'seal', 'verify', 'claim', 'owner']
+__all__ = ['home', 'write', 'write_json', 'read_json', 'digest', 'put', 'find', 'seal', 'verify', 'claim', 'owner',
+           'file_id']
 
 LOCK, OWNER = '.lock', '.owner'  # files in a claimed folder: what is locked, and who locked it
 DIGITS = 16  # number of hexadecimal digits of a digest
@@ -207,3 +208,14 @@ def owner(
     except OSError: return ''
     lock.release()
     return ''
+
+
+def file_id(
+    path:str|Path|None, # A file, a folder of a model, or `None`, 'pretrained' or 'random' for none
+)->str: # Sixteen hex digits of SHA-256, or ''
+    "Hash of a file's content, or of the configuration and the weights in a folder; '' without a file"
+    if path in (None, 'pretrained', 'random'): return ''
+    path = Path(path)
+    if not path.is_dir(): return digest(path)
+    files = sorted(f for f in path.iterdir() if f.suffix in ('.json', '.safetensors', '.bin') and f.is_file())
+    return hashlib.sha256(repr([(f.name, digest(f)) for f in files]).encode()).hexdigest()[:DIGITS]

@@ -27,7 +27,7 @@ def layer_groups(
 
     For a net of timm the layers are those of timm's `param_groups_layer_decay`; what it counts to the head belongs to
     the last group. Else they are `block_names`, each with the normalisation that follows it, and parameters of the
-    encoder itself (tokens, positions) belong to the first."""
+    encoder itself (tokens, positions) belong to the first, those behind the blocks (a pooler) to the last."""
     model = get_model(model)
     part = find_encoder(model, encoder)
     groups = _groups_of_timm(part) or _groups_of_blocks(part)
@@ -55,11 +55,21 @@ class _WithHead:
 def _groups_of_blocks(part):
     layers = [part.get_submodule(n) for n in block_names(part)] or [part]
     inside = {id(p) for m in layers for p in m.parameters()}
-    groups = [[p for p in part.parameters() if id(p) not in inside]]
+    outside = [p for p in part.parameters() if id(p) not in inside]
+    behind = _behind(part, inside)
+    groups = [[p for p in outside if id(p) not in behind]]
     for i, m in enumerate(layers):
         if i and not is_norm(m): groups.append([])
         groups[-1] += m.parameters()
+    groups[-1] += [p for p in outside if id(p) in behind]
     return groups
+
+
+def _behind(part, inside):
+    "Ids of the parameters that are defined after all those in `inside`"
+    ids = [id(p) for p in part.parameters()]
+    last = max((i for i, p in enumerate(ids) if p in inside), default=-1)
+    return set(ids[last + 1:])
 
 
 def _without_repeats(groups):

@@ -8,12 +8,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..runtime.limits import MAX_COUNT, MAX_FRAMES, MAX_PROCESSES, MAX_REPEATS, MAX_SIZE
 from ..runtime.options import format_options, parse_options
+from ..runtime.store import file_id
 from .values import check_value
 
 __all__ = ['RSPNET', 'Run', 'Study', 'file_id']
@@ -85,11 +85,13 @@ class Run:
     source: str = setting('moving_digits', DATA, of_source=True)
     # Fingerprints of the files of both tasks, so that a run with changed files has another key
     data: str = setting('', of_source=True)
-    # tiny, the paper's c3d and r2plus1d, a video net of torchvision, or any image model of timm
+    # tiny, the paper's c3d and r2plus1d, a video net of torchvision, any image model of timm, hf:FOLDER, hf:OWNER/NAME,
+    # torchvision:NAME, timm:NAME, sdfast:FOLDER or MODULE:FUNCTION
     model: str = setting('tiny', MODEL, of_source=True)
-    # Options of the model's constructor, such as pad_type=same
+    # Options of the model's constructor, such as pad_type=same or weights=KINETICS400_V1
     model_args: str = setting('', MODEL, of_source=True, from_mapping=format_options)
-    # Weights of the encoder before the source stage: a file, or `pretrained`
+    # Weights of the encoder before the source stage: a checkpoint or a folder of one, `pretrained` or `random`; models
+    # with hf: and sdfast: have theirs
     init: str|None = setting(None, MODEL, of_source=True)
     # One of `STRATEGIES`
     strategy: str = setting('finetune')
@@ -245,13 +247,3 @@ def hash_fields(
 )->str: # Twelve hex digits
     "Hash of settings, as used for keys"
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def file_id(
-    path:str|Path|None, # A file, or `None` or 'pretrained' for none
-)->str: # Sixteen hex digits of SHA-256, or ''
-    "Hash of a file's content, '' without a file"
-    if path in (None, 'pretrained'): return ''
-    with open(path, 'rb') as f:
-        if hasattr(hashlib, 'file_digest'): return hashlib.file_digest(f, 'sha256').hexdigest()[:16]
-        return hashlib.sha256(f.read()).hexdigest()[:16]

@@ -35,8 +35,8 @@ def time_steps(
     A batch has two clips on a CPU, and the run's batch size on a GPU."""
     device = default_device()
     n = run.bs if device.type == 'cuda' else 2
-    model = create_model(run.model, CLASSES).to(device)
-    teacher = create_model(run.model, CLASSES)[0].to(device)
+    model = create_model(run.model, CLASSES, **run.options()).to(device)
+    teacher = create_model(run.model, CLASSES, **run.options())[0].to(device)
     opt = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=.9)
     x = torch.randn(n, run.frames, 3, run.size, run.size, device=device)
     y = torch.zeros(n, dtype=torch.long, device=device)

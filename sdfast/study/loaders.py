@@ -7,6 +7,7 @@ from ..data.datasets import create_task
 from ..data.decoded import decoded_folder
 from ..data.task import Task
 from ..models.encoders import model_stats
+from ..runtime.options import parse_options
 from .config import QUICK, Run
 
 __all__ = ['source_data', 'target_data', 'balanced_loader']
@@ -34,20 +35,21 @@ def target_data(
 def load_part(run:Run, spec:str, part:str, bs:int, held:float=0.)->tuple:
     "`load_data` with the settings of a run"
     return load_data(spec, part, run.quick, run.frames, run.stride, run.size, run.area, run.flip, run.wrap, run.clips,
-                     held, bs//run.processes, run.workers, run.model)
+                     held, bs//run.processes, run.workers, run.model, run.model_args)
 
 
 @lru_cache(maxsize=8)
 def load_data(spec:str, part:str, quick:bool, frames:int, stride:int, size:int, area:float, flip:bool, wrap:bool,
-              clips:int, held:float, bs:int, workers:int, model:str)->tuple:
+              clips:int, held:float, bs:int, workers:int, model:str, model_args:str='')->tuple:
     "`(task, loaders, loader of test)`, cached so that the runs of a process share decoded videos"
     task = create_task(spec, part)
     if held: task = task.hold_out(held)
     if quick: task = task.subset(**QUICK)
+    stats = model_stats(model, **parse_options(model_args, 'model_args'))
     augment = dict(area=(area, 1.) if area else None, flip=flip, wrap=wrap)
 
     def make_dls(bs, clips):
-        return task.dls(frames, stride, size, bs, clips, workers, stats=model_stats(model), decoded=decoded_folder(),
+        return task.dls(frames, stride, size, bs, clips, workers, stats=stats, decoded=decoded_folder(),
                         train_only=True, **augment)
     dls = make_dls(bs, 1)
     # without gradients, twice the clips of a training batch fit into memory

@@ -107,12 +107,15 @@ def stage_data(
 
     Raises `InputError` for a folder with fewer than four videos."""
     shape: dict[str, Any] = dict(frames=stage.frames, stride=stage.stride, size=stage.size, bs=stage.bs,
-                                 workers=stage.workers, stats=model_stats(stage.model))
+                                 workers=stage.workers, stats=_stats(stage))
     if stage.task.startswith('videos:'): return _folder_data(stage, shape)
     task = create_task(stage.task, 'source').hold_out()
     if stage.clips: task = task.subset(train=stage.clips)
     train, valid = ([path for path, _ in task.items(part)] for part in ('train', 'valid'))
     return StageData(train, valid, task.fingerprint, partial(task.dls, **shape))
+
+
+def _stats(stage): return model_stats(stage.model, **parse_options(stage.model_args, '--model-args'))
 
 
 def _folder_data(stage, shape):

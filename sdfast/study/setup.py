@@ -10,12 +10,12 @@ from ..data.datasets import create_task, task_options
 from ..data.task import Task
 from ..data.text import as_markdown
 from ..errors import InputError
-from ..models.encoders import create_model, is_model
 from ..runtime.options import parse_options, split_list
 from ..strategies.registry import STRATEGIES, check_options
 from .choose import check_strengths, strength_grid
-from .config import QUICK, Run, file_id
+from .config import QUICK, Run
 from .fit import fit_batch_size
+from .model_settings import check_model, check_name, default_size, source_epochs, starts_trained, weight_ids
 from .settings import Settings
 
 __all__ = ['Setup', 'build', 'build_chain', 'default_jobs']
@@ -59,8 +59,8 @@ def build(
         raise InputError(f'--valid-frac 0 leaves no valid part of {tasks.target.name} to choose strengths on')
     run, batch_messages = make_run(settings, tasks, processes)
     messages = task_messages(tasks) + batch_messages
-    if settings.init and not run.source_epochs:
-        messages.append(f'{tasks.source.name}: the encoder stays as {settings.init} has it; '
+    if starts_trained(settings) and not run.source_epochs:
+        messages.append(f'{tasks.source.name}: the encoder stays as {settings.init or settings.model} has it; '
                         'the source head is a linear probe')
     return Setup([run], grids, settings.seeds, settings.trial_seeds, messages, task_notes(tasks))
 
@@ -94,7 +94,7 @@ def reduce_if_quick(
     "Reduce epochs, seeds and trials if the study is quick"
     if not settings.quick: return settings
     source_epochs = settings.source_epochs
-    if source_epochs is None and not settings.init: source_epochs = 5
+    if source_epochs is None and not starts_trained(settings): source_epochs = 5
     return settings.replace(epochs=min(settings.epochs, 2), seeds=min(settings.seeds, 2), trial_seeds=1,
                             source_epochs=source_epochs)
 
@@ -122,7 +122,7 @@ def check_names(
         names = _each_once(['finetune', *filter(None, (s.strip() for s in settings.strategies.split(',')))])
     for name in names:
         if name not in STRATEGIES: raise InputError(f'unknown strategy {name!r}; known are {", ".join(STRATEGIES)}')
-    if not is_model(settings.model): create_model(settings.model, 2)  # raises an error that names similar models
+    check_name(settings)
     return names
 
 
@@ -237,29 +237,20 @@ def make_run(
 )->tuple[Run, list]: # The run, and lines for the reader
     "Make the `Run` that all strategies share, from the settings and the tasks"
     sizes, messages = batch_sizes(settings, tasks)
-    # raises for weights of another model or unknown options, before anything slow starts
-    model_args = parse_options(settings.model_args, '--model-args')
-    create_model(settings.model, len(tasks.source.vocab), settings.init, **model_args)
+    size = settings.size or default_size([settings.task])
+    check_model(settings, len(tasks.source.vocab), size)  # before anything slow starts
     fingerprints = [t.fingerprint for t in (tasks.train_source, tasks.train_target, *tasks.others)]
     given = {}
     for f in fields(Run):
         setting = f.metadata['setting']
         if setting.group: given[f.name] = getattr(settings, setting.option or f.name)
     follows = sizes | dict(
-        data='-'.join(filter(None, [*fingerprints, file_id(settings.init)])),
-        size=settings.size or default_size([settings.task]),
+        data='-'.join([*filter(None, fingerprints), *weight_ids(settings)]),
+        size=size,
         source_epochs=source_epochs(settings),
         source_valid=settings.rule == 'equal_learning',
         processes=processes)
     return Run(**given | follows), messages
-
-
-def source_epochs(
-    settings:Settings,
-)->int:
-    "Epochs of the source stage; by default 6, or none if the encoder comes with weights"
-    if settings.source_epochs is not None: return settings.source_epochs
-    return 0 if settings.init else 6
 
 
 def batch_sizes(
@@ -278,13 +269,6 @@ def batch_sizes(
     if sizes['bs'] < 2:
         raise InputError(f'{tasks.target.name}: {tasks.train_target.count("train")} train clips are too few')
     return sizes, messages
-
-
-def default_size(
-    specs:list, # Of tasks
-)->int: # Pixels
-    "Default side of the clips' square"
-    return 40 if all(s.startswith('moving_digits') for s in specs) else 112
 
 
 def default_jobs(

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from sdfast.errors import InputError
-from sdfast.models.encoders import FrameEncoder, create_encoder, create_model, encoder_head_split, is_model, model_stats
+from sdfast.models.encoders import create_encoder, create_model, encoder_head_split, is_model, model_stats
+from sdfast.models.nets import FrameEncoder
 from sdfast.models.weights import load_encoder
 
 # name, frames and side of a clip, features
