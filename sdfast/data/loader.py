@@ -64,10 +64,8 @@ class VideoDL(TfmdDL):
         "An item for a row of NaN, if there are no labels and other rows"
         transforms = [f for f in self.after_item.fs if not isinstance(f, ToTensor)]
         clips = transforms[0] if len(transforms) == 1 and isinstance(transforms[0], SampleClips) else None
-        why = str(error).partition('; leave')[0]
-        if self.n == 1 and len(item) == 1: raise VideoError(why) from None  # no other row could be misplaced
-        if len(item) > 1 or clips is None or clips.size is None: raise error from None
-        warnings.warn(f'{why}; its row is NaN')
+        if len(item) > 1 or self.n == 1 or clips is None or clips.size is None: raise error from None
+        warnings.warn(f'{str(error).partition("; leave")[0]}; its row is NaN')
         return (clips.blank(),)
 
     def create_batch(self, b:list)->object:

@@ -152,7 +152,8 @@ def _check_labels(f, labels):
 
 
 def _check_effect(f, labels):
-    if labels is None or any(_takes(f, kind) for kind in labels): return
-    takes = ', '.join(dict.fromkeys(getattr(h, '__name__', str(h)) for h in _hints(f))) or 'nothing'
+    hints = _hints(f)
+    if not hints or labels is None or any(_takes(f, kind) for kind in labels): return
+    takes = ', '.join(dict.fromkeys(getattr(h, '__name__', str(h)) for h in hints))
     raise InputError(f'{type(f).__name__} would change neither clips nor labels: it takes {takes}; write it with '
                      'encodes(self, x:TensorVideo)')
