@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from itertools import chain, islice
 
 import torch
-from fastai.data.core import Datasets, TfmdDL
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.load import SkipItemException
 from fastai.data.transforms import ToTensor
 from fasttransform import Pipeline
@@ -18,7 +18,7 @@ from .decoded import Decoded
 from .pipelines import clip_batch_tfms, clip_item_tfms
 from .video import VideoError
 
-__all__ = ['VideoDL', 'CachedDL']
+__all__ = ['VideoDL', 'CachedDL', 'unlabelled']
 
 TRANSFORMS = dict(after_item=clip_item_tfms, after_batch=clip_batch_tfms)  # pipeline -> function that adapts it
 
@@ -141,6 +141,19 @@ class CachedDL(VideoDL):
         item = video, *label = self._items[s]
         clips.before_call(video, self.after_item.split_idx)
         return self.make_item(item, lambda: (clips.encodes(video), *label))
+
+
+def unlabelled(
+    dls:DataLoaders, # From `Task.dls`
+    paths:Iterable, # Video files
+)->TfmdDL: # Yields `(x,)`
+    """An unshuffled loader of videos without labels, with the transforms that `dls` uses for validation.
+
+    It can be passed to `Retention` as `clips`. Predictions are those of `paths`, one by one; of a video that cannot be
+    decoded they are NaN, with a warning."""
+    files = [str(p) for p in paths]
+    if not files: raise InputError('there are no videos; pass the paths of some')
+    return dls.test_dl([(path, None) for path in files])
 
 
 def check_loader_arguments(

@@ -6,6 +6,7 @@ from .copies import *
 from .encoders import *
 from .features import *
 from .labels import *
+from .learner import *
 from .nets import *
 from .statistics import *
 from .surgery import *
