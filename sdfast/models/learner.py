@@ -24,12 +24,15 @@ __all__ = ['FrozenEncoder', 'video_learner']
 
 
 class FrozenEncoder(Callback):
-    """While no weight of the encoder is trained, it is in eval mode: `freeze` then freezes statistics, too, and dropout
-    is off."""
+    """Makes `freeze` freeze the encoder as a whole: no weight and no statistic of it changes, and dropout is off.
+
+    fastai's optimisers go on with momentum and weight decay where a gradient of zero is left from earlier."""
 
     def before_train(self):
         encoder = find_encoder(self.learn.model)
-        if not any(p.requires_grad for p in encoder.parameters()): encoder.eval()
+        if any(p.requires_grad for p in encoder.parameters()): return
+        encoder.eval()
+        for p in encoder.parameters(): p.grad = None
 
 
 def video_learner(
