@@ -13,5 +13,6 @@ setup(
     packages=find_packages(include=['sdfast', 'sdfast.*']),
     package_data={'sdfast': ['py.typed'], 'sdfast.report': ['page.*']},
     install_requires=settings['requirements'].split(),
-    extras_require={extra: settings[f'{extra}_requirements'].split() for extra in ('dev', 'peers', 'pretext', 'log')},
+    extras_require={key.removesuffix('_requirements'):value.split() for key, value in settings.items()
+                    if key.endswith('_requirements')},
 )

@@ -1,6 +1,7 @@
 "From a video file to a batch."
 from inspect import ismodule as _ismodule
 
+from .annotated import *
 from .block import *
 from .cache import *
 from .clips import *
@@ -20,6 +21,7 @@ from .tables import *
 from .task import *
 from .text import *
 from .torch_loader import *
+from .unpacked import *
 from .video import *
 
 # names, not submodules

@@ -7,7 +7,6 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -203,9 +202,7 @@ def _split_off(task, part, seed, grouped):
     if not grouped:
         warnings.warn(f'{task.name}: {note}: recordings of one person or scene can be on both sides, which makes '
                       "accuracies too high; name them with group=REGEX, or say group='(.*)' if no two files have one")
-    df = task.df.copy()
-    df.loc[chosen, 'split'] = 'valid'
-    return replace(task, df=df, notes=(*task.notes, note))
+    return task.moved(chosen, 'valid', note)
 
 
 def _named_folders(path, train, valid, group):

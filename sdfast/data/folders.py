@@ -85,7 +85,9 @@ def split_of_name(
     return next((split for split, names in SPLIT_NAMES.items() if plain in names), None)
 
 
-def _split_in_name(name):
+def split_in_name(
+    name:str, # Of a folder or file
+)->str|None: # 'train', 'valid' or 'test'
     "The split that is named in a longer name, such as 'train_256' or 'split1_test'; `None` without one, or with two"
     found = {split_of_name(word) for word in re.split(r'[^a-z]+', name.casefold())} - {None}
     return found.pop() if len(found) == 1 else None
@@ -127,10 +129,10 @@ def _split_folders(path, folders, need_test):
     if named and (named == folders or {'train'} < meanings):
         raise InputError(f'folder {path} has videos directly in {_names(named)}; put them into class folders: '
                          f'{named[0]}/CLASS/*.mp4')
-    splits = [d for d in holding_classes if _split_in_name(d.name)]
-    meanings = {_split_in_name(d.name) for d in splits}
+    splits = [d for d in holding_classes if split_in_name(d.name)]
+    meanings = {split_in_name(d.name) for d in splits}
     if 'train' in meanings and len(meanings) > 1:
-        if splits == folders: return _splits_by(path, _split_in_name, splits, need_test)
+        if splits == folders: return _splits_by(path, split_in_name, splits, need_test)
         raise InputError(f'folder {path} has {_names(splits)} beside {_names(d for d in folders if d not in splits)}; '
                          'name folders of splits train, valid and test, and put classes into them')
     _check_class_folders(path, folders, holding_classes)

@@ -83,7 +83,7 @@ class Task:
         by_group = f'test is {len(test)} clips split off by group, seed {seed}'
         by_file = (f'test is {len(test)} files split off at random, seed {seed}: recordings of one person or scene '
                    'can be on both sides; name them with group=REGEX')
-        return check_split(task._move(test, 'test', by_group if group else by_file))
+        return check_split(task.moved(test, 'test', by_group if group else by_file))
 
     @classmethod
     def from_csv(cls,
@@ -149,10 +149,10 @@ class Task:
         if self.count('valid'): return self
         train = self.df.index[self.df.split == 'train']
         chosen = split_groups(self.df.loc[train], frac, seed, f'{self.name}: cannot hold out a valid part of train')
-        return self._move(train[chosen], 'valid')
+        return self.moved(train[chosen], 'valid')
 
-    def _move(self, rows, split, *notes):
-        "A copy with some rows moved to another split"
+    def moved(self, rows:Sequence, split:str, *notes:str)->'Task':
+        "A copy with some rows moved to another split, and more notes"
         df = self.df.copy()
         df.loc[rows, 'split'] = split
         return replace(self, df=df)._noted(*notes)
