@@ -1,5 +1,6 @@
 "Clips in fastai: a block for `DataBlock`, batch transforms, several clips of each video, film strips."
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fastai.callback.core import Callback
 from fastai.data.block import TransformBlock
@@ -56,7 +57,8 @@ def VideoBlock(
     **kwargs, # Other arguments of `SampleClips`: area, flip, wrap
 )->TransformBlock: # For `DataBlock(blocks=...)`
     "A `TransformBlock` for paths of video files"
-    clips = SampleClips(frames, stride, DEFAULT_SIZE if size == 'auto' else size, k, cache, **kwargs)
+    side: Any = DEFAULT_SIZE if size == 'auto' else size
+    clips = SampleClips(frames, stride, side, k, cache, **kwargs)
     clips.size_is_default = size == 'auto'
     to_float = IntToFloatTensor if stats is None else NormalizeClips.from_stats(*stats, dim=2, ndim=5)
     return TransformBlock(type_tfms=as_video, item_tfms=clips, batch_tfms=to_float, dl_type=VideoDL)

@@ -99,7 +99,7 @@ def scale_frames(
 
 def as_video(
     x:str|Path|torch.Tensor|np.ndarray, # A path, or frames `(T, 3, H, W)`: bytes, or floats in [0, 1]
-): # `VideoFile` or `TensorVideo` of bytes
+)->VideoFile|TensorVideo: # The file, or the frames as bytes
     "What a `VideoBlock` takes for a video: a file, or the frames of one. Raises `InputError` for other tensors"
     if isinstance(x, (str, Path)): return VideoFile(x)
     frames = torch.as_tensor(x).as_subclass(torch.Tensor).detach().cpu()
@@ -145,16 +145,12 @@ class SampleClips(RandTransform):
 
     def before_call(self, b:object, split_idx:int|None)->None: self.train = not split_idx
 
-    def encodes(self, x:VideoFile)->TensorVideo:
-        try: clips = self._clips(x)
+    def encodes(self, x:VideoFile|TensorVideo)->TensorVideo:  # a file, or the decoded frames of one
+        try: clips = self._clips(x) if isinstance(x, VideoFile) else self._cut(x.as_subclass(torch.Tensor))
         except VideoError as e:
             if not self.train: raise row_lost(e) from None
             warnings.warn(f'skipped {e}')
             raise BrokenVideo(str(e)) from None
-        return TensorVideo(clips[0] if len(clips) == 1 else clips)
-
-    def encodes(self, x:TensorVideo)->TensorVideo:  # the decoded frames of a whole video
-        clips = self._cut(x.as_subclass(torch.Tensor))
         return TensorVideo(clips[0] if len(clips) == 1 else clips)
 
     def blank(self)->MissingClips:

@@ -8,6 +8,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from fastai.data.core import DataLoaders
@@ -71,10 +72,10 @@ class VideoDataLoaders(DataLoaders):
     )->'VideoDataLoaders':
         "Make loaders of the train and valid parts of a task"
         check_loader_arguments(cls.__name__, cls.from_task, kwargs)
-        item_tfms, batch_tfms = L(item_tfms), L(batch_tfms)
-        if size == 'auto':
-            size = None if any(isinstance(f, RESIZING) for f in item_tfms) else DEFAULT_SIZE
-        dls = task.dls(frames, stride, size, bs, k, num_workers, tfms=batch_tfms, item_tfms=item_tfms,
+        of_items, of_batches = list(L(item_tfms)), list(L(batch_tfms))
+        whole = any(isinstance(f, RESIZING) for f in of_items)
+        side: Any = size if size != 'auto' else None if whole else DEFAULT_SIZE
+        dls = task.dls(frames, stride, side, bs, k, num_workers, tfms=of_batches, item_tfms=of_items,
                        stats=() if stats is None else stats, **kwargs)
         found = cls(*dls.loaders, path=dls.path, device=dls.device)
         found.task = task
@@ -145,8 +146,8 @@ class VideoDataLoaders(DataLoaders):
         "Make loaders of the videos that a csv file lists. Cells are read as text"
         file = Path(path) if Path(path).is_file() else Path(path)/csv_fname
         if not file.is_file(): raise InputError(f'csv file {file} does not exist')
-        try: df = pd.read_csv(file, header=header, sep=delimiter or ',', quoting=quoting, dtype=str,
-                              keep_default_na=False)
+        options: dict[str, Any] = dict(header=header, sep=delimiter or ',', quoting=quoting)
+        try: df = pd.read_csv(file, dtype=str, keep_default_na=False, **options)
         except (ValueError, pd.errors.ParserError, UnicodeDecodeError) as e:
             raise InputError(f'{file} cannot be read as csv: {str(e).splitlines()[0]}') from None
         return cls.from_df(df, path=file.parent, **kwargs)

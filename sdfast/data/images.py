@@ -27,7 +27,8 @@ class ClipTransform(Transform):
     A `VideoBlock` wraps those that it is given by itself. Transforms of coordinates, such as those of
     `aug_transforms()`, and of colours draw for each clip; others are applied frame by frame with the same random
     state."""
-    order, split_idx = 30, None
+    order: float = 30
+    split_idx = None
 
     def __init__(self,
         tfms:Sequence, # fastai's, for batches of images, such as `aug_transforms()`

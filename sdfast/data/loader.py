@@ -38,7 +38,7 @@ class VideoDL(TfmdDL):
         kwargs |= {name:_adapt(name, kwargs.get(name), labels) for name in TRANSFORMS}
         super().__init__(dataset, **kwargs)
 
-    def before_iter(self):
+    def before_iter(self)->None:
         for name in TRANSFORMS:  # some may have been added by `add_tfms`
             setattr(self, name, _adapt(name, getattr(self, name), _label_types(self.dataset)))
         super().before_iter()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -151,7 +152,7 @@ class Task:
         chosen = split_groups(self.df.loc[train], frac, seed, f'{self.name}: cannot hold out a valid part of train')
         return self.moved(train[chosen], 'valid')
 
-    def moved(self, rows:Sequence, split:str, *notes:str)->'Task':
+    def moved(self, rows:Any, split:str, *notes:str)->'Task':
         "A copy with some rows moved to another split, and more notes"
         df = self.df.copy()
         df.loc[rows, 'split'] = split
@@ -197,7 +198,7 @@ class Task:
             warnings.warn(f'{self.name} has no valid part, so a fit reports None for valid_loss and metrics: call '
                           'hold_out() before dls(), or pass train_only=True')
         if self.prepared: check_prepared_size(self.name, self.prepared, size, area)
-        cache = keep_decoded(self.df.path, None if area else size, workers, decoded)
+        cache = keep_decoded(list(self.df.path), None if area else size, workers, decoded)
         stats = imagenet_stats if stats is None else stats
         # other batch transforms need floats in [0, 1], so clips are then normalised in a separate step after them
         at_once = None if tfms or not stats else stats

@@ -43,7 +43,9 @@ def hf_dataset(
 
     Videos with the same content are one group; those of train that are also in valid or test are left out."""
     parts = _load_parts(path, config, revision)
-    rows, notes, classes = [], [], []
+    rows: list[tuple] = []
+    notes: list[str] = []
+    classes: list[str] = []
     for name, data in parts.items():
         part = 'train' if len(parts) == 1 else split_of_name(name)
         if part is None:

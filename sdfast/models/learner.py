@@ -67,11 +67,11 @@ def video_learner(
     model = _with_head(arch, dls, n_out) if given else _create(arch, n_out, pretrained, init, kwargs)
     if normalize: _normalise(dls, arch)
     check_clips(model, dls, n_out, arch if isinstance(arch, str) else type(arch).__name__)
-    cbs = L(cbs)
+    given_cbs = list(L(cbs))
     ours = [kind() for kind in (MultiClip, FrozenEncoder) if not (kind is FrozenEncoder and train_bn)
-            and not any(isinstance(cb, kind) or cb is kind for cb in cbs)]
+            and not any(isinstance(cb, kind) or cb is kind for cb in given_cbs)]
     learn = Learner(dls, model, loss_func=loss_func, opt_func=opt_func, lr=lr, splitter=splitter or _encoder_and_rest,
-                    cbs=cbs + ours, metrics=metrics, path=path, model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias,
+                    cbs=given_cbs + ours, metrics=metrics, path=path, model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias,
                     train_bn=train_bn, moms=moms)
     if pretrained or init is not None: learn.freeze()
     return learn
