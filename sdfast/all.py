@@ -25,6 +25,7 @@ from .runtime.distributed import *
 from .runtime.jobs import *
 from .runtime.launch import *
 from .runtime.launcher import *
+from .runtime.loggers import Wandb
 from .runtime.memory import *
 from .runtime.progress import *
 from .runtime.resume import *

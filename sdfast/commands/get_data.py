@@ -4,6 +4,8 @@
     sdfast get-data hmdb51 --to data    # 2.1 GB and 4.5 GB
     sdfast compare --task ucf101:data ...
 
+Kinetics and Something-Something v2 are read as kinetics:FOLDER and ssv2:FOLDER, and have to be got from their hosts.
+
 Files that exist are not downloaded again: after an interruption the same command resumes. If you have an archive
 already, put it into --to under its original name. Unpacking rar archives needs unrar, unar, 7z or bsdtar."""
 import os
@@ -53,6 +55,10 @@ DATASETS = dict(
         videos=Archive('hmdb51_org.rar', 'hmdb51', size=2_130_000_000, room=2_300_000_000,
                        sha256='9e714a0d8b76104d76e932764a7ca636f929fff66279cda3f2e326fa912a328e'),
         counts=(51, 6766, 3570, 1530)))
+# Data sets whose official files tasks read, and where to get them
+ELSEWHERE = dict(
+    kinetics='get a copy from github.com/cvdfoundation/kinetics-dataset, and use it as kinetics:FOLDER',
+    ssv2='get Something-Something v2 from its authors, Qualcomm, and use it as ssv2:FOLDER')
 # Suffixes of an archive's name: complete file, wrong checksum, incomplete file, and its length and version
 LEFT = '', '.bad', '.part', '.part.stamp'
 
@@ -115,6 +121,7 @@ def count_lists(folder:Path)->tuple[int, int]: # Train and test videos of fold 1
 
 def _data_set(name, to, url_base, no_checksum):
     "Check the arguments, and return the data set that they ask for"
+    if name in ELSEWHERE: raise InputError(f'{name} is not downloaded by sdfast: {ELSEWHERE[name]}')
     if name not in DATASETS: raise InputError(f'unknown dataset {name!r}; known are {", ".join(DATASETS)}')
     if not to: raise InputError('--to: the folder for the videos and the lists is missing')
     check_path(to, '--to')

@@ -124,7 +124,7 @@ def _summary(copies, folder):
 
 @call_parse  # it runs this when the module is the script, so it must come last
 def main(
-    task:str, # ucf101:PATH, hmdb51:PATH, folder:PATH or csv:PATH, as for sdfast compare
+    task:str, # Such as ucf101:PATH, kinetics:PATH, folder:PATH or csv:PATH, as for sdfast compare
     to:str=None, # Folder for the copies, by default the videos' with .prepared added; else also set SDFAST_PREPARED
     size:int=128, # Short side of the copies in pixels; smaller videos keep theirs
     gop:int=12, # Frames from one key frame to the next

@@ -1,46 +1,23 @@
 "Clips in fastai: a block for `DataBlock`, batch transforms, several clips of each video, film strips."
 from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
 from fastai.callback.core import Callback
 from fastai.data.block import TransformBlock
 from fastai.data.core import get_show_batch_func
 from fastai.data.transforms import IntToFloatTensor, Normalize
-from fastai.torch_core import TensorCategory, TensorImage
+from fastai.torch_core import TensorCategory
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import get_grid
-from fasttransform import Pipeline, Transform
 from plum import dispatch
 
-from ..errors import InputError
 from .cache import Budget
-from .clips import MissingClips, SampleClips, TensorVideo
+from .clips import SampleClips, TensorVideo, as_video
+from .images import ClipTransform, NormalizeClips
 from .loader import VideoDL
-from .video import VideoFile
 
 __all__ = [
     'ClipTransform', 'MultiClip', 'NormalizeClips', 'normalize_video', 'VideoBlock', 'show_batch', 'show_results']
-
-
-class ClipTransform(Transform):
-    """Apply fastai's image batch transforms to clips, with the same random draw for all frames of a clip.
-
-    They receive a clip as one image of `T*C` channels, so transforms that need three channels (hue, saturation) do not
-    work."""
-    order, split_idx = 30, None
-
-    def __init__(self,
-        tfms:Sequence, # fastai's, for batches of images, such as `aug_transforms()`
-    ):
-        self.tfms = Pipeline(tfms)
-
-    def __call__(self, b:object, split_idx:int|None=None, **kwargs)->object:
-        self.tfms.split_idx = split_idx
-        return super().__call__(b, split_idx=split_idx, **kwargs)
-
-    def encodes(self, x:TensorVideo)->TensorVideo:
-        y = self.tfms(TensorImage(x.flatten(1, -3)))
-        return TensorVideo(y.view(*x.shape[:-2], *y.shape[-2:]))
 
 
 class MultiClip(Callback):
@@ -56,22 +33,7 @@ class MultiClip(Callback):
         if self.k > 1: self.learn.pred = self.pred.float().unflatten(0, (-1, self.k)).mean(1)
 
 
-class NormalizeClips(Normalize):
-    """fastai's `IntToFloatTensor` and `Normalize` in one pass over a batch on its device.
-
-    It maps uint8 `(..., T, C, H, W)` to float32, `(x/255 - mean)/std`, and decodes as the two do."""
-
-    @property
-    def parts(self)->list[Transform]:
-        "The two transforms, for code that needs floats in [0, 1] between them"
-        return [IntToFloatTensor(), Normalize(self.mean, self.std)]
-
-    def encodes(self, x:TensorVideo)->TensorVideo:
-        if x.is_floating_point() and not isinstance(x, MissingClips):
-            raise InputError(f'NormalizeClips takes bytes, not {x.dtype}: floats in [0, 1] are for normalize_video()')
-        return TensorVideo(torch.addcmul(-self.mean/self.std, x.as_subclass(torch.Tensor), 1/(255*self.std)))
-
-    def decodes(self, x:TensorVideo)->TensorVideo: return Pipeline(self.parts).decode(x)
+DEFAULT_SIZE = 64  # of clips, in pixels
 
 
 def normalize_video(
@@ -85,7 +47,9 @@ def normalize_video(
 def VideoBlock(
     frames:int=8, # Frames in a clip
     stride:int=1, # Frames of the video from one frame of the clip to the next
-    size:int|None=64, # Side of the square crop in pixels
+    # Side of the square crop in pixels, `None` for whole frames; 'auto' is 64, or `None` with an item transform that
+    # changes the size, such as `Resize`
+    size:int|str|None='auto',
     k:int=1, # Clips of each video outside training
     cache:bool|Budget|Callable=False, # Keep whole decoded videos in memory, see `SampleClips`
     # Mean and standard deviation of each channel, for `NormalizeClips`; `None`: batches are floats in [0, 1]
@@ -93,9 +57,11 @@ def VideoBlock(
     **kwargs, # Other arguments of `SampleClips`: area, flip, wrap
 )->TransformBlock: # For `DataBlock(blocks=...)`
     "A `TransformBlock` for paths of video files"
-    clips = SampleClips(frames, stride, size, k, cache, **kwargs)
+    side: Any = DEFAULT_SIZE if size == 'auto' else size
+    clips = SampleClips(frames, stride, side, k, cache, **kwargs)
+    clips.size_is_default = size == 'auto'
     to_float = IntToFloatTensor if stats is None else NormalizeClips.from_stats(*stats, dim=2, ndim=5)
-    return TransformBlock(type_tfms=VideoFile.create, item_tfms=clips, batch_tfms=to_float, dl_type=VideoDL)
+    return TransformBlock(type_tfms=as_video, item_tfms=clips, batch_tfms=to_float, dl_type=VideoDL)
 
 
 def _strips(n, figsize): return get_grid(n, ncols=1, nrows=n, figsize=figsize or (10, 1.6*n))

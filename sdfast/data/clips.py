@@ -5,6 +5,7 @@ import random
 import warnings
 from collections.abc import Callable
 from numbers import Integral
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from ..runtime.limits import MAX_FRAMES, MAX_SIZE
 from .cache import Budget, cached_frames
 from .video import VideoError, VideoFile
 
-__all__ = ['TensorVideo', 'clip_indices', 'SampleClips']
+__all__ = ['TensorVideo', 'clip_indices', 'SampleClips', 'as_video']
 
 
 class TensorVideo(TensorImage):
@@ -85,6 +86,33 @@ def check_clips(frames:int, stride:int, size:int|None, k:int)->None:
                          f'not {frames}, {stride}, {k} and {size}')
 
 
+def scale_frames(
+    x:torch.Tensor, # uint8 `(T, C, H, W)`
+    size:int, # Short side in pixels
+)->torch.Tensor: # uint8
+    "Scale frames such that their short side has a given length"
+    h, w = x.shape[-2:]
+    if min(h, w) == size: return x
+    to = (size, max(size, round(w*size/h))) if h < w else (max(size, round(h*size/w)), size)
+    return interpolate(x.float(), to, mode='bilinear', antialias=True).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def as_video(
+    x:str|Path|torch.Tensor|np.ndarray, # A path, or frames `(T, 3, H, W)`: bytes, or floats in [0, 1]
+)->VideoFile|TensorVideo: # The file, or the frames as bytes
+    "What a `VideoBlock` takes for a video: a file, or the frames of one. Raises `InputError` for other tensors"
+    if isinstance(x, (str, Path)): return VideoFile(x)
+    frames = torch.as_tensor(x).as_subclass(torch.Tensor).detach().cpu()
+    if frames.ndim != 4 or frames.shape[1] != 3 or not len(frames):
+        likely = '; permute(0, 3, 1, 2) makes it so' if frames.ndim == 4 and frames.shape[-1] == 3 else ''
+        raise InputError(f'the frames of a video must be a tensor (T, 3, H, W), not {tuple(frames.shape)}{likely}')
+    if frames.dtype == torch.uint8: return TensorVideo(frames)
+    if not frames.is_floating_point() or not (frames.min() >= 0 and frames.max() <= 1):
+        raise InputError(f'the frames of a video must be bytes, or floats in [0, 1] before normalisation, not '
+                         f'{frames.dtype} from {frames.min():.3g} to {frames.max():.3g}')
+    return TensorVideo((255*frames).round_().to(torch.uint8))
+
+
 class SampleClips(RandTransform):
     """Cut clips out of a video: a random one for training, otherwise `k` evenly spaced ones, cropped at the centre.
 
@@ -92,6 +120,7 @@ class SampleClips(RandTransform):
     the scaled frame or, with `area`, a part of the unscaled frame with an aspect ratio of 3/4 to 4/3 that is resized to
     a square (as in He et al.). With `area` the centre crop is the largest square. Resizing rounds to uint8."""
     split_idx, order = None, 4
+    size_is_default = False  # whether an item transform that changes the size replaces the crop
     aspect = 3/4, 4/3  # range of the aspect ratio of a random crop with `area`
 
     def __init__(self,
@@ -116,8 +145,8 @@ class SampleClips(RandTransform):
 
     def before_call(self, b:object, split_idx:int|None)->None: self.train = not split_idx
 
-    def encodes(self, x:VideoFile)->TensorVideo:
-        try: clips = self._clips(x)
+    def encodes(self, x:VideoFile|TensorVideo)->TensorVideo:  # a file, or the decoded frames of one
+        try: clips = self._clips(x) if isinstance(x, VideoFile) else self._cut(x.as_subclass(torch.Tensor))
         except VideoError as e:
             if not self.train: raise row_lost(e) from None
             warnings.warn(f'skipped {e}')
@@ -139,6 +168,15 @@ class SampleClips(RandTransform):
         if self.size is not None: clips = self.crop_frames(clips)
         if self.train and self.flip and random.random() < .5: clips = clips.flip(-1)
         return clips.unflatten(0, idx.shape)
+
+    def _cut(self, frames):
+        "`_clips` of frames `(T, 3, H, W)` that are decoded already"
+        idx = np.stack([clip_indices(len(frames), self.frames, self.stride, at, self.wrap)
+                        for at in self._places(len(frames))])
+        clips = frames[idx.ravel()]
+        if self.size is None: return clips.unflatten(0, idx.shape)
+        if self.area is None: clips = scale_frames(clips, self.size)
+        return self.crop_frames(clips).unflatten(0, idx.shape)
 
     def _places(self, n):
         "The `at` of `clip_indices` for each clip of a video of `n` frames"

@@ -9,10 +9,12 @@ import pandas as pd
 
 from ..errors import InputError
 from ..runtime.store import home
+from .annotated import kinetics, ssv2
 from .digits import CLIPS
 from .embedded import embedded_videos
 from .official import hmdb51, ucf101
 from .task import Task, check_split, make_task
+from .unpacked import hf_dataset, shards
 
 __all__ = ['moving_digits', 'create_task']
 
@@ -38,7 +40,8 @@ def moving_digits(
 
 # First word of a spec -> function of a path and the spec's options. To add your own task, add a row
 TASKS: dict[str, Callable[..., Task]] = dict(
-    moving_digits=moving_digits, ucf101=ucf101, hmdb51=hmdb51, folder=Task.from_folder, csv=Task.from_csv)
+    moving_digits=moving_digits, ucf101=ucf101, hmdb51=hmdb51, kinetics=kinetics, ssv2=ssv2, folder=Task.from_folder,
+    csv=Task.from_csv, hf_dataset=hf_dataset, shards=shards)
 
 
 def task_options(
@@ -50,7 +53,8 @@ def task_options(
 
 @cache
 def create_task(
-    # `moving_digits`, `ucf101:PATH`, `hmdb51:PATH`, `folder:PATH` or `csv:PATH`, then options as `,name=value`
+    # `moving_digits`, or one of `TASKS` and a path, such as `ucf101:PATH` or `folder:PATH`, then options as
+    # `,name=value`
     spec:str,
     part:str='target', # Which part of `moving_digits`
 )->Task: # Cached: the same object for the same arguments

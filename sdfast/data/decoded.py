@@ -9,12 +9,14 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import av
+import numpy as np
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -216,3 +218,16 @@ class Decoded:
             if total <= MAX_FOLDER_BYTES: return
             f.unlink(missing_ok=True)
             total -= n
+
+
+def keep_decoded(
+    paths:Sequence[str], # Videos of a task
+    size:int|None, # Short side in pixels, `None`: as shown
+    workers:int, # Loading processes, which would not share what they keep
+    folder:str|Path|None=None, # Share what is decoded with other processes here
+)->Budget|Decoded|bool: # For `SampleClips`; `False` with loading processes, or if the videos take too much memory
+    "What keeps the decoded videos of a task, the size of which is estimated from 16 of them"
+    if workers: return False
+    sample = pd.Series(paths).sample(min(16, len(paths)), random_state=0)
+    if len(paths)*np.mean([VideoFile(p).nbytes(size) for p in sample]) >= MAX_TASK_BYTES: return False
+    return Budget() if folder is None else Decoded(paths, size, folder)

@@ -85,7 +85,9 @@ def split_of_name(
     return next((split for split, names in SPLIT_NAMES.items() if plain in names), None)
 
 
-def _split_in_name(name):
+def split_in_name(
+    name:str, # Of a folder or file
+)->str|None: # 'train', 'valid' or 'test'
     "The split that is named in a longer name, such as 'train_256' or 'split1_test'; `None` without one, or with two"
     found = {split_of_name(word) for word in re.split(r'[^a-z]+', name.casefold())} - {None}
     return found.pop() if len(found) == 1 else None
@@ -94,10 +96,11 @@ def _split_in_name(name):
 def read_folder(
     path:Path, # An existing folder
     group:str|None, # Regular expression, see `group_names`
+    need_test:bool=True, # Take the valid part for the test part if there is no other
 )->tuple[pd.DataFrame, bool, list[str]]: # Table of the videos, whether they were split, else all are 'train', and notes
     "List the videos in class folders, or in folders of splits with class folders"
     folders = [d for d in _subfolders(path) if _has_videos(d)]
-    split_folders, notes = _split_folders(path, folders)
+    split_folders, notes = _split_folders(path, folders, need_test)
     is_split = bool(split_folders)
     roots = split_folders or dict(train=path)
     rows, others = [], []
@@ -116,35 +119,35 @@ def read_folder(
     return df, is_split, notes
 
 
-def _split_folders(path, folders):
+def _split_folders(path, folders, need_test):
     "Split -> its folder, and notes; no splits if the folders are classes. Raises `InputError` for doubtful layouts"
     holding_classes = [d for d in folders if any(map(_has_videos, _subfolders(d)))]
     named = [d for d in folders if split_of_name(d.name)]
     splits = [d for d in named if d in holding_classes]
-    if splits: return _named_splits(path, folders, splits)
+    if splits: return _named_splits(path, folders, splits, need_test)
     meanings = {split_of_name(d.name) for d in named}
     if named and (named == folders or {'train'} < meanings):
         raise InputError(f'folder {path} has videos directly in {_names(named)}; put them into class folders: '
                          f'{named[0]}/CLASS/*.mp4')
-    splits = [d for d in holding_classes if _split_in_name(d.name)]
-    meanings = {_split_in_name(d.name) for d in splits}
+    splits = [d for d in holding_classes if split_in_name(d.name)]
+    meanings = {split_in_name(d.name) for d in splits}
     if 'train' in meanings and len(meanings) > 1:
-        if splits == folders: return _splits_by(path, _split_in_name, splits)
+        if splits == folders: return _splits_by(path, split_in_name, splits, need_test)
         raise InputError(f'folder {path} has {_names(splits)} beside {_names(d for d in folders if d not in splits)}; '
                          'name folders of splits train, valid and test, and put classes into them')
     _check_class_folders(path, folders, holding_classes)
     return {}, []
 
 
-def _named_splits(path, folders, splits):
+def _named_splits(path, folders, splits, need_test):
     "Split -> its folder, and notes, if some folders have names of splits and hold class folders"
-    found, notes = _splits_by(path, split_of_name, splits)
+    found, notes = _splits_by(path, split_of_name, splits, need_test)
     unused = [d.name for d in folders if d not in splits]
     if unused: notes.append(f'folders {list_names(unused)} are not used: they are no splits, or have no class folders')
     return found, notes
 
 
-def _splits_by(path, meaning, folders):
+def _splits_by(path, meaning, folders, need_test):
     "Split -> its folder, and notes on other names than train, valid and test"
     found = {}
     for split in SPLITS:
@@ -158,7 +161,7 @@ def _splits_by(path, meaning, folders):
         raise InputError(f'folder {path} has {_names(found.values())}, but no {missing} folder with class folders in '
                          f'it; add one, or give {next(iter(found.values()))} to use it whole')
     notes = []
-    if 'test' not in found:
+    if need_test and 'test' not in found:
         found['test'] = found.pop('valid')
         notes.append(f'test is the folder {as_markdown(found["test"].name)}, as there is no other to test on')
     notes += [f'{split} is the folder {as_markdown(d.name)}' for split, d in found.items()

@@ -6,17 +6,21 @@ from difflib import get_close_matches
 from itertools import chain, islice
 
 import torch
-from fastai.data.core import Datasets, TfmdDL
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.load import SkipItemException
 from fastai.data.transforms import ToTensor
+from fasttransform import Pipeline
 
 from ..errors import InputError
 from .cache import MAX_TASK_BYTES
 from .clips import BrokenVideo, MissingClips, SampleClips, row_lost
 from .decoded import Decoded
+from .pipelines import clip_batch_tfms, clip_item_tfms
 from .video import VideoError
 
-__all__ = ['VideoDL', 'CachedDL']
+__all__ = ['VideoDL', 'CachedDL', 'unlabelled']
+
+TRANSFORMS = dict(after_item=clip_item_tfms, after_batch=clip_batch_tfms)  # pipeline -> function that adapts it
 
 
 class VideoDL(TfmdDL):
@@ -25,6 +29,19 @@ class VideoDL(TfmdDL):
     They are skipped only if the order is random. In a fixed order, all later rows would be beside the wrong file:
     without labels, such as of files to predict, the row of a broken video is NaN, else an error names the video. An
     epoch of no batch at all, because `bs` is larger than the number of clips, is an error, too."""
+
+    def __init__(self,
+        dataset:object, # Videos, and perhaps labels, such as fastai's `Datasets`
+        **kwargs, # Other arguments of fastai's `TfmdDL`
+    ):
+        labels = _label_types(dataset)
+        kwargs |= {name:_adapt(name, kwargs.get(name), labels) for name in TRANSFORMS}
+        super().__init__(dataset, **kwargs)
+
+    def before_iter(self)->None:
+        for name in TRANSFORMS:  # some may have been added by `add_tfms`
+            setattr(self, name, _adapt(name, getattr(self, name), _label_types(self.dataset)))
+        super().before_iter()
 
     def do_item(self, s:int)->object:
         if s is None: return super().do_item(s)
@@ -52,6 +69,10 @@ class VideoDL(TfmdDL):
         return (clips.blank(),)
 
     def create_batch(self, b:list)->object:
+        shapes = list(dict.fromkeys(tuple(item[0].shape) for item in b if isinstance(item, tuple)))
+        if len(shapes) > 1:
+            raise InputError(f'the clips of a batch differ in shape, {shapes[0]} and {shapes[1]}: give VideoBlock a '
+                             'size, or item_tfms=Resize(SIDE)')
         batch = super().create_batch(b)
         missing = [isinstance(item, tuple) and isinstance(item[0], MissingClips) for item in b]
         if not any(missing): return batch
@@ -64,9 +85,24 @@ class VideoDL(TfmdDL):
             raise InputError(f'{self.n} clips make no batch of {self.bs}, so nothing would be trained: '
                              f'take a batch size (bs) of at most {self.n}')
         try: yield from super().__iter__()
-        except VideoError as e:
+        except (InputError, VideoError) as e:
             # PyTorch puts the traceback of a loading process before the message
-            raise VideoError(str(e).splitlines()[-1].removeprefix(f'{VideoError.__module__}.VideoError: ')) from None
+            kind = VideoError if isinstance(e, VideoError) else InputError
+            raise kind(str(e).splitlines()[-1].removeprefix(f'{kind.__module__}.{kind.__name__}: ')) from None
+
+
+def _adapt(name, tfms, labels):
+    "A pipeline of transforms that act on clips; the same one if nothing has to change, as loaders share theirs"
+    found = TRANSFORMS[name](tfms, labels)
+    if isinstance(tfms, Pipeline) and [*map(id, found)] == [*map(id, tfms.fs)]: return tfms
+    return Pipeline(found)
+
+
+def _label_types(dataset):
+    "The types of the parts of an item after the first; `None` without any"
+    try: item = dataset[0]
+    except Exception: return None  # no item, as in an exported learner; or reading it will raise the error
+    return tuple(map(type, item[1:])) if isinstance(item, tuple) and len(item) > 1 else None
 
 
 class CachedDL(VideoDL):
@@ -105,6 +141,19 @@ class CachedDL(VideoDL):
         item = video, *label = self._items[s]
         clips.before_call(video, self.after_item.split_idx)
         return self.make_item(item, lambda: (clips.encodes(video), *label))
+
+
+def unlabelled(
+    dls:DataLoaders, # From `Task.dls`
+    paths:Iterable, # Video files
+)->TfmdDL: # Yields `(x,)`
+    """An unshuffled loader of videos without labels, with the transforms that `dls` uses for validation.
+
+    It can be passed to `Retention` as `clips`. Predictions are those of `paths`, one by one; of a video that cannot be
+    decoded they are NaN, with a warning."""
+    files = [str(p) for p in paths]
+    if not files: raise InputError('there are no videos; pass the paths of some')
+    return dls.test_dl([(path, None) for path in files])
 
 
 def check_loader_arguments(

@@ -1,4 +1,5 @@
 "Prepared copies: small copies of a task's videos, which decode faster and are used in place of the videos."
+import math
 import os
 import warnings
 from collections.abc import Iterable
@@ -137,3 +138,18 @@ def try_copy(path:str, *args)->tuple[dict|None, str|None]:
     "Call `make_copy`; returns `(its result, None)`, or `(None, the reason)` if it fails"
     try: return make_copy(path, *args), None
     except (InputError, av.FFmpegError, OSError) as e: return None, str(e).removeprefix(f'{path}: ')
+
+
+def check_prepared_size(
+    name:str, # Name of the task, for the error
+    prepared:int, # Short side of its prepared copies in pixels
+    size:int|None, # Side of crops, `None` for whole frames
+    area:tuple|None, # Share of the frame that a training crop covers, see `SampleClips`
+)->None:
+    "Raise `InputError` if crops would be larger than prepared copies"
+    needed = math.inf if size is None else math.ceil(size/math.sqrt(area[0] if area else 1))
+    if prepared >= needed: return
+    crops = f' and crops of {area[0]:g} of the frame' if area else ''
+    raise InputError(f'{name}: its prepared copies have a short side of {prepared} pixels, too few for '
+                     f'size {size}{crops}; prepare with --size {needed} or more, or set the environment variable '
+                     'SDFAST_PREPARED to nothing to use the originals')

@@ -8,8 +8,9 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from ..errors import InputError
+from .text import as_markdown
 
-__all__ = ['group_names', 'split_groups']
+__all__ = ['group_names', 'split_groups', 'without_leaks']
 
 
 def group_names(
@@ -29,6 +30,21 @@ def group_names(
         raise InputError(f'group rule {rule!r} does not match {counts}, such as {unmatched[0]!r}')
     # a path without any part has no group
     return ['/'.join(part for part in m.groups() if part is not None) if any(m.groups()) else '' for m in matches]
+
+
+def without_leaks(
+    df:pd.DataFrame, # Columns split and group
+)->tuple[pd.DataFrame, list[str]]: # The table without some rows, and notes
+    "Leave clips out of train whose group is also in valid or test, and out of valid those whose group is in test"
+    notes = []
+    for split, later in (('valid', ('test',)), ('train', ('valid', 'test'))):
+        held_out = set(df.group[df.split.isin(later)])
+        leaks = (df.split == split) & df.group.isin(held_out)
+        if not leaks.any(): continue
+        notes.append(f'left out of {split}, as clips of the same source are in {" or ".join(later)}: {leaks.sum()}, '
+                     f'such as those of {as_markdown(str(df.group[leaks].iloc[0]))}')
+        df = df[~leaks]
+    return df.reset_index(drop=True), notes
 
 
 def split_groups(

@@ -3,13 +3,13 @@
 Each video has a split ('train', 'valid' or 'test') and a group (one person, scene or recording). Splits that sdfast
 makes are by group, so that no group is on both sides."""
 import hashlib
-import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,16 +17,18 @@ from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import IndexSplitter, ItemGetter
 from fastai.vision.core import imagenet_stats
+from torch.utils.data import DataLoader
 
 from ..errors import InputError
 from .block import VideoBlock, normalize_video
-from .cache import MAX_TASK_BYTES, Budget
 from .checked import check_files
-from .decoded import Decoded
+from .clips import SampleClips
+from .decoded import keep_decoded
 from .folders import SPLITS, read_folder
 from .index import PIXELS
-from .loader import CachedDL, check_loader_arguments
+from .loader import CachedDL, check_loader_arguments, unlabelled
 from .manifest import read_video_csv
+from .prepared import check_prepared_size
 from .splits import split_groups
 from .tables import (
     check_classes,
@@ -41,7 +43,7 @@ from .tables import (
     use_prepared_copies,
 )
 from .text import list_names
-from .video import VideoFile
+from .torch_loader import torch_loader
 
 __all__ = ['Task', 'make_task', 'check_split', 'unlabelled']
 
@@ -82,7 +84,7 @@ class Task:
         by_group = f'test is {len(test)} clips split off by group, seed {seed}'
         by_file = (f'test is {len(test)} files split off at random, seed {seed}: recordings of one person or scene '
                    'can be on both sides; name them with group=REGEX')
-        return check_split(task._move(test, 'test', by_group if group else by_file))
+        return check_split(task.moved(test, 'test', by_group if group else by_file))
 
     @classmethod
     def from_csv(cls,
@@ -148,10 +150,10 @@ class Task:
         if self.count('valid'): return self
         train = self.df.index[self.df.split == 'train']
         chosen = split_groups(self.df.loc[train], frac, seed, f'{self.name}: cannot hold out a valid part of train')
-        return self._move(train[chosen], 'valid')
+        return self.moved(train[chosen], 'valid')
 
-    def _move(self, rows, split, *notes):
-        "A copy with some rows moved to another split"
+    def moved(self, rows:Any, split:str, *notes:str)->'Task':
+        "A copy with some rows moved to another split, and more notes"
         df = self.df.copy()
         df.loc[rows, 'split'] = split
         return replace(self, df=df)._noted(*notes)
@@ -172,12 +174,14 @@ class Task:
     def dls(self,
         frames:int=8, # Frames in a clip
         stride:int=1, # Frames of the video from one frame of the clip to the next
-        size:int=112, # Side of the square crop in pixels
+        size:int|None=112, # Side of the square crop in pixels; `None`: whole frames, for an item transform to resize
         bs:int=32, # Batch size
         k:int=1, # Clips of each video outside training; more than 1 needs the `MultiClip` callback
         workers:int=0, # Loading processes; 0 also keeps decoded videos in memory, up to 2 GiB, if about all of them fit
-        tfms:Sequence=(), # More batch transforms, such as `ClipTransform([Flip()])`
-        stats:tuple|None=None, # Mean and standard deviation of each channel, ImageNet's by default
+        tfms:Sequence=(), # More batch transforms, such as `aug_transforms()`
+        item_tfms:Sequence=(), # More item transforms, such as `[Resize(112)]`
+        # Mean and standard deviation of each channel, ImageNet's by default; `()`: batches are floats in [0, 1]
+        stats:tuple|None=None,
         area:tuple|None=None, # Share of the frame that a training crop covers, see `SampleClips`
         flip:bool=False, # Mirror half of the training clips
         wrap:bool=False, # Repeat a short video from its start instead of repeating its last frame
@@ -193,40 +197,45 @@ class Task:
         if not valid and not train_only:
             warnings.warn(f'{self.name} has no valid part, so a fit reports None for valid_loss and metrics: call '
                           'hold_out() before dls(), or pass train_only=True')
-        self._check_prepared_size(size, area)
-        side = None if area else size
-        cache: Budget|Decoded|bool = False
-        if workers == 0 and self._decoded_bytes(side) < MAX_TASK_BYTES:
-            cache = Budget() if decoded is None else Decoded(self.df.path, side, decoded)
-        stats = stats or imagenet_stats
+        if self.prepared: check_prepared_size(self.name, self.prepared, size, area)
+        cache = keep_decoded(list(self.df.path), None if area else size, workers, decoded)
+        stats = imagenet_stats if stats is None else stats
         # other batch transforms need floats in [0, 1], so clips are then normalised in a separate step after them
-        video = VideoBlock(frames, stride, size, k, cache, None if tfms else stats, area=area, flip=flip, wrap=wrap)
+        at_once = None if tfms or not stats else stats
+        video = VideoBlock(frames, stride, size, k, cache, at_once, area=area, flip=flip, wrap=wrap)
         block = DataBlock(
             blocks=(video, CategoryBlock(vocab=self.vocab, sort=False)),
             getters=[ItemGetter(0), ItemGetter(1)],
             splitter=IndexSplitter(range(len(train), len(train) + len(valid))),
-            batch_tfms=[*tfms, normalize_video(*stats)] if tfms else None,
+            item_tfms=list(item_tfms),
+            batch_tfms=[*tfms, *([normalize_video(*stats)] if stats else [])] if tfms else None,
             dl_type=CachedDL if cache else None)
         return block.dataloaders(train + valid, bs=bs, num_workers=workers, **kwargs)
+
+    def torch_dl(self,
+        *splits:str, # 'train', 'valid' and 'test'
+        bs:int=32, # Batch size
+        shuffle:bool|None=None, # By default only the train part
+        seed:int=0, # Of the order and of random clips, which also depend on the epoch, and not on `workers`
+        workers:int=0, # Loading processes
+        floats:bool=True, # Normalised floats; otherwise bytes
+        stats:tuple|None=None, # Mean and standard deviation of each channel, ImageNet's by default
+        drop_last:bool=False, # Leave out the last batch if it is smaller
+        **kwargs, # Arguments of `SampleClips`: frames, stride, size (112), k, area, flip, wrap, cache
+    )->DataLoader: # Yields clips `(B, T, 3, H, W)`, with `k` outside training `(B, K, T, 3, H, W)`, and class numbers
+        "A `DataLoader` of PyTorch for a loop of your own, with plain tensors. Clips are random if `splits` is 'train'"
+        clips = SampleClips(**dict(size=112) | kwargs)
+        stats = (imagenet_stats if stats is None else stats) if floats else None
+        numbers = {label:i for i, label in enumerate(self.vocab)}
+        items = [(path, numbers[label]) for path, label in self.items(*splits)]
+        if not items: raise InputError(f'{self.name} has no clips of {" and ".join(splits) or "no part"}')
+        train = splits == ('train',)
+        return torch_loader(items, clips, train, bs, train if shuffle is None else shuffle, seed, workers, stats,
+                            drop_last)
 
     def dl(self, dls:DataLoaders, *splits)->TfmdDL:
         "A labelled, unshuffled loader of `splits` with the transforms that `dls` uses for validation"
         return dls.test_dl(self.items(*splits), with_labels=True)
-
-    def _check_prepared_size(self, size, area):
-        "Raise `InputError` if crops would be larger than prepared copies"
-        if not self.prepared: return
-        needed = math.inf if size is None else math.ceil(size/math.sqrt(area[0] if area else 1))
-        if self.prepared >= needed: return
-        crops = f' and crops of {area[0]:g} of the frame' if area else ''
-        raise InputError(f'{self.name}: its prepared copies have a short side of {self.prepared} pixels, too few for '
-                         f'size {size}{crops}; prepare with --size {needed} or more, or set the environment variable '
-                         'SDFAST_PREPARED to nothing to use the originals')
-
-    def _decoded_bytes(self, size):
-        "Bytes that all decoded videos take, estimated from 16 of them"
-        sample = self.df.path.sample(min(16, len(self.df)), random_state=0)
-        return len(self.df)*np.mean([VideoFile(p).nbytes(size) for p in sample])
 
 
 def make_task(
@@ -266,14 +275,15 @@ def make_task(
 def check_split(
     task:Task, # A task with a complete split
     files:bool=True, # Look for files, and copies of files, that are in two splits
+    held_out:str='test', # The part that must have clips: 'test' or 'valid'
 )->Task: # With notes on classes that are missing in the valid or test part, and on overlaps of splits
-    "Check a task's split. Raises `InputError` if a class has no train clip or the test part is empty"
+    "Check a task's split. Raises `InputError` if a class has no train clip or the `held_out` part is empty"
     missing = missing_classes(task.df, task.vocab, 'train')
     if missing:
         known = sorted(set(task.df.label[task.df.split == 'train']))
         raise InputError(f'{task.name}: no train clip of class {missing[0]!r}; train has {list_names(known[:5])}'
                          + (' and others' if len(known) > 5 else ''))
-    if not task.count('test'): raise InputError(f'{task.name}: there are no test clips')
+    if not task.count(held_out): raise InputError(f'{task.name}: there are no {held_out} clips')
     notes = []
     for split in ('valid', 'test'):
         missing = missing_classes(task.df, task.vocab, split)
@@ -285,16 +295,3 @@ def check_split(
 
 def _check_split_name(split):
     if split not in SPLITS: raise InputError(f'unknown split {split!r}; use {", ".join(SPLITS)}')
-
-
-def unlabelled(
-    dls:DataLoaders, # From `Task.dls`
-    paths:Iterable, # Video files
-)->TfmdDL: # Yields `(x,)`
-    """An unshuffled loader of videos without labels, with the transforms that `dls` uses for validation.
-
-    It can be passed to `Retention` as `clips`. Predictions are those of `paths`, one by one; of a video that cannot be
-    decoded they are NaN, with a warning."""
-    files = [str(p) for p in paths]
-    if not files: raise InputError('there are no videos; pass the paths of some')
-    return dls.test_dl([(path, None) for path in files])

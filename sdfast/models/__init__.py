@@ -8,6 +8,7 @@ from .copies import *
 from .encoders import *
 from .features import *
 from .labels import *
+from .learner import *
 from .model_folder import *
 from .nets import *
 from .pretrained import *

@@ -79,7 +79,8 @@ class Run:
 
     `select='paper'` is the paper's protocol: it measures the last epoch and, in separate columns, the best epoch on
     test. As choosing on test is not honest, compare.py does not offer it."""
-    # Target task: moving_digits, ucf101:PATH, hmdb51:PATH, folder:PATH or csv:PATH, then options as ,name=value
+    # Target task: moving_digits, or ucf101, hmdb51, kinetics, ssv2, folder, csv, hf_dataset or shards with :PATH, then
+    # options as ,name=value
     task: str = setting('moving_digits', DATA, command='compare')
     # Source task, on which forgetting is measured
     source: str = setting('moving_digits', DATA, of_source=True)
