@@ -14,7 +14,7 @@ from sdfast.pretext import METHODS
 from sdfast.runtime.store import home
 from sdfast.strategies import STRATEGIES
 
-AS_A_MODULE = 'import runpy; runpy.run_module("sdfast", run_name="__main__")'
+AS_A_MODULE = 'import runpy, sys; sys.argv[1:] = ["about"]; runpy.run_module("sdfast", run_name="__main__")'
 # none of these packages is there, and importing them fails
 WITHOUT_PACKAGES = 'import sys; sys.modules.update(peft=None, timm=None, av=None); ' + AS_A_MODULE
 

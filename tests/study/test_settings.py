@@ -133,7 +133,7 @@ def test_a_command_that_was_recorded_without_a_study_file(tmp_path):
 
 
 def test_help_has_every_option_by_group(capsys):
-    with pytest.raises(SystemExit) as e: parse_command_line('compare', ['--help'], 'About it')
+    with pytest.raises(SystemExit) as e: parse_command_line('compare', ['--help-all'], 'About it')
     assert e.value.code == 0
     out = capsys.readouterr().out
     assert 'About it' in out
