@@ -6,7 +6,7 @@ from ..runtime.options import parse_options
 from ..runtime.store import file_id
 from .settings import Settings
 
-__all__ = ['check_model', 'weight_ids', 'starts_trained', 'source_epochs', 'default_size']
+__all__ = ['check_model']
 
 
 def check_name(
