@@ -44,20 +44,23 @@ class _UnreadDict:
     def __new__(cls, *args, **kwargs): return OrderedDict()
 
 
-def read_nodes(path:str|Path)->dict[str, dict[str, torch.Tensor]]:
-    """All dicts of tensors in a checkpoint, by their keys joined by dots; '' is the checkpoint itself.
+def read_nodes(
+    path:str|Path, # safetensors or torch file, or a folder with `model.safetensors` or `pytorch_model.bin`
+)->dict[str, dict[str, torch.Tensor]]: # Keys joined by dots -> name -> tensor
+    """Read all dicts of tensors in a checkpoint, by their keys joined by dots; '' is the checkpoint itself.
 
-    `path` is a safetensors or torch file, or a folder with `model.safetensors` or `pytorch_model.bin`. Names are
-    without `_orig_mod`, which `torch.compile` adds, and without DDP's `module.`. Raises `InputError` if there are no
-    tensors."""
+    Names are without `_orig_mod`, which `torch.compile` adds, and without DDP's `module.`. Raises `InputError` if there
+    are no tensors."""
     path = Path(path)
     if path.is_dir(): return _nodes(_read_folder(path), path)
     if not path.is_file(): raise InputError(f'weights {path} do not exist')
     return _nodes(_read(path), path)
 
 
-def read_tensors(path:str|Path)->dict[str, torch.Tensor]:
-    "The state dict in a checkpoint: the first of the usual keys that has one; raises `InputError` if there is none"
+def read_tensors(
+    path:str|Path, # As for `read_nodes`
+)->dict[str, torch.Tensor]: # Name -> tensor
+    "Read the state dict of a checkpoint, at the first of the usual keys. Raises `InputError` if there is none"
     nodes = read_nodes(path)
     return nodes[min(nodes, key=lambda key: (_usual(key), key.count('.'), -len(nodes[key])))]
 

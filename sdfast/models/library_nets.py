@@ -40,9 +40,11 @@ def from_torchvision(
     net = without_dropout(net, kwargs)
     if name in video_names():
         spec = ClipSpec(**_expected(weights) | _fixed_size(net), **stats, layout='BCTHW', pooling='net')
-        return SpaceTimeEncoder(*_without_head(net), spec)
+        net, width = _without_head(net)
+        return SpaceTimeEncoder(net, width, spec)
     spec = ClipSpec(**_expected(weights) | _fixed_size(net), **stats, layout='BCHW', pooling='net')
-    return FrameEncoder(*_without_image_head(net, name), spec)
+    net, width = _without_image_head(net, name)
+    return FrameEncoder(net, width, spec)
 
 
 def _weights(name, given, pretrained):
@@ -88,7 +90,7 @@ def from_timm(
     **kwargs, # For its constructor, such as `img_size=112` or `dynamic_img_size=True`
 )->FrameEncoder: # Applies the model to every frame
     "An image model of timm"
-    net = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+    net: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
     size = getattr(net, 'head_hidden_size', None) or net.num_features
     return FrameEncoder(without_dropout(net, kwargs), size, _spec_of_timm(net))
 
@@ -117,7 +119,8 @@ def without_dropout(
 )->nn.Module: # The net
     "The net without dropout and stochastic depth, unless an argument is about them"
     if any('drop' in name or 'stochastic' in name for name in given): return net
-    for m in net.modules():
+    modules: Any = net.modules()
+    for m in modules:
         if isinstance(m, (_DropoutNd, StochasticDepth)): m.p = 0.
         elif isinstance(getattr(m, 'drop_prob', None), float): m.drop_prob = 0.  # DropPath, in several classes
         if getattr(m, 'drop_rate', 0): m.drop_rate = 0.  # ghostnets call the function

@@ -4,6 +4,7 @@
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch import nn
 
@@ -26,7 +27,7 @@ A model of sdfast. `from sdfast.all import *; create_encoder('sdfast:OWNER/NAME'
 
 
 def model_config(
-    encoder:nn.Module, # From `create_encoder`
+    encoder:Any, # From `create_encoder`
 )->dict: # JSON
     "What `create_encoder` needs to make an encoder again; raises `InputError` for one that it did not make"
     made = getattr(encoder, 'made_by', None)
@@ -41,7 +42,7 @@ def model_config(
 
 
 def save_pretrained(
-    model:nn.Module, # From `create_model`, or an encoder from `create_encoder`
+    model:Any, # From `create_model`, or an encoder from `create_encoder`
     folder:str|Path, # Created if need be
 )->Path: # The folder
     "Write `config.json` and `model.safetensors`; `from_pretrained` and the name `sdfast:FOLDER` read them"

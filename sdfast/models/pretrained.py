@@ -1,5 +1,6 @@
 "Models from folders of `save_pretrained`, or from the Hugging Face hub."
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -19,7 +20,7 @@ def from_pretrained(
     "Make a model again, with its weights"
     folder = local_folder(str(name), revision)
     config = read_model_config(folder)
-    encoder = create_encoder(f'sdfast:{folder}', 'n_classes' not in config)
+    encoder: Any = create_encoder(f'sdfast:{folder}', 'n_classes' not in config)
     if 'n_classes' not in config: return encoder
     model = nn.Sequential(encoder, nn.Linear(encoder.num_features, config['n_classes']))
     load_encoder(model, folder/IN_FOLDER[0])

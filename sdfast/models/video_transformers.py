@@ -28,12 +28,13 @@ class VideoTransformer(nn.Module):
     base_model_prefix = 'body'  # as in transformers: blocks are those of the body
 
     def __init__(self,
-        body:nn.Module, # Maps clips `(B, T, C, H, W)` to tokens, in `last_hidden_state`
+        body:Any, # Maps clips `(B, T, C, H, W)` to tokens, in `last_hidden_state`
         clips:ClipSpec, # What clips it expects, and how tokens become a feature
-        pooler:nn.Module|None=None, # See above
+        pooler:Any=None, # A module, see above
     ):
         super().__init__()
-        self.body, self.pooler, self.clips = body, pooler, clips
+        self.body, self.clips = body, clips
+        self.pooler: Any = pooler
         self.num_features = body.config.hidden_size
 
     def forward(self, x:torch.Tensor)->torch.Tensor:
@@ -63,8 +64,8 @@ class Family:
     stats: dict  # normalisation of its published checkpoints
     clips: Callable[[Any], dict]  # fields of the `ClipSpec` from a configuration
     pooling: Callable[[Any, bool], str]  # from a configuration, and whether there is a classifier
-    body: Callable[[nn.Module], nn.Module] = lambda base: base  # the encoder in the base model
-    pooler: Callable[[nn.Module], nn.Module|None] = lambda model: None  # part of the classifier that is kept
+    body: Callable[[Any], nn.Module] = lambda base: base  # the encoder in the base model
+    pooler: Callable[[Any], nn.Module|None] = lambda model: None  # part of the classifier that is kept
     kwargs: tuple = ()  # keyword arguments of the base class
 
 

@@ -17,7 +17,7 @@ def check_name(
 
 
 def check_model(
-    settings:Settings,
+    settings:Settings, # Of the study
     n_classes:int, # Of the source task
     size:int, # Side of the clips in pixels
 )->None:
