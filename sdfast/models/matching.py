@@ -69,6 +69,8 @@ def find_state(
     most = max(m.names for m in matches)
     shapes = max(m.shapes for m in matches if m.names == most)
     best = [m for m in matches if (m.names, m.shapes) == (most, shapes)]
+    # a copy of the encoder inside of a head, such as the key nets of our own pre-training, is not what is meant
+    if not key: best = [m for m in best if not set(m.place.split('.')) & set(HEADS)] or best
     return (_choose(best, want, source) if most else best[0]).state
 
 

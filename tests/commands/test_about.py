@@ -10,6 +10,7 @@ from av.codec import Codec
 from av.codec.codec import UnknownCodecError
 
 from sdfast.commands import about as about_module
+from sdfast.data.datasets import TASKS
 from sdfast.pretext import METHODS
 from sdfast.runtime.store import home
 from sdfast.strategies import STRATEGIES
@@ -38,7 +39,7 @@ def test_what_a_bug_report_needs(tmp_path):
         assert f'{n} {version(n)}' in packages
     assert got['strategies'].split(', ') == list(STRATEGIES)
     assert got['pre-training'].split(', ') == list(METHODS)
-    assert got['tasks'].split(', ') == ['moving_digits', 'ucf101', 'hmdb51', 'folder', 'csv']
+    assert got['tasks'].split(', ') == list(TASKS)
     assert got['encoders'].startswith('tiny, c3d, r2plus1d; ') and 'r2plus1d_18' in got['encoders']
     assert got['data and cache'] == f'{tmp_path} (flow; 3 MiB)'
     assert '1 threads' in got['CPU']

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sdfast.data import cache as cache_module
-from sdfast.data import task as task_module
+from sdfast.data import decoded as decoded_module
 from sdfast.data.cache import Budget, cached_frames, decode_whole, decoded_videos
 from sdfast.data.clips import SampleClips
 from sdfast.data.task import make_task
@@ -70,7 +70,7 @@ def test_what_a_task_keeps_is_counted(write, tmp_path, monkeypatch):
         rows.append((str(tmp_path/f'{i}.mp4'), 'ab'[i % 2], ('train', 'test')[i % 4 > 1], str(i)))
     task = make_task('x', pd.DataFrame(rows, columns=['path', 'label', 'split', 'group']))
     limit = 3*32*32*150
-    monkeypatch.setattr(task_module, 'Budget', lambda: Budget(limit))
+    monkeypatch.setattr(decoded_module, 'Budget', lambda: Budget(limit))
     decoded_videos.clear()
     dls, plain = (task.dls(frames=2, size=32, bs=4, train_only=True, workers=w) for w in (0, 1))
     with pytest.warns(UserWarning, match='decoded videos fill') as caught:

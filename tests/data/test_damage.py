@@ -3,12 +3,16 @@ import random
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import av
 import numpy as np
 import pytest
 from mutants import FORMATS, Decoded, H, W, is_off, mutate, write_sources
 
 from sdfast.data.damage import find_damage
 from sdfast.data.video import VideoError, VideoFile
+
+crashes = pytest.mark.skipif(
+    int(av.__version__.split('.')[0]) < 18, reason='FFmpeg of PyAV 17 crashes on some damaged files')
 
 
 @pytest.fixture(scope='module')
@@ -93,12 +97,14 @@ def test_threads_find_the_same_damage(sources, tmp_path):
     assert len({(tuple(damaged.tolist()), tuple(missing.tolist())) for damaged, missing in found}) == 1
 
 
+@crashes
 def test_80_damaged_files(sources, tmp_path):
     readable, damaged, _ = fuzz(sources, tmp_path, 1, 80)
     assert readable > 30
     assert damaged > 15
 
 
+@crashes
 @pytest.mark.nightly
 def test_1500_damaged_files(sources, tmp_path):
     readable, damaged, n_flags = fuzz(sources, tmp_path, 2, 1500)

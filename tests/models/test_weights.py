@@ -197,7 +197,7 @@ def test_nothing_here_unpickles():
             assert options.get('allow_pickle') in (None, 'False'), (file, what)
             assert options.get('weights_only') in (None, 'True'), (file, what)
             if what == 'torch.load': found.append((file.name, options['weights_only']))
-    assert found == [('checkpoints.py', 'True'), ('resume.py', 'True')]
+    assert found == [('hf.py', 'True'), ('checkpoints.py', 'True'), ('resume.py', 'True')]
 
 
 class Script(nn.Module):

@@ -8,8 +8,8 @@ import torch.utils.checkpoint
 from helpers import same
 from torch import nn
 
-from sdfast.models.encoders import FrameEncoder, c3d, r2plus1d, tiny
 from sdfast.models.features import eval_mode
+from sdfast.models.nets import FrameEncoder, c3d, r2plus1d, tiny
 from sdfast.strategies import empirical_fisher, fisher_information, mas_importance, persample
 from sdfast.strategies.persample import Layers
 

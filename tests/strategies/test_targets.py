@@ -264,8 +264,8 @@ def test_replay_goes_by_its_own_labels():
     assert fit(many, nn.Linear(6, 3), loss_func=nn.BCEWithLogitsLoss()) > 0
     with pytest.raises(InputError, match='not for one logit'): fit(y.float()[:, None], nn.Linear(6, 1))
     with pytest.raises(InputError, match='label 2 is not one of the 2 classes, 0 to 1: number the classes'): fit(y + 1)
-    with pytest.raises(InputError, match='Replay needs a loader.*yielded dict'):
-        learner(Replay(1., [dict(x=x, y=y)], head)).fit(1)
+    with pytest.raises(InputError, match='yields a dict with a, b, none of which is known as clips'):
+        learner(Replay(1., [dict(a=x, b=y)], head)).fit(1)
 
 
 def test_replay_compares_the_loaders_vocabulary_with_the_head():
