@@ -118,7 +118,7 @@ def test_a_model_of_torchvision_by_name(dls, published):
         torch.testing.assert_close(norm.std.flatten().cpu(), std)
     assert [type(cb) for cb in learn.cbs if isinstance(cb, (MultiClip, SelfDistill))] == [SelfDistill, MultiClip]
     video_learner(dls, 'r2plus1d_18', pretrained=False)  # the same loaders: not normalised again
-    assert published == ['DEFAULT', None]
+    assert published == ['KINETICS400_V1', None]
     assert len(dls.train.after_batch.fs) == 2
 
 
