@@ -332,7 +332,7 @@ class Stateful:
 def stateful(net):
     "Strategies with all kinds of state"
     source = Source(net)
-    return [SelfDistill(.3), EMATeacher(.3), L2SP(.1), PSKD(.5), BYOT(.1), R3F(.1, 1e-2), WiSEFT(.5),
+    return [SelfDistill(.3), EMATeacher(.3), L2SP(.1), PSKD(.5), BYOT(.1), R3F(100., 1e-2), WiSEFT(.5),
             *STRATEGIES['co_tuning'].callbacks(.1, source), *STRATEGIES['replay'].callbacks(.1, source),
             RetentionCurve(Retention(net, loader(), loader(part='valid')), clips=16)]
 

@@ -39,13 +39,10 @@ def options_of(
     "The options of a command"
     if command in ('compare', 'sequence'):
         return ['--config', '--help', '--help-all', *(o.flag for o in all_options(command).values() if o.given)]
-    if command == 'completion': return []
-    found = signature(getattr(import_module(f'{__package__}.{command.replace("-", "_")}'), 'main', about_takes_nothing))
-    optional = [p.name for p in found.parameters.values() if p.default is not p.empty]
+    if command in ('about', 'completion'): return []
+    main = import_module(f'{__package__}.{command.replace("-", "_")}').main
+    optional = [p.name for p in signature(main).parameters.values() if p.default is not p.empty]
     return ['--help', *(f'--{name}' for name in optional)]
-
-
-def about_takes_nothing()->None: "`sdfast about` has no arguments"
 
 
 def _bash():

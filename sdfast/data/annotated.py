@@ -21,7 +21,7 @@ __all__ = ['kinetics', 'ssv2']
 
 ANNOTATIONS = 'annotations', 'labels'  # names of folders that may have them
 OF_SEGMENTS = {'youtube_id', 'time_start', 'time_end'}  # columns of Kinetics' lists
-SPLITS_OF_KINETICS = dict(validate='valid')  # beside the usual names
+SPLITS_OF_KINETICS = dict(validate='valid')  # in addition to the usual names
 
 
 def kinetics(

@@ -1,6 +1,6 @@
 """`VideoDataLoaders`: loaders of videos by the factory methods of fastai's `ImageDataLoaders`.
 
-Behind them is a `Task`: files that cannot be decoded are left out and named, damaged ones are noted, the same file
+They are made from a `Task`: files that cannot be decoded are left out and named, damaged ones are noted, the same file
 under two names is one, and parts are split by group."""
 import csv
 import os
@@ -50,8 +50,8 @@ def get_video_files(
 class VideoDataLoaders(DataLoaders):
     """Loaders of videos with classes, by factory methods like those of fastai's `ImageDataLoaders`.
 
-    `task` is the `Task` behind them. Batches are floats in [0, 1] unless `stats` are given: `video_learner` normalises
-    them as its model expects."""
+    `task` is the `Task` that they were made from. Batches are floats in [0, 1] unless `stats` are given:
+    `video_learner` normalises them as its model expects."""
     task: Task|None = None
 
     @classmethod

@@ -136,15 +136,24 @@ def _join_files(name, df):
     files = pd.Series([file_identity(p) for p in df.path], df.index)
     repeated = df[files.duplicated(keep=False)]
     if not len(repeated): return df.group, []
-    group_of = {}  # group -> the group that it is part of
     for _, rows in repeated.groupby(files[repeated.index], sort=False):
         first, second = rows.iloc[0], rows[rows.label != rows.label.iloc[0]]
         if len(second):
             raise InputError(f'{name}: {first.path} and {second.path.iloc[0]} are one file with two labels, '
                              f'{first.label!r} and {second.label.iloc[0]!r}; each video needs one')
-        roots = [_root(group_of, g) for g in rows.group]
-        group_of |= {root:roots[0] for root in roots[1:] if root != roots[0]}
-    return df.group.map(lambda g: _root(group_of, g)), _repetition_notes(df, files)
+    return join_groups(df.group, files), _repetition_notes(df, files)
+
+
+def join_groups(
+    groups:pd.Series, # Group of each row
+    things:pd.Series, # What each row is of, such as a file
+)->pd.Series: # Group of each row
+    "Groups in which rows of the same thing are together"
+    group_of: dict[str, str] = {}  # group -> the group that it is part of
+    for _, own in groups[things.duplicated(keep=False)].groupby(things, sort=False):
+        first, *others = dict.fromkeys(_root(group_of, g) for g in own)
+        group_of |= dict.fromkeys(others, first)
+    return groups.map(lambda g: _root(group_of, g))
 
 
 def _repetition_notes(df, files):

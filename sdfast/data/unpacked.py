@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..runtime import store
 from .folders import VIDEO_SUFFIXES, split_in_name, split_of_name
 from .splits import split_groups, without_leaks
-from .tables import parse_integer, parse_share
+from .tables import join_groups, parse_integer, parse_share
 from .task import Task, check_split, make_task
 from .text import list_names
 
@@ -228,7 +228,7 @@ def _split_task(name, df, grouped, notes, classes, test_frac, seed, damaged):
     df = df[~blank].reset_index(drop=True)
     if not len(df): raise InputError(f'{name}: there are no videos with a class')
     df = df.assign(group=[path if group is None else str(group) for path, group in zip(df.path, df.group)])
-    df['group'] = _joined(df)
+    df['group'] = join_groups(df.group, df.path)
     parts = set(df.split)
     if len(parts) == 1: df = df.assign(split='train')
     elif 'train' not in parts: raise InputError(f'{name} has {list_names(sorted(parts))}, but no train part')
@@ -246,14 +246,3 @@ def _split_task(name, df, grouped, notes, classes, test_frac, seed, damaged):
     by = 'by group' if grouped else 'at random'
     note = f'test is {len(chosen)} videos split off {by}, seed {seed}' + ('' if grouped else f': {AT_RANDOM}')
     return check_split(task.moved(chosen, 'test', note))
-
-
-def _joined(df):
-    "Groups in which those that share a file are one"
-    root: dict[str, str] = {}
-    def find(name):
-        while root.get(name, name) != name: name = root[name]
-        return name
-    for groups in df.group.groupby(df.path).unique():
-        for other in groups[1:]: root[find(other)] = find(groups[0])
-    return [find(group) for group in df.group]

@@ -32,7 +32,7 @@ class RetentionCurve(ShowArguments, Resumable, Columns, Driver):
     with and without it is equal bit for bit. Raises `InputError` for a `retention` without clips.
 
     It works in every loop that strategies work in: `attach` it in a loop of your own, or give it to the adapter for
-    Lightning or transformers beside the strategies."""
+    Lightning or transformers together with the strategies."""
     order, run_valid = 8, False  # before the recorder reads the columns
     history: Any = ()  # the last fit's measures: a dict for each epoch: `epoch`, `clips`, and `RetentionScores.flat`
     _stateattrs = Driver._stateattrs + ('retention', 'history', '_columns', '_sample')

@@ -18,6 +18,7 @@ from .hub import encoder_from_config, load_transformer, local_folder, transforme
 from .library_nets import from_timm, from_torchvision, image_names, timm_stats, torchvision_stats, video_names
 from .model_folder import read_model_config
 from .nets import c3d, r2plus1d, tiny
+from .surgery import find_encoder
 from .user_nets import from_function, function_file
 from .weights import load_encoder
 
@@ -176,9 +177,9 @@ def create_model(
 
 
 def encoder_head_split(
-    model:nn.Sequential, # A `Sequential(encoder, head)`
+    model:nn.Module, # With an encoder that `find_encoder` finds, such as `Sequential(encoder, head)`
 )->list[list[nn.Parameter]]: # Two groups
     "fastai splitter: the encoder's parameters, and all others"
-    encoder = list(model[0].parameters())
+    encoder = list(find_encoder(model).parameters())
     ours = {id(p) for p in encoder}
     return [encoder, [p for p in model.parameters() if id(p) not in ours]]

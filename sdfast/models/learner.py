@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data.block import MultiClip, normalize_video
 from ..errors import InputError
-from .encoders import ENCODERS, create_model, model_stats
+from .encoders import ENCODERS, create_model, encoder_head_split, model_stats
 from .modes import eval_mode
 from .surgery import find_encoder
 
@@ -70,18 +70,11 @@ def video_learner(
     given_cbs = list(L(cbs))
     ours = [kind() for kind in (MultiClip, FrozenEncoder) if not (kind is FrozenEncoder and train_bn)
             and not any(isinstance(cb, kind) or cb is kind for cb in given_cbs)]
-    learn = Learner(dls, model, loss_func=loss_func, opt_func=opt_func, lr=lr, splitter=splitter or _encoder_and_rest,
+    learn = Learner(dls, model, loss_func=loss_func, opt_func=opt_func, lr=lr, splitter=splitter or encoder_head_split,
                     cbs=given_cbs + ours, metrics=metrics, path=path, model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias,
                     train_bn=train_bn, moms=moms)
     if pretrained or init is not None: learn.freeze()
     return learn
-
-
-def _encoder_and_rest(model):
-    "`encoder_head_split`, also for models with an attribute `encoder`"
-    encoder = list(find_encoder(model).parameters())
-    inside = {id(p) for p in encoder}
-    return [encoder, [p for p in model.parameters() if id(p) not in inside]]
 
 
 def _create(name, n_out, pretrained, init, kwargs):

@@ -27,7 +27,7 @@ def layer_groups(
 
     For a net of timm the layers are those of timm's `param_groups_layer_decay`; what it counts to the head belongs to
     the last group. Else they are `block_names`, each with the normalisation that follows it, and parameters of the
-    encoder itself (tokens, positions) belong to the first, those behind the blocks (a pooler) to the last."""
+    encoder itself (tokens, positions) belong to the first, those after the blocks (a pooler) to the last."""
     model = get_model(model)
     part = find_encoder(model, encoder)
     groups = _groups_of_timm(part) or _groups_of_blocks(part)

@@ -116,6 +116,16 @@ def test_what_is_in_two_parts_is_left_out_of_train(write_shard, rows, tmp_path, 
     assert not set(task.df.path[task.df.split == 'train']) & set(task.df.path[task.df.split == 'test'])
 
 
+def test_copies_with_two_groups_are_of_one_source(write_shard, rows, tmp_path):
+    write_parts(write_shard, rows)
+    file, label, _ = rows[0]
+    assert rows[0][2] == 'p0'  # in train
+    write_shard('test-001.tar', sample('copy', (file, label, 'p9')))
+    with pytest.warns(UserWarning, match='left out of train, as clips of the same source are in valid or test: 4'):
+        task = shards(tmp_path/'tars')
+    assert persons(task, 'train') == {'p1'}
+
+
 def test_validation_stands_in_for_test(write_shard, rows, tmp_path):
     write_parts(write_shard, rows)
     (tmp_path/'tars'/'test-000.tar').unlink()

@@ -3,9 +3,10 @@ from dataclasses import dataclass, fields, replace
 
 import pytest
 
+from sdfast import stats
 from sdfast.errors import InputError
 from sdfast.strategies import STRATEGIES
-from sdfast.study.config import GROUPS, Run, Study, changed_fields, hash_fields, setting
+from sdfast.study.config import ADJUSTMENTS, GROUPS, Run, Study, changed_fields, hash_fields, setting
 from sdfast.study.settings import all_options, make_settings
 
 
@@ -99,3 +100,8 @@ def test_a_key_is_of_all_fields(base, field):
     assert other.key != base.key
     # one source model for all strategies and seeds
     assert (other.source_key == base.source_key) == (field in TARGET_FIELDS)
+
+
+def test_the_adjustments_are_those_of_stats():
+    "`config` has their names only, as it is read before anything that takes long to import"
+    assert ADJUSTMENTS == tuple(stats.ADJUSTMENTS)
