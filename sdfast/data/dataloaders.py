@@ -21,7 +21,7 @@ from .pipelines import RESIZING
 from .splits import group_names, split_groups
 from .tables import parse_flag, parse_integer, parse_share, shared_groups
 from .task import Task, check_split, make_task
-from .text import list_names
+from .text import list_names, python_strings
 
 __all__ = ['get_video_files', 'VideoDataLoaders']
 
@@ -82,6 +82,7 @@ class VideoDataLoaders(DataLoaders):
         return found
 
     @classmethod
+    @python_strings
     def from_folder(cls,
         path:str|Path, # Folder of class folders, or of folders train and valid with class folders in them
         train:str='train', # Name of the folder to train on; other usual names are known, too
@@ -106,6 +107,7 @@ class VideoDataLoaders(DataLoaders):
                                group is not None, notes, vocab, **dict(path=path) | kwargs)
 
     @classmethod
+    @python_strings
     def from_df(cls,
         df:pd.DataFrame, # One row per video
         path:str|Path='.', # Folder of the files
@@ -135,6 +137,7 @@ class VideoDataLoaders(DataLoaders):
                                group is not None or group_col is not None, (), vocab, **dict(path=path) | kwargs)
 
     @classmethod
+    @python_strings
     def from_csv(cls,
         path:str|Path, # Folder of the csv file and the videos, or the csv file
         csv_fname:str='labels.csv', # Name of the file in `path`
@@ -153,6 +156,7 @@ class VideoDataLoaders(DataLoaders):
         return cls.from_df(df, path=file.parent, **kwargs)
 
     @classmethod
+    @python_strings
     def from_path_func(cls,
         path:str|Path, # Where a `Learner` saves models
         fnames:Iterable, # Paths of videos, such as those of `get_video_files`

@@ -14,6 +14,7 @@ from .digits import CLIPS
 from .embedded import embedded_videos
 from .official import hmdb51, ucf101
 from .task import Task, check_split, make_task
+from .text import python_strings
 from .unpacked import hf_dataset, shards
 
 __all__ = ['moving_digits', 'create_task']
@@ -52,6 +53,7 @@ def task_options(
 
 
 @cache
+@python_strings
 def create_task(
     # `moving_digits`, or one of `TASKS` and a path, such as `ucf101:PATH` or `folder:PATH`, then options as
     # `,name=value`

@@ -42,7 +42,7 @@ from .tables import (
     shared_groups,
     use_prepared_copies,
 )
-from .text import list_names
+from .text import list_names, python_strings
 from .torch_loader import torch_loader
 
 __all__ = ['Task', 'make_task', 'check_split', 'unlabelled']
@@ -60,6 +60,7 @@ class Task:
     damaged: dict = field(default_factory=dict)  # videos with damaged frames: path -> number of those
 
     @classmethod
+    @python_strings
     def from_folder(cls,
         # Folder with a folder for each class, or with folders train, test and perhaps valid of such; other usual names
         # of splits are known, too, in any case. Without test, valid is the test part
@@ -87,6 +88,7 @@ class Task:
         return check_split(task.moved(test, 'test', by_group if group else by_file))
 
     @classmethod
+    @python_strings
     def from_csv(cls,
         path:str|Path, # File with columns path (absolute or relative to the file), label, split and perhaps group
         train:str='train', # Split names to train on, joined by `+`; if there is no 'train', a name such as 'Training'
@@ -238,6 +240,7 @@ class Task:
         return dls.test_dl(self.items(*splits), with_labels=True)
 
 
+@python_strings
 def make_task(
     name:str, # Name of the task, for tables and the key of a run
     df:pd.DataFrame, # Columns path (absolute), label, split and group, one row per video

@@ -1,6 +1,9 @@
 "Names from the user's files: escaping them for Markdown, and rejecting those that are not safe in CSV files or titles."
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
+
+import pandas as pd
 
 from ..errors import InputError
 
@@ -20,6 +23,18 @@ NUMBER = re.compile(r'[+-]?\d+(\.\d+)?')  # may start like a formula, but a spre
 # emphasis; within a word, as in brush_hair, they do not.
 SPECIAL = re.compile(r'[\\`*<>\[\]|&$~]|(?<![^\W_])_|_(?![^\W_])')
 ESCAPED = re.compile(r'\\([\\`*<>\[\]|&$~_])')  # what `as_markdown` makes of them
+
+
+def python_strings(
+    function:Callable, # Makes a table
+)->Callable:
+    """Let pandas keep text as Python's strings while the function runs, which is what it does without PyArrow.
+
+    PyArrow's strings cannot hold a file name that is not UTF-8, and take more memory for many paths."""
+    @wraps(function)
+    def with_option(*args, **kwargs):
+        with pd.option_context('mode.string_storage', 'python'): return function(*args, **kwargs)
+    return with_option
 
 
 def as_markdown(
