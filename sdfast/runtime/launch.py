@@ -12,7 +12,6 @@ from .jobs import Job, WorkList, do_all
 from .launcher import Launcher
 from .program import whole_command
 from .progress import Progress
-from .supervise import Supervisor
 
 __all__ = ['run_all']
 
@@ -33,8 +32,11 @@ def run_all(
     out = Path(out)
     record = None if rank_distrib() else partial(_write_plan, job, out, total)
     todo, call = WorkList(pieces, progress, then, record), uuid.uuid4().hex[:12]
-    if launcher is None or launcher.inside: do_all(todo, job, call, progress)
-    else: Supervisor(todo, job, out, launcher, call, progress, total).run()
+    if launcher is None or launcher.inside:
+        do_all(todo, job, call, progress)
+    else:
+        from .supervise import Supervisor  # here, since submitit is an extra
+        Supervisor(todo, job, out, launcher, call, progress, total).run()
     return todo.found()
 
 

@@ -1,5 +1,6 @@
 "The choice of where work is done: in this process, in workers on this machine, or in jobs of Slurm."
 import shutil
+from importlib.util import find_spec
 
 import torch.distributed as dist
 from fastai.torch_core import num_distrib
@@ -53,6 +54,8 @@ class Launcher:
                 raise InputError('under torchrun all processes work on one run: --jobs and --launcher cannot be set')
         self.jobs = jobs
         self.cluster = cluster or ('local' if jobs > 1 else '')
+        if self.cluster and find_spec('submitit') is None:
+            raise InputError("--jobs and --launcher need the package submitit: pip install 'sdfast[cluster]'")
         self.poll = max(poll, SLURM_POLL) if cluster == 'slurm' else poll
 
     @property

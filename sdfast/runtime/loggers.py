@@ -110,7 +110,7 @@ def check_loggers(
     for n in wanted:
         if n not in LOGGERS: raise InputError(f'--log: unknown {n!r}; known are {", ".join(LOGGERS)}')
     for n in wanted:
-        if find_spec(n) is None: raise InputError(f'--log {n} needs the package {n}: pip install {n}')
+        if find_spec(n) is None: raise InputError(f"--log {n} needs the package {n}: pip install 'sdfast[log]'")
     return wanted
 
 

@@ -20,7 +20,7 @@ def _lora_model():
     try:
         from peft import LoraConfig, LoraModel
     except ImportError:
-        raise ImportError('LoRA needs the package peft, which is not installed: pip install peft') from None
+        raise ImportError("LoRA needs the package peft, which is not installed: pip install 'sdfast[lora]'") from None
     return LoraConfig, LoraModel
 
 

@@ -1,8 +1,6 @@
 "The signatures of the API are annotated, and a wheel says so."
 import inspect
 import pkgutil
-import subprocess
-import sys
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -76,14 +74,3 @@ def test_the_check_finds_functions_of_each_kind():
     found = {who for name in MODULES for who, _, _ in functions(import_module(name))}
     assert KNOWN <= found
     assert len(found) > 400
-
-
-def test_a_wheel_has_the_marker_and_the_page(tmp_path):
-    where = str(tmp_path)
-    command = [sys.executable, 'setup.py', '-q', 'build', '--build-base', where, 'egg_info', '--egg-base', where]
-    p = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert p.returncode == 0, p.stderr
-    built = tmp_path/'lib'/'sdfast'
-    source = {f.relative_to(ROOT/'sdfast') for f in (ROOT/'sdfast').rglob('*') if f.suffix != '.pyc' and f.is_file()}
-    assert {f.relative_to(built) for f in built.rglob('*') if f.is_file()} == source
-    assert Path('py.typed') in source

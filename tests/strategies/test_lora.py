@@ -168,7 +168,7 @@ def test_lora_targets_and_what_it_cannot_adapt():
 
 def test_lora_without_peft_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, 'peft', None)
-    with pytest.raises(ImportError, match='pip install peft'): LoRA()
+    with pytest.raises(ImportError, match=r"pip install 'sdfast\[lora\]'"): LoRA()
 
 
 @needs_peft
