@@ -188,5 +188,6 @@ def test_the_hooks_are_of_tools_that_dev_installs():
     hooks = [hook for repo in repos for hook in repo['hooks']]
     assert {'ruff', 'nbdev-clean'} <= {h['id'] for h in hooks}
     assert all(h['language'] == 'system' for h in hooks)
-    required = {re.split('[>=]', r)[0] for r in SETTINGS['dev_requirements'].split()}
+    required = {re.split('[>=]', r)[0] for extra in ('dev', 'docs')
+                for r in SETTINGS[f'{extra}_requirements'].split()}
     assert {'ruff', 'pre-commit', 'pre-commit-hooks', 'nbdev'} <= required

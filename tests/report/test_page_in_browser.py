@@ -1,50 +1,21 @@
 "The page in headless Chromium: layout, sorting, hostile text, the policy, accessibility."
 import json
 import re
-import shutil
 import time
-from pathlib import Path
 
 import pytest
+from browsers import check_accessibility, show, start_browser
 from made_study import CLASSES, EVIL
 
 from sdfast.report.load import load_results
 from sdfast.report.summary import summary
 from sdfast.report.tables import strategy_table
 
-FLAGS = [
-    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
-    '--disable-background-networking', '--disable-component-update']
 OPEN_DETAILS = "for (const d of document.querySelectorAll('details')) d.open = true;"
 
 
-def _program(*names): return next((path for name in names if (path := shutil.which(name))), None)
-
-
 @pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-    reason = "the page's tests need selenium: pip install -e '.[dev]'"
-    webdriver = pytest.importorskip('selenium.webdriver', reason=reason)
-    chrome, driver = _program('chromium', 'chromium-browser', 'google-chrome'), _program('chromedriver')
-    if not chrome or not driver:
-        pytest.skip("the page's tests need a browser: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chrome
-    for flag in [*FLAGS, f'--user-data-dir={tmp_path_factory.mktemp("chromium")}']: options.add_argument(flag)
-    options.set_capability('goog:loggingPrefs', dict(browser='ALL', performance='ALL'))
-    d = webdriver.Chrome(options=options, service=webdriver.chrome.service.Service(driver))
-    yield d
-    d.quit()
-
-
-def show(browser, page, width=1440, theme='light'):
-    metrics = dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
-    media = {'prefers-color-scheme': theme, 'prefers-reduced-motion': 'reduce'}
-    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', metrics)
-    features = [dict(name=name, value=value) for name, value in media.items()]
-    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=features))
-    for log in ('browser', 'performance'): browser.get_log(log)
-    browser.get(f'file://{page}')
+def browser(tmp_path_factory): yield from start_browser(tmp_path_factory.mktemp('chromium'))
 
 
 def requested(browser):
@@ -209,14 +180,9 @@ def test_copying(browser, study, page):
 
 @pytest.mark.parametrize('width, theme', [(1440, 'light'), (375, 'dark')])
 def test_the_page_is_accessible(browser, page, width, theme):
-    axe = pytest.importorskip('axe_core_python', reason="needs axe-core-python: pip install -e '.[dev]'")
-    script = next(Path(axe.__file__).parent.rglob('axe.min.js')).read_text()
     show(browser, page, width, theme)
     browser.execute_script(OPEN_DETAILS)
-    browser.execute_script(script)
-    n_passed, violations = browser.execute_async_script('''
-        const done = arguments[0];
-        axe.run().then(r => done([r.passes.length, r.violations.map(v => [v.id, v.nodes[0].html.slice(0, 120)])]))''')
+    n_passed, violations = check_accessibility(browser)
     assert n_passed > 15
     assert violations == []
 
