@@ -52,6 +52,7 @@ def test_what_a_bug_report_needs(tmp_path):
     assert not [v for v in got.values() if v.startswith('unknown')]
 
 
+@pytest.mark.nightly
 def test_missing_packages_have_their_line():
     got = lines(WITHOUT_PACKAGES)
     assert got['encoders'].startswith('unknown: ModuleNotFoundError') and 'timm' in got['encoders']

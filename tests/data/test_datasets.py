@@ -62,6 +62,7 @@ print(moving_digits(sys.argv[1]).fingerprint)
 """
 
 
+@pytest.mark.nightly
 def test_two_processes_at_once(tmp_path):
     command = [sys.executable, '-c', MAKE, str(tmp_path), repr(FEW_DIGITS)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -357,12 +357,14 @@ def start(place, paths, pause, n=1):
     return ps
 
 
+@pytest.mark.nightly
 def test_of_several_processes_one_decodes(some, tmp_path):
     said = [p.communicate()[0].split('\n')[-2].split() for p in start(tmp_path/'d', some, .1, 2)]
     assert sorted(int(n) for n, _ in said) == [0, len(some)]
     assert {int(s) for _, s in said} == {sum(int(VideoFile(p).read(np.arange(12), 24).long().sum()) for p in some)}
 
 
+@pytest.mark.nightly
 def test_a_process_that_dies_leaves_the_work_to_the_next(some, tmp_path):
     p, = start(tmp_path/'d', some, 60)
     assert p.stdout.readline() == 'decoding\n'

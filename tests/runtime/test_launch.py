@@ -112,6 +112,7 @@ def test_workers_measure_what_they_need_of_the_source(base, tmp_path, monkeypatc
     assert not loaders_module.load_data.cache_info().currsize
 
 
+@pytest.mark.nightly
 def test_what_no_worker_can_do_is_raised_at_once(base, tmp_path):
     "It is neither taken for the death of a worker nor written down as the runs' failure"
     grids = {s:strength_grid(s, .01, n=1)[:1] for s in TWO}

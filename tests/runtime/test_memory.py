@@ -50,6 +50,7 @@ def python(code, **env):
 
 
 @GLIBC
+@pytest.mark.nightly
 def test_freed_memory_is_kept_for_the_next_batch():
     "The kernel counts pages that are touched for the first time since it gave them, of 20,000 in a batch"
     kept, faults = python(FAULTS.format(keep=False))

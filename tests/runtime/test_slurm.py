@@ -31,6 +31,7 @@ def handles_usr2(job):
     return False
 
 
+@pytest.mark.nightly
 def test_a_study_in_jobs_that_are_requeued(cluster, alone, spec, tmp_path):
     out, env = tmp_path/'slurm', ENV | cluster
     def call(*args): return subprocess.run(args, capture_output=True, text=True, env=env).stdout.split()

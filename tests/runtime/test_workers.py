@@ -66,6 +66,7 @@ def jobs(tmp_path, monkeypatch):
     return unlucky
 
 
+@pytest.mark.nightly
 def test_clocks_need_not_agree(base, tmp_path, jobs):
     "A failure counts in the call in which it happened, whatever the clocks of its processes say"
     load_source(base, tmp_path)

@@ -227,6 +227,7 @@ def test_all_strengths_run_with_every_seed(base, tmp_path):
         assert (tmp_path/n).stat().st_size, n
 
 
+@pytest.mark.nightly
 def test_two_invocations_share_the_work(longer, tmp_path):
     load_source(longer, tmp_path)
     grids = dict(finetune=[dict(lr=.05)], ema_teacher=[dict(lam=1.)])
