@@ -1,6 +1,6 @@
 """Does a lower learning rate for the encoder alone keep as much of the source as self-distillation?
 
-    python experiments/encoder_lr.py             # the embedded task, 6 seeds: 30 runs, 5 minutes
+    python experiments/encoder_lr.py             # the embedded task, 6 seeds: 30 runs, 12 minutes of CPU time
     python experiments/encoder_lr.py --quick     # the same at a reduced size
 
 Plain fine-tuning with the head at lr and the encoder at lr/8, a control that has no teacher, is compared with plain
