@@ -37,6 +37,15 @@ for (const button of all('button[data-copy]')) button.addEventListener('click', 
   setTimeout(() => { button.textContent = was; }, 1600);
 });
 
+for (const button of all('button[data-save]')) button.addEventListener('click', () => {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([document.getElementById(button.dataset.save).textContent], {type: 'text/csv'}));
+  link.download = 'table.csv';
+  link.click();
+  say('saved as table.csv');
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+});
+
 for (const study of all('.study')) {
   const picked = new Set();
   all('.key button', study).forEach(button => button.addEventListener('click', () => {

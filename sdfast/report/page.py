@@ -113,7 +113,7 @@ def _study(r, table, method, id):
         main=strategy_table(table, main, title='What was learned and what was kept'),
         more=strategy_table(table, [*more, 'mcnemar'], title='All other measures'),
         swatches={s: Markup(swatch(s)) for s in table.strategy if s != 'untouched'},
-        texts=_texts(to_copy), notes=[from_markdown(n) for n in r.notes],
+        texts=_texts(to_copy) | dict(CSV=_csv(table)), notes=[from_markdown(n) for n in r.notes],
         trades=_trades(r, method, id), plots=_plots(r, table, id),
         missing=missing_answers(r), strips=_strips(r),
         n_runs=int((r.rows.strategy != 'untouched').sum()), failed=[_failure(r, run) for run in r.failed.itertuples()],
@@ -122,6 +122,9 @@ def _study(r, table, method, id):
 
 
 def _texts(table): return dict(Markdown=table.to_markdown(), LaTeX=table.to_latex())
+
+
+def _csv(table): return table.to_csv(index=False, float_format='%.6g', lineterminator='\n')
 
 
 def _plots(r, table, id):

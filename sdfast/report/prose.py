@@ -1,5 +1,6 @@
 "The sentences of the page: the question, the findings, what is missing, and how the runs were made."
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
@@ -14,11 +15,38 @@ from .tables import strategy_cell
 SIGNS = {'better': '▲ ', 'worse': '▼ ', 'not distinguishable': '≈ '}
 
 
+# names of csv files that say nothing about the data; the folder's name does
+GENERIC = 'manifest', 'labels', 'videos', 'annotations', 'annotation', 'data', 'dataset', 'index', 'metadata', 'clips'
+
+
+def task_name(
+    spec:str, # As for `create_task`, such as `csv:/data/arid6/manifest.csv,test=seen`
+)->str: # `arid6`
+    "The name of a task for titles: that of its folder or file"
+    head = re.split(r',(?=[a-z_]+=)', spec)[0]
+    kind, _, path = head.partition(':')
+    if not kind.isidentifier(): return spec  # not one of sdfast
+    place = PurePosixPath(path.rstrip('/'))
+    if not place.name: return kind
+    if kind in ('ucf101', 'hmdb51', 'kinetics', 'ssv2', 'moving_digits'): return kind
+    if kind not in ('csv', 'shards'): return place.name
+    named = place.stem if place.stem.lower() not in GENERIC and '{' not in place.stem else place.parent.name
+    return named or place.stem
+
+
+def _names(r):
+    "Names of source, target and model of a study; in full where two specs would have one name"
+    source, task, model = (r.rows[c].dropna().iloc[0] for c in ('source', 'task', 'model'))
+    short = task_name(source), task_name(task)
+    if short[0] == short[1] and source != task: short = source, task
+    return *short, (PurePosixPath(model).name if model.startswith(('hf:', 'sdfast:')) else model)
+
+
 def study_title(
     r:Results, # A study
 )->str: # Source → target, model
     "Name a study"
-    source, task, model = (r.rows[c].dropna().iloc[0] for c in ('source', 'task', 'model'))
+    source, task, model = _names(r)
     return f'{source} → {task}, {model}'
 
 
@@ -27,12 +55,12 @@ def page_title(
 )->str: # For the page's head
     "Ask the question of a study, or name several"
     if len(studies) > 1: return f'What was learned and what was forgotten: {len(studies)} studies'
-    first = studies[0].rows.iloc[0]
-    return f'What does {first.model} forget of {first.source} when it learns {_target_name(studies[0])}?'
+    source, _, model = _names(studies[0])
+    return f'What does {model} forget of {source} when it learns {_target_name(studies[0])}?'
 
 
 def _target_name(r):
-    task, source = (r.rows[c].iloc[0] for c in ('task', 'source'))
+    source, task, _ = _names(r)
     return task if task != source else 'its target task'  # moving_digits is both
 
 
@@ -48,8 +76,9 @@ def lead(
     epochs = count_of(int(rows.epochs.dropna().iloc[0]), 'epoch')
     seeds = 'one seed' if n_seeds == 1 else f'the same {n_seeds} seeds'
     measured = clips_sentence(clip_counts(rows), ['acc1', 'source_acc'])
+    source, _, model = _names(r)
     return (
-        f'An encoder ({rows.model.iloc[0]}) that knows {rows.source.iloc[0]}{_origin(r.run)} is fine-tuned on '
+        f'An encoder ({model}) that knows {source}{_origin(r.run)} is fine-tuned on '
         f'{_target_name(r)} for {epochs}: by plain fine-tuning, and by {others}. How much of the source is left '
         f'afterwards, and at what price in target accuracy? Each was run with {seeds}; the strength of each was chosen '
         f'on held-out data, not on test{_selected_on_test(rows)}. {measured}')
@@ -127,6 +156,8 @@ def facts(
     rows = r.rows[r.rows.strategy != 'untouched']
     out = [_version_fact(v, len(r.versions)) for v in r.versions] or [('Versions', 'not recorded in this folder')]
     out.append(('Time', f'{count_of(len(rows), "run")}, {_duration(rows.seconds.astype(float).sum())}'))
+    for what, column in (('Source', 'source'), ('Target', 'task'), ('Model', 'model')):
+        out.append((what, r.rows[column].dropna().iloc[0]))
     out.append(('Encoder before fine-tuning', f'weights {r.rows.anchor.dropna().iloc[0]}'))
     if r.run.get('data'): out.append(('Fingerprint of the data', r.run['data']))
     out.append(('Read from', ', '.join(Path(f).resolve().name for f in r.folders)))

@@ -3,9 +3,11 @@ import json
 import re
 import time
 
+import pandas as pd
 import pytest
 from browsers import check_accessibility, show, start_browser
 from made_study import CLASSES, EVIL
+from processes import wait_for
 
 from sdfast.report.load import load_results
 from sdfast.report.summary import summary
@@ -176,6 +178,18 @@ def test_copying(browser, study, page):
         time.sleep(.2)
         assert copy.text == 'Copied'
         assert browser.execute_async_script(read).replace('\r\n', '\n') == text
+
+
+def test_saving_as_csv(browser, study, page, tmp_path):
+    "The file that is saved holds all measures of the table"
+    browser.execute_cdp_cmd('Browser.setDownloadBehavior', dict(behavior='allow', downloadPath=str(tmp_path)))
+    show(browser, page)
+    browser.find_element('css selector', 'button[data-save]').click()
+    file = wait_for(lambda: next(iter(tmp_path.glob('*.csv')), None), 20)
+    saved, table = pd.read_csv(file), summary(load_results(study)[0].rows, folder=study)
+    assert list(saved.strategy) == list(table.strategy)
+    assert saved.source_acc.tolist() == pytest.approx(table.source_acc.tolist(), rel=1e-5)
+    assert set(saved.columns) == set(table.columns)
 
 
 @pytest.mark.parametrize('width, theme', [(1440, 'light'), (375, 'dark')])
