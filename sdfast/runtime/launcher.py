@@ -32,6 +32,11 @@ def _slurm_options(text):
     return options
 
 
+def has_submitit()->bool:
+    "Whether workers can be started: submitit is in the extra `cluster`"
+    return find_spec('submitit') is not None
+
+
 class Launcher:
     "Where work is done, and by how many workers"
     def __init__(self,
@@ -54,7 +59,7 @@ class Launcher:
                 raise InputError('under torchrun all processes work on one run: --jobs and --launcher cannot be set')
         self.jobs = jobs
         self.cluster = cluster or ('local' if jobs > 1 else '')
-        if self.cluster and find_spec('submitit') is None:
+        if self.cluster and not has_submitit():
             raise InputError("--jobs and --launcher need the package submitit: pip install 'sdfast[cluster]'")
         self.poll = max(poll, SLURM_POLL) if cluster == 'slurm' else poll
 

@@ -10,6 +10,7 @@ from ..data.datasets import create_task, task_options
 from ..data.task import Task
 from ..data.text import as_markdown
 from ..errors import InputError
+from ..runtime.launcher import has_submitit
 from ..runtime.options import parse_options, split_list
 from ..strategies.registry import STRATEGIES, check_options
 from .choose import check_strengths, strength_grid
@@ -276,7 +277,8 @@ def default_jobs(
 )->int: # At least 1
     """Default number of worker processes: 1, or for the tiny net on moving_digits one for each CPU thread, up to 8.
 
-    With so small a net, several workers with one thread each are faster than one worker with several threads."""
+    With so small a net, several workers with one thread each are faster than one worker with several threads. Workers
+    need submitit; without it, it is 1."""
     small = settings.model == 'tiny' and settings.task.startswith('moving_digits') and not settings.quick
-    if not small or torch.cuda.is_available(): return 1
+    if not small or torch.cuda.is_available() or not has_submitit(): return 1
     return min(8, torch.get_num_threads())

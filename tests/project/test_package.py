@@ -13,6 +13,8 @@ import pytest
 from sdfast.errors import InputError
 from sdfast.runtime import launcher as launcher_module
 from sdfast.runtime.launcher import Launcher
+from sdfast.study.settings import make_settings
+from sdfast.study.setup import default_jobs
 
 tomllib = pytest.importorskip('tomllib', reason='new in Python 3.11')
 pytest.importorskip('hatchling', reason="pip install -e '.[dev]'")
@@ -107,7 +109,12 @@ def test_settings_ini_is_a_copy():
 
 
 def test_an_extra_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr('torch.get_num_threads', lambda: 3)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    settings = make_settings('compare')
+    assert default_jobs(settings) == 3
     monkeypatch.setattr(launcher_module, 'find_spec', lambda name: None)
+    assert default_jobs(settings) == 1
     with pytest.raises(InputError, match=r"--jobs.*pip install 'sdfast\[cluster\]'"): Launcher(2)
     assert Launcher(1).inside
     assert 'submitit' in PROJECT['optional-dependencies']['cluster'][0]
