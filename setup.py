@@ -11,7 +11,7 @@ setup(
     description=settings['description'],
     python_requires=f'>={settings["min_python"]}',
     packages=find_packages(include=['sdfast', 'sdfast.*']),
-    package_data={'sdfast': ['py.typed'], 'sdfast.report': ['page.*']},
+    package_data={'sdfast': ['py.typed'], 'sdfast.report': ['*.css', '*.js', '*.jinja']},
     install_requires=settings['requirements'].split(),
     extras_require={key.removesuffix('_requirements'):value.split() for key, value in settings.items()
                     if key.endswith('_requirements')},

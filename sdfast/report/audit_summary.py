@@ -1,0 +1,150 @@
+"Tables and sentences of an audit, from the content of `audit.json`."
+from pathlib import PurePath
+
+from .table import Cell, Column, Table, count_of
+
+__all__ = ['summary_table']
+
+MAIN = 'source_acc', 'source_probe', 'source_knn', 'cka_unbiased', 'drift', 'kl', 'neighbours'
+OF_CLASS = 'source_acc', 'source_probe', 'source_knn', 'kl'
+
+
+def short_name(
+    name:str, # Of a checkpoint or a task, perhaps a long path
+)->str: # Its end
+    "What is shown of a name in tables and titles"
+    prefix, colon, rest = name.rpartition(':')
+    words, *options = rest.split(',')
+    parts = PurePath(words).parts
+    shown = '/'.join(parts[-2:]) if len(parts) > 2 else words
+    return prefix + colon + ','.join([shown, *options])
+
+
+def verdict(
+    found:dict, # before, after and change of a measure
+    measure:dict, # Its row in `measures`
+)->str: # '' for a measure that compares encoders: it cannot become better
+    "Whether a measure became better or worse, by the interval of its change"
+    change = found['change']
+    if measure['compares'] or change['low'] is None: return ''
+    if change['low'] <= 0 <= change['high']: return 'unchanged' if change == _ZERO else 'not distinguishable'
+    return 'better' if (change['low'] > 0) == measure['more_is_better'] else 'worse'
+
+
+_ZERO = dict(value=0., low=0., high=0.)
+
+
+def change_cell(
+    found:dict, # before, after and change of a measure
+    measure:dict, # Its row in `measures`
+)->Cell:
+    "The value after, and its change with interval; of a measure that compares encoders, the value with interval"
+    form = dict(scale=100 if measure['share'] else 1, digits=1 if measure['share'] else 3)
+    after, change = found['after'], found['change']
+    if measure['compares']: return Cell.of(_nan(after['value']), _nan(after['low']), _nan(after['high']), **form)
+    return Cell.of(_nan(after['value']), _nan(change['low']), _nan(change['high']), _nan(change['value']),
+                   verdict(found, measure), **form)
+
+
+def value_cell(
+    part:dict, # value, low and high
+    measure:dict, # Its row in `measures`
+    sign:str='', # '+' for changes
+)->Cell:
+    "A value with its interval"
+    form = dict(scale=100 if measure['share'] else 1, digits=1 if measure['share'] else 3)
+    return Cell.of(_nan(part['value']), _nan(part['low']), _nan(part['high']), sign=sign, **form)
+
+
+def _nan(x): return float('nan') if x is None else x
+def _heading(measure): return measure['title'] + (' %' if measure['share'] else '')
+
+
+def summary_table(
+    content:dict, # Of `audit.json`
+)->Table: # A row for each fine-tuned encoder and task
+    "The main measures of an audit"
+    shown = [m for m in MAIN if m in content['measures']]
+    rows = []
+    for r in content['results']:
+        cells = [change_cell(r['measures'][m], content['measures'][m]) if m in r['measures'] else Cell('–')
+                 for m in shown]
+        rows.append([short_name(r['after']), short_name(r['task']), *cells])
+    columns = [Column('checkpoint', False), Column('task', False), *(Column(_heading(content['measures'][m]))
+                                                                     for m in shown)]
+    return Table(columns, rows, caption_of(content), title=f'What was forgotten since {short_name(content["before"]["name"])}',
+                 headings=2)
+
+
+def caption_of(
+    content:dict, # Of `audit.json`
+)->str: # Sentences
+    "How to read the numbers"
+    level = content['settings']['level']
+    return (f'Accuracies after fine-tuning, and their change in points with {100*level:g} % intervals by bootstrap over '
+            'clips. CKA, drift, KL and neighbours kept compare the features before and after.')
+
+
+def measure_table(
+    r:dict, # A result of an audit
+    measures:dict, # Of the audit
+)->Table:
+    "All measures of a task, before and after"
+    rows = []
+    for m, found in r['measures'].items():
+        row = measures[m]
+        change = Cell('–') if row['compares'] else value_cell(found['change'], row, '+')
+        rows.append([_heading(row), value_cell(found['before'], row), value_cell(found['after'], row), change,
+                     verdict(found, row), row['about']])
+    columns = [Column('measure', False), *map(Column, ('before', 'after', 'change')), Column('', False),
+               Column('what it is', False)]
+    return Table(columns, rows, title=f'All measures on {r["task"]}')
+
+
+def class_table(
+    r:dict, # A result of an audit
+    measures:dict, # Of the audit
+)->Table: # Classes that lost most first
+    "What became of each class"
+    shown = [m for m in OF_CLASS if m in r['measures']]
+    lead = shown[0]
+    def lost(item): return item[1]['measures'][lead]['change']['value'] or 0
+    rows = [[label, str(found['clips']), *(change_cell(found['measures'][m], measures[m]) for m in shown)]
+            for label, found in sorted(r['classes'].items(), key=lost)]
+    columns = [Column('class', False), Column('clips'), *(Column(_heading(measures[m])) for m in shown)]
+    return Table(columns, rows, title=f'Classes of {r["task"]}')
+
+
+def findings(
+    r:dict, # A result of an audit
+    measures:dict, # Of the audit
+)->list[dict]: # what, verdict and text of each
+    "The main changes in sentences"
+    found = []
+    for m in MAIN[:3]:
+        if m not in r['measures']: continue
+        change = r['measures'][m]
+        before, after = (value_cell(change[p], measures[m]).mean for p in ('before', 'after'))
+        diff = value_cell(change['change'], measures[m], '+')
+        found.append(dict(what=measures[m]['title'], verdict=verdict(change, measures[m]),
+                          text=f'{before} % before, {after} % after: {diff} points'))
+    flips = r['flips']
+    if 'source_acc' in r['measures']:
+        text = (f'{count_of(len(flips["lost"]), "clip")} of {r["clips"]} went from right to wrong, '
+                f'{len(flips["gained"])} from wrong to right (old head)')
+        found.append(dict(what='clips that flipped', verdict='', text=text))
+    worst = _worst_classes(r)
+    if worst: found.append(dict(what='classes that lost most', verdict='', text=worst))
+    moved = {n:v['weight_distance'] for n, v in r['layers'].items() if v.get('weight_distance')}
+    if moved:
+        most = sorted(moved, key=moved.get, reverse=True)[:3]
+        text = ', '.join(f'{n} ({moved[n]:.3f})' for n in most)
+        found.append(dict(what='layers that moved most', verdict='', text=f'{text}, relative to their weights'))
+    return found
+
+
+def _worst_classes(r):
+    changes = {c:v['measures']['source_acc']['change']['value'] for c, v in r['classes'].items()
+               if 'source_acc' in v['measures']}
+    worst = sorted((c for c in changes if (changes[c] or 0) < 0), key=changes.get)[:3]
+    return ', '.join(f'{c} ({100*changes[c]:+.1f})' for c in worst)
