@@ -20,7 +20,7 @@ from .audit_summary import (
     class_table,
     findings,
     measure_table,
-    short_name,
+    short_names,
     summary_table,
 )
 from .film import film_strip
@@ -54,7 +54,7 @@ def audit_html(
     "Make the page as text"
     env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     env.filters |= dict(sign=lambda verdict: SIGNS.get(verdict, ''))
-    names = list(dict.fromkeys(short_name(r['after']) for r in content['results']))
+    names = list(dict.fromkeys(short_names(content)[r['after']] for r in content['results']))
     what = names[0] if len(names) == 1 else f'{len(names)} fine-tuned encoders'
     return env.from_string(_asset('audit.html.jinja')).render(
         title=f'What did {what} forget?', lead=_lead(content), summary=summary_table(content), n_classes=N_CLASSES,
@@ -67,7 +67,7 @@ def _asset(name): return files('sdfast.report').joinpath(name).read_text(encodin
 
 
 def _lead(content):
-    before = short_name(content['before']['name'])
+    before = short_names(content)[content['before']['name']]
     n = count_of(len({r['task'] for r in content['results']}), 'task')
     return (f'Nothing was trained: the encoder of {before} and what fine-tuning made of it see the same clips of {n}. '
             f'{caption_of(content)}')
@@ -76,7 +76,8 @@ def _lead(content):
 def _result(r, content, clips, id):
     "All that the template shows of one encoder on one task"
     many = len({x['after'] for x in content['results']}) > 1
-    title = f'{short_name(r["task"])}, {short_name(r["after"])}' if many else short_name(r['task'])
+    names = short_names(content)
+    title = f'{names[r["task"]]}, {names[r["after"]]}' if many else names[r['task']]
     labelled = bool(r['classes'])
     return dict(id=id, title=title, about=_about(r), found=findings(r, content['measures']),
                 main=measure_table(r, content['measures']), labelled=labelled,

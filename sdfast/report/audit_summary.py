@@ -6,18 +6,31 @@ from .table import Cell, Column, Table, count_of
 __all__ = ['summary_table']
 
 MAIN = 'source_acc', 'source_probe', 'source_knn', 'cka_unbiased', 'drift', 'kl', 'neighbours'
+NARROW = 'source_acc', 'source_probe', 'source_knn', 'drift'  # shown where the terminal is narrow
 OF_CLASS = 'source_acc', 'source_probe', 'source_knn', 'kl'
 
 
-def short_name(
-    name:str, # Of a checkpoint or a task, perhaps a long path
-)->str: # Its end
-    "What is shown of a name in tables and titles"
-    prefix, colon, rest = name.rpartition(':')
-    words, *options = rest.split(',')
-    parts = PurePath(words).parts
-    shown = '/'.join(parts[-2:]) if len(parts) > 2 else words
-    return prefix + colon + ','.join([shown, *options])
+def short_names(
+    content:dict, # Of `audit.json`
+)->dict[str, str]: # Name of a checkpoint or task -> the end of its path, as much of it as tells it from the others
+    "What is shown of names in tables and titles"
+    names = [content['before']['name'], *(r[k] for r in content['results'] for k in ('after', 'task'))]
+    names = list(dict.fromkeys(names))
+    deepest = max(len(_parts(n)) for n in names)
+    for k in range(1, deepest + 1):
+        shown = {n:_end(n, k) for n in names}
+        if len(set(shown.values())) == len(names): break
+    return shown
+
+
+def _parts(name): return PurePath(name.partition(',')[0]).parts
+
+
+def _end(name, k):
+    "The last parts of a path, with the prefix and options around it"
+    path, comma, options = name.partition(',')
+    prefix, colon, path = path.rpartition(':')
+    return prefix + colon + '/'.join(PurePath(path).parts[-k:]) + comma + options
 
 
 def verdict(
@@ -64,16 +77,16 @@ def summary_table(
     content:dict, # Of `audit.json`
 )->Table: # A row for each fine-tuned encoder and task
     "The main measures of an audit"
-    shown = [m for m in MAIN if m in content['measures']]
+    shown, names = [m for m in MAIN if m in content['measures']], short_names(content)
     rows = []
     for r in content['results']:
         cells = [change_cell(r['measures'][m], content['measures'][m]) if m in r['measures'] else Cell('–')
                  for m in shown]
-        rows.append([short_name(r['after']), short_name(r['task']), *cells])
-    columns = [Column('checkpoint', False), Column('task', False), *(Column(_heading(content['measures'][m]))
-                                                                     for m in shown)]
-    return Table(columns, rows, caption_of(content), title=f'What was forgotten since {short_name(content["before"]["name"])}',
-                 headings=2)
+        rows.append([names[r['after']], names[r['task']], *cells])
+    columns = [Column('checkpoint', False), Column('task', False),
+               *(Column(_heading(content['measures'][m]), main=m in NARROW) for m in shown)]
+    return Table(columns, rows, caption_of(content),
+                 title=f'What was forgotten since {names[content["before"]["name"]]}', headings=2)
 
 
 def caption_of(
