@@ -39,7 +39,7 @@ def make_parser()->argparse.ArgumentParser:
                         help='side of the square crop in pixels, by default as the net expects, else 112')
     parser.add_argument('--bs', type=_count, default=32, help='clips in a batch')
     parser.add_argument('--workers', type=_natural, default=0, help='processes that load clips')
-    parser.add_argument('--videos', type=_natural, default=0, help='at most this many test videos of each class; 0: all')
+    parser.add_argument('--videos', type=_natural, default=0, help='most test videos of each class; 0: all')
     parser.add_argument('--no-barrier', dest='barrier', action='store_false',
                         help='do not measure between the weights, which takes four more passes')
     parser.add_argument('--resamples', type=_count, default=2000, help='bootstrap samples')

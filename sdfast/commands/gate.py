@@ -25,7 +25,7 @@ from pathlib import Path
 from ..errors import InputError, StoreError
 from ..report.audit_file import read_audit
 from ..report.gate import check_audit, parse_rule, read_policy
-from ..report.gate_output import failure_table, github_annotations, junit_xml
+from ..report.gate_output import count_of, failure_table, github_annotations, junit_xml
 from ..runtime.program import program
 from .one_line import check_path, one_line_errors
 
@@ -40,7 +40,8 @@ def make_parser()->argparse.ArgumentParser:
     parser.add_argument('--fail-if', action='append', default=[], metavar='RULE', help='a rule; may be repeated')
     parser.add_argument('--policy', metavar='FILE', help='YAML file with rules; --fail-if adds to them')
     parser.add_argument('--junit', metavar='FILE', help='also write the checks as JUnit XML')
-    parser.add_argument('--github', action=argparse.BooleanOptionalAction, default=bool(os.environ.get('GITHUB_ACTIONS')),
+    on_github = bool(os.environ.get('GITHUB_ACTIONS'))
+    parser.add_argument('--github', action=argparse.BooleanOptionalAction, default=on_github,
                         help='print annotations of GitHub Actions; by default where GITHUB_ACTIONS is set')
     return parser
 
@@ -58,9 +59,12 @@ def main(
         if args.junit: _write(args.junit, junit_xml(checks))
     failed = sum(c.failed for c in checks)
     if args.github and failed: print(github_annotations(checks, args.audit))
-    if failed: print(failure_table(checks))
-    print(f'{failed} of {len(checks)} checks failed' if failed else f'passed: {len(checks)} checks of {len(rules)} rules')
-    return 1 if failed else 0
+    if failed:
+        print(failure_table(checks))
+        print(f'{failed} of {count_of(len(checks), "check")} failed')
+        return 1
+    print(f'passed: {count_of(len(checks), "check")} of {count_of(len(rules), "rule")}')
+    return 0
 
 
 def _write(file, content):

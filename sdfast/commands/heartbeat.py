@@ -37,7 +37,8 @@ class Heartbeat:
         while not self._ended.wait(self.every/10):
             now = time.monotonic()
             with self._lock: what, seconds = self.what, now - self.started
-            if what and now - self._printed > .8*self.every: self._print(f'{what} ({seconds:.0f} s)', end='' if self._terminal else '\n')
+            if not what or now - self._printed < .8*self.every: continue
+            self._print(f'{what} ({seconds:.0f} s)', end='' if self._terminal else '\n')
 
     def _print(self, text, end='\n'):
         "On a terminal, the line of the last beat is written over"

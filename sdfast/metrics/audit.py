@@ -80,7 +80,8 @@ def audit(
     retention = before if isinstance(before, Retention) else Retention(before, train_dl, test_dl, **kwargs)
     if retention.clips is None: raise InputError('an audit needs test_dl or clips to compare features on')
     is_pair = isinstance(after, nn.Sequential) and len(after) == 2
-    scores, found = retention.measure(after[0] if is_pair else after)
+    encoder: Any = after[0] if is_pair else after  # type: ignore[index]
+    scores, found = retention.measure(encoder)
     n = len(retention.readings['clips'])
     groups = list(range(n)) if groups is None else list(groups)
     if len(groups) != n: raise InputError(f'groups name {len(groups)} clips, and {n} are measured on')

@@ -42,6 +42,7 @@ def retrieved(
 )->dict[str, torch.Tensor]: # r1, r5, ... -> `(N,)`
     "Which test clips have one of their class among the nearest train clips, see `retrieval`"
     x, xt = (normalize(f.x.double(), dim=1) for f in (train, test))
+    assert train.y is not None and test.y is not None  # these loaders have labels
     near = (xt @ x.T).topk(min(max(RETRIEVAL_AT), len(x))).indices
     first = (train.y[near] == test.y[:, None]).cumsum(1) > 0
     return {f'r{k}':first[:, k - 1] for k in RETRIEVAL_AT if k <= len(x)}

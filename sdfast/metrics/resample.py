@@ -1,7 +1,7 @@
 """Bootstrap intervals over the clips of a test part, or over groups of clips that belong together.
 
-The encoders and what was fitted to train clips stay as they are: an interval says how a number would vary on other clips
-of the same kind, and not how it would vary if a model was trained again."""
+The encoders and what was fitted to train clips stay as they are: an interval says how a number would vary on other
+clips of the same kind, and not how it would vary if a model was trained again."""
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -176,8 +176,9 @@ class Retention:
     )->tuple[torch.Tensor, torch.Tensor]: # Indices, and the clips as a loader yields them; kept in memory
         "Take an evenly spaced sample of `clips`"
         if (n, size) not in self._samples:
-            clips = self.readings['clips'].trace
-            with preserve_rng(): self._samples[n, size] = spaced_sample(self.clips, clips, n, size, self.split)
+            assert self.clips is not None  # the caller knows
+            traces = self.readings['clips'].trace
+            with preserve_rng(): self._samples[n, size] = spaced_sample(self.clips, traces, n, size, self.split)
         return self._samples[n, size]
 
     def _copy(self, encoder):

@@ -22,16 +22,17 @@ def read_head(
     encoder:Any, # With `num_features`, whose weights are no head
     n_classes:int|None=None, # Number of outputs; `None`: any
 )->nn.Linear|None: # `None` if there is none that fits, or several that differ
-    "Read the linear layer on an encoder's features that a checkpoint holds; a study's encoder has it in a file beside it"
+    "Read the linear layer on an encoder's features in a checkpoint; a study's encoder has it in a file beside it"
     path = Path(path)
     beside = path.with_name(BESIDE[1])
-    if path.name == BESIDE[0] and beside.is_file(): nodes = {'': {f'fc.{k}':v for k, v in read_nodes(beside)[''].items()}}
-    else: nodes = read_nodes(path)
+    nodes = read_nodes(path)
+    if path.name == BESIDE[0] and beside.is_file():
+        nodes = {'': {f'fc.{k}':v for k, v in read_nodes(beside)[''].items()}}
     found = [head for entries in nodes.values() for head in _heads(entries, encoder, n_classes)]
     if not found: return None
-    first, *others = found
-    if any(w.shape != first[0].shape or not torch.equal(w, first[0]) for w, _ in others): return None
-    return _layer(*first, source=f'the head in {path}')
+    (weight, bias), *others = found
+    if any(w.shape != weight.shape or not torch.equal(w, weight) for w, _ in others): return None
+    return _layer(weight, bias, f'the head in {path}')
 
 
 def _heads(entries, encoder, n_classes):

@@ -16,14 +16,14 @@
       layers               layer -> cka_unbiased, procrustes, drift, weight_distance
       flips                by the old head: lost and gained, lists of clips
 
-Shares are from 0 to 1. `low` and `high` are the ends of the interval. A measure that `compares` is one of both encoders,
-such as drift; of all others, `change` is after minus before. This module imports nothing that takes time."""
+Shares are from 0 to 1. `low` and `high` are the ends of the interval. A measure that `compares` is one of both
+encoders, such as drift; of all others, `change` is after minus before. This module imports nothing that takes time."""
 import json
 from pathlib import Path
 
 from ..errors import InputError
 
-__all__ = ['FORMAT', 'VERSION', 'read_audit']
+__all__ = ['read_audit']
 
 FORMAT, VERSION = 'sdfast audit', 1
 KEYS = 'before', 'measures', 'results'

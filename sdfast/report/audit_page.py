@@ -69,7 +69,7 @@ def _asset(name): return files('sdfast.report').joinpath(name).read_text(encodin
 def _lead(content):
     before = short_names(content)[content['before']['name']]
     n = count_of(len({r['task'] for r in content['results']}), 'task')
-    return (f'Nothing was trained: the encoder of {before} and what fine-tuning made of it see the same clips of {n}. '
+    return (f'Nothing was trained: the encoder before fine-tuning ({before}) and after it see the same clips of {n}. '
             f'{caption_of(content)}')
 
 
@@ -87,13 +87,13 @@ def _result(r, content, clips, id):
 
 
 def _about(r):
-    clips = count_of(r['clips'], 'clip')
-    on = f'{clips} of {count_of(r["groups"], "group")}, which are drawn as wholes' if r['grouped'] else clips
+    on = count_of(r['clips'], 'clip')
     heads = dict(checkpoint='The old head is that of the checkpoint before.',
                  probe='The old head is a linear probe that was fitted to the features of the encoder before.')
-    labels = f' and {count_of(r["n_classes"], "class", "classes")}' if r['n_classes'] else ''
+    if r['n_classes']: on += f' of {count_of(r["n_classes"], "class", "classes")}'
+    if r['grouped']: on += f', in {count_of(r["groups"], "group")} that the bootstrap draws as wholes'
     train = f' Probes and neighbours learn from {count_of(r["train_clips"], "train clip")}.' if r['train_clips'] else ''
-    return f'Measured on {on}{labels}.{train} {heads.get(r["head"], "")}'.strip()
+    return f'Measured on {on}.{train} {heads.get(r["head"], "")}'.strip()
 
 
 # ---- clips

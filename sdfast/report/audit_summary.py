@@ -1,5 +1,6 @@
 "Tables and sentences of an audit, from the content of `audit.json`."
 from pathlib import PurePath
+from typing import Any
 
 from .table import Cell, Column, Table, count_of
 
@@ -52,7 +53,7 @@ def change_cell(
     measure:dict, # Its row in `measures`
 )->Cell:
     "The value after, and its change with interval; of a measure that compares encoders, the value with interval"
-    form = dict(scale=100 if measure['share'] else 1, digits=1 if measure['share'] else 3)
+    form = _form(measure)
     after, change = found['after'], found['change']
     if measure['compares']: return Cell.of(_nan(after['value']), _nan(after['low']), _nan(after['high']), **form)
     return Cell.of(_nan(after['value']), _nan(change['low']), _nan(change['high']), _nan(change['value']),
@@ -65,8 +66,14 @@ def value_cell(
     sign:str='', # '+' for changes
 )->Cell:
     "A value with its interval"
-    form = dict(scale=100 if measure['share'] else 1, digits=1 if measure['share'] else 3)
+    form = _form(measure)
+    is_constant = part['low'] is not None and part['low'] == part['high']
+    if measure['compares'] and is_constant: return Cell.of(_nan(part['value']), **form)
     return Cell.of(_nan(part['value']), _nan(part['low']), _nan(part['high']), sign=sign, **form)
+
+
+def _form(measure)->dict[str, Any]:
+    return dict(scale=100, digits=1) if measure['share'] else dict(scale=1, digits=3)
 
 
 def _nan(x): return float('nan') if x is None else x
@@ -150,7 +157,7 @@ def findings(
     if worst: found.append(dict(what='classes that lost most', verdict='', text=worst))
     moved = {n:v['weight_distance'] for n, v in r['layers'].items() if v.get('weight_distance')}
     if moved:
-        most = sorted(moved, key=moved.get, reverse=True)[:3]
+        most = sorted(moved, key=lambda n: -moved[n])[:3]
         text = ', '.join(f'{n} ({moved[n]:.3f})' for n in most)
         found.append(dict(what='layers that moved most', verdict='', text=f'{text}, relative to their weights'))
     return found
@@ -159,5 +166,5 @@ def findings(
 def _worst_classes(r):
     changes = {c:v['measures']['source_acc']['change']['value'] for c, v in r['classes'].items()
                if 'source_acc' in v['measures']}
-    worst = sorted((c for c in changes if (changes[c] or 0) < 0), key=changes.get)[:3]
+    worst = sorted((c for c in changes if (changes[c] or 0) < 0), key=lambda c: changes[c])[:3]
     return ', '.join(f'{c} ({100*changes[c]:+.1f})' for c in worst)

@@ -16,7 +16,7 @@ from ..study.audit import AuditResult, AuditSettings
 from ..study.checkpoints import Checkpoint
 from .audit_file import FORMAT, VERSION
 
-__all__ = ['audit_content', 'audit_rows', 'write_audit']
+__all__ = ['audit_content', 'write_audit']
 
 PARTS = 'before', 'after', 'change'
 OF_CLIP = ('path', 'label', 'answer.before', 'answer.after', 'probability.before', 'probability.after')

@@ -9,10 +9,10 @@ A rule says what fails:
     task:ucf*.class:walk.knn < -5
 
 An accuracy is judged by its change, after minus before, in percentage points; a measure that compares both encoders
-(CKA, drift, KL and others) by its value. What counts is the bound of the interval: `<` fails if its lower end is below the
-limit, `>` if its upper end is above. So a rule passes only if the clips show, with the confidence of the audit, that the
-limit is kept: at a level of 95 %, one bound is wrong in 1 of 40 audits. With few clips intervals are wide, and rules fail
-because too little is known; the table says so. A value or an interval that is missing fails, too.
+(CKA, drift, KL and others) by its value. What counts is the bound of the interval: `<` fails if its lower end is below
+the limit, `>` if its upper end is above. So a rule passes only if the clips show, with the confidence of the audit,
+that the limit is kept: at a level of 95 %, one bound is wrong in 1 of 40 audits. With few clips intervals are wide, and
+rules fail because too little is known; the table says so. A value or an interval that is missing fails, too.
 
 This module imports nothing that takes time."""
 import re
@@ -20,17 +20,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 
-__all__ = ['Rule', 'Check', 'parse_rule', 'read_policy', 'check_audit']
+__all__ = ['parse_rule', 'read_policy', 'check_audit']
 
 ALIASES = dict(old_head='source_acc', old_head_bn='source_acc_bn', probe='source_probe', knn='source_knn',
                cka='cka_unbiased')
 RULE = re.compile(r'(?P<what>.*?)\s*(?P<sign><=|>=|<|>)\s*(?P<limit>\S+)')
 WHAT = re.compile(r'(?:task:(?P<task>.+?)\.)?(?:class:(?P<label>.+)\.)?(?P<measure>\w+)', re.DOTALL)
+SIGNS = {'<':lt, '<=':le, '>':gt, '>=':ge}
 EXAMPLE = "'source_probe < -2' or 'class:walk.old_head < -5'"
 
 
@@ -48,8 +50,7 @@ class Rule:
         x:float, # A value
     )->bool:
         "Whether a value is beyond the limit"
-        return dict(zip(('<', '<=', '>', '>='), (x < self.limit, x <= self.limit, x > self.limit, x >= self.limit)))[
-            self.sign]
+        return SIGNS[self.sign](x, self.limit)
 
 
 @dataclass(frozen=True)
@@ -143,15 +144,19 @@ def _checks(audit, rule)->Iterator[Check]:
     row = audit['measures'][rule.measure]
     part, scale = ('after' if row['compares'] else 'change'), (100 if row['share'] else 1)
     for r in _results_of(audit, rule):
-        places = {None:r} if rule.label is None else {c:v for c, v in r['classes'].items() if _matches(c, rule.label)}
-        for label, place in places.items():
+        for label, place in _places(r, rule):
             if rule.measure not in place['measures']: continue
             found = place['measures'][rule.measure][part]
-            numbers = [None if found[k] is None else _rounded(scale*found[k]) for k in ('value', 'low', 'high')]
-            yield Check(rule, r['after'], r['task'], label, *numbers, place['clips'], 1 if row['share'] else 3)
+            value, low, high = (_scaled(found[k], scale) for k in ('value', 'low', 'high'))
+            yield Check(rule, r['after'], r['task'], label, value, low, high, place['clips'], 1 if row['share'] else 3)
 
 
-def _rounded(x): return float(f'{x:.12g}')  # -0.02 times 100 is exactly -2
+def _scaled(x, scale): return None if x is None else float(f'{scale*x:.12g}')  # -0.07 times 100 is exactly -7
+
+
+def _places(r, rule):
+    if rule.label is None: return [(None, r)]
+    return [(label, found) for label, found in r['classes'].items() if _matches(label, rule.label)]
 
 
 def _results_of(audit, rule):

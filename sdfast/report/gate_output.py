@@ -1,4 +1,5 @@
 "What a gate says: a table, JUnit XML and annotations of GitHub. It imports nothing that takes time."
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from .gate import Check
 
 __all__ = ['failure_table', 'junit_xml', 'github_annotations']
 
+NOT_XML = re.compile('[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]')  # characters that XML does not have
 HEADINGS = 'rule', 'checkpoint', 'task', 'class', 'found', 'clips', 'why'
 
 
@@ -36,10 +38,7 @@ def junit_xml(
     return ET.tostring(root, encoding='utf-8', xml_declaration=True)
 
 
-def _xml(text):
-    "Without the characters that XML does not have"
-    return ''.join(c if c in '\t\n\r' or 0x20 <= ord(c) < 0xd800 or 0xe000 <= ord(c) < 0xfffe or ord(c) > 0xffff else '?'
-                   for c in text)
+def _xml(text): return NOT_XML.sub('?', text)
 
 
 def _message(c):
@@ -54,6 +53,14 @@ def github_annotations(
     "Commands by which GitHub Actions shows failed checks at the top of a run"
     return '\n'.join(f'::error title={_property(f"sdfast gate: {c.rule.text}")}::'
                      f'{_data(f"{c.after}: {_message(c)} ({audit})")}' for c in checks if c.failed)
+
+
+def count_of(
+    n:int, # How many
+    noun:str, # Of what, in the singular
+)->str: # Such as '1 rule' or '2 rules'
+    "Write a number of things"
+    return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
 
 
 def _data(text): return text.replace('%', '%25').replace('\r', '%0D').replace('\n', '%0A')

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..metrics.audit import Audit, audit
 from ..metrics.features import probe_head
 from ..metrics.reading import preserve_rng
+from ..metrics.resample import Resamples
 from ..metrics.retention import Retention
 from ..models.clip_spec import ClipSpec
 from ..models.encoders import model_stats
@@ -30,11 +31,11 @@ from ..stats import above_chance
 from .checkpoints import Checkpoint, load_checkpoint
 from .loaders import PROBE_CLIPS, balanced_loader
 
-__all__ = ['AuditSettings', 'AuditResult', 'audit_checkpoints']
+__all__ = ['AuditSettings', 'audit_checkpoints']
 
 VIDEOS = 'videos:'  # how the spec of a folder of videos without labels begins
-NO_PRETEXT = ('the pretext loss is not measured: checkpoints of encoders hold no head of a pretext task, and a new head '
-              'would be measured rather than the encoder; in Python, audit(..., pretext=FUNCTION) measures it')
+NO_PRETEXT = ('the pretext loss is not measured: checkpoints of encoders hold no head of a pretext task, and a new '
+              'head would be measured rather than the encoder; in Python, audit(..., pretext=FUNCTION) measures it')
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def audit_checkpoints(
     for what, names in (('checkpoint', after), ('task', tasks)):
         twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
         if twice: raise InputError(f'{what} {twice} is given twice')
+    Resamples(['any'], settings.resamples, settings.level)  # raises before anything is read
     kwargs = parse_options(settings.model_args, '--model-args')
     say(f'loading {before}')
     base = load_checkpoint(before, settings.model, **kwargs)

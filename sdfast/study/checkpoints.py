@@ -13,7 +13,7 @@ from ..models.heads import read_head
 from ..models.hub import local_folder
 from ..models.weights import state_hash
 
-__all__ = ['Checkpoint', 'load_checkpoint']
+__all__ = ['load_checkpoint']
 
 IN_PLACE_OF_FILE = 'pretrained', 'random'
 
@@ -53,7 +53,8 @@ def load_checkpoint(
     if path.is_dir() and not model:
         kind = _kind_of_folder(path)
         if kind: return _named(f'{kind}:{path}', kwargs, text)
-    if not model: raise InputError(f'{text} does not say which net its weights are of: add --model, such as r2plus1d_18')
+    if not model:
+        raise InputError(f'{text} does not say which net its weights are of: add --model, such as r2plus1d_18')
     set_seed(0)
     init = text if text in IN_PLACE_OF_FILE else path
     net: Any = create_model(model, 2, init, **kwargs)

@@ -1,4 +1,4 @@
-"`sdfast audit` and `sdfast gate` from the command line: files on class folders, the page, exit statuses, one-line errors."
+"`sdfast audit` and `sdfast gate` as commands: files on class folders, the page, exit statuses, one-line errors."
 import json
 import subprocess
 import sys
@@ -29,9 +29,9 @@ def audited(clips, tmp_path_factory):
     with torch.no_grad():
         for p in net.parameters(): p.add_(.3*torch.randn_like(p))
     save_weights(net, root/'after.safetensors')
-    words = [root/'before.safetensors', root/'after.safetensors', root/'before.safetensors', '--model', 'tiny', '--task',
-             f'folder:{clips},test_frac=.5', '--task', f'videos:{clips}', '--frames', 4, '--size', 32, '--resamples', 200,
-             '--out', root/'out']
+    words = [root/'before.safetensors', root/'after.safetensors', root/'before.safetensors', '--model', 'tiny',
+             '--task', f'folder:{clips},test_frac=.5', '--task', f'videos:{clips}', '--frames', 4, '--size', 32,
+             '--resamples', 200, '--out', root/'out']
     assert audit_command.main([*map(str, words)]) == 0
     return root/'out'
 
@@ -76,7 +76,7 @@ def gate(capsys, *words):
 def test_exit_statuses(audited, capsys, tmp_path, monkeypatch):
     monkeypatch.delenv('GITHUB_ACTIONS', raising=False)
     status, said = gate(capsys, audited, '--fail-if', 'drift > 1e9')
-    assert (status, said.out) == (0, 'passed: 4 checks of 1 rules\n')
+    assert (status, said.out) == (0, 'passed: 4 checks of 1 rule\n')
     status, said = gate(capsys, audited, '--fail-if', 'drift > .001', '--junit', tmp_path/'a.xml')
     assert status == 1
     assert said.out.splitlines()[-1] == '2 of 4 checks failed' and '::error' not in said.out
@@ -104,8 +104,9 @@ def test_wrong_use_of_gate_is_one_line(words, audited, capsys):
 
 @pytest.mark.parametrize('words', [
     ['audit'], ['audit', 'a.pth', 'b.pth'], ['audit', 'a.pth', '--task', 'folder:x'],
-    ['audit', 'a.pth', 'b.pth', '--task', 'x', '--frames', '0'], ['audit', 'a.pth', 'b.pth', '--task', 'x', '--bs', 'many'],
-    ['gate'], ['gate', 'none.json', '--fail-if', 'drift > 1'], ['gate', 'none.json', '--fail', 'drift > 1']], ids=' '.join)
+    ['audit', 'a.pth', 'b.pth', '--task', 'x', '--frames', '0'],
+    ['audit', 'a.pth', 'b.pth', '--task', 'x', '--bs', 'many'], ['gate'],
+    ['gate', 'none.json', '--fail-if', 'drift > 1'], ['gate', 'none.json', '--fail', 'drift > 1']], ids=' '.join)
 def test_wrong_use_is_one_line_in_a_process(words):
     p = subprocess.run([sys.executable, '-m', 'sdfast', *words], capture_output=True, text=True, cwd=ROOT, env=ENV)
     assert (p.returncode, p.stdout) == (2, '')
@@ -114,7 +115,7 @@ def test_wrong_use_is_one_line_in_a_process(words):
 
 def test_wrong_input_of_audit_is_one_line(clips, tmp_path, capsys):
     for words, message in ((['none.pth', 'b.pth', '--task', f'folder:{clips}'], 'none.pth is neither a file'),
-                           (['none.pth', 'b.pth', '--task', 'x', '--level', '1.5', '--model', 'tiny'], 'none.pth')):
+                           (['a', 'b', '--task', 'x', '--level', '1.5'], 'level between 0 and 1, not 2000 and 1.5')):
         with pytest.raises(SystemExit) as e: audit_command.main([*words, '--out', str(tmp_path)])
         err = capsys.readouterr().err
         assert e.value.code == 2 and message in err and err.count('\n') == 1

@@ -1,4 +1,4 @@
-"Heads that checkpoints hold: of fastai, torchvision, transformers, of sdfast's folders and studies, and none by mistake."
+"Heads in checkpoints: of fastai, Lightning, torchvision, of sdfast's folders and studies, and none by mistake."
 import pytest
 import torch
 from torch import nn
@@ -55,7 +55,8 @@ def test_what_is_no_head(net, tmp_path):
     own.num_features = 4
     torch.save(own.state_dict(), tmp_path/'own.pth')
     assert read_head(tmp_path/'own.pth', own, 4) is None
-    for extra in ({'fc.weight':torch.zeros(5, n + 1)}, {'proj.weight':torch.zeros(5, n)}, {'fc.weight':torch.zeros(1, n)},
+    for extra in ({'fc.weight':torch.zeros(5, n + 1)}, {'proj.weight':torch.zeros(5, n)},
+                  {'fc.weight':torch.zeros(1, n)},
                   {'a.fc.weight':torch.zeros(5, n), 'b.fc.weight':torch.ones(5, n)}):
         torch.save(state | extra, tmp_path/'a.pth')
         assert read_head(tmp_path/'a.pth', net[0]) is None

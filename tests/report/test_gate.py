@@ -20,7 +20,7 @@ def change(before, after, low, high):
     return dict(before=part(before), after=part(after), change=part(d, low, high))
 
 
-def compared(value, low, high): return dict(before=part(0.), after=part(value, low, high), change=part(value, low, high))
+def compared(*after): return dict(before=part(0.), after=part(*after), change=part(*after))
 
 
 def result(task, probe, classes=None, **more):
@@ -34,8 +34,8 @@ def audit():
     classes = {'walk': dict(clips=9, groups=9, measures=dict(source_acc=change(.9, .5, -.6, -.2))),
                'sit.down': dict(clips=9, groups=9, measures=dict(source_acc=change(.5, .5, 0., 0.)))}
     row = dict(title='t', about='a', share=True, more_is_better=True, compares=False)
-    measures = dict(source_probe=row, source_acc=row, drift=row | dict(share=False, more_is_better=False, compares=True),
-                    neighbours=row | dict(compares=True))
+    distance = dict(share=False, more_is_better=False, compares=True)
+    measures = dict(source_probe=row, source_acc=row, drift=row | distance, neighbours=row | dict(compares=True))
     results = [result('a', change(.8, .79, -.03, .01), classes, source_acc=change(.8, .79, -.02, 0.)),
                result('folder:/x/b.c', change(.8, .8, -.01, .01), neighbours=compared(.7, .6, .8))]
     return dict(format='sdfast audit', version=1, before=dict(name='base'), measures=measures, results=results)
@@ -119,7 +119,7 @@ def test_policies(tmp_path):
     file = tmp_path/'gate.yaml'
     file.write_text('fail_if:\n  - source_probe < -2  # points\n  - class:walk.old_head < -5\n')
     assert [r.text for r in read_policy(file)] == ['source_probe < -2', 'class:walk.old_head < -5']
-    for text in ('', 'fail_if:\n', 'fail_if: []', '- probe < 1', 'fail_if: [probe < 1]\nother: 1', 'fail_if: probe < 1'):
+    for text in ('', 'fail_if:\n', 'fail_if: []', '- knn < 1', 'fail_if: [drift > 1]\nother: 1', 'fail_if: drift > 1'):
         file.write_text(text)
         with pytest.raises(InputError, match='must have a list of rules, fail_if'): read_policy(file)
     file.write_text('fail_if: [')

@@ -1,4 +1,4 @@
-"Audits of checkpoints on class folders and on videos without labels: files, folders, names of libraries, and what fails."
+"Audits of checkpoints on class folders and videos without labels: files, folders, names of libraries, mistakes."
 import copy
 
 import pytest
@@ -116,8 +116,8 @@ def test_folders_say_which_net_they_are_of(files, tmp_path, task):
 
 def test_a_folder_of_transformers(clips, tmp_path):
     transformers = pytest.importorskip('transformers')
-    config = transformers.VideoMAEConfig(num_frames=4, image_size=32, patch_size=16, hidden_size=32, num_hidden_layers=2,
-                                         num_attention_heads=2, intermediate_size=32, num_labels=3)
+    sizes = dict(image_size=32, patch_size=16, hidden_size=32, num_hidden_layers=2, intermediate_size=32)
+    config = transformers.VideoMAEConfig(num_frames=4, num_attention_heads=2, num_labels=3, **sizes)
     torch.manual_seed(0)
     net = transformers.VideoMAEForVideoClassification(config)
     net.save_pretrained(tmp_path/'base')
@@ -161,7 +161,8 @@ WRONG = {
 def test_what_it_refuses(case, files, task, tmp_path):
     changed, message = WRONG[case]
     torch.save(nn.Linear(3, 3).state_dict(), tmp_path/'other.pth')
-    given = dict(before=files[1], after=[files[2]], tasks=[task]) | {k:v for k, v in changed.items() if k in ('after', 'tasks')}
+    given = dict(before=files[1], after=[files[2]], tasks=[task])
+    given |= {k:v for k, v in changed.items() if k in given}
     given['after'] = [str(tmp_path/'other.pth') if a == 'OTHER' else a for a in given['after']]
     settings = dict(model='tiny', frames=4, size=32) | {k:v for k, v in changed.items() if k not in given}
     with pytest.raises(InputError, match=message) as e: audit_checkpoints(**given, settings=AuditSettings(**settings))
