@@ -85,15 +85,16 @@ def summary_table(
 )->Table: # A row for each fine-tuned encoder and task
     "The main measures of an audit"
     shown, names = [m for m in MAIN if m in content['measures']], short_names(content)
-    rows = []
+    tasks, rows = {r['task'] for r in content['results']}, []
     for r in content['results']:
         cells = [change_cell(r['measures'][m], content['measures'][m]) if m in r['measures'] else Cell('–')
                  for m in shown]
-        rows.append([names[r['after']], names[r['task']], *cells])
-    columns = [Column('checkpoint', False), Column('task', False),
-               *(Column(_heading(content['measures'][m]), main=m in NARROW) for m in shown)]
-    return Table(columns, rows, caption_of(content),
-                 title=f'What was forgotten since {names[content["before"]["name"]]}', headings=2)
+        rows.append([names[r['after']], *([names[r['task']]] if len(tasks) > 1 else []), *cells])
+    headings = [Column('checkpoint', False), Column('task', False)][:1 + (len(tasks) > 1)]
+    columns = [*headings, *(Column(_heading(content['measures'][m]), main=m in NARROW) for m in shown)]
+    on = '' if len(tasks) > 1 else f' on {names[tasks.pop()]}'
+    return Table(columns, rows, caption_of(content), headings=len(headings),
+                 title=f'What was forgotten since {names[content["before"]["name"]]}{on}')
 
 
 def caption_of(
