@@ -5,7 +5,8 @@
 
 BEFORE and AFTER are files or folders of weights, whose net --model names, or names with weights: hf:FOLDER,
 hf:OWNER/NAME, sdfast:FOLDER, torchvision:r2plus1d_18, timm:resnet18. Several checkpoints AFTER are compared with the
-same one BEFORE. A task is named as for sdfast compare; videos:FOLDER are all videos below a folder, without labels.
+same one BEFORE. A task is named as for sdfast compare (moving_digits is its source part); videos:FOLDER are all videos
+below a folder, without labels.
 
 The folder --out gets audit.html (a page to look at), audit.json (which sdfast gate reads), audit.csv, layers.csv and
 clips.csv. Intervals are by bootstrap over the test clips, or over groups of them where the task has groups."""

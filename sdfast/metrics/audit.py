@@ -72,7 +72,7 @@ def audit(
     level:float=.95, # Coverage of the intervals
     seed:int=0, # Of the bootstrap
     **kwargs, # For `Retention`: `clips` without labels, `head`, `layers`, `barrier_at`, `pretext` and others
-)->Audit:
+)->Audit: # Measures, classes, layers and clips
     """Compare two encoders on the clips of a task, with or without labels.
 
     Differences, distances, divergences and flips of an untouched encoder are exactly 0. Intervals are by bootstrap over

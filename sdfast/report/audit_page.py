@@ -33,6 +33,7 @@ __all__ = ['write_audit_page']
 
 N_STRIPS = 6  # clips that are shown of each kind
 N_CLASSES = 12  # classes that are shown before the others are unfolded
+MOST_LETTERS = 26  # of a layer's name in a plot
 N_LAYERS = 24  # layers in a plot; of more, the ones that moved most
 
 
@@ -42,7 +43,8 @@ def write_audit_page(
     "Write the page of an audit from its files alone"
     folder = Path(folder)
     content = read_audit(folder)
-    clips = pd.read_csv(folder/'clips.csv', keep_default_na=False) if (folder/'clips.csv').is_file() else pd.DataFrame()
+    names, file = dict.fromkeys(('after', 'task', 'path'), str), folder/'clips.csv'
+    clips = pd.read_csv(file, keep_default_na=False, dtype=names) if file.is_file() else pd.DataFrame()
     store.write(folder/'audit.html', audit_html(content, clips))
     return folder/'audit.html'
 
@@ -149,7 +151,7 @@ def draw_layers(
     names = [n for n in values if n in shown]
     at = np.arange(len(names))
     ax.barh(at, [values[n] for n in names], color='#0072B2', height=.7)
-    ax.set_yticks(at, names)
+    ax.set_yticks(at, [n if len(n) <= MOST_LETTERS else f'…{n[-MOST_LETTERS + 1:]}' for n in names])
     ax.invert_yaxis()
     ax.grid(axis='x', alpha=.3)
     ax.set_xlim(left=0)

@@ -102,8 +102,8 @@ def caption_of(
 )->str: # Sentences
     "How to read the numbers"
     level = content['settings']['level']
-    return (f'Accuracies after fine-tuning, and their change in points with {100*level:g} % intervals by bootstrap over '
-            'clips. CKA, drift, KL and neighbours kept compare the features before and after.')
+    return (f'Accuracies after fine-tuning, and their change in points with {100*level:g} % intervals by bootstrap '
+            'over clips. CKA, drift, KL and neighbours kept compare the features before and after.')
 
 
 def measure_table(

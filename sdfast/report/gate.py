@@ -95,8 +95,8 @@ def _text(x, digits): return '–' if x is None else f'{round(x, digits) + 0.:.{
 # ---- rules
 
 def parse_rule(
-    text:str, # See above
-)->Rule:
+    text:str, # Such as `class:walk.old_head < -5`
+)->Rule: # For `check_audit`
     "Read a rule. Raises `InputError` for anything else"
     match = RULE.fullmatch(text.strip()) if isinstance(text, str) else None
     what = match and WHAT.fullmatch(match['what'])
@@ -110,7 +110,7 @@ def parse_rule(
 
 def read_policy(
     path:str|Path, # YAML file with a list of rules, `fail_if`
-)->list[Rule]:
+)->list[Rule]: # For `check_audit`
     "Read the rules in a file. Raises `InputError` for a file that is not of this kind"
     import yaml
     try: content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))

@@ -42,7 +42,7 @@ def load_checkpoint(
     text:str, # A file or folder of weights, `hf:...`, `pretrained`, or another name or weight of `create_model`
     model:str='', # Net of files, see `create_model`; '': the name itself says it, as do folders with a config.json
     **kwargs, # For the model's constructor
-)->Checkpoint:
+)->Checkpoint: # With `name`, `model`, `encoder`, `id`, and a method `head`
     "Make an encoder with its weights. Raises `InputError` for weights that do not exist or are of another net"
     path = Path(text).expanduser()
     if not path.exists() and text not in IN_PLACE_OF_FILE:
