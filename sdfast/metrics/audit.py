@@ -14,7 +14,6 @@ from ..errors import InputError
 from ..models.labels import loader_vocab
 from ..stats import Difference
 from .columns import AUDIT_MEASURES
-from .features import MIN_CKA_CLIPS
 from .per_clip import answer_divergence, kept_neighbours, right_answers
 from .resample import (
     MOST_GRAM,
@@ -150,19 +149,26 @@ class _Comparison:
         statistics = self._statistics()
         for m, value in after.items():
             if m in changes or m not in before: continue
-            if m in statistics and value != before[m]: found = self.resamples.interval(value, statistics[m]())
-            else: found = _constant(value, self.resamples.groups)
+            has_spread = m in statistics and value != before[m]
+            found = statistics[m](value) if has_spread else _constant(value, self.resamples.groups)
             changes[m] = _compared(found, before[m])
         return {m:changes[m] for m in AUDIT_MEASURES if m in changes}
 
     def _statistics(self):
-        "Measure -> function that gives its statistic for `Resamples.interval`"
-        x, ref = self.clips['after'].x, self.clips['before'].x
-        found = dict(drift=lambda: drift_samples(x, ref), procrustes=lambda: procrustes_samples(x, ref))
-        if MIN_CKA_CLIPS <= len(x) <= MOST_GRAM: found['cka_unbiased'] = lambda: cka_samples(x, ref)
-        between = self.found['after'].between
-        if between: found['barrier'] = lambda: barrier_samples(_losses(between), list(between))
-        return found
+        "Measure -> function of its value that gives the interval"
+        x, ref, between = self.clips['after'].x, self.clips['before'].x, self.found['after'].between
+        def interval(value, samples, *args): return self.resamples.interval(value, samples(*args))
+        return dict(
+            drift=lambda value: interval(value, drift_samples, x, ref),
+            procrustes=lambda value: interval(value, procrustes_samples, x, ref),
+            cka_unbiased=lambda value: self._cka_interval(value, x, ref),
+            barrier=lambda value: interval(value, barrier_samples, _losses(between), list(between)))
+
+    def _cka_interval(self, value, x, ref):
+        "Of many clips that of an evenly spaced part, which is wider"
+        rows = torch.linspace(0, len(x) - 1, min(len(x), MOST_GRAM)).round().long()
+        resamples = Resamples([self.groups[i] for i in rows.tolist()], *self.settings)
+        return resamples.interval(value, cka_samples(x[rows], ref[rows]))
 
     # ---- clip by clip
 

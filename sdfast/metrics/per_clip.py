@@ -9,6 +9,7 @@ from .reading import ClipFeatures, Evidence
 __all__ = ['answer_divergence', 'kept_neighbours']
 
 NEIGHBOURS = 10  # of a clip, in another encoder's features
+ROWS = 1024  # clips whose similarities to all others are computed at once
 
 
 def right_answers(
@@ -70,5 +71,10 @@ def kept_neighbours(
 
 
 def _nearest(f, k):
-    f = normalize(f.double(), dim=1)
-    return (f @ f.T).fill_diagonal_(-2).topk(k).indices
+    f, near = normalize(f.double(), dim=1), []
+    for start in range(0, len(f), ROWS):
+        similar = f[start:start + ROWS] @ f.T
+        rows = torch.arange(len(similar))
+        similar[rows, start + rows] = -2  # a clip is no neighbour of its own
+        near.append(similar.topk(k).indices)
+    return torch.cat(near)

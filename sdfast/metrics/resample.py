@@ -14,7 +14,7 @@ from ..stats import Difference
 __all__ = ['Resamples']
 
 LEAST_KNOWN = .99  # share of the samples in which a statistic must have a value, as one without spread has none
-MOST_GRAM = 4000  # clips up to which the Gram matrices of CKA are made
+MOST_GRAM = 4000  # largest number of clips of which Gram matrices are made for CKA
 
 
 class Resamples:

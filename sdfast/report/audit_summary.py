@@ -7,7 +7,6 @@ from .table import Cell, Column, Table, count_of
 __all__ = ['summary_table']
 
 MAIN = 'source_acc', 'source_probe', 'source_knn', 'cka_unbiased', 'drift', 'kl', 'neighbours'
-NARROW = 'source_acc', 'source_probe', 'source_knn', 'drift'  # shown where the terminal is narrow
 OF_CLASS = 'source_acc', 'source_probe', 'source_knn', 'kl'
 
 
@@ -91,7 +90,7 @@ def summary_table(
                  for m in shown]
         rows.append([names[r['after']], *([names[r['task']]] if len(tasks) > 1 else []), *cells])
     headings = [Column('checkpoint', False), Column('task', False)][:1 + (len(tasks) > 1)]
-    columns = [*headings, *(Column(_heading(content['measures'][m]), main=m in NARROW) for m in shown)]
+    columns = [*headings, *(Column(_heading(content['measures'][m]), main=m in shown[:3]) for m in shown)]
     on = '' if len(tasks) > 1 else f' on {names[tasks.pop()]}'
     return Table(columns, rows, caption_of(content), headings=len(headings),
                  title=f'What was forgotten since {names[content["before"]["name"]]}{on}')

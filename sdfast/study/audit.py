@@ -95,7 +95,8 @@ def audit_checkpoints(
             say(f'{spec}: reading the videos')
             data = _videos(spec, base, settings) if spec.startswith(VIDEOS) else _task(spec, base, settings)
             say(f'{spec}: {before}')
-            retention, head = _retention(base, data, settings)
+            try: retention, head = _retention(base, data, settings)
+            except FloatingPointError as e: raise InputError(f'{before} on {spec}: {e}') from None
             of_task = _messages(caught)
         for checkpoint in tuned:
             say(f'{spec}: {checkpoint.name}')

@@ -1,5 +1,6 @@
 "Audits of two encoders in memory: zero for an untouched one, each number by hand, collapses that averages hide."
 import copy
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +11,14 @@ from scipy.stats import entropy
 from torch import nn
 
 from sdfast.errors import InputError
+from sdfast.metrics import per_clip
 from sdfast.metrics.audit import audit
 from sdfast.metrics.columns import AUDIT_MEASURES
 from sdfast.metrics.features import probe_head
 from sdfast.metrics.per_clip import answer_divergence, kept_neighbours
 from sdfast.metrics.retention import Retention
 
+audit_module = sys.modules['sdfast.metrics.audit']  # the package has a function of this name
 MEASURES = {'source_acc', 'source_acc_bn', 'source_probe', 'source_knn', 'r1', 'r5', 'r10', 'r20', 'r50',
             'cka_unbiased', 'procrustes', 'drift', 'weight_distance', 'barrier', 'kl', 'neighbours'}
 pytestmark = pytest.mark.filterwarnings('ignore:.*at chance')
@@ -161,6 +164,18 @@ def test_several_encoders_share_the_readings_of_the_first(trained, tuned):
     one, two = (audit(retention, tuned(net, by)) for by in (.1, .3))
     assert one.measures['drift'].after.mean < two.measures['drift'].after.mean
     assert two.measures['drift'] == audit(net, tuned(net, .3), train, test).measures['drift']
+
+
+def test_many_clips_are_measured_in_parts(trained, tuned, monkeypatch):
+    "Neighbours do not depend on the parts; the interval of CKA is that of fewer clips, and wider"
+    net, train, test = trained
+    whole = audit(net, tuned(net), train, test)
+    monkeypatch.setattr(per_clip, 'ROWS', 7)
+    monkeypatch.setattr(audit_module, 'MOST_GRAM', 20)
+    parts = audit(net, tuned(net), train, test)
+    assert parts.measures['neighbours'] == whole.measures['neighbours']
+    wide, narrow = (found.measures['cka_unbiased'].after for found in (parts, whole))
+    assert wide.mean == narrow.mean and wide.high - wide.low > narrow.high - narrow.low
 
 
 def test_class_names_are_those_of_the_loader(trained, tuned):

@@ -169,6 +169,18 @@ def test_what_it_refuses(case, files, task, tmp_path):
     assert '\n' not in str(e.value)
 
 
+@pytest.mark.parametrize('which', [0, 1])
+def test_features_that_are_not_finite(which, files, task, tmp_path):
+    net = copy.deepcopy(files[0])
+    with torch.no_grad():
+        for p in net.parameters(): p.mul_(1e30)
+    save_weights(net, tmp_path/'large.safetensors')
+    names = [files[1], files[2]]
+    names[which] = str(tmp_path/'large.safetensors')
+    with pytest.raises(InputError, match='large.safetensors on folder:.*the features are not finite'):
+        audit_checkpoints(names[0], names[1:], [task], SMALL)
+
+
 def test_names_of_libraries_load_published_weights(monkeypatch):
     "Only names that bring their weights themselves go without `pretrained`"
     seen = []
