@@ -27,6 +27,7 @@ __all__ = ['read_audit']
 
 FORMAT, VERSION = 'sdfast audit', 1
 KEYS = 'before', 'measures', 'results'
+OF_RESULT = 'after', 'task', 'clips', 'measures', 'classes'
 
 
 def read_audit(
@@ -43,5 +44,6 @@ def read_audit(
     if content.get('version') != VERSION:
         raise InputError(f'{path} has version {content.get("version")}, and this sdfast reads {VERSION}: audit again')
     missing = [k for k in KEYS if not content.get(k)]
+    if not missing: missing = [k for r in content['results'] for k in OF_RESULT if k not in r]
     if missing: raise InputError(f'{path} is incomplete, it has no {missing[0]}: audit again')
     return content

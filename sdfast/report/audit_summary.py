@@ -100,9 +100,10 @@ def caption_of(
     content:dict, # Of `audit.json`
 )->str: # Sentences
     "How to read the numbers"
-    level = content['settings']['level']
-    return (f'Accuracies after fine-tuning, and their change in points with {100*level:g} % intervals by bootstrap '
-            'over clips. CKA, drift, KL and neighbours kept compare the features before and after.')
+    intervals = f'{100*content["settings"]["level"]:g} % intervals by bootstrap over clips'
+    compared = 'CKA, drift, KL and neighbours kept compare the features before and after'
+    if all(m['compares'] for m in content['measures'].values()): return f'{compared}, with {intervals}.'
+    return f'Accuracies after fine-tuning, and their change in points with {intervals}. {compared}.'
 
 
 def measure_table(
@@ -141,9 +142,12 @@ def findings(
 )->list[dict]: # what, verdict and text of each
     "The main changes in sentences"
     found = []
-    for m in MAIN[:3]:
-        if m not in r['measures']: continue
+    for m in [m for m in MAIN if m in r['measures']][:3]:
         change = r['measures'][m]
+        if measures[m]['compares']:
+            text = f'{value_cell(change["after"], measures[m])}, {measures[m]["about"]}'
+            found.append(dict(what=measures[m]['title'], verdict='', text=text))
+            continue
         before, after = (value_cell(change[p], measures[m]).mean for p in ('before', 'after'))
         diff = value_cell(change['change'], measures[m], '+')
         found.append(dict(what=measures[m]['title'], verdict=verdict(change, measures[m]),

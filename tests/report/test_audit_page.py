@@ -72,6 +72,18 @@ def test_classes_that_lost_most_come_first(made):
     assert found['clips that flipped'] == '3 clips of 12 went from right to wrong, 2 from wrong to right (old head)'
 
 
+def test_what_is_said_without_labels(made):
+    content = made[1]
+    del content['results'][2]['measures']['source_acc'], content['results'][2]['measures']['source_probe']
+    found = findings(content['results'][2], content['measures'])
+    assert [f['what'] for f in found] == ['drift', 'KL', 'layers that moved most']
+    assert found[0]['text'].startswith('0.300 [0.200, 0.400], ')
+    del content['measures']['source_acc'], content['measures']['source_probe']
+    table = summary_table(content | dict(results=content['results'][2:]))
+    assert table.caption == ('CKA, drift, KL and neighbours kept compare the features before and after, with 95 % '
+                             'intervals by bootstrap over clips.')
+
+
 def test_all_measures(made):
     content = made[1]
     rows = {str(row[0]):row for row in measure_table(content['results'][0], content['measures']).rows}

@@ -164,7 +164,8 @@ def test_files_that_are_no_audits(audit, tmp_path):
     assert read_audit(file) == read_audit(tmp_path) == audit
     for content, message in (('{', 'is not JSON'), ('[]', 'is not an audit'), ('{"format": "x"}', 'is not an audit'),
                              (json.dumps(audit | dict(version=2)), 'has version 2, and this sdfast reads 1'),
-                             (json.dumps(audit | dict(results=[])), 'has no results')):
+                             (json.dumps(audit | dict(results=[])), 'has no results'),
+                             (json.dumps(audit | dict(results=[dict(after='a')])), 'has no task')):
         file.write_text(content)
         with pytest.raises(InputError, match=message): read_audit(file)
     with pytest.raises(InputError, match='does not exist: sdfast audit writes it'): read_audit(tmp_path/'x.json')
