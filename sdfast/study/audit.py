@@ -139,7 +139,10 @@ def _clip_shape(settings, encoder, digits):
 
 
 def _task(spec, base, settings):
-    task = create_task(spec, 'source')
+    try: task = create_task(spec, 'source')
+    except InputError as e:
+        if not spec.startswith('folder:'): raise
+        raise InputError(f'{e}; for videos without labels write {VIDEOS}FOLDER') from None
     if settings.videos: task = task.subset(settings.seed, test=settings.videos)
     frames, size = _clip_shape(settings, base.encoder, spec.startswith('moving_digits'))
     stats = model_stats(base.model, **parse_options(settings.model_args))

@@ -151,6 +151,7 @@ WRONG = {
     'no task': (dict(tasks=[]), 'at least one checkpoint after, and one task'),
     'other net': (dict(after=['OTHER']), 'not of this encoder|another net'),
     'no folder': (dict(tasks=['videos:/nowhere']), 'folder /nowhere does not exist'),
+    'no classes': (dict(tasks=['folder:FLAT']), 'no videos in class folders.*; for videos without labels write videos:'),
     'unknown task': (dict(tasks=['ucf:x']), "unknown task 'ucf:x'"),
     'bad option': (dict(model_args='width'), '--model-args must be name=value'),
     'no model': (dict(model=''), 'add --model'),
@@ -164,6 +165,9 @@ def test_what_it_refuses(case, files, task, tmp_path):
     given = dict(before=files[1], after=[files[2]], tasks=[task])
     given |= {k:v for k, v in changed.items() if k in given}
     given['after'] = [str(tmp_path/'other.pth') if a == 'OTHER' else a for a in given['after']]
+    (tmp_path/'flat').mkdir()
+    (tmp_path/'flat'/'a.mp4').write_bytes(b'')
+    given['tasks'] = [t.replace('FLAT', str(tmp_path/'flat')) for t in given['tasks']]
     settings = dict(model='tiny', frames=4, size=32) | {k:v for k, v in changed.items() if k not in given}
     with pytest.raises(InputError, match=message) as e: audit_checkpoints(**given, settings=AuditSettings(**settings))
     assert '\n' not in str(e.value)
