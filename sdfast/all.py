@@ -7,9 +7,15 @@ from .errors import InputError
 from .metrics import *
 from .models import *
 from .pretext import *
+from .report.audit_file import *
+from .report.audit_page import *
+from .report.audit_summary import *
+from .report.audit_tables import *
 from .report.chains import *
 from .report.figures import *
 from .report.film import *
+from .report.gate import *
+from .report.gate_output import *
 from .report.load import *
 from .report.page import *
 from .report.panels import *
@@ -32,7 +38,9 @@ from .runtime.resume import *
 from .stats import *
 from .strategies import *
 from .study.accuracies import *
+from .study.audit import *
 from .study.chain import *
+from .study.checkpoints import *
 from .study.choose import *
 from .study.compare import *
 from .study.compare_chains import *

@@ -14,6 +14,8 @@ COMMANDS = {
     'pretrain': 'pre-train an encoder without labels',
     'status': 'show the progress of a study, from another terminal',
     'report': 'write the page and the figures of finished studies again',
+    'audit': 'report what a fine-tuning forgot, from the checkpoints before and after it',
+    'gate': 'fail if an audit breaks rules, for continuous integration',
     'get-data': 'download UCF101 or HMDB51',
     'prepare': 'make small copies of videos, which decode several times faster',
     'about': 'print versions, devices and codecs, for a bug report',

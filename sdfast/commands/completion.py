@@ -40,7 +40,9 @@ def options_of(
     if command in ('compare', 'sequence'):
         return ['--config', '--help', '--help-all', *(o.flag for o in all_options(command).values() if o.given)]
     if command in ('about', 'completion'): return []
-    main = import_module(f'{__package__}.{command.replace("-", "_")}').main
+    module = import_module(f'{__package__}.{command.replace("-", "_")}')
+    if hasattr(module, 'make_parser'): return [f for f in module.make_parser()._option_string_actions if f[:2] == '--']
+    main = module.main
     optional = [p.name for p in signature(main).parameters.values() if p.default is not p.empty]
     return ['--help', *(f'--{name}' for name in optional)]
 

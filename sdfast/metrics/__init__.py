@@ -1,10 +1,13 @@
 "What an encoder kept."
 from inspect import ismodule as _ismodule
 
+from .audit import *
 from .columns import *
 from .continual import *
 from .curve import *
 from .features import *
+from .per_clip import *
+from .resample import *
 from .retention import *
 from .scores import *
 

@@ -4,7 +4,8 @@ Rows of runs, `RetentionScores`, tables, plots and the page read it. To add a me
 add a row to `MEASURES`."""
 from dataclasses import dataclass
 
-__all__ = ['Measure', 'MEASURES', 'COLUMNS', 'RETENTION_COLUMNS', 'REPORTED', 'TABLE_COLUMNS', 'measure_title']
+__all__ = ['Measure', 'MEASURES', 'AUDIT_MEASURES', 'COLUMNS', 'RETENTION_COLUMNS', 'REPORTED', 'TABLE_COLUMNS',
+           'measure_title']
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Measure:
     in_runs: bool = True  # a column of runs.csv; the others are in kept.json only
     in_table: bool = True  # shown in the main tables; the others are in table.csv and in the page's second table
     held_out: bool = False  # measured on the source's valid part, to choose strengths; not shown in any table
+    compares: bool = False  # compares an encoder with the untouched one, so that its value is a change already
     clips: str = 'source_clips'  # column of runs.csv with the number of clips that it is measured on; '' for none
 
     @property
@@ -58,14 +60,15 @@ MEASURES = _table(
             clips='other_clips'),
     # `cka` in the runs.csv of older studies is by the biased estimator: no report reads it
     Measure('cka_unbiased', 'CKA', "linear CKA (HSIC_1) with the untouched encoder's features; 1: unchanged, "
-            '0: unrelated'),
+            '0: unrelated', compares=True),
     Measure('procrustes', 'Procrustes distance', 'distance to them; 0: unchanged up to rotation and scale',
-            more_is_better=False, in_table=False),
-    Measure('drift', 'drift', 'relative distance to them; 0: unchanged', more_is_better=False),
+            more_is_better=False, in_table=False, compares=True),
+    Measure('drift', 'drift', 'relative distance to them; 0: unchanged', more_is_better=False,
+            compares=True),
     Measure('weight_distance', 'weight distance', 'relative distance of the weights; 0: unchanged',
-            more_is_better=False, in_table=False, clips=''),
+            more_is_better=False, in_table=False, compares=True, clips=''),
     Measure('barrier', 'barrier', "of the old head's loss between untouched and tuned weights; 0: same basin",
-            more_is_better=False),
+            more_is_better=False, compares=True),
     Measure('pretext', 'pretext loss', 'loss of the task on which the encoder was pre-trained without labels',
             more_is_better=False, in_runs=False, in_table=False, clips=''),
     Measure('valid_source_acc', 'source, old head, on valid', 'accuracy on a held-out part of the source', share=True,
@@ -73,6 +76,13 @@ MEASURES = _table(
     Measure('valid_source_probe', 'source, new probe, on valid', 'accuracy of a linear probe on that part', share=True,
             in_table=False, held_out=True, clips=''),
 )
+
+# what audits measure in addition
+AUDIT_MEASURES = MEASURES | _table(
+    Measure('kl', 'KL', "Kullback-Leibler divergence of the old head's answers from those on the untouched encoder; "
+            '0: unchanged', more_is_better=False, compares=True),
+    Measure('neighbours', 'neighbours kept', "share of a clip's 10 nearest clips in the untouched encoder's features "
+            'that are among its 10 nearest still', share=True, compares=True))
 
 # what `Retention` measures and runs.csv has
 RETENTION_COLUMNS = [c for c, m in MEASURES.items() if m.in_runs and not m.target]

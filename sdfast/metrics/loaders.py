@@ -65,3 +65,26 @@ def _compare(name:str, first:ClipFeatures, clips:torch.Tensor, y:torch.Tensor|No
     check_trace(name, first.trace[:n], clips)
     if y is None or first.y is None or torch.equal(y, first.y[:n]): return
     raise InputError(f'{name} gives the same clips other labels each time it is read: pass a loader with fixed labels')
+
+
+def spaced_sample(
+    dl:Iterable, # Of clips
+    traces:torch.Tensor, # By which its clips are recognised
+    n:int, # Number of videos; at least two are taken
+    size:int|None=None, # Largest size in bytes; if given, `n` counts each of several clips of a video
+    split:Callable|None=None, # Tells clips from labels, as for `split_batch`
+)->tuple[torch.Tensor, torch.Tensor]: # Indices and clips
+    "Read an evenly spaced sample of the clips of a loader"
+    def inputs(): return (split_batch(b, split, 'clips')[0] for b in dl)
+    if size is not None:
+        first = next(inputs())[0]
+        clips_each = len(first) if first.ndim == 5 else 1
+        n = min(max(2, n//clips_each), max(2, size//(first.numel()*first.element_size())))
+    rows = torch.linspace(0, len(traces) - 1, min(n, len(traces))).round().long().unique()
+    clips, start = [], 0
+    for x in inputs():
+        mine = rows[(rows >= start) & (rows < start + len(x))] - start
+        clips.append(x.as_subclass(torch.Tensor)[mine.to(x.device)].clone())
+        start += len(x)
+    check_trace('clips', traces[rows], trace(torch.cat(clips)))
+    return rows, torch.cat(clips)

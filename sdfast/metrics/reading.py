@@ -4,8 +4,9 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,15 @@ class ClipFeatures:
     def loss(self)->float:
         assert self.y is not None  # the loader has labels
         return cross_entropy(self.logits.double(), self.y).item()
+
+
+@dataclass
+class Evidence:
+    "What scores are computed from"
+    readings: dict  # name of a loader -> `ClipFeatures`
+    probe: Any = None  # the linear probe, fitted on the clips of `train_dl`
+    recomputed: ClipFeatures|None = None  # of `test_dl`, with recomputed batch-norm statistics
+    between: dict = field(default_factory=dict)  # place between both weights -> the same
 
 
 @torch.no_grad()

@@ -13,8 +13,7 @@ import torch
 from fastai.torch_core import get_model
 from torch import nn
 
-from ..data.batches import Batches, split_batch
-from ..data.order import check_trace, trace
+from ..data.batches import Batches
 from ..errors import InputError
 from ..models.features import LayerNotCalled, outputs_of
 from ..models.labels import loader_vocab
@@ -35,8 +34,8 @@ from .features import (
     retrieval,
     weight_distance,
 )
-from .loaders import FixedLoaders
-from .reading import OutputCache, fix_seed, preserve_rng
+from .loaders import FixedLoaders, spaced_sample
+from .reading import Evidence, OutputCache, fix_seed, preserve_rng
 from .scores import RetentionScores
 
 __all__ = ['Retention']
@@ -93,6 +92,7 @@ class Retention:
         self.weights = {k:p.detach().clone() for k, p in self.untouched.named_parameters()}
         self._samples: dict[tuple, tuple] = {}
         self.readings = self._read_untouched(cache, given=layers != 'blocks')
+        self.evidence = Evidence(self.readings)  # of the untouched encoder, complete once `reference` was read
         if self.clips is not None: warn_of_few_clips(self.readings['clips'])
         if self.head is not None and self.test_dl is not None:
             labels, test = self.readings['train_dl'].y, self.readings['test_dl']
@@ -113,7 +113,7 @@ class Retention:
     @cached_property
     def reference(self)->RetentionScores:
         "Scores of the untouched encoder"
-        with preserve_rng(): scores = self._score(self.untouched, self.readings)
+        with preserve_rng(): scores = self._score(self.untouched, self.evidence)
         if self.test_dl is not None:
             warn_of_chance('a new probe on the untouched encoder', scores.source_probe, self.readings['test_dl'],
                            'there is no knowledge of the source to forget')
@@ -124,9 +124,14 @@ class Retention:
 
         With adapters, which rename weights, measures of the weights are nan or missing. Raises `FloatingPointError`
         for features that are not finite."""
+        return self.measure(encoder)[0]
+
+    def measure(self, encoder:nn.Module)->tuple[RetentionScores, Evidence]:
+        "Measure an encoder as a call does; also returns what the scores were computed from"
         with preserve_rng():
             copy = self._copy(encoder)
-            return self._score(copy, self._read_all(copy))
+            found = Evidence(self._read_all(copy))
+            return self._score(copy, found), found
 
     def change(self, encoder:nn.Module)->dict[str, float]:
         """Scores of `encoder` minus those of the untouched one, named as in `RetentionScores.flat`.
@@ -171,24 +176,10 @@ class Retention:
     )->tuple[torch.Tensor, torch.Tensor]: # Indices, and the clips as a loader yields them; kept in memory
         "Take an evenly spaced sample of `clips`"
         if (n, size) not in self._samples:
-            with preserve_rng(): self._samples[n, size] = self._draw_sample(n, size)
+            assert self.clips is not None  # the caller knows
+            traces = self.readings['clips'].trace
+            with preserve_rng(): self._samples[n, size] = spaced_sample(self.clips, traces, n, size, self.split)
         return self._samples[n, size]
-
-    def _draw_sample(self, n, size):
-        def inputs(): return (split_batch(b, self.split, 'clips')[0] for b in self.clips)
-        if size is not None:
-            first = next(inputs())[0]
-            clips_each = len(first) if first.ndim == 5 else 1
-            n = min(max(2, n//clips_each), max(2, size//(first.numel()*first.element_size())))
-        total = len(self.readings['clips'].x)
-        rows = torch.linspace(0, total - 1, min(n, total)).round().long().unique()
-        clips, start = [], 0
-        for x in inputs():
-            mine = rows[(rows >= start) & (rows < start + len(x))] - start
-            clips.append(x.as_subclass(torch.Tensor)[mine.to(x.device)].clone())
-            start += len(x)
-        check_trace('clips', self.readings['clips'].trace[rows], trace(torch.cat(clips)))
-        return rows, torch.cat(clips)
 
     def _copy(self, encoder):
         encoder = get_model(encoder)
@@ -207,7 +198,7 @@ class Retention:
 
     def _read(self, encoder, name, outputs=outputs_of):
         "The outputs of an encoder for the clips of a loader"
-        head = self.head if name in ('test_dl', 'valid_dl') else None
+        head = self.head if name in ('test_dl', 'valid_dl', 'clips') else None
         layers = self.layers if name == ('test_dl' if self.clips is self.test_dl else 'clips') else ()
         return self.loaders.read(encoder, name, head, layers, outputs)
 
@@ -226,15 +217,15 @@ class Retention:
         if others: counts |= dict(other_clips=sum(others.values())) | others
         return counts if self.test_dl is None else counts | dict(source_chance=self.readings['test_dl'].chance)
 
-    def _score(self, encoder, readings):
-        values, layers, answers = {}, {}, None
+    def _score(self, encoder, found):
+        values, layers, answers, readings = {}, {}, None, found.readings
         others = {}
         for task in self.others:
             train, test = (readings[name] for name in _other_names(task))
             others[task] = linear_probe(train.x, train.y, test.x, test.y)
         if others: values['other_probe'] = float(np.mean(list(others.values())))
         if self.test_dl is not None:
-            values |= self._on_source(encoder, readings)
+            values |= self._on_source(encoder, found)
             if self.head is not None: answers = readings['test_dl'].logits.softmax(1)
         if self.clips is not None:
             features, layers = self.compare(readings['clips'].x, readings['clips'].layers, encoder)
@@ -245,17 +236,17 @@ class Retention:
             values['pretext'] = float(self.pretext(frozen_copy(encoder)))
         return RetentionScores(values, others, layers, self.about, answers)
 
-    def _on_source(self, encoder, readings):
+    def _on_source(self, encoder, found):
         "Measures on the labelled source clips"
-        train, test = readings['train_dl'], readings['test_dl']
-        probe = fit_probe(train.x, train.y)
+        train, test = found.readings['train_dl'], found.readings['test_dl']
+        found.probe = probe = fit_probe(train.x, train.y)
         values = dict(source_probe=probe_accuracy(probe, test.x, test.y),
                       source_knn=knn(train.x, train.y, test.x, test.y))
         for k, share in retrieval(train.x, train.y, test.x, test.y).items(): values[f'r{k}'] = share
-        if self.valid_dl is not None: values |= self._on_valid(probe, readings['valid_dl'])
+        if self.valid_dl is not None: values |= self._on_valid(probe, found.readings['valid_dl'])
         if self.head is not None:
             values['source_acc'] = test.accuracy()
-            if self.bn or self.barrier_at: values |= self._between_weights(encoder)
+            if self.bn or self.barrier_at: values |= self._between_weights(encoder, found)
         return values
 
     def _on_valid(self, probe, valid):
@@ -263,7 +254,7 @@ class Retention:
         if self.head is not None: values['valid_source_acc'] = valid.accuracy()
         return values
 
-    def _between_weights(self, encoder):
+    def _between_weights(self, encoder, found):
         "With recomputed batch-norm statistics: the old head's accuracy, and the barrier of its loss"
         start, point = self.untouched.state_dict(), frozen_copy(encoder)
         if start.keys() != point.state_dict().keys(): return {}  # adapters: there is no straight line
@@ -272,14 +263,15 @@ class Retention:
             point.load_state_dict(wise_ft(encoder, start, a))
             readings.append(self._with_recomputed_bn(point))
         values = {}
+        found.recomputed = readings[-1]
         if self.bn: values['source_acc_bn'] = readings[-1].accuracy()
         if self.barrier_at:
-            losses = [self._untouched_loss, *(r.loss() for r in readings)]
-            values['barrier'] = loss_barrier(losses, [0., *places])
+            found.between = dict(zip([0., *places], [self._untouched_reading, *readings]))
+            values['barrier'] = loss_barrier([r.loss() for r in found.between.values()], list(found.between))
         return values
 
     @cached_property
-    def _untouched_loss(self): return self._with_recomputed_bn(frozen_copy(self.untouched)).loss()
+    def _untouched_reading(self): return self._with_recomputed_bn(frozen_copy(self.untouched))
 
     def _with_recomputed_bn(self, encoder):
         "Recompute batch-norm statistics on about sixteen batches of train clips, then read the test clips"

@@ -7,6 +7,7 @@ from .clip_spec import *
 from .copies import *
 from .encoders import *
 from .features import *
+from .heads import *
 from .labels import *
 from .learner import *
 from .model_folder import *

@@ -3,6 +3,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from fastcore.foundation import CollBase
 
 from ..errors import InputError
 
@@ -44,7 +45,7 @@ def loader_vocab(
     while data is not None:
         for name in ('vocab', 'classes'):
             names: Any = getattr(data, name, None)
-            is_list = isinstance(names, Sequence) and not isinstance(names, str)
+            is_list = isinstance(names, Sequence|CollBase) and not isinstance(names, str)  # fastai's is no `Sequence`
             if is_list and len(names) and isinstance(names[0], str): return names
         data = getattr(data, 'dataset', None)
     return None

@@ -31,9 +31,10 @@ def number(
 def count_of(
     n:int, # How many
     noun:str, # Of what, in the singular
+    plural:str='', # By default with an s
 )->str: # Such as '1 seed' or '6 seeds'
     "Write a number of things"
-    return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
+    return f'{n} {noun}' if n == 1 else f'{n} {plural or f"{noun}s"}'
 
 
 def capitalised(

@@ -3,6 +3,7 @@ from types import SimpleNamespace as NS
 
 import pytest
 import torch
+from fastai.data.transforms import CategoryMap
 from fastai.torch_core import TensorCategory
 
 from sdfast.errors import InputError
@@ -38,6 +39,7 @@ def test_other_targets_are_refused(y, why):
 
 def test_vocabularies_of_loaders():
     assert loader_vocab(NS(vocab=['a', 'b'])) == ['a', 'b']
+    assert list(loader_vocab(NS(vocab=CategoryMap(['a', 'b'])))) == ['a', 'b']  # fastai's
     assert loader_vocab(NS(dataset=NS(classes=['a', 'b']))) == ['a', 'b']  # torchvision's data sets
     assert loader_vocab(NS(dataset=NS(dataset=NS(classes=('a', 'b'))))) == ('a', 'b')  # a Subset of one
     for other in ([], NS(), NS(vocab=None), NS(vocab='ab'), NS(dataset=[(1, 2)]), NS(vocab=[1, 2])):

@@ -6,9 +6,13 @@ import time
 import pandas as pd
 import pytest
 from browsers import check_accessibility, show, start_browser
+from helpers import numbered
+from made_audit import make_audit
 from made_study import CLASSES, EVIL
 from processes import wait_for
 
+from sdfast.data.digits import write_video
+from sdfast.report.audit_page import write_audit_page
 from sdfast.report.load import load_results
 from sdfast.report.summary import summary
 from sdfast.report.tables import strategy_table
@@ -212,3 +216,21 @@ def test_screen_readers_and_keyboards(browser, page):
     for role, title in plots:
         assert role == 'img'
         assert len(title) > 40
+
+
+@pytest.mark.parametrize('width', [390, 1400])
+def test_the_page_of_an_audit(browser, tmp_path, width):
+    videos = [tmp_path/f'{i}.mp4' for i in range(5)]
+    for file in videos: write_video(file, numbered(8))
+    make_audit(tmp_path/'audit', videos)
+    show(browser, write_audit_page(tmp_path/'audit'), width)
+    browser.execute_script(OPEN_DETAILS + 'window.scrollTo(0, 1e6)')
+    assert browser.get_log('browser') == []
+    assert requested(browser) == ([], [])
+    assert browser.title != 'owned'
+    assert browser.execute_script('return document.documentElement.scrollWidth') <= width
+    assert browser.execute_script(TOO_WIDE) == []
+    assert browser.execute_script(CUT_TEXT) == []
+    n_passed, violations = check_accessibility(browser)
+    assert n_passed > 15
+    assert violations == []

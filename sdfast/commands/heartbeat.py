@@ -1,0 +1,46 @@
+"A line of output at least every two seconds, also while a library works. It imports nothing that takes time."
+import sys
+import threading
+import time
+
+__all__ = ['Heartbeat']
+
+
+class Heartbeat:
+    "Context that prints what is being done, and while nothing new begins, for how long it has been: `beat.say('...')`"
+    def __init__(self,
+        every:float=2., # Seconds without other output after which a line is printed
+    ):
+        self.every, self.what = every, ''
+        self.started = self._printed = time.monotonic()
+        self._ended, self._lock = threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._terminal = sys.stdout.isatty()
+
+    def __enter__(self)->'Heartbeat':
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._ended.set()
+        self._thread.join()
+        if self._terminal: self._print('', end='')
+
+    def say(self,
+        what:str, # What begins now
+    )->None:
+        "Print what begins now"
+        with self._lock: self.what, self.started = what, time.monotonic()
+        self._print(what)
+
+    def _beat(self):
+        while not self._ended.wait(self.every/10):
+            now = time.monotonic()
+            with self._lock: what, seconds = self.what, now - self.started
+            if not what or now - self._printed < .8*self.every: continue
+            self._print(f'{what} ({seconds:.0f} s)', end='' if self._terminal else '\n')
+
+    def _print(self, text, end='\n'):
+        "On a terminal, the line of the last beat is written over"
+        self._printed = time.monotonic()
+        print(f'\r\x1b[2K{text}' if self._terminal else text, end=end, flush=True)
