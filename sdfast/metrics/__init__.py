@@ -5,6 +5,7 @@ from .columns import *
 from .continual import *
 from .curve import *
 from .features import *
+from .kept import *
 from .retention import *
 from .scores import *
 

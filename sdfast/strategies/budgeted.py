@@ -3,13 +3,14 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
+from copy import copy
 from functools import partial, wraps
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from fastai.torch_core import get_random_states, set_random_states
+from fastai.torch_core import get_random_states, num_distrib, set_random_states
 
 from ..errors import InputError
 from ..models.surgery import frozen_copy
@@ -56,6 +57,7 @@ class Budgeted(_Strategy):
     kept_history: Any = ()  # a dict for each measurement of a fit: `step`, `lam`, `kept`, `aim`
     _limits: tuple[float, float]|None = None  # of λ, from the first one
     _made_steps = 0  # optimizer steps of this fit
+    _begun = 0  # those before this epoch
     _low = 0  # measurements below the floor in a row, with the largest λ
     _budgetattrs = ('retain', 'budget', 'kept_history', '_limits')  # for `_stateattrs`: not exported
 
@@ -77,7 +79,8 @@ class Budgeted(_Strategy):
 
     def set_budget(self, retain:float|Budget)->None:
         "Adapt the strength while training; called by the constructor"
-        self.retain, self.budget = retain, retain if isinstance(retain, Budget) else Budget(retain)
+        self.retain, self.budget = retain, copy(retain) if isinstance(retain, Budget) else Budget(retain)
+        if self.budget.kept is None: self.budget.kept = KeptByDrift()
         if not self.strength() > 0:
             raise InputError(f'{type(self).__name__}(retain=...) multiplies its strength: start with one above 0, '
                              f'not {self.strength():g}')
@@ -88,10 +91,14 @@ class Budgeted(_Strategy):
         "Start to measure, before the first epoch of a fit"
         if self.budget is None or self.loop.trial: return
         if self.loop.epoch == 0: self._made_steps, self._low, self.kept_history = 0, 0, []
+        self._begun = self._made_steps
         if self._limits is None: self._limits = self._find_limits()
-        if self.budget.kept is None: self.budget.kept = KeptByDrift()
         begin = getattr(self.budget.kept, 'begin', None)
         if begin is not None: begin(self)
+
+    def forget(self)->None:
+        if self.budget is not None and hasattr(self.budget.kept, 'forget'): self.budget.kept.forget()
+        super().forget()
 
     def _find_limits(self):
         budget, lam = self.budget, self.strength()
@@ -101,17 +108,21 @@ class Budgeted(_Strategy):
 
     def _every(self):
         "Optimizer steps between two measurements"
-        loop = self.loop
         if self.budget.every is not None: return self.budget.every
-        if not (loop.epochs and loop.clips and loop.batch_size): return EVERY
-        return max(1, round(loop.epochs*loop.clips/loop.batch_size/MEASUREMENTS))
+        in_epoch, epochs = self._steps_in_epoch(), self.loop.epochs
+        return max(1, round(epochs*in_epoch/MEASUREMENTS)) if in_epoch and epochs else EVERY
+
+    def _steps_in_epoch(self):
+        "Their number, about, if it is known"
+        loop = self.loop
+        return math.ceil(loop.clips/loop.batch_size/max(1, num_distrib())) if loop.clips and loop.batch_size else None
 
     def _done(self):
         "The share of the fit that is over, `None` if it is not known"
-        loop = self.loop
-        if not loop.epochs: return None
-        if not (loop.clips and loop.batch_size): return (loop.epoch + 1)/loop.epochs
-        return min(1., self._made_steps/(loop.epochs*math.ceil(loop.clips/loop.batch_size)))
+        epochs, in_epoch = self.loop.epochs, self._steps_in_epoch()
+        if not epochs: return None
+        part = (self._made_steps - self._begun)/in_epoch if in_epoch else 1.
+        return min(1., (self.loop.epoch + min(1., part))/epochs)
 
     def after_step(self):
         super().after_step()
@@ -158,6 +169,14 @@ class Budgeted(_Strategy):
         if not self.kept_history or self.kept_history[-1]['step'] < self._made_steps: self.measure_kept()
 
     # ---- what is logged and saved
+
+    def epoch_state(self)->dict:
+        state = super().epoch_state()
+        return state if self.budget is None else state | dict(begun=self._begun)
+
+    def load_epoch_state(self, state:dict)->None:
+        super().load_epoch_state(state)
+        self._begun = state.get('begun', 0)
 
     def columns(self)->dict[str, Callable]:
         columns = super().columns()
