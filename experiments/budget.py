@@ -5,7 +5,7 @@
 
 Self-distillation and L2-SP with `retain=.98` adapt λ while they train, by the old head with recomputed batch-norm
 statistics on the source's valid part. Self-distillation with fixed λ is the path that they are compared with. What
-decides, set before these seeds ran (rate and number of measurements were chosen on seeds 100 to 102):
+decides, set before these seeds ran (rate and number of measurements were chosen on seeds 100 and 101):
 
 1. on the source's test part, which no budget sees, at least 9 of 10 seeds keep the floor less 1 point or more;
 2. target accuracy is not distinguishable from that of the best λ of the path whose mean keeps as much;

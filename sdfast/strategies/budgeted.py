@@ -22,6 +22,8 @@ else: _Strategy = object
 
 __all__ = ['Budgeted']
 
+COLLAPSE = .25  # share lost beyond the floor, after λ grew, that is a collapse
+
 
 def _takes_retain(init):
     "`__init__` with the argument `retain`, which every class with a strength has"
@@ -58,6 +60,7 @@ class Budgeted(_Strategy):
     _limits: tuple[float, float]|None = None  # of λ, from the first one
     _made_steps = 0  # optimizer steps of this fit
     _begun = 0  # those before this epoch
+    _good_lam: float|None = None  # the last λ with which the floor was held, or nearly so
     _low = 0  # measurements below the floor in a row, with the largest λ
     _budgetattrs = ('retain', 'budget', 'kept_history', '_limits')  # for `_stateattrs`: not exported
 
@@ -90,7 +93,7 @@ class Budgeted(_Strategy):
     def begin_budget(self)->None:
         "Start to measure, before the first epoch of a fit"
         if self.budget is None or self.loop.trial: return
-        if self.loop.epoch == 0: self._made_steps, self._low, self.kept_history = 0, 0, []
+        if self.loop.epoch == 0: self._made_steps, self._low, self._good_lam, self.kept_history = 0, 0, None, []
         self._begun = self._made_steps
         if self._limits is None: self._limits = self._find_limits()
         begin = getattr(self.budget.kept, 'begin', None)
@@ -130,7 +133,8 @@ class Budgeted(_Strategy):
         self._made_steps += 1
         if self._made_steps % self._every(): return
         done, kept = self._done(), self.measure_kept()
-        self.set_strength(self.budget.next_lam(self.strength(), kept, done, *self._limits))
+        if not self._recover(kept):
+            self.set_strength(self.budget.next_lam(self.strength(), kept, done, *self._limits))
         self._say_if_not_held(kept)
 
     def measure_kept(self)->float:
@@ -141,8 +145,9 @@ class Budgeted(_Strategy):
         finally: set_random_states(**states)
         kept = self._mean_over_processes(kept)
         if not math.isfinite(kept):
-            raise InputError(f'{type(self).__name__}: what is kept was measured as {kept}: training has diverged, or '
-                             'the function kept= of the Budget does not return a share')
+            raise FloatingPointError(f'{type(self).__name__}: what is kept was measured as {kept} with lam '
+                                     f'{self.strength():g}: training has diverged; start with a smaller lam, or set '
+                                     'highest of the Budget')
         now = dict(step=self._made_steps, lam=self.strength(), kept=kept, aim=self.budget.aim(self._done()))
         self.kept_history = [*self.kept_history, now]
         return kept
@@ -152,6 +157,19 @@ class Budgeted(_Strategy):
         total = torch.tensor(kept, dtype=torch.float64, device=next(self.module().parameters()).device)
         dist.all_reduce(total)
         return total.item()/dist.get_world_size()
+
+    def _recover(self, kept):
+        "Whether training has collapsed since λ grew; it then goes back to where it was before, which becomes the largest"
+        budget, lam = self.budget, self.strength()
+        collapsed = kept < budget.retain - max(COLLAPSE, 5*(1 - budget.retain))
+        if not collapsed and kept >= budget.retain - 2*(1 - budget.retain): self._good_lam = lam
+        if not collapsed or self._good_lam is None or lam <= 1.2*self._good_lam: return False
+        warnings.warn(f'{type(self).__name__} collapses with lam {lam:g}: {100*kept:.1f} % of what the encoder knew is '
+                      f'left at step {self._made_steps}; lam goes back to {self._good_lam:g} and stays at or below it; '
+                      'what is lost may not come back')
+        self.set_strength(self._good_lam)
+        self._limits = min(self._limits[0], self._good_lam), self._good_lam
+        return True
 
     def _say_if_not_held(self, kept):
         budget = self.budget
@@ -192,7 +210,7 @@ class Budgeted(_Strategy):
         if self.budget is None: return state
         kept = getattr(self.budget.kept, 'state_dict', dict)()
         return state | dict(budget=dict(lam=self.strength(), limits=self._limits, steps=self._made_steps, low=self._low,
-                                        history=list(self.kept_history), kept=kept))
+                                        good=self._good_lam, history=list(self.kept_history), kept=kept))
 
     def load_state_dict(self, state:dict)->None:
         super().load_state_dict(state)
@@ -200,5 +218,6 @@ class Budgeted(_Strategy):
         saved = state['budget']
         self.set_strength(saved['lam'])
         self._limits = saved['limits'] and tuple(saved['limits'])
-        self._made_steps, self._low, self.kept_history = saved['steps'], saved['low'], saved['history']
+        self._made_steps, self._low, self._good_lam = saved['steps'], saved['low'], saved['good']
+        self.kept_history = saved['history']
         if saved['kept']: self.budget.kept.load_state_dict(saved['kept'])

@@ -20,17 +20,14 @@ from sdfast.strategies import (
     Budget,
     FeaturePenalty,
     FixedTeacher,
-    KeptByDrift,
     LayerDecay,
     LowerLR,
     SelfDistill,
     StochNorm,
     WiSEFT,
-    drift_curve,
 )
 
 ADAPTIVE = [n for n, s in STRATEGIES.items() if s.lams and n != 'lp_ft']
-CURVE = [(0., 1.), (1., .5)]  # so that no warning is expected
 
 
 def moved(net):
@@ -67,7 +64,7 @@ def test_lam_is_that_of_a_controller_by_hand():
     assert [h['kept'] for h in cb.kept_history] == shares
     want = by_hand(shares, 2., .95, .4, .25, 12, .002, 7.)
     assert [h['lam'] for h in cb.kept_history] == pytest.approx(want, rel=1e-9)
-    assert max(want) == 7.
+    assert max(h['lam'] for h in cb.kept_history) == 7.
     assert [h['aim'] for h in cb.kept_history][-1] == .95
 
 
@@ -76,12 +73,12 @@ def test_it_finds_the_strength_of_a_model_with_a_closed_form(start):
     "A weight w with loss (w - 1)^2/2 + lam/2 w^2 is 1/(1 + lam); of what is measured, 1 - w^2, .96 is left at lam 4"
     net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Identity())
     nn.init.zeros_(net[0].weight)
-    budget = Budget(.96, lambda encoder: 1 - encoder.weight.item()**2, every=20, rate=.3, early=1., highest=100.)
-    cb, opt, x = L2SP(start, retain=budget), torch.optim.SGD(net.parameters(), lr=.01), torch.ones(1, 1)
-    cb.attach(net, opt, epochs=40)
-    for _ in range(40):
+    budget = Budget(.96, lambda encoder: 1 - encoder.weight.item()**2, every=10, rate=.3, early=1., highest=100.)
+    cb, opt, x = L2SP(start, retain=budget), torch.optim.SGD(net.parameters(), lr=.02), torch.ones(1, 1)
+    cb.attach(net, opt, epochs=10)
+    for _ in range(10):
         cb.start_epoch()
-        for _ in range(50):
+        for _ in range(60):
             loss = (net(x) - 1).square().sum()/2 + cb.loss()
             loss.backward()
             opt.step()
@@ -119,8 +116,8 @@ def test_a_measure_may_draw_numbers_and_change_its_encoder():
 def test_a_higher_floor_keeps_more():
     def fit(retain):
         net = model()
-        cb = FixedTeacher(retain=Budget(retain, moved(net), every=1, highest=1000.))
-        learner(cb, net=net).fit(4)
+        cb = FixedTeacher(retain=Budget(retain, moved(net), every=1, highest=100.))
+        learner(cb, net=net, lr=.01).fit(4)
         return cb
     low, high = fit(.9), fit(.97)
     assert high.kept_history[-1]['kept'] > low.kept_history[-1]['kept']
@@ -163,7 +160,7 @@ def test_a_budget_in_a_loop_of_ones_own_is_that_in_fastai(name):
     other, = strategy(start)
     plainly(start, [other])
     assert [h['step'] for h in other.kept_history] == [h['step'] for h in cb.kept_history]
-    for h, g in zip(other.kept_history, cb.kept_history): assert h == pytest.approx(g, rel=1e-4)
+    for h, g in zip(other.kept_history, cb.kept_history): assert h == pytest.approx(g, rel=.02)
     assert set(other.columns()) >= {f'{other.name}_lam', f'{other.name}_kept'}
 
 
@@ -172,8 +169,8 @@ def test_stochastic_normalisation_uses_the_new_probability_at_once():
     net, seen = model(), []
     net[0].bn.register_forward_pre_hook(lambda m, x: seen.append(getattr(type(m), 'p', None)))
     learner(cb, net=net).fit(1)
-    assert [p for p in seen if p][:3] == pytest.approx([.8, .8/math.exp(math.log(2)*.55), .8/math.exp(math.log(2)*1.1*.55)], rel=.2)
-    assert len({p for p in seen if p}) > 3
+    steps = [p for p in seen if p][:3]
+    assert steps == pytest.approx([.8, .8*2**-(.5 + .5/6), .8*2**-(.5 + .5/6)*2**-(.5 + .5*2/6)])
 
 
 def test_strengths_with_a_largest_value_stay_there():
@@ -213,97 +210,6 @@ def test_a_penalty_of_ones_own_takes_a_budget_too():
     assert cb.lam < 1.
 
 
-# ---- saved, exported, stopped
-
-class Stop(Exception): pass
-
-
-def fits(folder, cls, stop_at=None, epochs=4, clips=None):
-    net = model(dropout=.3)
-    kept = KeptByDrift(CURVE, clips) if clips else moved(net)
-    cb = cls(retain=Budget(.95, kept, every=2))
-    learn = learner([cb, Resume(folder)], net=net)
-    if stop_at is not None:
-        from fastai.callback.core import Callback
-        class Die(Callback):
-            order = 20
-            def after_step(self):
-                if (self.epoch, self.iter) == (stop_at, 3): raise Stop
-        learn.add_cb(Die())
-        with pytest.raises(Stop): learn.fit(epochs)
-    else: learn.fit(epochs)
-    return learn, cb
-
-
-@pytest.mark.parametrize('cls,clips', [(SelfDistill, None), (L2SP, 16), (LowerLR, None), (StochNorm, None)])
-def test_an_interrupted_fit_ends_bit_for_bit_as_a_whole_one(cls, clips, tmp_path):
-    whole, cb = fits(tmp_path/'a', cls, clips=clips)
-    fits(tmp_path/'b', cls, stop_at=2, clips=clips)
-    learn, resumed = fits(tmp_path/'b', cls, clips=clips)
-    assert same(state(whole.model), state(learn.model))
-    assert resumed.kept_history == cb.kept_history
-    assert resumed.strength() == cb.strength()
-
-
-def test_a_second_fit_starts_anew_and_another_model_is_another_reference():
-    net = model()
-    cb = FixedTeacher(retain=Budget(.95, KeptByDrift(CURVE, 16), every=1))
-    learn = learner(cb, net=net)
-    learn.fit(2)
-    first = cb.kept_history
-    learn.fit(1)
-    assert len(cb.kept_history) < len(first)
-    assert cb.kept_history[0]['step'] == 1
-    other = learner(net=model(3))
-    other.fit(1, cbs=cb)
-    assert cb.kept_history[0]['kept'] > .8  # measured from the other model's start
-
-
-def test_an_exported_learner_has_no_clips(tmp_path):
-    learn = learner(SelfDistill(retain=Budget(.95, moved(model()), every=1)))
-    learn.fit(1)
-    again = pickle.loads(pickle.dumps(learn.self_distill))
-    assert again.budget is None
-    assert again.retain is None
-
-
-# ---- without source clips
-
-def test_drift_is_that_of_the_training_clips():
-    net, dls = model(), data()
-    start = copy.deepcopy(net[0]).eval()
-    cb = SelfDistill(retain=Budget(.95, KeptByDrift(CURVE, 1000), every=100))
-    learn = learner(cb, net=net, dls=dls)
-    learn.fit(2)
-    with torch.no_grad():
-        x = torch.cat([x for x, _ in dls.train])
-        old, new = start(x), copy.deepcopy(learn.model[0]).eval()(x)
-    drift = ((new - old).norm()/old.norm()).item()
-    assert cb.kept_history[-1]['kept'] == pytest.approx(max(0., 1 - drift/2), rel=1e-4)
-
-
-def test_the_curve_is_interpolated_and_continued():
-    kept = KeptByDrift([(0, 1), (.5, .9), (1, .5)])
-    assert [kept.share(d) for d in (0, .25, .5, .75, 1, 1.25, 9)] == pytest.approx([1, .95, .9, .7, .5, .3, 0])
-
-
-def test_a_curve_is_fitted_to_measured_runs():
-    torch.manual_seed(0)
-    drifts = torch.rand(200).tolist()
-    kept = [1 - .4*d + .02*torch.randn(()).item() for d in drifts]
-    curve = drift_curve(drifts, kept)
-    assert curve[0] == (0., 1.)
-    for d, k in curve: assert k == pytest.approx(1 - .4*d, abs=.03)
-    KeptByDrift(curve)
-
-
-def test_a_share_without_a_measure_warns_once_that_it_is_a_guess():
-    with pytest.warns(UserWarning) as caught: learner(SelfDistill(retain=.9)).fit(1)
-    said = [str(w.message) for w in caught if 'guess' in str(w.message)]
-    assert len(said) == 1
-    assert '\n' not in said[0]
-
-
 # ---- what it says
 
 def test_a_floor_that_cannot_be_held_is_said_once():
@@ -311,6 +217,16 @@ def test_a_floor_that_cannot_be_held_is_said_once():
     said = [str(w.message) for w in caught if 'cannot hold' in str(w.message)]
     assert len(said) == 1
     assert 'SelfDistill cannot hold its floor: 70.0 % of what the encoder knew is left at step' in said[0]
+
+
+def test_a_collapse_is_said_and_lam_goes_back():
+    shares = iter([.95, .85, .85, .2, .2, .3, *[.3]*20])
+    cb = SelfDistill(1., retain=Budget(.9, lambda e: next(shares), every=1, highest=50.))
+    with pytest.warns(UserWarning, match='collapses with lam') as caught: learner(cb).fit(2)
+    lams = [h['lam'] for h in cb.kept_history]
+    assert len([w for w in caught if 'collapses' in str(w.message)]) == 1
+    assert max(lams) == lams[3] > 2*lams[1]
+    assert set(lams[4:]) == {lams[2]}  # the last with which the floor was nearly held
 
 
 BAD = [
@@ -326,9 +242,6 @@ BAD = [
     (lambda: Budget(.9, early=1.5), 'early of a Budget must be a number of at least 0 and at most 1'),
     (lambda: Budget(.9, lowest=0.), 'lowest of a Budget is a λ above 0'),
     (lambda: Budget(.9, lowest=2., highest=1.), 'lowest of a Budget, 2, is above highest, 1'),
-    (lambda: KeptByDrift([(0, 1)]), 'the curve of KeptByDrift needs pairs'),
-    (lambda: KeptByDrift([(0, .5), (1, .9)]), 'whose share falls'),
-    (lambda: KeptByDrift(clips=1), 'clips of KeptByDrift'),
 ]
 
 
@@ -344,15 +257,8 @@ def test_strategies_that_cannot_adapt_take_no_budget():
 
 
 def test_a_measure_that_is_not_a_number_stops_training():
-    with pytest.raises(InputError, match='measured as nan'):
+    with pytest.raises(FloatingPointError, match='measured as nan'):
         learner(SelfDistill(retain=Budget(.9, lambda e: math.nan, every=1))).fit(1)
-
-
-def test_a_loop_without_its_data_is_told_what_to_do():
-    net = model()
-    cb = SelfDistill(retain=Budget(.9, KeptByDrift(CURVE)))
-    cb.attach(net, sgd(net))
-    with pytest.raises(InputError, match='attach.model, batches=LOADER'): cb.start_epoch()
 
 
 def test_the_first_strength_of_each_penalty_is_one_of_the_registrys_strong_ones():
@@ -360,4 +266,3 @@ def test_the_first_strength_of_each_penalty_is_one_of_the_registrys_strong_ones(
         cb, = make(name, STRATEGIES[name].lams[-1], model())
         if name in ('ldifs', 'co_tuning'): continue  # the same class as another, and a default of its own
         assert STRATEGIES[name].lams[0] <= type(cb).first_lam <= 1.3*STRATEGIES[name].lams[-1] or name == 'r3f', name
-    assert len(list(loader())) == 6
