@@ -61,9 +61,9 @@ class WiSEFT(Budgeted, Anchored, Resumable, Recipe):
 
     Its batch-norm statistics are recomputed from the train loader. The head does not change. The recorder's numbers are
     those before the interpolation. With `retain` the largest alpha that keeps so much is taken, found by bisection
-    after the fit, and `alpha` is not used. Does nothing after `lr_find` or if the fit was interrupted in the middle of an epoch
-    (early stopping is not an interruption). Raises `ValueError` if it is too late to take the weights before training,
-    see `Anchored`."""
+    after the fit, and `alpha` is not used. Does nothing after `lr_find` or if the fit was interrupted in the middle of
+    an epoch (early stopping is not an interruption). Raises `ValueError` if it is too late to take the weights before
+    training, see `Anchored`."""
     name, order = 'wise_ft', 80  # after SaveModelCallback, which loads the best epoch
     _start: dict|None = None  # the encoder's state before training
     _whole = False  # whether the last epoch trained to its end

@@ -54,7 +54,8 @@ class Penalty(ShowArguments, Budgeted, Resumable, Columns, Driver):
     _versions: Versions|None = None  # of the inputs of the current batch, for `unchanged_inputs`
     _sum: torch.Tensor|None = None  # sum of this epoch's terms
     _count = 0  # their number
-    _stateattrs: tuple[str, ...] = Driver._stateattrs + Budgeted._budgetattrs + ('_sum', '_kind', '_versions', '_columns', 'pull')
+    _stateattrs: tuple[str, ...] = Driver._stateattrs + Budgeted._budgetattrs + (
+        '_sum', '_kind', '_versions', '_columns', 'pull')
     _argument_attrs = dict(encoder='protected')
 
     def __init__(self,

@@ -8,6 +8,7 @@ strategies (GECO, Rezende & Viola, Taming VAEs, 2018). Other work with the same 
 import math
 from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
 from ..errors import InputError
 from ..runtime.arguments import ShowArguments
@@ -43,8 +44,12 @@ class Budget(ShowArguments):
         if kept is not None and not callable(kept):
             raise InputError('kept must be a function of the encoder that returns the share that is left, such as '
                              f'KeptAccuracy(model, loader), not {type(kept).__name__}')
-        self.retain, self.kept, self.every, self.rate, self.early = float(retain), kept, every, rate, early
-        self.lowest, self.highest, self.patience = lowest, highest, patience
+        self.retain: float = float(retain)
+        self.kept: Any = kept
+        self.every, self.patience = every, patience
+        self.rate: float = rate
+        self.early: float = early
+        self.lowest, self.highest = lowest, highest
         self._check()
 
     def _check(self):
@@ -53,11 +58,10 @@ class Budget(ShowArguments):
             if value is None and name == 'every': continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f'{name} of a Budget must be a whole number of at least 1, not {value!r}')
-        for name, top in (('rate', math.inf), ('early', 1)):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 <= value <= top or value == math.inf:
-                raise InputError(f'{name} of a Budget must be a number of at least 0{f" and at most {top}" if top == 1 else ""}'
-                                 f', not {value!r}')
+        if not isinstance(self.rate, Real) or not 0 <= self.rate < math.inf:
+            raise InputError(f'rate of a Budget must be a number of at least 0, not {self.rate!r}')
+        if not isinstance(self.early, Real) or not 0 <= self.early <= 1:
+            raise InputError(f'early of a Budget must be a share from 0 to 1, not {self.early!r}')
         for name in ('lowest', 'highest'):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, Real) or not 0 < value < math.inf):

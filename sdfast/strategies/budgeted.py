@@ -17,7 +17,8 @@ from ..models.surgery import frozen_copy
 from .budget import EVERY, MEASUREMENTS, Budget
 from .drift_kept import KeptByDrift
 
-if TYPE_CHECKING: from .core import BaseStrategy as _Strategy
+if TYPE_CHECKING:
+    from .core import BaseStrategy as _Strategy
 else: _Strategy = object
 
 __all__ = ['Budgeted']
@@ -159,7 +160,7 @@ class Budgeted(_Strategy):
         return total.item()/dist.get_world_size()
 
     def _recover(self, kept):
-        "Whether training has collapsed since λ grew; it then goes back to where it was before, which becomes the largest"
+        "Whether training has collapsed since λ grew; λ then goes back, and stays at or below where it was"
         budget, lam = self.budget, self.strength()
         collapsed = kept < budget.retain - max(COLLAPSE, 5*(1 - budget.retain))
         if not collapsed and kept >= budget.retain - 2*(1 - budget.retain): self._good_lam = lam
@@ -208,7 +209,7 @@ class Budgeted(_Strategy):
     def state_dict(self)->dict:
         state = super().state_dict()  # type: ignore[misc]
         if self.budget is None: return state
-        kept = getattr(self.budget.kept, 'state_dict', dict)()
+        kept: dict = getattr(self.budget.kept, 'state_dict', dict)()
         return state | dict(budget=dict(lam=self.strength(), limits=self._limits, steps=self._made_steps, low=self._low,
                                         good=self._good_lam, history=list(self.kept_history), kept=kept))
 

@@ -1,4 +1,4 @@
-"What is left of an encoder's knowledge, guessed without clips of its source: how far its features drift on target clips."
+"What is left of an encoder's knowledge, guessed without source clips: how far its features drift on target clips."
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -93,15 +93,17 @@ class KeptByDrift:
         self._sample = self._before = None
 
     def state_dict(self)->dict: return dict(before=self._before)
-    def load_state_dict(self, state:dict)->None: self._before = None if state['before'] is None else state['before'].cpu()
+
+    def load_state_dict(self, state:dict)->None:
+        self._before = None if state['before'] is None else state['before'].cpu()
 
 
 def _checked(curve):
     points = sorted((float(d), float(k)) for d, k in curve)
     drifts, shares = (np.array(v) for v in zip(*points)) if points else (np.array([]), np.array([]))
-    if len(points) < 2 or drifts[0] != 0 or (np.diff(drifts) <= 0).any() or (np.diff(shares) > 0).any():
-        raise InputError('the curve of KeptByDrift needs pairs (drift, share) from (0, 1) on, at least two, whose share '
-                         f'falls with the drift, not {list(curve)}')
+    if len(points) < 2 or (drifts[0], shares[0]) != (0, 1) or (np.diff(drifts) <= 0).any() or (np.diff(shares) > 0).any():
+        raise InputError('the curve of KeptByDrift needs pairs (drift, share) from (0, 1) on, at least two, whose '
+                         f'share falls with the drift, not {list(curve)}')
     return drifts, shares
 
 

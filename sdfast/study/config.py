@@ -150,7 +150,8 @@ class Run:
     processes: int = setting(1, of_source=True, minimum=1, maximum=MAX_PROCESSES)
     # What --retain is a share of: the accuracy on a held-out part of the source by the old head, by the old head with
     # recomputed batch-norm statistics or by a new probe; or drift, of features of target clips
-    retain_by: str = setting('old_head', CHOICE, command='compare', choices=('old_head', 'old_head_bn', 'probe', 'drift'))
+    retain_by: str = setting('old_head', CHOICE, command='compare',
+                             choices=('old_head', 'old_head_bn', 'probe', 'drift'))
     # Run all strategies at a reduced size
     quick: bool = setting(False, DATA, of_source=True)
     # Read test and measure retention; a trial does neither

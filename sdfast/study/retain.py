@@ -2,7 +2,6 @@
 from ..errors import InputError
 from ..runtime.options import format_options, parse_options
 from ..strategies.budget import Budget
-from ..strategies.budgeted import Budgeted
 from ..strategies.registry import STRATEGIES
 from .config import Run
 from .source import SourceModel

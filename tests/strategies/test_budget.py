@@ -1,17 +1,15 @@
 "A budget of forgetting: λ by dual ascent, against a controller by hand and models whose answer is known."
 import copy
 import math
-import pickle
 
 import pytest
 import torch
-from helpers import Source, data, learner, make, model, same, state
+from helpers import Source, learner, make, model, same, state
 from strategy_helpers import PENALTIES
 from torch import nn
-from trainers import SIZES, loader, plainly, sgd
+from trainers import SIZES, plainly
 
 from sdfast.errors import InputError
-from sdfast.runtime.resume import Resume
 from sdfast.strategies import (
     L2SP,
     LPFT,
@@ -239,7 +237,7 @@ BAD = [
     (lambda: Budget(.9, every=0), 'every of a Budget must be a whole number of at least 1, not 0'),
     (lambda: Budget(.9, patience=1.5), 'patience of a Budget must be a whole number'),
     (lambda: Budget(.9, rate=-1), 'rate of a Budget must be a number of at least 0'),
-    (lambda: Budget(.9, early=1.5), 'early of a Budget must be a number of at least 0 and at most 1'),
+    (lambda: Budget(.9, early=1.5), 'early of a Budget must be a share from 0 to 1, not 1.5'),
     (lambda: Budget(.9, lowest=0.), 'lowest of a Budget is a λ above 0'),
     (lambda: Budget(.9, lowest=2., highest=1.), 'lowest of a Budget, 2, is above highest, 1'),
 ]

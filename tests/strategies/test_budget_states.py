@@ -2,7 +2,6 @@
 import pickle
 
 import pytest
-import torch
 from fastai.callback.core import Callback
 from helpers import learner, model, same, state
 
