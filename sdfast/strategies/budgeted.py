@@ -26,6 +26,11 @@ __all__ = ['Budgeted']
 COLLAPSE = .25  # share lost beyond the floor, after λ grew, that is a collapse
 
 
+def _documented(
+    retain:float|Budget|None=None, # Adapt the strength so that this share of what the encoder knew is kept, see `Budget`
+): "What `_takes_retain` adds"
+
+
 def _takes_retain(init):
     "`__init__` with the argument `retain`, which every class with a strength has"
     signature = inspect.signature(init)
@@ -42,6 +47,7 @@ def _takes_retain(init):
         if retain is not None: self.set_budget(retain)
     added = Parameter('retain', Parameter.KEYWORD_ONLY, default=None, annotation=float|Budget|None)
     at = next((i for i, p in enumerate(parameters) if p.kind is Parameter.VAR_KEYWORD), len(parameters))
+    with_retain.__delwrap__ = _documented  # type: ignore[attr-defined]  # where docments finds the comment
     with_retain.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[*parameters[:at], added, *parameters[at:]])
     return with_retain

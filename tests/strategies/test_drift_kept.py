@@ -1,6 +1,8 @@
 "What is left, guessed from the drift of features on target clips."
 import copy
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from helpers import data, learner, model
@@ -9,6 +11,7 @@ from trainers import sgd
 from sdfast.errors import InputError
 from sdfast.strategies import Budget, KeptByDrift, SelfDistill, drift_curve
 
+ROOT = Path(__file__).parents[2]
 CURVE = [(0., 1.), (1., .5)]
 
 
@@ -38,6 +41,16 @@ def test_a_curve_is_fitted_to_measured_runs():
     assert curve[0] == (0., 1.)
     for d, k in curve: assert k == pytest.approx(1 - .4*d, abs=.03)
     KeptByDrift(curve)
+
+
+def test_the_default_curve_is_that_of_the_committed_runs():
+    rows = pd.read_csv(ROOT/'experiments/results/moving_digits_paths/runs.csv')
+    untouched = rows[rows.strategy == 'untouched'].source_acc.iloc[0]
+    runs = rows[(rows.strategy != 'untouched') & rows.final & (rows.status == 'ok')]
+    assert len(runs) == 300
+    curve = drift_curve(runs.drift, runs.source_acc/untouched)
+    kept = KeptByDrift()
+    assert list(zip(kept.drifts, kept.shares)) == [(round(d, 3), round(k, 3)) for d, k in curve]
 
 
 def test_a_share_without_a_measure_warns_once_that_it_is_a_guess():
