@@ -34,13 +34,12 @@ DATA = dict(task='moving_digits', source='moving_digits', source_valid=True)
 FLOOR, POINT = .98, .01
 BY, MEASURE = 'old_head_bn', 'source_acc_bn'  # what a budget measures on valid, and the same on test
 START = 30.  # where λ starts
-LAMS = 3., 10., 30.
 
 
-def make_settings(base):
+def make_settings(base, lams):
     "Self-distillation with a budget, plain fine-tuning, and the path of self-distillation"
     budget = replace(base, strategy='self_distill', lam=START, strategy_args=f'retain={FLOOR}', retain_by=BY)
-    return [budget, base, *(replace(base, strategy='self_distill', lam=lam) for lam in LAMS)]
+    return [budget, base, *(replace(base, strategy='self_distill', lam=lam) for lam in lams)]
 
 
 def has_budget(rows): return rows.strategy_args.fillna('').str.contains('retain')
@@ -89,6 +88,7 @@ def compare_with_path(table, rows):
 def main(
     seeds:int=10, # Runs of each setting
     lr:float=.05, # Of fine-tuning: SGD, momentum .9, cosine to 0
+    lams:str='30,10,3', # Strengths of the path
     out:str='runs/budget', # Folder of the runs; finished runs in it are not done again
     results:str='', # Folder for the tables; by default --out
     quick:store_true=False, # 2 seeds, 2 epochs, few clips
@@ -96,9 +96,10 @@ def main(
     "Compare self-distillation with a budget with its path of fixed strengths on the embedded task"
     with study_session('budget.py', out) as (progress, where):
         base = final_run(**DATA, quick=quick, epochs=2 if quick else 12, lr=lr)
-        rows = run_settings(make_settings(base), min(seeds, 2) if quick else seeds, out, progress, where)
+        settings = make_settings(base, [float(lam) for lam in lams.split(',')])
+        rows = run_settings(settings, min(seeds, 2) if quick else seeds, out, progress, where)
         folder, table = make_folder(results or out), seeds_of(rows, Path(out))
-        found = dict(command=f'python experiments/budget.py --lr {lr:g}', seconds=float(rows.seconds.sum()),
+        found = dict(command=f'python experiments/budget.py --lr {lr:g} --lams {lams}', seconds=float(rows.seconds.sum()),
                      machine=f'{platform.machine()}, one CPU thread') | compare_with_path(table, rows)
         store.write(folder/'runs.csv', rows.to_csv(index=False))
         store.write(folder/'budget.csv', table.to_csv(index=False, float_format='%.6g'))

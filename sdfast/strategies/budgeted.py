@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from fastai.torch_core import get_random_states, num_distrib, set_random_states
+from fastai.torch_core import get_random_states, set_random_states
 
 from ..errors import InputError
 from ..models.surgery import frozen_copy
@@ -27,7 +27,7 @@ COLLAPSE = .25  # share lost beyond the floor, after λ grew, that is a collapse
 
 
 def _documented(
-    retain:float|Budget|None=None, # Adapt the strength so that this share of what the encoder knew is kept, see `Budget`
+    retain:float|Budget|None=None, # Share of what the encoder knew to keep, by adapting the strength, see `Budget`
 ): "What `_takes_retain` adds"
 
 
@@ -67,6 +67,7 @@ class Budgeted(_Strategy):
     _limits: tuple[float, float]|None = None  # of λ, from the first one
     _made_steps = 0  # optimizer steps of this fit
     _begun = 0  # those before this epoch
+    _continued = False  # whether a state was loaded that the next epoch continues
     _good_lam: float|None = None  # the last λ with which the floor was held, or nearly so
     _low = 0  # measurements below the floor in a row, with the largest λ
     _budgetattrs = ('retain', 'budget', 'kept_history', '_limits')  # for `_stateattrs`: not exported
@@ -100,8 +101,9 @@ class Budgeted(_Strategy):
     def begin_budget(self)->None:
         "Start to measure, before the first epoch of a fit"
         if self.budget is None or self.loop.trial: return
-        if self.loop.epoch == 0: self._made_steps, self._low, self._good_lam, self.kept_history = 0, 0, None, []
-        self._begun = self._made_steps
+        if self.loop.epoch == 0 and not self._continued:
+            self._made_steps, self._low, self._good_lam, self.kept_history = 0, 0, None, []
+        self._begun, self._continued = self._made_steps, False
         if self._limits is None: self._limits = self._find_limits()
         begin = getattr(self.budget.kept, 'begin', None)
         if begin is not None: begin(self)
@@ -123,9 +125,9 @@ class Budgeted(_Strategy):
         return max(1, round(epochs*in_epoch/MEASUREMENTS)) if in_epoch and epochs else EVERY
 
     def _steps_in_epoch(self):
-        "Their number, about, if it is known"
-        loop = self.loop
-        return math.ceil(loop.clips/loop.batch_size/max(1, num_distrib())) if loop.clips and loop.batch_size else None
+        "Their number if it is known; more than there are if gradients are accumulated"
+        try: return len(self.loop.batches)
+        except TypeError: return None  # none, or a loader without a length
 
     def _done(self):
         "The share of the fit that is over, `None` if it is not known"
@@ -222,7 +224,7 @@ class Budgeted(_Strategy):
     def load_state_dict(self, state:dict)->None:
         super().load_state_dict(state)
         if self.budget is None or 'budget' not in state: return
-        saved = state['budget']
+        saved, self._continued = state['budget'], True
         self.set_strength(saved['lam'])
         self._limits = saved['limits'] and tuple(saved['limits'])
         self._made_steps, self._low, self._good_lam = saved['steps'], saved['low'], saved['good']

@@ -25,6 +25,7 @@ from sdfast.strategies import (
     WiSEFT,
 )
 
+pytestmark = pytest.mark.filterwarnings('ignore:.*cannot hold its floor')
 ADAPTIVE = [n for n, s in STRATEGIES.items() if s.lams and n != 'lp_ft']
 
 
@@ -55,7 +56,7 @@ def by_hand(shares, lam, retain, rate, early, total, lowest, highest):
 
 
 def test_lam_is_that_of_a_controller_by_hand():
-    shares = [1., .99, .97, .9, .5, .96, .955, .99, 1., .94, .93, .95]  # 2 epochs of 6 steps
+    shares = [1., .99, .97, .9, .75, .96, .955, .99, 1., .94, .93, .95]  # 2 epochs of 6 steps
     given = iter(shares)
     cb = SelfDistill(2., retain=Budget(.95, lambda encoder: next(given), every=1, rate=.4, early=.25, highest=7.))
     learner(cb).fit(2)

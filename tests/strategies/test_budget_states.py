@@ -8,6 +8,7 @@ from helpers import learner, model, same, state
 from sdfast.runtime.resume import Resume
 from sdfast.strategies import L2SP, Budget, FixedTeacher, KeptByDrift, LowerLR, SelfDistill, StochNorm
 
+pytestmark = pytest.mark.filterwarnings('ignore:.*cannot hold its floor')
 CURVE = [(0., 1.), (1., .5)]
 
 
