@@ -99,7 +99,8 @@ def main(
         settings = make_settings(base, [float(lam) for lam in lams.split(',')])
         rows = run_settings(settings, min(seeds, 2) if quick else seeds, out, progress, where)
         folder, table = make_folder(results or out), seeds_of(rows, Path(out))
-        found = dict(command=f'python experiments/budget.py --lr {lr:g} --lams {lams}', seconds=float(rows.seconds.sum()),
+        command = f'python experiments/budget.py --lr {lr:g} --lams {lams} --seeds {seeds}'
+        found = dict(command=command, seconds=float(rows.seconds.sum()),
                      machine=f'{platform.machine()}, one CPU thread') | compare_with_path(table, rows)
         store.write(folder/'runs.csv', rows.to_csv(index=False))
         store.write(folder/'budget.csv', table.to_csv(index=False, float_format='%.6g'))
