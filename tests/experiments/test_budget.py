@@ -3,8 +3,8 @@ import json
 
 import pandas as pd
 import pytest
-from scripts import ROOT, load_script
 from scipy import stats
+from scripts import ROOT, load_script
 
 SHIPPED = sorted((ROOT/'experiments/results').glob('budget*'))
 
@@ -16,8 +16,8 @@ def script(): return load_script('budget')
 def rows_of(budget, path, untouched=.9):
     "Rows of runs: seed -> (target accuracy, what is kept) with a budget, and λ -> the same"
     def row(strategy, args, lam, seed, acc, kept):
-        return dict(key=f'{strategy}{args}{lam}{seed}', strategy=strategy, strategy_args=args, lam=lam, seed=seed, acc1=acc,
-                    source_acc_bn=kept, status='ok', seconds=2.)
+        return dict(key=f'{strategy}{args}{lam}{seed}', strategy=strategy, strategy_args=args, lam=lam, seed=seed,
+                    acc1=acc, source_acc_bn=kept, status='ok', seconds=2.)
     rows = [row('self_distill', 'retain=0.98', 30., seed, *values) for seed, values in enumerate(budget)]
     for lam, runs in path.items():
         rows += [row('self_distill' if lam else 'finetune', '', lam, s, *values) for s, values in enumerate(runs)]
