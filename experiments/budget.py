@@ -74,14 +74,18 @@ def compare_with_path(table, rows):
     fixed, means = path_of(rows)
     enough = means[(means.kept_on_test >= FLOOR - POINT) & (means.index > 0)]
     best = None if enough.empty else enough.acc1.idxmax()
-    a, b = (t.set_index('seed').acc1.astype(float) for t in (table, fixed[fixed.lam == best]))
-    seeds = a.index.intersection(b.index)
-    d = paired_difference(a[seeds], b[seeds])
     budget = dict(seeds=len(table), held=int(table.held.sum()), kept_on_test=table.kept_on_test.mean(),
                   kept_on_valid=table.kept_on_valid.mean(), acc1=table.acc1.mean(), seconds=table.seconds.mean())
     return dict(floor=FLOOR, budget=budget, path={f'{lam:g}':row.to_dict() for lam, row in means.iterrows()},
-                best_lam=best, acc1_less_best=dict(seeds=len(seeds), mean=d.mean, low=d.low, high=d.high,
-                                                   p=paired_test(a[seeds], b[seeds])))
+                best_lam=best, acc1_less_best=None if best is None else difference(table, fixed[fixed.lam == best]))
+
+
+def difference(table, fixed):
+    "The paired difference of target accuracy, by seed"
+    a, b = (t.set_index('seed').acc1.astype(float) for t in (table, fixed))
+    seeds = a.index.intersection(b.index)
+    d = paired_difference(a[seeds], b[seeds])
+    return dict(seeds=len(seeds), mean=d.mean, low=d.low, high=d.high, p=paired_test(a[seeds], b[seeds]))
 
 
 @call_parse  # it runs this when the module is the script, so it must come last
@@ -96,7 +100,7 @@ def main(
     "Compare self-distillation with a budget with its path of fixed strengths on the embedded task"
     with study_session('budget.py', out) as (progress, where):
         base = final_run(**DATA, quick=quick, epochs=2 if quick else 12, lr=lr)
-        settings = make_settings(base, [float(lam) for lam in lams.split(',')])
+        settings = make_settings(base, [float(lam) for lam in lams.split(',') if lam])
         rows = run_settings(settings, min(seeds, 2) if quick else seeds, out, progress, where)
         folder, table = make_folder(results or out), seeds_of(rows, Path(out))
         command = f'python experiments/budget.py --lr {lr:g} --lams {lams} --seeds {seeds}'
