@@ -28,7 +28,10 @@ from fastcore.script import call_parse, store_true
 from sdfast.commands.common import make_folder, study_session
 from sdfast.runtime import store
 from sdfast.stats import paired_difference, paired_test
+from sdfast.study.compare import compare_rows
+from sdfast.study.folder import finished
 from sdfast.study.paired import final_run, run_settings
+from sdfast.study.source import untouched
 
 DATA = dict(task='moving_digits', source='moving_digits', source_valid=True)
 FLOOR, POINT = .98, .01
@@ -39,7 +42,14 @@ START = 30.  # where λ starts
 def make_settings(base, lams):
     "Self-distillation with a budget, plain fine-tuning, and the path of self-distillation"
     budget = replace(base, strategy='self_distill', lam=START, strategy_args=f'retain={FLOOR}', retain_by=BY)
-    return [budget, base, *(replace(base, strategy='self_distill', lam=lam) for lam in lams)]
+    return [budget, *(replace(base, strategy='self_distill', lam=lam) for lam in lams), base]
+
+
+def read_finished(settings, seeds, out):
+    "The rows of `run_settings` that are there already"
+    runs = [replace(setting, seed=i) for setting in settings for i in range(seeds)]
+    rows = [row for run in runs if (row := finished(run, out)) is not None]
+    return compare_rows(rows, untouched(settings[0], out), settings[0])
 
 
 def has_budget(rows): return rows.strategy_args.fillna('').str.contains('retain')
@@ -47,11 +57,11 @@ def has_budget(rows): return rows.strategy_args.fillna('').str.contains('retain'
 
 def seeds_of(rows, out):
     "For each run with a budget: what was kept, as a share of the untouched encoder, and the last strength"
-    untouched = rows.loc[rows.strategy == 'untouched', MEASURE].iloc[0]
+    before = rows.loc[rows.strategy == 'untouched', MEASURE].iloc[0]
     table = []
     for row in rows[has_budget(rows) & (rows.status == 'ok')].itertuples():
         steps = pd.read_csv(out/'runs'/row.key/'budget.csv')
-        kept = getattr(row, MEASURE)/untouched
+        kept = getattr(row, MEASURE)/before
         table.append(dict(seed=row.seed, acc1=row.acc1, kept_on_test=kept, held=kept >= FLOOR - POINT,
                           kept_on_valid=steps.kept.iloc[-1], least_on_valid=steps.kept.min(),
                           last_lam=steps.lam.iloc[-1], largest_lam=steps.lam.max(), measurements=len(steps),
@@ -61,9 +71,9 @@ def seeds_of(rows, out):
 
 def path_of(rows):
     "Means of plain fine-tuning, λ 0, and of fixed strengths"
-    untouched = rows.loc[rows.strategy == 'untouched', MEASURE].iloc[0]
+    before = rows.loc[rows.strategy == 'untouched', MEASURE].iloc[0]
     fixed = rows[(rows.strategy != 'untouched') & ~has_budget(rows) & (rows.status == 'ok')]
-    fixed = fixed.assign(kept_on_test=fixed[MEASURE]/untouched)
+    fixed = fixed.assign(kept_on_test=fixed[MEASURE]/before)
     fixed['held'] = fixed.kept_on_test >= FLOOR - POINT
     means = fixed.groupby('lam')[['acc1', 'kept_on_test', 'held', 'seconds']].mean()
     return fixed, means.assign(runs=fixed.groupby('lam').size())
@@ -95,13 +105,15 @@ def main(
     lams:str='30,10,3', # Strengths of the path
     out:str='runs/budget', # Folder of the runs; finished runs in it are not done again
     results:str='', # Folder for the tables; by default --out
+    read:store_true=False, # Only read the runs that are finished, and write the tables
     quick:store_true=False, # 2 seeds, 2 epochs, few clips
 ):
     "Compare self-distillation with a budget with its path of fixed strengths on the embedded task"
     with study_session('budget.py', out) as (progress, where):
         base = final_run(**DATA, quick=quick, epochs=2 if quick else 12, lr=lr)
         settings = make_settings(base, [float(lam) for lam in lams.split(',') if lam])
-        rows = run_settings(settings, min(seeds, 2) if quick else seeds, out, progress, where)
+        if quick: seeds = min(seeds, 2)
+        rows = read_finished(settings, seeds, out) if read else run_settings(settings, seeds, out, progress, where)
         folder, table = make_folder(results or out), seeds_of(rows, Path(out))
         command = f'python experiments/budget.py --lr {lr:g} --lams {lams} --seeds {seeds}'
         found = dict(command=command, seconds=float(rows.seconds.sum()),
