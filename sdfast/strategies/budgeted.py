@@ -91,7 +91,8 @@ class Budgeted(_Strategy):
     def set_budget(self, retain:float|Budget)->None:
         "Adapt the strength while training; called by the constructor"
         self.retain, self.budget = retain, copy(retain) if isinstance(retain, Budget) else Budget(retain)
-        if self.budget.kept is None: self.budget.kept = KeptByDrift()
+        kept = KeptByDrift() if self.budget.kept is None else self.budget.kept
+        self.budget.kept = kept.fresh() if isinstance(kept, KeptByDrift) else kept  # its features are of one fit
         if not self.strength() > 0:
             raise InputError(f'{type(self).__name__}(retain=...) multiplies its strength: start with one above 0, '
                              f'not {self.strength():g}')

@@ -1,6 +1,7 @@
 "What is left of an encoder's knowledge, guessed without source clips: how far its features drift on target clips."
 import warnings
 from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,12 @@ class KeptByDrift:
     def forget(self)->None:
         "Drop what is of another encoder"
         self._sample = self._before = None
+
+    def fresh(self)->'KeptByDrift':
+        "A copy that has not met an encoder"
+        other = copy(self)
+        other.forget()
+        return other
 
     def state_dict(self)->dict: return dict(before=self._before)
 

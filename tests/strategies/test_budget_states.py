@@ -73,3 +73,12 @@ def test_an_exported_strategy_has_no_budget():
     again = pickle.loads(pickle.dumps(cb))
     assert again.budget is None
     assert again.retain is None
+
+
+def test_one_measure_of_drift_serves_several_fits():
+    def fit(seed, kept):
+        cb = FixedTeacher(retain=Budget(.95, kept, every=1))
+        learner(cb, net=model(seed), lr=.01).fit(1)
+        return cb.kept_history
+    kept = KeptByDrift(CURVE, 16)
+    for seed in (0, 3): assert fit(seed, kept) == fit(seed, KeptByDrift(CURVE, 16))
