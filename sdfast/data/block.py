@@ -11,7 +11,7 @@ from fastai.vision.core import imagenet_stats
 from fastai.vision.data import get_grid
 from plum import dispatch
 
-from .cache import Budget
+from .cache import MemoryBudget
 from .clips import SampleClips, TensorVideo, as_video
 from .images import ClipTransform, NormalizeClips
 from .loader import VideoDL
@@ -51,7 +51,7 @@ def VideoBlock(
     # changes the size, such as `Resize`
     size:int|str|None='auto',
     k:int=1, # Clips of each video outside training
-    cache:bool|Budget|Callable=False, # Keep whole decoded videos in memory, see `SampleClips`
+    cache:bool|MemoryBudget|Callable=False, # Keep whole decoded videos in memory, see `SampleClips`
     # Mean and standard deviation of each channel, for `NormalizeClips`; `None`: batches are floats in [0, 1]
     stats:tuple|None=None,
     **kwargs, # Other arguments of `SampleClips`: area, flip, wrap

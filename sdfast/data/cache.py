@@ -9,7 +9,7 @@ import torch
 
 from .video import VideoFile
 
-__all__ = ['MAX_VIDEO_BYTES', 'MAX_TASK_BYTES', 'MAX_FOLDER_BYTES', 'Budget']
+__all__ = ['MAX_VIDEO_BYTES', 'MAX_TASK_BYTES', 'MAX_FOLDER_BYTES', 'MemoryBudget']
 
 MAX_VIDEO_BYTES = 2**28  # largest decoded video to keep; a larger one is decoded clip by clip
 MAX_TASK_BYTES = 2**31  # limit for all decoded videos of a task, and for a loader's batches: later ones are not kept
@@ -17,7 +17,7 @@ MAX_PROCESS_BYTES = 2**33  # limit for the videos that a process decoded and kee
 MAX_FOLDER_BYTES = 2**33  # limit for the files in a `Decoded` folder: the least recently used ones are removed
 
 
-class Budget:
+class MemoryBudget:
     """The bytes of decoded videos that may be kept. What is kept is counted, not estimated.
 
     Videos that no longer fit are decoded clip by clip, with one warning."""
@@ -55,7 +55,7 @@ class Budget:
 
 
 decoded_videos: dict[tuple, torch.Tensor] = {}  # (path, short side) -> all frames
-process_budget = Budget(MAX_PROCESS_BYTES)
+process_budget = MemoryBudget(MAX_PROCESS_BYTES)
 
 
 def small_enough(video:VideoFile, size:int|None)->bool:
@@ -81,6 +81,6 @@ def cached_frames(
     if callable(cache):
         shared = cache(str(video), size)
         if shared is not None: return shared
-    own = cache if isinstance(cache, Budget) else getattr(cache, 'budget', process_budget)
+    own = cache if isinstance(cache, MemoryBudget) else getattr(cache, 'budget', process_budget)
     may = small_enough(video, size) and own.admits(video, size) and process_budget.admits(video, size)
     return decode_whole(str(video), size) if may else None

@@ -17,7 +17,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from ..errors import InputError
 from ..runtime.limits import MAX_FRAMES, MAX_SIZE
-from .cache import Budget, cached_frames
+from .cache import MemoryBudget, cached_frames
 from .video import VideoError, VideoFile
 
 __all__ = ['TensorVideo', 'clip_indices', 'SampleClips', 'as_video']
@@ -128,8 +128,8 @@ class SampleClips(RandTransform):
         stride:int=1, # Frames of the video from one frame of the clip to the next
         size:int|None=64, # Side of the square in pixels: the short side is scaled to it, then the long side cropped
         k:int=1, # Clips of each video outside training: 1 is the middle one, more are evenly spaced
-        # Keep decoded videos in memory: `True` or a `Budget` in this process, a `Decoded` shared with others
-        cache:bool|Budget|Callable=False,
+        # Keep decoded videos in memory: `True` or a `MemoryBudget` in this process, a `Decoded` shared with others
+        cache:bool|MemoryBudget|Callable=False,
         area:tuple|None=None, # Smallest and largest share of the frame that a training crop covers, such as `(.25, 1)`
         flip:bool=False, # Mirror half of the training clips
         wrap:bool=False, # See `clip_indices`

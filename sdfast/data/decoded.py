@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import Damaged, StoreError
 from ..runtime import store
-from .cache import MAX_FOLDER_BYTES, MAX_TASK_BYTES, Budget, small_enough
+from .cache import MAX_FOLDER_BYTES, MAX_TASK_BYTES, MemoryBudget, small_enough
 from .index import PIXELS
 from .indexing import index_video
 from .video import VideoError, VideoFile
@@ -109,7 +109,7 @@ class Decoded:
         self.paths = [str(p) for p in paths]
         self.size = size
         self.folder = Path(folder).expanduser()
-        self.budget = Budget()  # for videos that a process decodes itself
+        self.budget = MemoryBudget()  # for videos that a process decodes itself
         self._frames: dict|None = None  # path -> frames, after `open`
 
     def __call__(self,
@@ -225,9 +225,9 @@ def keep_decoded(
     size:int|None, # Short side in pixels, `None`: as shown
     workers:int, # Loading processes, which would not share what they keep
     folder:str|Path|None=None, # Share what is decoded with other processes here
-)->Budget|Decoded|bool: # For `SampleClips`; `False` with loading processes, or if the videos take too much memory
+)->MemoryBudget|Decoded|bool: # For `SampleClips`; `False` with loading processes, or if the videos take too much memory
     "What keeps the decoded videos of a task, the size of which is estimated from 16 of them"
     if workers: return False
     sample = pd.Series(paths).sample(min(16, len(paths)), random_state=0)
     if len(paths)*np.mean([VideoFile(p).nbytes(size) for p in sample]) >= MAX_TASK_BYTES: return False
-    return Budget() if folder is None else Decoded(paths, size, folder)
+    return MemoryBudget() if folder is None else Decoded(paths, size, folder)

@@ -6,6 +6,7 @@ from .columns import *
 from .continual import *
 from .curve import *
 from .features import *
+from .kept import *
 from .per_clip import *
 from .resample import *
 from .retention import *

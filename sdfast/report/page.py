@@ -26,7 +26,7 @@ from .film import film_strip
 from .load import load_results
 from .panels import plots
 from .prose import SIGNS, facts, findings, lead, missing_answers, page_title, study_title
-from .rows import PANELS, has_all_strengths, setting_name
+from .rows import PANELS, has_all_strengths, retain_text, setting_name
 from .summary import summary
 from .svg import svg, swatch
 from .tables import MAIN, frame_table, strategy_caption, strategy_table, trade_off_table
@@ -191,7 +191,8 @@ def _strip(clip, n_seeds):
 def _failure(r, run):
     "A row of the table of failed runs"
     return dict(
-        strategy=run.strategy, setting=setting_name(run.strategy, run.lam, run.lr), seed=int(run.seed),
+        strategy=run.strategy, setting=retain_text(run.strategy_args) or setting_name(run.strategy, run.lam, run.lr),
+        seed=int(run.seed),
         stage='final' if run.final else 'trial', status=run.status, error='' if pd.isna(run.error) else run.error,
         log=r.text('runs', run.key, 'log.txt'))
 

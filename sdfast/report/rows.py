@@ -4,6 +4,7 @@ from typing import cast
 
 import pandas as pd
 
+from ..runtime.options import parse_options
 from ..strategies.registry import STRATEGIES
 
 PANELS = ('source_acc', 'source_probe')  # measures of the source that are set against target accuracy
@@ -40,6 +41,15 @@ def setting_name(
 )->str: # Such as 'λ10' or 'lr0.05'
     "Name a strategy's setting in one word"
     return f'λ{lam:g}' if has_strength(strategy) else f'lr{lr:g}'
+
+
+def retain_text(
+    args:object, # Options of a strategy as text; nan or '' if there are none
+)->str: # Such as 'retain 98 %', '' if its strength was fixed
+    "Name the budget by which a strategy has adapted its strength"
+    if not isinstance(args, str) or 'retain' not in args: return ''
+    retain = parse_options(args).get('retain')
+    return '' if retain is None else f'retain {100*float(retain):g} %'
 
 
 def settings_of(

@@ -11,7 +11,7 @@ from ..metrics.columns import MEASURES, REPORTED
 from ..stats import adjust, bca_interval, judge, mcnemar, mean_interval, paired_difference, paired_test, sign_flip
 from .clips import clip_counts
 from .files import find_file, try_read
-from .rows import final_runs, frame_of, insert_after
+from .rows import final_runs, frame_of, insert_after, retain_text
 
 __all__ = ['summary']
 
@@ -39,7 +39,7 @@ def summary(
         ok = group[group.status == 'ok']
         compared = strategy not in (reference, 'untouched')
         row = dict(strategy=strategy, lam=group.lam.iloc[0], lr=group.lr.iloc[0])
-        row |= dict(runs=len(ok), failed=len(group) - len(ok))
+        row |= _budget(group) | dict(runs=len(ok), failed=len(group) - len(ok))
         for m in measures:
             row |= _mean(ok, m)
             if compared: row |= _difference(ok, base, m)
@@ -50,6 +50,12 @@ def summary(
     for m in measures:
         if f'{m}_p' in table: _add_verdicts(table, m, method)
     return table
+
+
+def _budget(runs):
+    "The column `budget` of a strategy that has adapted its strength"
+    text = retain_text(runs.strategy_args.iloc[0]) if 'strategy_args' in runs else ''
+    return dict(budget=text) if text else {}
 
 
 def _mean(runs, m):

@@ -27,7 +27,9 @@ ADJUSTED = dict(
 def _strength_text(row):
     "A strategy's strength, or its learning rate where it has none, and how many of its runs failed"
     if row.strategy == 'untouched': return ''
-    text = f'λ {row.lam:g}' if has_strength(row.strategy) else f'lr {row.lr:g}'
+    budget = row.get('budget')
+    if isinstance(budget, str): text = budget
+    else: text = f'λ {row.lam:g}' if has_strength(row.strategy) else f'lr {row.lr:g}'
     return f'{text}, {row.failed} failed' if row.failed else text
 
 

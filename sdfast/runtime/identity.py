@@ -3,7 +3,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Iterable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -204,4 +204,7 @@ def _module(x):
     return {'class':type(x).__name__, 'state':state} | plain
 
 
-def _attributes(x): return {n:v for n, v in getattr(x, '__dict__', {}).items() if not n.startswith('_')}
+def _attributes(x):
+    "Public attributes, without those that are computed at first use, which an earlier fit may have used"
+    known = getattr(x, '__dict__', {}).items()
+    return {n:v for n, v in known if n[0] != '_' and not isinstance(getattr(type(x), n, None), cached_property)}

@@ -4,10 +4,13 @@ from inspect import ismodule as _ismodule
 from .anchor import *
 from .averaging import *
 from .base import *
+from .budget import *
+from .budgeted import *
 from .columns import *
 from .core import *
 from .cotuning import *
 from .distill import *
+from .drift_kept import *
 from .feature_maps import *
 from .hooks import *
 from .hosted import *

@@ -47,6 +47,7 @@ class WeightPenalty(Penalty):
     anchors: dict[str, torch.Tensor]|None = None  # name of a parameter -> tensor of its shape
     scale: dict[str, torch.Tensor]|None = None  # the same
     _groups: Sequence[list[str]] = ()  # for each parameter group of the optimizer, the names of its penalised weights
+    first_lam = .1
     _stateattrs = Penalty._stateattrs + ('anchors', 'scale')
 
     def weights(self)->dict[str, torch.nn.Parameter]:
@@ -72,7 +73,7 @@ class WeightPenalty(Penalty):
         return _Distance.apply(anchors, scale, *map(as_real, weights.values()))
 
     @property
-    def needs_steps(self)->bool: return self.direct
+    def needs_steps(self)->bool: return self.direct or super().needs_steps
 
     def attached(self)->None:
         super().attached()

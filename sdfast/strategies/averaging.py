@@ -12,6 +12,8 @@ from ..models.statistics import reestimate_bn
 from ..models.surgery import find_encoder
 from ..models.weights import anchor_state, check_alpha, weights_before, wise_ft
 from ..runtime.resume import Resumable
+from .budget import Budget
+from .budgeted import Budgeted
 from .lora import LoRA
 from .mixins import Anchored
 from .recipe import Recipe
@@ -54,17 +56,18 @@ def wise_ft_sweep(
         yield alpha, value
 
 
-class WiSEFT(Anchored, Resumable, Recipe):
+class WiSEFT(Budgeted, Anchored, Resumable, Recipe):
     """After the fit, interpolate the encoder by `wise_ft` between its weights before and after.
 
     Its batch-norm statistics are recomputed from the train loader. The head does not change. The recorder's numbers are
-    those before the interpolation. Does nothing after `lr_find` or if the fit was interrupted in the middle of an epoch
-    (early stopping is not an interruption). Raises `ValueError` if it is too late to take the weights before training,
-    see `Anchored`."""
+    those before the interpolation. With `retain` the largest alpha that keeps so much is taken, found by bisection
+    after the fit, and `alpha` is not used. Does nothing after `lr_find` or if the fit was interrupted in the middle of
+    an epoch (early stopping is not an interruption). Raises `ValueError` if it is too late to take the weights before
+    training, see `Anchored`."""
     name, order = 'wise_ft', 80  # after SaveModelCallback, which loads the best epoch
     _start: dict|None = None  # the encoder's state before training
     _whole = False  # whether the last epoch trained to its end
-    _stateattrs = Recipe._stateattrs + Anchored._anchorattrs + ('_start', '_whole')
+    _stateattrs = Recipe._stateattrs + Budgeted._budgetattrs + Anchored._anchorattrs + ('_start', '_whole')
     _state = Anchored._state + ('_start', '_whole')
 
     def __init__(self,
@@ -82,8 +85,18 @@ class WiSEFT(Anchored, Resumable, Recipe):
             raise ValueError('WiSEFT cannot interpolate an encoder with adapters: fit with LoRA() alone, then call '
                              'wise_ft_sweep')
 
+    def strength(self)->float: return 1 - self.alpha
+    def set_strength(self, lam:float)->None: self.alpha = 1 - lam
+
+    def set_budget(self, retain:float|Budget)->None:
+        self.alpha = min(self.alpha, .5)  # any strength above 0
+        super().set_budget(retain)
+
+    def after_step(self)->None: Recipe.after_step(self)  # alpha is found after the fit
+
     def before_train(self):
         self._whole = False
+        self.begin_budget()
         self.take_at_start()
 
     def take_at_start(self)->None:
@@ -102,4 +115,26 @@ class WiSEFT(Anchored, Resumable, Recipe):
 
     def _finish(self):
         self._whole = False
-        _interpolate(get_model(self.loop.model), self.module(), self._start, self.alpha, self.loop.batches)
+        if self.budget is not None: self.alpha = self._largest_alpha()
+        self._interpolate(self.alpha)
+
+    def _interpolate(self, alpha):
+        _interpolate(get_model(self.loop.model), self.module(), self._start, alpha, self.loop.batches)
+
+    def _largest_alpha(self):
+        "The largest alpha, in steps of 1/64, with which the floor is held; 0 if there is none"
+        end, low, high = anchor_state(self.module()), 0, 64
+        if self._keeps(1., end): return 1.
+        while high - low > 1:
+            middle = (low + high)//2
+            if self._keeps(middle/64, end): low = middle
+            else: high = middle
+        return low/64
+
+    def _keeps(self, alpha, end):
+        "Whether the floor is held with `alpha`; restores the encoder"
+        self.alpha = alpha
+        try:
+            self._interpolate(alpha)
+            return self.measure_kept() >= self.budget.retain
+        finally: self.module().load_state_dict(end)

@@ -21,6 +21,7 @@ from ..models.features import to_feature
 from ..models.surgery import block_names
 from ..runtime.arguments import ShowArguments
 from ..runtime.resume import Resumable
+from .budgeted import Budgeted
 from .columns import Columns
 from .driver import Driver
 from .hooks import Recorder, Versions, check_graph
@@ -29,7 +30,7 @@ from .targets import GUESSED, check_kind, check_mean, check_same, loss_family
 __all__ = ['Penalty', 'FeaturePenalty']
 
 
-class Penalty(ShowArguments, Resumable, Columns, Driver):
+class Penalty(ShowArguments, Budgeted, Resumable, Columns, Driver):
     """Add `lam * self.term()` to the loss that each training batch back-propagates.
 
     A subclass defines `term`, the penalty of the current batch: a scalar tensor with a graph. It may also define
@@ -53,7 +54,8 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
     _versions: Versions|None = None  # of the inputs of the current batch, for `unchanged_inputs`
     _sum: torch.Tensor|None = None  # sum of this epoch's terms
     _count = 0  # their number
-    _stateattrs: tuple[str, ...] = Driver._stateattrs + ('_sum', '_kind', '_versions', '_columns', 'pull')
+    _stateattrs: tuple[str, ...] = Driver._stateattrs + Budgeted._budgetattrs + (
+        '_sum', '_kind', '_versions', '_columns', 'pull')
     _argument_attrs = dict(encoder='protected')
 
     def __init__(self,
@@ -127,7 +129,7 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
 
     def attached(self)->None: self._sum, self._count = None, 0
     def detached(self)->None: self.leave()
-    def columns(self)->dict[str, Callable]: return {f'{self.name}{self.mark()}': self.mean_term}
+    def columns(self)->dict[str, Callable]: return {f'{self.name}{self.mark()}': self.mean_term} | super().columns()
 
     def mean_term(self)->float:
         "Mean of the term, without the factor `lam`, over the last training epoch; nan before the first"
@@ -142,6 +144,9 @@ class Penalty(ShowArguments, Resumable, Columns, Driver):
     def before_train(self):
         self._sum, self._count, self._kind = None, 0, None
         self.begin()
+        self.begin_budget()
+
+    def after_train(self): self.end_budget()
 
     def after_loss(self): self.learn.loss_grad = self.add_to(self.loss_grad)
 
@@ -234,7 +239,9 @@ class FeaturePenalty(Penalty):
         assert self._recorders is not None  # set in `before_train`
         for call in self._recorders[''].calls: call.inputs.check_inputs(type(self).__name__, 'the encoder')
 
-    def after_train(self): self._unhook()
+    def after_train(self):
+        super().after_train()
+        self._unhook()
 
     def leave(self)->None:
         self._unhook()

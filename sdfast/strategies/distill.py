@@ -180,6 +180,8 @@ class Teacher(FeaturePenalty):
 
 class SelfDistill(Teacher):
     "The teacher is the encoder at the start of each epoch (Zhou et al., self-distilled transfer learning, Eq. 3)"
+    first_lam = 30.
+
     def begin(self)->None: self.renew()
 
     def epoch_state(self)->dict:
@@ -203,6 +205,7 @@ class SelfDistill(Teacher):
 class FixedTeacher(Anchored, Teacher):
     """The teacher is the encoder before training (LDIFS, Mukhoti et al., TMLR 2024, which uses the features of several
     `layers`)"""
+    first_lam = 3.
     _stateattrs = Teacher._stateattrs + Anchored._anchorattrs
     _state = Anchored._state + ('age',)
 
@@ -238,7 +241,7 @@ class FixedTeacher(Anchored, Teacher):
 class EMATeacher(FixedTeacher):
     """The teacher is the exponential moving average of the encoder over optimizer steps (mean teacher, Tarvainen &
     Valpola 2017)"""
-    needs_steps = True
+    first_lam, needs_steps = 10., True
     _exact: dict[str, torch.Tensor]|None = None  # the average in float32 of tensors in half precision, by name
     _stateattrs = FixedTeacher._stateattrs + ('_exact',)
 

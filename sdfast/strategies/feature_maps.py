@@ -44,6 +44,7 @@ def _weighted(d, weights):
 class FeatureMaps(FixedTeacher):
     """`lam` times `map_distance` between the outputs of `layers` in the encoder and in the encoder before training,
     summed over the layers"""
+    first_lam = .1
     weights: dict[str, torch.Tensor]|None = None  # layer -> weights of its channels; `None`: equal
     _stateattrs = FixedTeacher._stateattrs + ('weights',)
 

@@ -129,6 +129,7 @@ class PSKD(Penalty):
     Targets are class numbers or class probabilities."""
     name = 'pskd'
     kinds, needs_mean = ('classes', 'soft'), True
+    most = 1.  # lam is a share
     teacher: nn.Module|None = None
     age = 0
     _stateattrs = Penalty._stateattrs + ('teacher',)

@@ -11,6 +11,9 @@ from torch import nn
 
 from ..models.blocks import block_names, innermost, is_norm
 from ..models.surgery import find_encoder
+from ..runtime.resume import Resumable
+from .budgeted import Budgeted
+from .columns import Columns
 from .optimizers import unwrap_optimizer
 from .recipe import Recipe
 
@@ -84,7 +87,7 @@ def _without_repeats(groups):
     return unique
 
 
-class ScaledLR(Recipe):
+class ScaledLR(Budgeted, Resumable, Columns, Recipe):
     """Each parameter learns at `rate(lr, depth)`, where `lr` is the current learning rate of its group in the
     optimizer.
 
@@ -95,7 +98,7 @@ class ScaledLR(Recipe):
     _stepping: Any = None  # the optimizer whose `step` is replaced
     _replaced: Any = None  # what it had in this place, such as a scheduler's `step`; `None` for its class's
     _depths: dict[int, int] = {}  # id of a parameter -> depth
-    _stateattrs = Recipe._stateattrs + ('_stepping', '_replaced', '_depths')  # not exported
+    _stateattrs = Recipe._stateattrs + Budgeted._budgetattrs + ('_stepping', '_replaced', '_depths', '_columns')
 
     def rate(self, lr:float, depth:int)->float: raise NotImplementedError(f'{type(self).__name__} must define `rate`')
 
@@ -109,7 +112,17 @@ class ScaledLR(Recipe):
             raise ValueError(f'{type(self).__name__} and {type(others[0]).__name__} both set learning rates: keep one, '
                              'and scale the lr of the fit for the other')
 
+    def before_fit(self):
+        if not self.starts(): return
+        super().before_fit()
+        self.show(self.columns())
+
+    def after_fit(self):
+        Columns.after_fit(self)
+        Recipe.after_fit(self)
+
     def before_train(self):
+        self.begin_budget()
         self._release()
         core = unwrap_optimizer(self.loop.opt)
         self._depths, self._stepping, self._replaced = self.depths(), core, vars(core).get('step')
@@ -138,7 +151,9 @@ class ScaledLR(Recipe):
         if self._replaced is not None: self._stepping.step = self._replaced
         self._stepping = self._replaced = None
 
-    def after_train(self): self._release()
+    def after_train(self):
+        self._release()
+        self.end_budget()
 
     def undo(self)->None:
         self._release()
@@ -158,6 +173,9 @@ class LayerDecay(ScaledLR):
                              'to train only the head take LinearProbe()')
         self.decay = decay
 
+    def strength(self)->float: return 1/self.decay - 1
+    def set_strength(self, lam:float)->None: self.decay = 1/(1 + lam)
+
     def depths(self)->dict[int, int]:
         groups = layer_groups(self.loop.model, self.protected)
         if len(groups) == 2 and len(groups[0]) > 4:
@@ -170,6 +188,7 @@ class LayerDecay(ScaledLR):
 
 class LowerLR(ScaledLR):
     "Plain fine-tuning at `lr/(1 + lam)`: the control for methods that may forget less only because weights move less"
+    first_lam = 3.
 
     def __init__(self,
         lam:float, # At least 0; with 0 training equals plain fine-tuning bit for bit

@@ -32,7 +32,7 @@ class BSS(FeaturePenalty):
 
     It is a property of the batch, not a mean over samples: it changes with the batch size, and each micro-batch of
     `GradientAccumulation` is a batch. The original has lam=.001 and k=1 for batches of 48 images and 2048 features."""
-    name = 'bss'
+    name, first_lam = 'bss', .01
 
     def __init__(self,
         lam:float, # Weight of the term

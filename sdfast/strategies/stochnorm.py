@@ -8,6 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import InputError
 from ..models.statistics import keeps_statistics, warn_without_statistics
 from ..runtime.arguments import ShowArguments
+from ..runtime.resume import Resumable
+from .budgeted import Budgeted
 from .columns import Columns
 from .driver import Driver
 
@@ -102,11 +104,13 @@ def plain_norm(
     return module
 
 
-class StochNorm(ShowArguments, Columns, Driver):
+class StochNorm(ShowArguments, Budgeted, Resumable, Columns, Driver):
     """`stoch_norm` on the encoder while it trains (Kou et al., NeurIPS 2020).
 
     Batch norm that is frozen or has no moving statistics, such as a teacher's, does not change, and copies and exports
     of the model have plain batch norm. The encoder is restored after each training epoch, and when the fit fails."""
+    most = 1.  # p is a probability
+    _stateattrs = Driver._stateattrs + Budgeted._budgetattrs + ('_columns',)
     _argument_attrs = dict(encoder='protected')
 
     def __init__(self,
@@ -117,15 +121,26 @@ class StochNorm(ShowArguments, Columns, Driver):
         self.p, self.protected = p, encoder
 
     def before_fit(self):
-        if self.starts(): self.show({})  # no columns, but `leave` is called after an exception
+        if self.starts(): self.show(self.columns())  # often none, but `leave` is called after an exception
 
     def detached(self)->None: self.leave()
 
-    def before_train(self): stoch_norm(self.module(), self.p)
+    def strength(self)->float: return self.p
+
+    def set_strength(self, lam:float)->None:
+        self.p = lam
+        if self.budget is None or self._limits is None: return
+        for m in self.module().modules():
+            if isinstance(m, _StochNorm): type(m).p = lam
+
+    def before_train(self):
+        self.begin_budget()
+        stoch_norm(self.module(), self.p)
 
     def after_train(self):
         plain_norm(self.loop.model)
         warn_without_statistics(self.module(), 'StochNorm')
+        self.end_budget()
 
     def leave(self)->None:
         plain_norm(self.loop.model)

@@ -148,6 +148,10 @@ class Run:
     with_barrier: bool = setting(False, STATISTICS, option='barrier', command='compare')
     # Processes that train together on each batch, under torchrun
     processes: int = setting(1, of_source=True, minimum=1, maximum=MAX_PROCESSES)
+    # What --retain is a share of: the accuracy on a held-out part of the source by the old head, by the old head with
+    # recomputed batch-norm statistics or by a new probe; or drift, of features of target clips
+    retain_by: str = setting('old_head', CHOICE, command='compare',
+                             choices=('old_head', 'old_head_bn', 'probe', 'drift'))
     # Run all strategies at a reduced size
     quick: bool = setting(False, DATA, of_source=True)
     # Read test and measure retention; a trial does neither
@@ -202,6 +206,9 @@ class Study:
     lams: str = setting('', CHOICE, separator=',', from_mapping=_format_lams)
     # Options of strategies: ewc:implicit=true;self_distill:reduction=sum,teacher_bn=running
     strategy_args: str = setting('', CHOICE, from_mapping=_format_strategy_args)
+    # Keep this share of what the encoder knew, such as .98, instead of choosing strengths: each strategy adapts its own
+    # while it trains, starting from the last of --lams; 0: strengths are fixed
+    retain: float = setting(0., CHOICE, command='compare', minimum=0, below=1)
     # Final runs of each strategy
     seeds: int = setting(6, CHOICE, minimum=1, maximum=MAX_REPEATS)
     # Trials of each strength

@@ -18,6 +18,7 @@ unless it diverged. A run with a missing or damaged file is repeated.
     scores.csv            class probabilities of the target's test videos; final runs
     scores_best.csv       the same at the epoch that is best on test; final runs with `select='paper'`
     source_scores.csv     the old head's class probabilities of the source's test videos; final runs
+    budget.csv            strength and what was kept at each measurement; runs with `retain`
     kept.json, curve.csv  retention scores, and their course over the epochs; final runs
     log.txt               time, settings, versions, warnings, traceback
     result.json           the row, digests, versions"""
@@ -43,6 +44,7 @@ from ..runtime.jobs import Job
 from ..runtime.loggers import loggers
 from ..runtime.progress import Progress
 from ..runtime.resume import epochs_done
+from ..strategies.budgeted import Budgeted
 from ..strategies.registry import STRATEGIES
 from ..strategies.telemetry import Telemetry
 from .check_data import check_data
@@ -52,6 +54,7 @@ from .folder import claim_folder, finished, retention_columns, run_folder, write
 from .loaders import source_data, target_data
 from .progress import LiveProgress
 from .record import Outcome, write_failure, write_run
+from .retain import strategy_options
 from .source import SourceModel, load_source
 
 __all__ = ['execute', 'train_run', 'RunJob']
@@ -120,7 +123,7 @@ def train_run(
     set_seed(run.seed)
     model = create_model(run.model, len(task.vocab), **run.options())
     model[0].load_state_dict(source.model[0].state_dict())
-    strategy = STRATEGIES[run.strategy].callbacks(run.lam, source, **run.options('strategy_args'))
+    strategy = STRATEGIES[run.strategy].callbacks(run.lam, source, **strategy_options(run, source))
     cbs = [*strategy, Telemetry(), *cbs]
     if run.final and source.retention is not None: cbs.append(RetentionCurve(source.retention))
     if run.select == 'paper': dls = DataLoaders(dls.train, task.dl(dls, 'test'), device=dls.device)
@@ -139,6 +142,7 @@ PAPER_NAMES = dict(valid_loss='test_loss', accuracy='test_accuracy')
 
 def _measure(run, source, folder, learn, why):
     write_epochs(learn, folder, PAPER_NAMES if run.select == 'paper' else {})
+    _write_budget(learn, folder)
     if why: return Outcome(status='diverged', error=why)
     numbers = _valid_columns(run, learn)
     if run.final:
@@ -149,6 +153,13 @@ def _measure(run, source, folder, learn, why):
     elif run.source_valid and source.retention is not None:
         numbers |= retention_columns(source.retention.held_out(learn.model[0]).flat())
     return Outcome(numbers)
+
+
+def _write_budget(learn, folder):
+    "Write how a strategy with a budget has adapted its strength"
+    for cb in learn.cbs:
+        history = getattr(cb, 'kept_history', None) if isinstance(cb, Budgeted) else None
+        if history: store.write(folder/'budget.csv', pd.DataFrame(history).to_csv(index=False))
 
 
 def _valid_columns(run, learn):

@@ -17,6 +17,7 @@ from .choose import check_strengths, strength_grid
 from .config import QUICK, Run
 from .fit import fit_batch_size
 from .model_settings import check_model, check_name, default_size, source_epochs, starts_trained, weight_ids
+from .retain import add_retain, check_retain, retains
 from .settings import Settings
 
 __all__ = ['Setup', 'build', 'build_chain', 'default_jobs']
@@ -133,7 +134,9 @@ def strength_grids(
 )->dict: # Strategy -> fields of `Run` to replace, for each trial
     "The settings that each strategy's trials try, the same number for all strategies"
     given, args = parse_lams(settings.lams, names), parse_strategy_args(settings.strategy_args, names)
+    args = add_retain(settings.retain, names, args)
     n = n_trials(given, names, settings.quick)
+    if settings.retain: given, n = {s:lams[-1:] for s, lams in given.items()}, 1  # where the strength starts
     grids = {}
     for name in names:
         lams = given.get(name) or STRATEGIES[name].lams[-n:]
@@ -187,9 +190,19 @@ def parse_strategy_args(
         if not colon: raise InputError(f'--strategy-args must be STRATEGY:name=value,...;STRATEGY:..., not {part!r}')
         if name not in names: raise InputError(f'--strategy-args: {name!r} is not among the strategies')
         if name in args: raise InputError(f'--strategy-args names {name} twice')
-        check_options(name, parse_options(options, f'--strategy-args of {name}'))
+        parsed = parse_options(options, f'--strategy-args of {name}')
+        check_options(name, parsed)
+        check_retain(parsed)
         args[name] = options
     return args
+
+
+def holds_out_source(
+    settings:Settings,
+)->bool:
+    "Whether strengths are chosen or adapted by what is kept of a held-out part of the source"
+    if settings.rule == 'equal_learning' or settings.retain: return True
+    return retains(parse_strategy_args(settings.strategy_args, list(STRATEGIES)))
 
 
 def load_tasks(
@@ -202,7 +215,7 @@ def load_tasks(
     for name in names:
         if names.count(name) > 1: raise InputError(f'--others names {name} twice')
     train_target = target.hold_out(settings.valid_frac) if settings.valid_frac else target
-    train_source = source.hold_out() if settings.rule == 'equal_learning' else source
+    train_source = source.hold_out() if holds_out_source(settings) else source
     held_out = []
     for task, split, purpose in ((target, train_target, ''), (source, train_source, ' by what was kept')):
         if task.count('valid') or not split.count('valid'): continue
@@ -249,7 +262,7 @@ def make_run(
         data='-'.join([*filter(None, fingerprints), *weight_ids(settings)]),
         size=size,
         source_epochs=source_epochs(settings),
-        source_valid=settings.rule == 'equal_learning',
+        source_valid=holds_out_source(settings),
         processes=processes)
     return Run(**given | follows), messages
 

@@ -1,7 +1,7 @@
 "The model before fine-tuning, trained once for all runs of a study, and what strategies and metrics derive from it."
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import nn
 from ..data.datasets import create_task
 from ..errors import Damaged, InputError
 from ..metrics.features import probe_head
+from ..metrics.kept import KeptAccuracy
 from ..metrics.retention import Retention
 from ..models.encoders import create_model
 from ..models.features import extract
@@ -55,6 +56,7 @@ class SourceModel:
     id: str  # hash of the encoder's weights
     path_integral: Importance|None = None  # SI's importance, if the source was trained
     folder: Path|None = None  # where importances are stored for other processes
+    measures: dict = field(default_factory=dict)  # what `kept` has made, by its argument
 
     @property
     def head(self)->nn.Module:
@@ -87,6 +89,15 @@ class SourceModel:
     def reference(self)->dict:
         "Scores of the untouched encoder"
         return self._need('what an untouched encoder scores is of', self.retention).reference.recorded
+
+    def kept(self, by:str)->KeptAccuracy:
+        "The measure of what is left of the source, on its valid part, by which budgets adapt strengths"
+        retention = self._need('what is kept is measured on', self.retention)
+        if retention.valid_dl is None:
+            raise InputError('retain is measured on a held-out part of the source: take a Run with source_valid=True')
+        if by not in self.measures:
+            self.measures[by] = KeptAccuracy(self.model, retention.valid_dl, retention.train_dl, by)
+        return self.measures[by]
 
     def _need(self, what, value):
         if value is None: raise InputError(f'{what} a source task, and this study has none')

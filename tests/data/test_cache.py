@@ -8,7 +8,7 @@ import torch
 
 from sdfast.data import cache as cache_module
 from sdfast.data import decoded as decoded_module
-from sdfast.data.cache import Budget, cached_frames, decode_whole, decoded_videos
+from sdfast.data.cache import MemoryBudget, cached_frames, decode_whole, decoded_videos
 from sdfast.data.clips import SampleClips
 from sdfast.data.task import make_task
 from sdfast.data.video import VideoFile
@@ -53,7 +53,7 @@ def test_the_decoded_videos_of_a_process_are_bounded(write, tmp_path, monkeypatc
     videos = [VideoFile(tmp_path/f'{i}.mp4') for i in range(3)]
     for video in videos: write(video, np.zeros((3, 32, 32), np.uint8))
     cache_module.decoded_videos.clear()
-    monkeypatch.setattr(cache_module, 'process_budget', Budget(2*3*3*32*32))
+    monkeypatch.setattr(cache_module, 'process_budget', MemoryBudget(2*3*3*32*32))
     with pytest.warns(UserWarning, match='clip by clip'):
         found = [cached_frames(video, 32, True) for video in [*videos, *videos]]
     assert [frames is not None for frames in found] == [True, True, False]*2
@@ -70,7 +70,7 @@ def test_what_a_task_keeps_is_counted(write, tmp_path, monkeypatch):
         rows.append((str(tmp_path/f'{i}.mp4'), 'ab'[i % 2], ('train', 'test')[i % 4 > 1], str(i)))
     task = make_task('x', pd.DataFrame(rows, columns=['path', 'label', 'split', 'group']))
     limit = 3*32*32*150
-    monkeypatch.setattr(decoded_module, 'Budget', lambda: Budget(limit))
+    monkeypatch.setattr(decoded_module, 'MemoryBudget', lambda: MemoryBudget(limit))
     decoded_videos.clear()
     dls, plain = (task.dls(frames=2, size=32, bs=4, train_only=True, workers=w) for w in (0, 1))
     with pytest.warns(UserWarning, match='decoded videos fill') as caught:

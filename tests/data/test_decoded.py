@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sdfast.data import decoded
-from sdfast.data.cache import Budget, cached_frames
+from sdfast.data.cache import MemoryBudget, cached_frames
 from sdfast.data.decoded import Decoded, decoded_folder
 from sdfast.data.task import Task
 from sdfast.data.video import VideoError, VideoFile
@@ -187,7 +187,7 @@ def test_a_set_is_decoded_and_written_in_parts(some, tmp_path, monkeypatch):
 def test_a_set_is_bounded(some, tmp_path, monkeypatch):
     "What does not fit is decoded by each process, as far as the same limit allows"
     monkeypatch.setattr(decoded, 'MAX_TASK_BYTES', 5*BYTES)
-    monkeypatch.setattr(decoded, 'Budget', lambda: Budget(6*BYTES))
+    monkeypatch.setattr(decoded, 'MemoryBudget', lambda: MemoryBudget(6*BYTES))
     d = opened(some, tmp_path/'d')
     assert sum(d(p, 24) is not None for p in some) == 5
     with pytest.warns(UserWarning, match='clip by clip') as caught:

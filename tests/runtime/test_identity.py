@@ -169,3 +169,13 @@ def test_values_that_were_computed_twice_are_near_enough():
 
 def test_paths_are_known_by_their_last_two_parts():
     assert describe(Path('/old/place/jump/v1.mp4')) == describe('/new/jump/v1.mp4') != describe('/new/run/v1.mp4')
+
+
+def test_a_retention_that_has_measured_before_is_the_same_retention():
+    "The third run of a process resumes in a fresh one, in which nothing was measured yet"
+    net, batches = model(), list(data(seed=5).valid)
+    retention = Retention(net, batches, batches)
+    before = describe(retention)
+    retention(net[0])
+    assert 'about' in vars(retention)  # a property that is computed at first use
+    assert describe(retention) == before

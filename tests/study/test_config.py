@@ -82,12 +82,12 @@ def test_equal_runs_have_equal_keys(): assert Run(lam=1) == Run(lam=1.) and Run(
 
 # fields that do not decide the model before fine-tuning
 TARGET_FIELDS = ('strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'schedule', 'wd', 'bs', 'valid_frac',
-                 'select', 'patience', 'others', 'with_barrier', 'final', 'task')
+                 'select', 'patience', 'others', 'with_barrier', 'retain_by', 'final', 'task')
 
 
 def another(field, value):
     "Another value of a field"
-    choices = dict(select='valid', schedule='steps', valid_frac=.5)
+    choices = dict(select='valid', schedule='steps', valid_frac=.5, retain_by='probe')
     if field in choices: return choices[field]
     if isinstance(value, bool): return not value
     return value + 1 if isinstance(value, (int, float)) else f'{value}x'
