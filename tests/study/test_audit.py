@@ -151,7 +151,7 @@ WRONG = {
     'no task': (dict(tasks=[]), 'at least one checkpoint after, and one task'),
     'other net': (dict(after=['OTHER']), 'not of this encoder|another net'),
     'no folder': (dict(tasks=['videos:/nowhere']), 'folder /nowhere does not exist'),
-    'no classes': (dict(tasks=['folder:FLAT']), 'no videos in class folders.*; for videos without labels write videos:'),
+    'no classes': (dict(tasks=['folder:FLAT']), 'no videos in class folders.*; for videos without labels write'),
     'unknown task': (dict(tasks=['ucf:x']), "unknown task 'ucf:x'"),
     'bad option': (dict(model_args='width'), '--model-args must be name=value'),
     'no model': (dict(model=''), 'add --model'),
