@@ -13,7 +13,7 @@ class Heartbeat:
     ):
         self.every, self.what = every, ''
         self.started = self._printed = time.monotonic()
-        self._ended, self._lock = threading.Event(), threading.Lock()
+        self._ended, self._lock = threading.Event(), threading.RLock()  # lines of two threads must not mix
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._terminal = sys.stdout.isatty()
 
@@ -30,15 +30,17 @@ class Heartbeat:
         what:str, # What begins now
     )->None:
         "Print what begins now"
-        with self._lock: self.what, self.started = what, time.monotonic()
-        self._print(what)
+        with self._lock:
+            self.what, self.started = what, time.monotonic()
+            self._print(what)
 
     def _beat(self):
         while not self._ended.wait(self.every/10):
-            now = time.monotonic()
-            with self._lock: what, seconds = self.what, now - self.started
-            if not what or now - self._printed < .8*self.every: continue
-            self._print(f'{what} ({seconds:.0f} s)', end='' if self._terminal else '\n')
+            with self._lock:
+                now = time.monotonic()
+                if not self.what or now - self._printed < .8*self.every: continue
+                text = f'{self.what} ({now - self.started:.0f} s)'
+                self._print(text, end='' if self._terminal else '\n')
 
     def _print(self, text, end='\n'):
         "On a terminal, the line of the last beat is written over"
