@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import torch
-from fastai.distributed import DistributedDL
 from fastai.vision.augment import RandTransform
 from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from ..errors import InputError
+from ..runtime.distributed import is_distributed
 
 __all__ = ['check_order']
 
@@ -32,7 +32,7 @@ def check_order(
         if isinstance(sampler, RANDOM): _refuse(name, 'shuffles')
         if isinstance(sampler, DistributedSampler) and (sampler.shuffle or sampler.num_replicas > 1):
             _refuse(name, 'reads other clips in each process')
-    if isinstance(dl, DistributedDL): _refuse(name, 'reads other clips in each process')
+    if is_distributed(dl): _refuse(name, 'reads other clips in each process')
     if _augments(dl): _refuse(name, 'augments')
     _warn_of_dropped(name, dl)
 

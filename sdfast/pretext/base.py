@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.data.load import DataLoader
-from fastai.distributed import DistributedDL
 from fastai.torch_core import get_model, norm_bias_params
 from fastcore.basics import init_args
 from fastcore.foundation import L
@@ -28,6 +27,7 @@ from ..models.features import eval_mode
 from ..models.surgery import find_encoder, frozen_copy
 from ..runtime import store
 from ..runtime.arguments import ShowArguments
+from ..runtime.distributed import is_distributed
 from ..runtime.resume import Resumable
 from ..strategies.columns import Columns
 from .clips import PretextClips
@@ -155,7 +155,7 @@ class Pretext(ShowArguments, Resumable, Columns, Callback):
 
     def loader(self, dl:DataLoader)->DataLoader:
         "A copy of `dl` with the method's clips and labels, made once"
-        if isinstance(dl, DistributedDL): dl = dl.dl
+        if is_distributed(dl): dl = dl.dl
         if self._made is None: self._made = {}
         # keep `dl`, so that its id cannot be reused
         if id(dl) not in self._made: self._made[id(dl)] = dl, method_loader(self, dl)

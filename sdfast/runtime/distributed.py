@@ -1,16 +1,19 @@
 "Several processes, started by torchrun, that train one model together."
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from fastai.distributed import DistributedDL
 from fastai.torch_core import num_distrib, rank_distrib
 
-__all__ = ['join_processes', 'from_rank0', 'single_process', 'ShardedDL']
+from ..errors import InputError
+
+__all__ = ['join_processes', 'from_rank0', 'single_process', 'is_distributed']
 
 TIMEOUT = timedelta(hours=12)  # the first process measures while the others wait
 
@@ -18,6 +21,8 @@ TIMEOUT = timedelta(hours=12)  # the first process measures while the others wai
 def join_processes()->int: # Number of processes, 1 without torchrun
     "Join the process group that torchrun started, if any"
     n = int(os.environ.get('WORLD_SIZE', 1))
+    if n > 1 and find_spec('accelerate') is None:
+        raise InputError("torchrun's processes need the package accelerate: pip install 'sdfast[ddp]'")
     if n > 1 and not dist.is_initialized():
         cuda = torch.cuda.is_available()
         if cuda: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
@@ -51,19 +56,9 @@ def single_process()->Iterator[None]: # A context manager
         if world is not None: os.environ['WORLD_SIZE'] = world
 
 
-class ShardedDL(DistributedDL):
-    """A loader that divides each batch of a single process among all processes.
-
-    A last incomplete batch is dropped. fastai's `DistributedDL` divides the data set instead, and repeats some samples
-    to make the parts equal."""
-    def _broadcast(self, t, rank):
-        box = [t]
-        dist.broadcast_object_list(box, rank)  # fastai's own `_broadcast` needs a GPU
-        return box[0]
-
-    def __len__(self): return self.dl.n//(self.bs*self.world_size)
-
-    def get_idxs(self)->list:
-        idxs = self._broadcast(list(self.dl.get_idxs()), 0)
-        self.n = self.n_padded = len(self)*self.bs*self.world_size
-        return idxs[:self.n][self.rank::self.world_size]
+def is_distributed(
+    dl:object, # A loader
+)->bool: # Its module needs accelerate, and is not imported for this
+    "Whether a loader is fastai's `DistributedDL`"
+    module = sys.modules.get('fastai.distributed')
+    return module is not None and isinstance(dl, module.DistributedDL)

@@ -21,7 +21,6 @@ from ..data.block import MultiClip
 from ..errors import InputError, StoreError
 from ..models.encoders import encoder_head_split
 from ..runtime.arguments import ShowArguments
-from ..runtime.distributed import ShardedDL
 from ..runtime.progress import Progress
 from ..runtime.resume import Resumable
 from ..strategies.base import Penalty
@@ -53,6 +52,7 @@ def train_together(learn:Learner)->Iterator[None]:
     if num_distrib() < 2:
         yield
         return
+    from ..runtime.sharded import ShardedDL  # here, since accelerate is an extra
     cuda = torch.cuda.is_available()
 
     def shard(dl):

@@ -3,6 +3,7 @@ import os
 import socket
 from importlib.util import find_spec
 
+import fastai.distributed  # noqa: F401 (patches `distrib_ctx` into `Learner`)
 import pytest
 import torch
 import torch.distributed as dist

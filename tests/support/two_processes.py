@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdfast.pretext import CVRL, ClipOrder, InterIntra, Pace, RSPNet, video_dls
-from sdfast.runtime.distributed import ShardedDL
+from sdfast.runtime.sharded import ShardedDL
 
 
 class Plain(nn.Module):
