@@ -32,6 +32,7 @@ def right(encoder, head, batches):
 def test_by_the_old_head(source, tuned):
     net, train, valid = source
     net = fitted(net, train)
+    valid = [(x, (y + (torch.arange(len(y)) % 5 == 0)) % 3) for x, y in valid]  # even the untouched encoder errs
     kept, encoder = KeptAccuracy(net, valid), tuned(net, .3).eval()
     assert kept(frozen_copy(net[0])) == 1.
     assert kept(frozen_copy(encoder)) == right(encoder, net[1], valid)/right(net[0], net[1], valid)
@@ -57,6 +58,7 @@ def test_by_a_new_probe(source, tuned):
         with torch.no_grad(): x, xt = (torch.cat([part(x) for x, _ in dl]).numpy() for dl in (train, valid))
         y, yt = (torch.cat([y for _, y in dl]).numpy() for dl in (train, valid))
         return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=.1)).fit(x, y).score(xt, yt)
+    valid = [(x, (y + (torch.arange(len(y)) % 5 == 0)) % 3) for x, y in valid]
     kept = KeptAccuracy(net, valid, train, 'probe')
     assert kept(frozen_copy(encoder)) == pytest.approx(probe(encoder)/probe(net[0]))
 
