@@ -26,7 +26,7 @@ from .index import IndexFile, VideoIndex
 
 __all__ = ['scan_video']
 
-MAX_INDEX_BYTES = 2**26  # limit for the indexes in memory of a process; a long video's takes megabytes
+MAX_INDEX_BYTES = 2**25  # limit for the indexes in memory of a process, 30,000 short videos; the others are on disk
 MAX_ASPECT = 64  # largest ratio of a frame's long and short side
 MAX_ZEROS = 2**24  # longest run of zeros that a file may end in: most formats are searched for a packet byte by byte
 
