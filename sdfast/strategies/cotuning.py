@@ -74,15 +74,17 @@ class _SourceProbs(nn.Module):
         self.model, self.encoder, self.head = model, encoder, head
 
     def forward(self, x):
-        inputs: list = []
-        # run the whole model, which may transform its input before it calls the encoder
-        def keep(module, args, kwargs, out):
-            inputs.append(head_input(self.head, out, to_feature(module, out, args, kwargs)))
-        handle = self.encoder.register_forward_hook(keep, with_kwargs=True)
+        probs: list = []
+        # run the whole model, which may transform its input before it calls the encoder; the head computes within it,
+        # as the model of a trainer may enter autocast by itself
+        def answer(module, args, kwargs, out):
+            logits = self.head(head_input(self.head, out, to_feature(module, out, args, kwargs)))
+            probs.append(logits.float().softmax(1))
+        handle = self.encoder.register_forward_hook(answer, with_kwargs=True)
         try:
             with unrecorded(self.model): call_on(self.model, x)
         finally: handle.remove()
-        return sum(self.head(f).float().softmax(1) for f in inputs)/len(inputs)
+        return sum(probs)/len(probs)
 
 
 class CoTuning(Auxiliary, FeaturePenalty):

@@ -46,16 +46,22 @@ def smooth_net():
 def sgd(net): return torch.optim.SGD(net.parameters(), lr=.1, momentum=.9)
 
 
-def plainly(net, strategies, dl=None, epochs=2, accumulate=1, clip=0., half=False, seed=1):
-    "Train in plain PyTorch"
+def plainly(net, strategies, dl=None, epochs=2, accumulate=1, clip=0., half=False, seed=1, always_half=False):
+    """Train in plain PyTorch.
+
+    With `always_half` the model computes in half precision between steps, too, and each pass casts the weights anew, so
+    that gradients of two passes are added in single precision: as by a Trainer, whose model enters autocast itself."""
     dl, opt = dl or loader(), sgd(net)
     torch.manual_seed(seed)
+    def autocast(on):
+        return torch.autocast('cpu', torch.bfloat16, cache_enabled=not always_half) if on else nullcontext()
     for s in strategies: s.attach(net, opt, epochs=epochs, batches=dl)
     for _ in range(epochs):
         net.train()
-        for s in strategies: s.start_epoch()
+        with autocast(half and always_half):
+            for s in strategies: s.start_epoch()
         for i, (x, y) in enumerate(dl, 1):
-            with torch.autocast('cpu', torch.bfloat16) if half else nullcontext():
+            with autocast(half):
                 loss = F.cross_entropy(logits_of(net(x)), y)
                 for s in strategies:
                     if hasattr(s, 'loss'): loss = loss + s.loss(y)
@@ -65,7 +71,8 @@ def plainly(net, strategies, dl=None, epochs=2, accumulate=1, clip=0., half=Fals
             opt.step()
             for s in strategies: s.after_step()
             opt.zero_grad()
-    for s in strategies: s.detach()
+    with autocast(half and always_half):
+        for s in strategies: s.detach()
     return net
 
 
