@@ -7,7 +7,20 @@ import torch.nn.functional as F
 from helpers import Source, learner, make, model, same, state
 from strategy_helpers import needs_peft
 from torch import nn
-from trainers import SIZES, Output, assert_same, hf_rows, hf_trainer, in_two, loader, plainly, rows, sgd, smooth_net
+from trainers import (
+    OWN_PASSES,
+    SIZES,
+    Output,
+    assert_same,
+    hf_rows,
+    hf_trainer,
+    in_two,
+    loader,
+    plainly,
+    rows,
+    sgd,
+    smooth_net,
+)
 
 from sdfast.errors import InputError
 from sdfast.metrics import Retention, RetentionCurve
@@ -66,7 +79,6 @@ def several(): return [SelfDistill(3.), EMATeacher(3.), L2SP(.1, decoupled=True)
 
 SITUATIONS = dict(accumulate=2, clip=.05, half=True)
 OPTIONS = dict(accumulate='gradient_accumulation_steps', clip='max_grad_norm', half='bf16')
-OWN_PASSES = 'co_tuning', 'r3f', 'replay', 'wise_ft'  # they call the model or the encoder themselves
 
 
 @pytest.mark.parametrize('what', [*SITUATIONS, 'all'])
@@ -82,7 +94,8 @@ def test_accumulation_clipping_and_bfloat16_equal_a_plain_loop(what, tmp_path):
 def test_every_strategy_in_every_situation(name, what, tmp_path):
     chosen, lam = SITUATIONS if what == 'all' else {what:SITUATIONS[what]}, SIZES.get(name, .3)
     want, net = net_of(), net_of()
-    plainly(want, make(name, lam, want), always_half=name in OWN_PASSES, **chosen)
+    own = name in OWN_PASSES
+    plainly(want, make(name, lam, want), apart=own, always_half=own, **chosen)
     assert_same(want, fit(tmp_path, make(name, lam, net), net, **{OPTIONS[k]:v for k, v in chosen.items()}).model)
 
 

@@ -46,15 +46,20 @@ def smooth_net():
 def sgd(net): return torch.optim.SGD(net.parameters(), lr=.1, momentum=.9)
 
 
-def plainly(net, strategies, dl=None, epochs=2, accumulate=1, clip=0., half=False, seed=1, always_half=False):
+OWN_PASSES = 'co_tuning', 'r3f', 'replay', 'wise_ft'  # strategies that call the model or the encoder themselves
+
+
+def plainly(net, strategies, dl=None, epochs=2, accumulate=1, clip=0., half=False, seed=1, apart=False,
+            always_half=False):
     """Train in plain PyTorch.
 
-    With `always_half` the model computes in half precision between steps, too, and each pass casts the weights anew, so
-    that gradients of two passes are added in single precision: as by a Trainer, whose model enters autocast itself."""
+    With `apart` each pass casts the weights by itself, so the gradients of two passes in a step are added in single
+    precision: trainers enter autocast for the model and for the terms. With `always_half` the model computes in half
+    precision between steps, too: that of transformers' Trainer enters autocast by itself."""
     dl, opt = dl or loader(), sgd(net)
     torch.manual_seed(seed)
     def autocast(on):
-        return torch.autocast('cpu', torch.bfloat16, cache_enabled=not always_half) if on else nullcontext()
+        return torch.autocast('cpu', torch.bfloat16, cache_enabled=not apart) if on else nullcontext()
     for s in strategies: s.attach(net, opt, epochs=epochs, batches=dl)
     for _ in range(epochs):
         net.train()
