@@ -6,6 +6,7 @@ nbdev prepares the notebooks as it does for Quarto, nbconvert makes Markdown of 
 the order of pages that nbs/_quarto.yml has. A page that cannot be converted or a link that leads nowhere is an error.
 Where Quarto is installed, `nbdev-docs` renders the same notebooks."""
 import ast
+import logging
 import os
 import re
 import shutil
@@ -213,6 +214,7 @@ def write_site(work, out):
     for name in ('site.css', 'site.js'): shutil.copy(ROOT/'nbs'/name, docs)
     sidebar = yaml.safe_load((ROOT/'nbs/_quarto.yml').read_text())['website']['sidebar']['contents']
     (work/'mkdocs.yml').write_text(yaml.safe_dump(settings(docs, out, navigation(sidebar, titles), config)))
+    logging.basicConfig(level=logging.WARNING)  # what ends a strict build is a warning of MkDocs
     build(load_config(str(work/'mkdocs.yml'), strict=True))
     print(f'{len(titles)} notebooks, {len(PAGES)} other pages, {len(REPORTS)} reports')
 
