@@ -50,7 +50,8 @@ def make_parser()->argparse.ArgumentParser:
 
 
 def _natural(text):
-    value = int(text)
+    try: value = int(text)
+    except ValueError: raise argparse.ArgumentTypeError(f'must be a whole number, not {text!r}') from None
     if value < 0: raise argparse.ArgumentTypeError(f'must be at least 0, not {value}')
     return value
 

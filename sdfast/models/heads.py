@@ -1,4 +1,4 @@
-"The classification head that a checkpoint holds beside its encoder."
+"The classification head in a checkpoint of an encoder."
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ['read_head']
 
 # names of a last linear layer: the usual ones, the second part of a `Sequential(encoder, head)`, the last of a list
 NAMES = re.compile(rf'(?:.*\.)?(?:{"|".join(HEADS)}|1)(?:\.(?:\d+|head|fc))?\.weight')
-BESIDE = 'encoder.safetensors', 'head.safetensors'  # how a study stores its source model
+PAIR = 'encoder.safetensors', 'head.safetensors'  # how a study stores its source model
 
 
 def read_head(
@@ -22,12 +22,12 @@ def read_head(
     encoder:Any, # With `num_features`, whose weights are no head
     n_classes:int|None=None, # Number of outputs; `None`: any
 )->nn.Linear|None: # `None` if there is none that fits, or several that differ
-    "Read the linear layer on an encoder's features in a checkpoint; a study's encoder has it in a file beside it"
+    "Read the linear layer on an encoder's features in a checkpoint; a study stores it next to the encoder's file"
     path = Path(path)
-    beside = path.with_name(BESIDE[1])
+    head_file = path.with_name(PAIR[1])
     nodes = read_nodes(path)
-    if path.name == BESIDE[0] and beside.is_file():
-        nodes = {'': {f'fc.{k}':v for k, v in read_nodes(beside)[''].items()}}
+    if path.name == PAIR[0] and head_file.is_file():
+        nodes = {'': {f'fc.{k}':v for k, v in read_nodes(head_file)[''].items()}}
     found = [head for entries in nodes.values() for head in _heads(entries, encoder, n_classes)]
     if not found: return None
     (weight, bias), *others = found

@@ -87,7 +87,6 @@ class R3F(Penalty):
             raise InputError('R3F needs a model that returns logits (B, classes), alike for the loss and in a second '
                              f'pass; the loss was given {tuple(pred.shape)}, the second pass returned '
                              f'{tuple(noised.shape)}')
-        if pred.dtype != torch.float64: noised, pred = noised.float(), pred.float()
         if not independent: return sym_kl(noised, pred)
         return sym_kl(two_classes(noised), two_classes(pred))*(pred.numel()/len(pred))
 

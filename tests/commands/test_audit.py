@@ -111,6 +111,7 @@ def test_wrong_use_is_one_line_in_a_process(words):
     p = subprocess.run([sys.executable, '-m', 'sdfast', *words], capture_output=True, text=True, cwd=ROOT, env=ENV)
     assert (p.returncode, p.stdout) == (2, '')
     assert p.stderr.startswith(f'sdfast {words[0]}: ') and p.stderr.count('\n') == 1
+    assert ' _' not in p.stderr, 'no name of a function of ours'
 
 
 def test_wrong_input_of_audit_is_one_line(clips, tmp_path, capsys):

@@ -94,7 +94,7 @@ def test_labels_of_other_clips_are_not_read(source):
 
 
 def test_in_a_fit_with_adapters(source):
-    pytest.importorskip('peft', reason="LoRA needs PEFT: pip install -e '.[peers]'")
+    pytest.importorskip('peft', reason="LoRA needs PEFT: pip install -e '.[lora]'")
     from sdfast.strategies import LoRA
     net, train, test = source
     retention, found = Retention(net, train, test), []

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from helpers import Source, learner, make, model, same, state
-from strategy_helpers import PENALTIES
+from strategy_helpers import PENALTIES, moved
 from torch import nn
 from trainers import SIZES, plainly
 
@@ -27,15 +27,6 @@ from sdfast.strategies import (
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*cannot hold its floor')
 ADAPTIVE = [n for n, s in STRATEGIES.items() if s.lams and n != 'lp_ft']
-
-
-def moved(net):
-    "A measure by formula: 1 for the encoder of `net`, less the further its weights are"
-    start = [p.detach().clone() for p in net[0].parameters()]
-    def kept(encoder):
-        far = sum((p - w).square().sum() for p, w in zip(encoder.parameters(), start))
-        return 1 - far.sqrt().item()/10
-    return kept
 
 
 def lam_of(cb): return cb.kept_history[-1]['lam']

@@ -4,21 +4,13 @@ import pickle
 import pytest
 from fastai.callback.core import Callback
 from helpers import learner, model, same, state
+from strategy_helpers import moved
 
 from sdfast.runtime.resume import Resume
 from sdfast.strategies import L2SP, Budget, FixedTeacher, KeptByDrift, LowerLR, SelfDistill, StochNorm
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*cannot hold its floor')
 CURVE = [(0., 1.), (1., .5)]
-
-
-def moved(net):
-    "A measure by formula: 1 for the encoder of `net`, less the further its weights are"
-    start = [p.detach().clone() for p in net[0].parameters()]
-    def kept(encoder):
-        far = sum((p - w).square().sum() for p, w in zip(encoder.parameters(), start))
-        return 1 - far.sqrt().item()/10
-    return kept
 
 
 class Stop(Exception): pass

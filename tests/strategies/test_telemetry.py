@@ -97,7 +97,7 @@ def test_moved_is_since_before_training_and_age_since_the_teacher_was_made(tmp_p
 
 
 def test_moved_sees_what_adapters_add():
-    pytest.importorskip('peft', reason="LoRA needs PEFT: pip install -e '.[peers]'")
+    pytest.importorskip('peft', reason="LoRA needs PEFT: pip install -e '.[lora]'")
     net = model()
     learn = learner([LoRA(2, 2), Telemetry()], net=net)
     start = {n:p.detach().clone() for n, p in net[0].named_parameters()}

@@ -69,7 +69,7 @@ def train(name, rank=0, world=1):
 
 # stochastic normalisation is by the statistics of a process's own batch: its two processes agree, but not with one
 SAME = [n for n in STRATEGIES if n != 'stoch_norm']
-needs_peft = pytest.mark.skipif(find_spec('peft') is None, reason="LoRA needs PEFT: pip install -e '.[peers]'")
+needs_peft = pytest.mark.skipif(find_spec('peft') is None, reason="LoRA needs PEFT: pip install -e '.[lora]'")
 
 
 def fisher(rank, world):

@@ -14,7 +14,7 @@ from torch import nn
 
 from sdfast.strategies import BSS, R3F, STRATEGIES, CoTuning, Penalty
 
-needs_peft = pytest.mark.skipif(find_spec('peft') is None, reason="LoRA needs PEFT: pip install -e '.[peers]'")
+needs_peft = pytest.mark.skipif(find_spec('peft') is None, reason="LoRA needs PEFT: pip install -e '.[lora]'")
 
 PENALTIES = [n for n, s in STRATEGIES.items() if s.callback is not None and issubclass(s.callback, Penalty)]
 # those whose term is 0 for an encoder that has not moved
@@ -214,3 +214,12 @@ def loop_by_hand(net, epochs, opt, term=lambda x, y: 0, mode=lambda net, e: None
 
 
 def sgd(net, lr=.1): return torch.optim.SGD(net.parameters(), lr=lr, momentum=.9)
+
+
+def moved(net):
+    "A measure by formula: 1 for the encoder of `net`, less the further its weights are"
+    start = [p.detach().clone() for p in net[0].parameters()]
+    def kept(encoder):
+        far = sum((p - w).square().sum() for p, w in zip(encoder.parameters(), start))
+        return 1 - far.sqrt().item()/10
+    return kept
