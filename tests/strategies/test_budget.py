@@ -26,6 +26,7 @@ from sdfast.strategies import (
 )
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*cannot hold its floor')
+AFTER = 'wise_ft', 'wise_ft_depth', 'lines'  # their strength is found after the fit
 ADAPTIVE = [n for n, s in STRATEGIES.items() if s.lams and n != 'lp_ft']
 
 
@@ -138,7 +139,7 @@ def test_every_strategy_with_a_strength_takes_a_budget(name):
     assert cb.kept_history
     assert cb.strength() < first
     assert 'retain=Budget(' in repr(cb)
-    if name != 'wise_ft':
+    if name not in AFTER:
         names = list(learn.recorder.metric_names)
         row = dict(zip(names[1:], learn.recorder.values[-1]))
         assert row[f'{cb.name}_lam'] == pytest.approx(cb.kept_history[-1]['lam'])
@@ -146,7 +147,7 @@ def test_every_strategy_with_a_strength_takes_a_budget(name):
     assert not learn.metrics
 
 
-@pytest.mark.parametrize('name', [n for n in ADAPTIVE if n != 'wise_ft'])
+@pytest.mark.parametrize('name', [n for n in ADAPTIVE if n not in AFTER])
 def test_a_budget_in_a_loop_of_ones_own_is_that_in_fastai(name):
     net = model()
     def strategy(net):
@@ -182,6 +183,20 @@ def test_layers_decay_by_the_strength():
     cb = LayerDecay(.5, retain=Budget(.9, lambda e: 0., every=1, rate=.1))
     learner(cb).fit(1)
     assert cb.decay == pytest.approx(1/(1 + 4.), rel=1e-6)  # four times the first strength, 1
+
+
+@pytest.mark.parametrize('kind', [partial(WiSEFT, by_depth=True), LiNeS])
+def test_averages_by_depth_take_the_largest_alpha_that_holds_the_floor(kind):
+    net = model()
+    kept = moved(net)
+    start, learn, plain = copy.deepcopy(net), learner(kind(retain=Budget(.95, kept)), net=net), learner()
+    cb = learn.cbs[-1]
+    learn.fit(3), plain.fit(3)
+    assert 0 < cb.alpha < 1
+    assert kept(learn.model[0]) >= .95
+    more = plain.model[0]
+    more.load_state_dict(interpolate(more, start[0], kind(cb.alpha + 1/64).attach(more_of(plain)).shares(cb.alpha + 1/64)))
+    assert kept(more) < .95
 
 
 def test_wise_ft_takes_the_largest_alpha_that_holds_the_floor():
