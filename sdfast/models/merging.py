@@ -63,11 +63,14 @@ def lines(
 
 def lines_shares(encoder:nn.Module, alpha:float, beta:float|None=None)->dict[str, float]:
     "How much of τ each entry of a state dict keeps by LiNeS"
-    alpha = _number(alpha, 'alpha', 0)
-    beta = 1 - alpha if beta is None else _number(beta, 'beta', 0)
+    alpha, beta = _number(alpha, 'alpha', 0), check_beta(beta)
+    if beta is None: beta = max(0., 1 - alpha)
     depths = _depths(encoder, 'LiNeS')
     last = max(depths.values()) - 1
     return {k:alpha + beta*(1 - (max(d, 1) - 1)/max(last, 1)) for k, d in depths.items()}
+
+
+def check_beta(beta:float|None)->float|None: return beta if beta is None else _number(beta, 'beta', 0)
 
 
 def depth_shares(encoder:nn.Module, alpha:float)->dict[str, float]:

@@ -1,4 +1,5 @@
 "Weight averaging (WiSE-FT, LiNeS): interpolate the encoder between its weights before and after fine-tuning."
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from fastai.torch_core import get_model
 from torch import nn
 
 from ..errors import InputError
-from ..models.merging import depth_shares, interpolate, lines_shares
+from ..models.merging import check_beta, depth_shares, interpolate, lines_shares
 from ..models.statistics import reestimate_bn
 from ..models.surgery import find_encoder
 from ..models.weights import anchor_state, check_alpha, weights_before
@@ -140,7 +141,14 @@ class WiSEFT(Budgeted, Anchored, Resumable, Recipe):
             middle = (low + high)//2
             if self._keeps(middle/64, end): low = middle
             else: high = middle
+        if not (low or self._keeps(0., end)): self._say_not_held()
         return low/64
+
+    def _say_not_held(self):
+        kept = self.kept_history[-1]['kept']
+        warnings.warn(f'{type(self).__name__} cannot hold its floor: {100*kept:.1f} % of what the encoder knew is left '
+                      f'with alpha 0, less than {100*self.budget.retain:.1f} %: lower retain, or take WiSEFT(), which '
+                      'scales all layers')
 
     def _keeps(self, alpha, end):
         "Whether the floor is held with `alpha`; restores the encoder"
@@ -165,6 +173,6 @@ class LiNeS(WiSEFT):
         anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: the encoder before training
     ):
         super().__init__(alpha, encoder, anchor)
-        self.beta = beta
+        self.beta = check_beta(beta)
 
     def shares(self, alpha:float)->dict[str, float]: return lines_shares(self.module(), alpha, self.beta)

@@ -1,6 +1,7 @@
 "A budget of forgetting: λ by dual ascent, against a controller by hand and models whose answer is known."
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from trainers import SIZES, plainly
 
 from sdfast.errors import InputError
+from sdfast.models.merging import depth_shares, interpolate, lines_shares
 from sdfast.strategies import (
     L2SP,
     LPFT,
@@ -19,6 +21,7 @@ from sdfast.strategies import (
     FeaturePenalty,
     FixedTeacher,
     LayerDecay,
+    LiNeS,
     LowerLR,
     SelfDistill,
     StochNorm,
@@ -185,18 +188,25 @@ def test_layers_decay_by_the_strength():
     assert cb.decay == pytest.approx(1/(1 + 4.), rel=1e-6)  # four times the first strength, 1
 
 
-@pytest.mark.parametrize('kind', [partial(WiSEFT, by_depth=True), LiNeS])
-def test_averages_by_depth_take_the_largest_alpha_that_holds_the_floor(kind):
-    net = model()
-    kept = moved(net)
-    start, learn, plain = copy.deepcopy(net), learner(kind(retain=Budget(.95, kept)), net=net), learner()
-    cb = learn.cbs[-1]
-    learn.fit(3), plain.fit(3)
+def test_lines_says_if_its_last_layer_breaks_the_floor():
+    cb = LiNeS(retain=Budget(.9, lambda e: .8))
+    with pytest.warns(UserWarning, match='80.0 % of what the encoder knew is left with alpha 0, less than 90.0 %'):
+        learner(cb).fit(1)
+    assert cb.alpha == 0
+
+
+@pytest.mark.parametrize('kind, shares, floor', [
+    (partial(WiSEFT, by_depth=True), depth_shares, .95), (LiNeS, lines_shares, .698)])
+def test_averages_by_depth_take_the_largest_alpha_that_holds_the_floor(kind, shares, floor):
+    net, plain = model(), learner()
+    kept, start = moved(net), copy.deepcopy(net[0])
+    cb = kind(retain=Budget(floor, kept))
+    learner(cb, net=net).fit(3), plain.fit(3)
     assert 0 < cb.alpha < 1
-    assert kept(learn.model[0]) >= .95
+    assert kept(net[0]) >= floor
     more = plain.model[0]
-    more.load_state_dict(interpolate(more, start[0], kind(cb.alpha + 1/64).attach(more_of(plain)).shares(cb.alpha + 1/64)))
-    assert kept(more) < .95
+    more.load_state_dict(interpolate(more, start, shares(more, cb.alpha + 1/64)))
+    assert kept(more) < floor
 
 
 def test_wise_ft_takes_the_largest_alpha_that_holds_the_floor():
