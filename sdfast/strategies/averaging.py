@@ -3,14 +3,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-import torch
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from torch import nn
 
 from ..errors import InputError
 from ..models.merging import check_beta, depth_shares, interpolate, lines_shares
-from ..models.statistics import reestimate_bn
+from ..models.statistics import reestimate_bn, statistics_moved
 from ..models.surgery import find_encoder
 from ..models.weights import anchor_state, check_alpha, weights_before
 from ..runtime.resume import Resumable
@@ -28,8 +27,7 @@ def _interpolate(model, part, start, share, dl):
 
     Between the two ends, batch-norm statistics fit neither and are recomputed from `dl`, unless training left them
     unchanged."""
-    moved = any(k.endswith(('running_mean', 'running_var')) and not torch.equal(v, start[k])
-                for k, v in part.state_dict().items())
+    moved = statistics_moved(part.state_dict(), start)
     shares = set(share.values()) if isinstance(share, Mapping) else {share}
     part.load_state_dict(interpolate(part, start, share))
     if not moved or shares in ({0}, {1}): return

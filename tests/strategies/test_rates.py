@@ -120,7 +120,8 @@ def test_encoder_lr_equals_parameter_groups_of_torch(opt, splitter):
     if opt == 'adamw': ours = partial(Adam, wd=wd)
     if opt == 'torch':
         ours = partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=wd, eps=1e-5, betas=(.9, .99)))
-    learn = learner(EncoderLR(7.), opt_func=ours, lr=lr, wd_bn_bias=True, **(dict(splitter=splitter) if splitter else {}))
+    learn = learner(EncoderLR(7.), opt_func=ours, lr=lr, wd_bn_bias=True,
+                    **(dict(splitter=splitter) if splitter else {}))
     learn.fit(3)
     got, want = ({k:v for k, v in s.items() if k != '0.conv.bias'}  # its gradient is 0 but for rounding
                  for s in (state(learn.model), loop_by_hand(hand, 3, want)))
