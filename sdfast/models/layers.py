@@ -90,7 +90,8 @@ def _behind(part, inside):
 
 def without_repeats(groups:Iterable)->list[list[nn.Parameter]]:
     "Each parameter once, in the first group that has it: weights may be tied"
-    seen, unique = set(), []
+    seen: set[int] = set()
+    unique: list[list[nn.Parameter]] = []
     for group in groups:
         unique.append([])
         for p in group:

@@ -3,7 +3,7 @@
 Nothing is trained but what is missing. A merged model is measured as a run or a stage is, and its folder,
 `out/merged/KEY`, is claimed, written and sealed as theirs are. KEY hashes the method and the keys of what is merged."""
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from .stage import NOT_IN_ROW, RUN_COLUMNS, load_stage, stage_folder
 __all__ = ['merge_seeds', 'merge_tasks']
 
 OF_SEEDS = 'soup', 'greedy_soup', 'model_stock'
-OF_TASKS = dict(task_arithmetic=task_arithmetic, ties=ties)
+OF_TASKS: dict[str, Callable] = dict(task_arithmetic=task_arithmetic, ties=ties)
 
 
 # ---- seeds
@@ -157,7 +157,9 @@ def merge_tasks(
     Batch-norm statistics are recomputed from train clips of the tasks so far."""
     if method not in OF_TASKS: raise InputError(f'tasks are merged by {" and ".join(OF_TASKS)}, not {method!r}')
     merge = partial(OF_TASKS[method], lam=lam)
-    models, keys, rows = [], [], []
+    models: list = []
+    keys: list[str] = []
+    rows: list[dict] = []
     for run, name in zip(runs, accuracies.names[1:]):
         single, = train_chain([run], source, out, Accuracies([run]), progress)
         if single['status'] != 'ok': return [*rows, single]

@@ -131,7 +131,7 @@ def test_rows_join_those_of_a_comparison(base, tmp_path):
 
 def test_a_run_that_failed_fails_its_merge(base, tmp_path):
     row, = merge_seeds(seeds(base, 2, lr=1e9), tmp_path)
-    assert row['status'] == 'bad data', row
+    assert row['status'] == 'failed'
     assert 'one of the runs to merge, has status diverged' in row['error']
 
 
