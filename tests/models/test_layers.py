@@ -50,6 +50,22 @@ def test_buffers_without_weights_of_their_own_have_the_depth_of_their_block():
     assert depths['three.weight'] == depths['four.weight'] == 1
 
 
+def test_buffers_between_flat_layers_have_the_depth_of_the_layer_before():
+    flat = [m for _ in range(6) for m in (nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2, affine=False), nn.ReLU())]
+    net = nn.Sequential(nn.Sequential(*flat), nn.Flatten())
+    depths = layer_depths(net)
+    assert [depths[f'0.{3*i}.weight'] for i in range(6)] == [6, 5, 4, 3, 2, 1]
+    assert [depths[f'0.{3*i + 1}.running_mean'] for i in range(6)] == [6, 5, 4, 3, 2, 1]
+
+
+def test_tied_weights_have_one_depth():
+    net = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2)) for _ in range(3)))
+    net[2][2].weight = net[0][0].weight
+    depths = layer_depths(net)
+    assert depths['2.2.weight'] == depths['0.0.weight'] == 3
+    assert depths['2.2.bias'] == 1
+
+
 def test_compiled_nets_have_the_depths_of_the_net():
     net = Net()
     compiled = torch.compile(net)

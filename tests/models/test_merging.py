@@ -106,6 +106,16 @@ def test_variances_stay_above_0(name, lam):
     assert (interpolate(ends[0], start, lam)['bn.running_var'] > 0).all()
 
 
+def test_statistics_of_a_task_that_is_unlearned_do_not_count():
+    start, *ends = nets(3)
+    merged = task_arithmetic(ends, start, [3., -2.])
+    torch.testing.assert_close(merged['bn.running_var'], ends[0].bn.running_var)
+    assert same(task_arithmetic(ends, start, [-1., 0.]) | named(start), state(start))
+
+
+def named(net): return {k:p.detach() for k, p in net.named_parameters()}
+
+
 # ---- one encoder
 
 def test_interpolate_is_wise_ft_with_a_share_for_each_entry():
@@ -305,6 +315,16 @@ def test_ties_by_hand():
     # 3 and 1 agree; 4 outweighs -1; nothing; -6 outweighs 2; nothing
     torch.testing.assert_close(got, torch.tensor([3., 5., 1., -5., 1.]))
     assert torch.equal(ties([a, b], start, 0.)['weight'], start.weight)
+
+
+def test_a_sum_of_0_takes_the_sign_of_most_weights_in_ties():
+    def net(values):
+        made = nn.Linear(3, 1, bias=False)
+        made.weight.data = torch.tensor([values])
+        return made
+    start = net([0., 0., 0.])
+    assert ties([net([2., 1., 1.]), net([-2., 1., 1.])], start, 1., 1.)['weight'].tolist() == [[2., 1., 1.]]
+    assert ties([net([2., -1., -1.]), net([-2., -1., -1.])], start, 1., 1.)['weight'].tolist() == [[-2., -1., -1.]]
 
 
 def test_tied_weights_count_once_in_ties():
