@@ -20,7 +20,7 @@ from sdfast.commands.common import make_folder, study_session
 from sdfast.report.summary import summary
 from sdfast.report.tables import strategy_table
 from sdfast.runtime import store
-from sdfast.strategies import STRATEGIES, LayerDecay, Strategy
+from sdfast.strategies import STRATEGIES
 from sdfast.study.paired import final_run, run_settings
 
 DATA = dict(task='moving_digits', source='moving_digits')
@@ -29,17 +29,7 @@ CAPTION = ('Accuracies in %, means over seeds, each followed by the paired diffe
            'interval. Verdicts: the paired t test, adjusted by Holm. Every setting is shown.')
 
 
-class SlowEncoder(LayerDecay):
-    "The head learns at lr, every layer of the encoder at `lr/(1 + lam)`"
-    def __init__(self, lam):
-        super().__init__(decay=1.)
-        self.lam = lam
-
-    def rate(self, lr, depth): return lr/(1 + self.lam) if depth else lr
-
-
-STRATEGIES['slow_encoder'] = Strategy(SlowEncoder, (1., 3., 7.),
-                                      "CE, the encoder's learning rate/(1 + lam)", 'the control without a teacher')
+STRATEGIES['slow_encoder'] = STRATEGIES['encoder_lr']  # its name when these runs were made, which is in their keys
 
 
 @call_parse  # it runs this when the module is the script, so it must come last

@@ -50,6 +50,7 @@ from .study.execute import *
 from .study.fit import *
 from .study.folder import *
 from .study.loaders import *
+from .study.merge import *
 from .study.paired import *
 from .study.paper import *
 from .study.plan import *

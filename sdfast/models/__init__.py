@@ -9,7 +9,9 @@ from .encoders import *
 from .features import *
 from .heads import *
 from .labels import *
+from .layers import *
 from .learner import *
+from .merging import *
 from .model_folder import *
 from .nets import *
 from .pretrained import *

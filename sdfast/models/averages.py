@@ -1,4 +1,6 @@
 "Which tensors of a state dict an average is taken of: a state dict is no list of weights."
+from collections.abc import Sequence
+
 import torch
 
 __all__ = ['averaged_tensors']
@@ -27,3 +29,27 @@ def averaged_tensors(
         seen.add(place)
         found[k] = as_real(v)
     return found
+
+
+def between(start:torch.Tensor, end:torch.Tensor, share:float)->torch.Tensor:
+    """`start + share*(end - start)`, a new tensor; with 0 and 1 exactly one of the two.
+
+    Elements that are equal stay as they are, infinite ones too, such as those in the mask of an attention layer."""
+    if share == 0: return start.clone()
+    if share == 1: return end.clone()
+    return torch.where(start == end, end, torch.lerp(start, end, share))
+
+
+def mean_of(tensors:Sequence[torch.Tensor], weights:Sequence[float])->torch.Tensor:
+    "The weighted mean; elements that are equal in all tensors with a weight above 0 stay as they are"
+    counted = [(t, w) for t, w in zip(tensors, weights) if w]
+    first = counted[0][0]
+    total = sum(w*wide(t) for t, w in counted)/sum(weights)
+    same = torch.stack([t == first for t, _ in counted]).all(0)
+    return torch.where(same, first, total.to(first.dtype))
+
+
+def wide(t:torch.Tensor)->torch.Tensor:
+    "A tensor in double precision, where the device has it"
+    if t.device.type == 'mps': return t.to(torch.complex64 if t.is_complex() else torch.float32)
+    return t.to(torch.complex128 if t.is_complex() else torch.float64)

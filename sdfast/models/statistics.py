@@ -142,6 +142,11 @@ def _is_unknown(layer):
     return type(layer).__module__.partition('.')[0] not in LIBRARIES
 
 
+def statistics_moved(state:dict, start:dict)->bool:
+    "Whether running statistics in a state dict differ from those before training"
+    return any(k.endswith(('running_mean', 'running_var')) and not torch.equal(v, start[k]) for k, v in state.items())
+
+
 @torch.no_grad()
 def reestimate_bn(
     model:nn.Module, # Called on the inputs of each batch

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..runtime.store import write
-from .averages import is_averaged
+from .averages import between, is_averaged
 from .checkpoints import plain_name, read_nodes
 from .matching import explain, find_state, is_head, left_out
 from .surgery import frozen_copy
@@ -130,13 +130,14 @@ def _dtype(value): return str(value.dtype).removeprefix('torch.')
 def anchor_state(
     encoder:nn.Module, # The encoder that is going to be trained
     anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file of weights; `None`: those of `encoder`
+    what:str='the weights of the anchor', # What to call them in the message of an error
 )->dict[str, torch.Tensor]: # On the device of `encoder`
     "Copy the anchor, the weights to stay close to, with the names in `encoder`"
     if anchor is None:
         return {k:v.detach().clone() if torch.is_tensor(v) else deepcopy(v) for k, v in encoder.state_dict().items()}
     copy = frozen_copy(encoder)
     if isinstance(anchor, (str, Path)): load_encoder(copy, anchor)
-    else: _load(copy, anchor.state_dict() if isinstance(anchor, nn.Module) else anchor, 'the weights of the anchor')
+    else: _load(copy, anchor.state_dict() if isinstance(anchor, nn.Module) else anchor, what)
     return copy.state_dict()
 
 
@@ -182,4 +183,4 @@ def wise_ft(
     start, end = weights_before(encoder, anchor), anchor_state(encoder)
     if alpha == 0: return start
     if alpha == 1: return end
-    return {k:torch.lerp(start[k], v, alpha) if is_averaged(v) else v for k, v in end.items()}
+    return {k:between(start[k], v, alpha) if is_averaged(v) else v for k, v in end.items()}

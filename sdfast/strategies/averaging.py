@@ -1,16 +1,17 @@
-"Weight averaging (WiSE-FT): interpolate the encoder between its weights before and after fine-tuning."
-from collections.abc import Callable, Iterable, Iterator
+"Weight averaging (WiSE-FT, LiNeS): interpolate the encoder between its weights before and after fine-tuning."
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-import torch
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from torch import nn
 
 from ..errors import InputError
-from ..models.statistics import reestimate_bn
+from ..models.merging import check_beta, depth_shares, interpolate, lines_shares
+from ..models.statistics import reestimate_bn, statistics_moved
 from ..models.surgery import find_encoder
-from ..models.weights import anchor_state, check_alpha, weights_before, wise_ft
+from ..models.weights import anchor_state, check_alpha, weights_before
 from ..runtime.resume import Resumable
 from .budget import Budget
 from .budgeted import Budgeted
@@ -18,20 +19,20 @@ from .lora import LoRA
 from .mixins import Anchored
 from .recipe import Recipe
 
-__all__ = ['wise_ft_sweep', 'WiSEFT']
+__all__ = ['wise_ft_sweep', 'WiSEFT', 'LiNeS']
 
 
-def _interpolate(model, part, start, alpha, dl):
-    """Move `part` to `alpha` between `start` and its current weights.
+def _interpolate(model, part, start, share, dl):
+    """Move `part` to `share`, a number or one for each weight, between `start` and its current weights.
 
     Between the two ends, batch-norm statistics fit neither and are recomputed from `dl`, unless training left them
     unchanged."""
-    moved = any(k.endswith(('running_mean', 'running_var')) and not torch.equal(v, start[k])
-                for k, v in part.state_dict().items())
-    part.load_state_dict(wise_ft(part, start, alpha))
-    if not (moved and 0 < alpha < 1): return
+    moved = statistics_moved(part.state_dict(), start)
+    shares = set(share.values()) if isinstance(share, Mapping) else {share}
+    part.load_state_dict(interpolate(part, start, share))
+    if not moved or shares in ({0}, {1}): return
     if dl is None:
-        raise InputError('WiSEFT takes the statistics of batch norm from the training data: '
+        raise InputError('weight averaging takes the statistics of batch norm from the training data: '
                          'call attach(model, batches=LOADER)')
     reestimate_bn(model, dl, part)
 
@@ -49,6 +50,7 @@ def wise_ft_sweep(
     part = find_encoder(model, encoder)
     start, end = weights_before(part, anchor), anchor_state(part)
     for alpha in alphas:
+        check_alpha(alpha)
         try:
             _interpolate(model, part, start, alpha, dl)
             value = measure(learn)
@@ -63,7 +65,10 @@ class WiSEFT(Budgeted, Anchored, Resumable, Recipe):
     those before the interpolation. With `retain` the largest alpha that keeps so much is taken, found by bisection
     after the fit, and `alpha` is not used. Does nothing after `lr_find` or if the fit was interrupted in the middle of
     an epoch (early stopping is not an interruption). Raises `ValueError` if it is too late to take the weights before
-    training, see `Anchored`."""
+    training, see `Anchored`.
+
+    With `by_depth` layers near the input keep less of what they learned, `alpha**d`, where d is 1 for the last of
+    `encoder_layers` and grows towards the input: what `LayerDecay` does to the rates, done after training."""
     name, order = 'wise_ft', 80  # after SaveModelCallback, which loads the best epoch
     _start: dict|None = None  # the encoder's state before training
     _whole = False  # whether the last epoch trained to its end
@@ -74,16 +79,21 @@ class WiSEFT(Budgeted, Anchored, Resumable, Recipe):
         alpha:float=.5, # How much of fine-tuning to keep; 0 and 1 are exactly the two ends
         encoder:str|Callable|None=None, # Which part of the model to interpolate, see `find_encoder`
         anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: the encoder before training
+        by_depth:bool=False, # Keep `alpha**d` of fine-tuning in the layer at depth d
     ):
         super().__init__(encoder)
         check_alpha(alpha)
-        self.alpha, self.anchor = alpha, anchor
+        self.alpha, self.anchor, self.by_depth = alpha, anchor, by_depth
+
+    def shares(self, alpha:float)->float|dict[str, float]:
+        "How much of fine-tuning to keep, of all weights or by name"
+        return depth_shares(self.module(), alpha) if self.by_depth else alpha
 
     def begin(self)->None:
         self._whole = False
         if any(isinstance(cb, LoRA) for cb in self.loop.strategies):
-            raise ValueError('WiSEFT cannot interpolate an encoder with adapters: fit with LoRA() alone, then call '
-                             'wise_ft_sweep')
+            raise ValueError(f'{type(self).__name__} cannot interpolate an encoder with adapters: fit with LoRA() '
+                             'alone, then call wise_ft_sweep or lines')
 
     def strength(self)->float: return 1 - self.alpha
     def set_strength(self, lam:float)->None: self.alpha = 1 - lam
@@ -119,7 +129,7 @@ class WiSEFT(Budgeted, Anchored, Resumable, Recipe):
         self._interpolate(self.alpha)
 
     def _interpolate(self, alpha):
-        _interpolate(get_model(self.loop.model), self.module(), self._start, alpha, self.loop.batches)
+        _interpolate(get_model(self.loop.model), self.module(), self._start, self.shares(alpha), self.loop.batches)
 
     def _largest_alpha(self):
         "The largest alpha, in steps of 1/64, with which the floor is held; 0 if there is none"
@@ -129,7 +139,14 @@ class WiSEFT(Budgeted, Anchored, Resumable, Recipe):
             middle = (low + high)//2
             if self._keeps(middle/64, end): low = middle
             else: high = middle
+        if not (low or self._keeps(0., end)): self._say_not_held()
         return low/64
+
+    def _say_not_held(self):
+        kept = self.kept_history[-1]['kept']
+        warnings.warn(f'{type(self).__name__} cannot hold its floor: {100*kept:.1f} % of what the encoder knew is left '
+                      f'with alpha 0, less than {100*self.budget.retain:.1f} %: lower retain, or take WiSEFT(), which '
+                      'scales all layers')
 
     def _keeps(self, alpha, end):
         "Whether the floor is held with `alpha`; restores the encoder"
@@ -138,3 +155,22 @@ class WiSEFT(Budgeted, Anchored, Resumable, Recipe):
             self._interpolate(alpha)
             return self.measure_kept() >= self.budget.retain
         finally: self.module().load_state_dict(end)
+
+
+class LiNeS(WiSEFT):
+    """After the fit, scale what each layer of the encoder has learned by its depth (Wang et al., arXiv 2410.17146).
+
+    Layer l of L keeps the share `alpha + beta*(l - 1)/(L - 1)` of its change, see `lines`. All else is as in `WiSEFT`:
+    batch-norm statistics, `retain`, and when nothing is done."""
+    name = 'lines'
+
+    def __init__(self,
+        alpha:float=.5, # How much of its change the first layer keeps; with 1, and no `beta`, the fit is a plain one
+        beta:float|None=None, # How much more the last layer keeps; `None`: all of its change
+        encoder:str|Callable|None=None, # Which part of the model to scale, see `find_encoder`
+        anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: the encoder before training
+    ):
+        super().__init__(alpha, encoder, anchor)
+        self.beta = check_beta(beta)
+
+    def shares(self, alpha:float)->dict[str, float]: return lines_shares(self.module(), alpha, self.beta)

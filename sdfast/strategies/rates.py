@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from fastai.torch_core import get_model
-from timm.models import group_parameters
 from torch import nn
 
-from ..models.blocks import block_names, innermost, is_norm
+from ..models.layers import encoder_layers, without_repeats
 from ..models.surgery import find_encoder
 from ..runtime.resume import Resumable
 from .budgeted import Budgeted
@@ -17,74 +16,17 @@ from .columns import Columns
 from .optimizers import unwrap_optimizer
 from .recipe import Recipe
 
-__all__ = ['layer_groups', 'LayerDecay', 'LowerLR']
-
-HEAD = 'sdfast head'  # a name that no layer of a net has
+__all__ = ['layer_groups', 'LayerDecay', 'LowerLR', 'EncoderLR']
 
 
 def layer_groups(
     model:nn.Module, # Wrapped by DDP or not
     encoder:str|Callable|None=None, # Which part of the model has the layers, see `find_encoder`
 )->list[list[nn.Parameter]]: # From input to head; the last group has all parameters outside the encoder
-    """The parameters of a model by layer; a splitter for fastai's `Learner`.
-
-    For a net of timm the layers are those of timm's `param_groups_layer_decay`; what it counts to the head belongs to
-    the last group. Else they are `block_names`, each with the normalisation that follows it, and parameters of the
-    encoder itself (tokens, positions) belong to the first, those after the blocks (a pooler) to the last."""
+    "The parameters of a model by layer, see `encoder_layers`; a splitter for fastai's `Learner`"
     model = get_model(model)
-    part = find_encoder(model, encoder)
-    groups = _groups_of_timm(part) or _groups_of_blocks(part)
-    return _without_repeats([*groups, list(model.parameters())])
-
-
-def _groups_of_timm(part):
-    "Groups of a net of timm without those of its head; `None` for other nets"
-    _, net = innermost(part, 'group_matcher')
-    if not hasattr(net, 'group_matcher'): return None
-    params = dict(net.named_parameters())
-    numbers = group_parameters(_WithHead(net), net.group_matcher(coarse=False), reverse=True)
-    groups = [[] for _ in range(numbers[HEAD])]
-    for name, number in numbers.items():
-        if number < len(groups): groups[number].append(params[name])
-    return groups
-
-
-class _WithHead:
-    "A net with one more parameter that is in none of its layers"
-    def __init__(self, net): self.net = net
-    def named_parameters(self): return [*self.net.named_parameters(), (HEAD, None)]
-
-
-def _groups_of_blocks(part):
-    layers = [part.get_submodule(n) for n in block_names(part)] or [part]
-    inside = {id(p) for m in layers for p in m.parameters()}
-    outside = [p for p in part.parameters() if id(p) not in inside]
-    behind = _behind(part, inside)
-    groups = [[p for p in outside if id(p) not in behind]]
-    for i, m in enumerate(layers):
-        if i and not is_norm(m): groups.append([])
-        groups[-1] += m.parameters()
-    groups[-1] += [p for p in outside if id(p) in behind]
-    return groups
-
-
-def _behind(part, inside):
-    "Ids of the parameters that are defined after all those in `inside`"
-    ids = [id(p) for p in part.parameters()]
-    last = max((i for i, p in enumerate(ids) if p in inside), default=-1)
-    return set(ids[last + 1:])
-
-
-def _without_repeats(groups):
-    "Each parameter once, in the first group that has it: weights may be tied"
-    seen, unique = set(), []
-    for group in groups:
-        unique.append([])
-        for p in group:
-            if id(p) in seen: continue
-            seen.add(id(p))
-            unique[-1].append(p)
-    return unique
+    groups = encoder_layers(find_encoder(model, encoder))
+    return without_repeats([*groups, list(model.parameters())])
 
 
 class ScaledLR(Budgeted, Resumable, Columns, Recipe):
@@ -198,3 +140,20 @@ class LowerLR(ScaledLR):
         self.lam = lam
 
     def rate(self, lr:float, depth:int)->float: return lr/(1 + self.lam)
+
+
+class EncoderLR(ScaledLR):
+    """The head learns at lr, the encoder at `lr/(1 + lam)`: the control for methods that may forget less only because
+    the encoder moves less, which leaves the head its learning rate."""
+    first_lam = 3.
+
+    def __init__(self,
+        lam:float, # At least 0, such as 7 for an eighth of lr; with 0 training equals plain fine-tuning bit for bit
+        encoder:str|Callable|None=None, # Which part of the model learns more slowly, see `find_encoder`
+    ):
+        super().__init__(encoder)
+        if not 0 <= lam < float('inf'): raise ValueError(f'lam must be a number of at least 0, not {lam}')
+        self.lam = lam
+
+    def depths(self)->dict[int, int]: return {id(p):1 for p in self.module().parameters()}
+    def rate(self, lr:float, depth:int)->float: return lr/(1 + self.lam) if depth else lr

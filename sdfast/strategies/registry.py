@@ -13,14 +13,14 @@ from typing import Union, get_args, get_origin
 
 from ..errors import InputError
 from .anchor import EWC, L2SP, MAS, SI
-from .averaging import WiSEFT
+from .averaging import LiNeS, WiSEFT
 from .cotuning import CoTuning
 from .distill import EMATeacher, FixedTeacher, SelfDistill
 from .feature_maps import DELTA, FeatureMaps
 from .lora import LoRA
 from .outputs import BYOT, PSKD, LwF
 from .r3f import R3F
-from .rates import LayerDecay, LowerLR
+from .rates import EncoderLR, LayerDecay, LowerLR
 from .recipes import LPFT, FrozenBN, LinearProbe
 from .replay import Replay
 from .spectral import BSS
@@ -71,6 +71,8 @@ STRATEGIES = dict(
     finetune=Strategy(None, (), 'CE', 'plain fine-tuning'),
     lower_lr=Strategy(
         LowerLR, (1., 3., 9.), 'CE, learning rate/(1 + lam)', 'the control: less forgetting because of less learning'),
+    encoder_lr=Strategy(
+        EncoderLR, (1., 3., 7.), "CE, the encoder's learning rate/(1 + lam)", 'the control without a teacher'),
     # distillation
     self_distill=Strategy(
         SelfDistill, (3., 10., 30.), 'CE + lam mean (f - f_epoch)^2',
@@ -129,6 +131,13 @@ STRATEGIES = dict(
     wise_ft=Strategy(
         WiSEFT, (.1, .3, .5), 'CE, then w = lam w_0 + (1 - lam) w', 'Wortsman et al., CVPR 2022',
         strength=lambda lam: 1 - lam),
+    wise_ft_depth=Strategy(
+        WiSEFT, (.1, .2, .4), 'CE, then w = w_0 + (1 - lam)^depth (w - w_0)',
+        'Wortsman et al., CVPR 2022, with alpha by depth', options=dict(by_depth=True),
+        strength=lambda lam: 1 - lam),
+    lines=Strategy(
+        LiNeS, (.3, .6, 1.), 'CE, then w = w_0 + (1 - lam (L - l)/(L - 1)) (w - w_0) in layer l of L',
+        'Wang et al., LiNeS, ICLR 2025', strength=lambda lam: 1 - lam),
     lora=Strategy(
         LoRA, (), 'CE, w = w_0 + a/r B A', 'Hu et al., ICLR 2022'),
     replay=Strategy(

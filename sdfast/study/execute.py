@@ -20,6 +20,7 @@ unless it diverged. A run with a missing or damaged file is repeated.
     source_scores.csv     the old head's class probabilities of the source's test videos; final runs
     budget.csv            strength and what was kept at each measurement; runs with `retain`
     kept.json, curve.csv  retention scores, and their course over the epochs; final runs
+    encoder.safetensors, head.safetensors  the model after training; final runs, on demand
     log.txt               time, settings, versions, warnings, traceback
     result.json           the row, digests, versions"""
 import json
@@ -38,6 +39,7 @@ from ..errors import InputError
 from ..metrics.columns import COLUMNS
 from ..metrics.curve import RetentionCurve
 from ..models.encoders import create_model
+from ..models.weights import save_weights
 from ..runtime import store
 from ..runtime.distributed import from_rank0, single_process
 from ..runtime.jobs import Job
@@ -59,6 +61,8 @@ from .source import SourceModel, load_source
 
 __all__ = ['execute', 'train_run', 'RunJob']
 
+WEIGHTS = 'encoder.safetensors', 'head.safetensors'
+
 
 def execute(
     run:Run, # What to do
@@ -67,34 +71,42 @@ def execute(
     wait:bool=True, # Wait for another process that works on the run; else raise `Busy`
     call:str='', # See `finished`
     log:Sequence[str]=(), # Loggers in addition to the files, 'tensorboard' or 'wandb'; they write below `out`
+    weights:bool=False, # Also store the trained model, for `merge_seeds`; a finished run without it is done again
 )->dict: # A row with the fields of `COLUMNS`, and `anchor`
     """Do a run, resume it, or read its result if it is finished.
 
     A run that fails is a row with a status and an error. Raises `StoreError` if the folder cannot be written."""
-    row = from_rank0(lambda: finished(run, out, progress, call))
+    row = from_rank0(lambda: _finished(run, out, progress, call, weights))
     if row is None:
         with claim_folder(run_folder(run, out), progress, wait) as folder:
-            row = from_rank0(lambda: _finished_meanwhile(run, out, folder, call))
+            row = from_rank0(lambda: _finished_meanwhile(run, out, folder, call, weights))
             if row is None:
-                row = _execute(run, out, folder, progress, call, log)
+                row = _execute(run, out, folder, progress, call, log, weights)
                 progress.done(row)
                 return row
     progress.done(row, skipped=True)
     return row
 
 
-def _finished_meanwhile(run, out, folder, call):
+def _finished(run, out, progress, call, weights):
+    row = finished(run, out, progress, call)
+    has_all = not weights or all((run_folder(run, out)/name).exists() for name in WEIGHTS)
+    return row if row is None or has_all or row['status'] != 'ok' else None
+
+
+def _finished_meanwhile(run, out, folder, call, weights):
     "The result of another process that did the run while this one waited for the claim"
     # no progress listener: damage was reported at the first look
-    return finished(run, out, Progress(), call) if (folder/'result.json').exists() else None
+    return _finished(run, out, Progress(), call, weights) if (folder/'result.json').exists() else None
 
 
-def _execute(run, out, folder, progress, call, log):
+def _execute(run, out, folder, progress, call, log, weights):
     check_data(run, out)
     source = load_source(run, out, progress)
 
     def measure(cbs):
-        with loggers(log, run, out) as more: return _train_and_measure(run, source, folder, progress, [*cbs, *more])
+        with loggers(log, run, out) as more:
+            return _train_and_measure(run, source, folder, progress, [*cbs, *more], weights)
     return write_run(run, folder, measure, known_columns(run) | dict(anchor=source.id), progress, call)
 
 
@@ -106,9 +118,11 @@ def known_columns(run:Run)->dict:
 
 # ---- training
 
-def _train_and_measure(run, source, folder, progress, cbs):
+def _train_and_measure(run, source, folder, progress, cbs, weights):
     learn, why = train_run(run, source, progress, cbs)
     if rank_distrib(): return Outcome()  # the first process measures
+    if weights:
+        for part, name in zip(learn.model, WEIGHTS): save_weights(part, folder/name)
     with single_process(): return _measure(run, source, folder, learn, why)
 
 
@@ -146,13 +160,25 @@ def _measure(run, source, folder, learn, why):
     if why: return Outcome(status='diverged', error=why)
     numbers = _valid_columns(run, learn)
     if run.final:
-        numbers |= dict(test_clips=target_data(run)[0].count('test'))
-        numbers |= _test_columns(run, learn, folder/'scores.csv')
-        if source.retention is not None: numbers |= _retention(run, source, learn, folder)
+        numbers |= measure_final(run, source, learn, folder)
+        if source.retention is not None:
+            store.write(folder/'curve.csv', pd.DataFrame(learn.retention_curve.history).to_csv(index=False))
         if run.select == 'paper': numbers |= _best_test_columns(run, learn, folder)
     elif run.source_valid and source.retention is not None:
         numbers |= retention_columns(source.retention.held_out(learn.model[0]).flat())
     return Outcome(numbers)
+
+
+def measure_final(
+    run:Run, # Settings
+    source:SourceModel, # From `load_source`
+    learn:Learner, # Its model is measured
+    folder:Path, # Gets the answers and scores
+)->dict: # Columns of a row
+    "Measure a model on the target's test part, and what its encoder kept"
+    numbers = dict(test_clips=target_data(run)[0].count('test'))
+    numbers |= _test_columns(run, learn, folder/'scores.csv')
+    return numbers if source.retention is None else numbers | _retention(run, source, learn, folder)
 
 
 def _write_budget(learn, folder):
@@ -165,14 +191,14 @@ def _write_budget(learn, folder):
 def _valid_columns(run, learn):
     "Accuracy on valid, and the best epoch where one is chosen"
     has_valid = run.select != 'paper' and target_data(run)[0].count('valid')
-    columns = dict(valid_acc1=_valid_accuracy(learn) if has_valid else None, valid_clips=has_valid)
+    columns = dict(valid_acc1=valid_accuracy(learn) if has_valid else None, valid_clips=has_valid)
     if run.select != 'last':
         best = learn.keep_best
         columns |= dict(best_epoch=best.epoch_, best_valid_acc1=best.best if run.select == 'valid' else None)
     return columns
 
 
-def _valid_accuracy(learn):
+def valid_accuracy(learn:Learner)->float:
     "Accuracy of the final model, which can differ from the last epoch's: some strategies change it after training"
     with learn.no_bar(), learn.no_logging(): return float(learn.validate()[1])
 
@@ -195,12 +221,11 @@ def _predict(learn:Learner, dl):
 
 
 def _retention(run, source, learn, folder):
-    "Measure what the encoder kept, and write it and its course over the epochs"
+    "Measure what the encoder kept, and write it"
     scores = source.retention(learn.model[0])
     write_answers(scores.answers, source_data(run)[0], folder/'source_scores.csv')
     kept = scores.recorded
     store.write(folder/'kept.json', json.dumps(kept, indent=1))
-    store.write(folder/'curve.csv', pd.DataFrame(learn.retention_curve.history).to_csv(index=False))
     return retention_columns(kept)
 
 

@@ -207,7 +207,7 @@ def test_validate_and_lr_find_write_nothing(tmp_path):
 
 
 # their attributes follow from their arguments, the epoch and the model
-WITHOUT_STATE = ('linear_probe', 'lp_ft', 'layer_decay', 'lower_lr', 'frozen_bn', 'lora', 'stoch_norm')
+WITHOUT_STATE = ('linear_probe', 'lp_ft', 'layer_decay', 'lower_lr', 'encoder_lr', 'frozen_bn', 'lora', 'stoch_norm')
 
 
 def test_callbacks_with_state_are_stateful():

@@ -5,11 +5,12 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import lr_find  # noqa: F401  (patches Learner)
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from helpers import data, learner, model, same, state
-from strategy_helpers import Stop
+from strategy_helpers import Stop, assert_close_states
 
+from sdfast.errors import InputError
 from sdfast.models.statistics import reestimate_bn
 from sdfast.models.weights import wise_ft
-from sdfast.strategies import LinearProbe, WiSEFT, wise_ft_sweep
+from sdfast.strategies import LinearProbe, LiNeS, WiSEFT, wise_ft_sweep
 
 
 @pytest.mark.parametrize('alpha', [0., .4, 1.])
@@ -28,6 +29,62 @@ def test_wise_ft_callback(alpha):
     if alpha == 0: assert same(state(learn.model[0]), start)
     again = wise_ft_sweep(plain, start, [alpha], data().train, lambda learn: state(learn.model))
     assert all(same(v, state(learn.model)) for _, v in again) and same(state(plain.model[0]), end)
+
+
+def after_a_fit(cb, epochs=2):
+    "Encoder before, after a plain fit and after one with `cb`, and the whole model of the latter"
+    plain, learn = learner(), learner(cb)
+    start = state(plain.model[0])
+    plain.fit(epochs), learn.fit(epochs)
+    assert plain.recorder.values == learn.recorder.values and same(state(plain.model[1]), state(learn.model[1]))
+    return start, state(plain.model[0]), learn.model
+
+
+def by_hand(start, end, conv, out, whole):
+    "The model whose layers have these shares of what they learned, with recomputed statistics"
+    net = model()
+    net.load_state_dict(whole.state_dict())
+    scale = dict(conv=conv, bn=conv, out=out)
+    net[0].load_state_dict({k:start[k] + scale[k.split('.')[0]]*(v - start[k]) if v.is_floating_point() else v
+                            for k, v in end.items()})
+    return state(reestimate_bn(net, data().train))
+
+
+@pytest.mark.parametrize('alpha', [0., .3, .9])
+def test_lines_scales_layers_and_recomputes_statistics(alpha):
+    start, end, net = after_a_fit(LiNeS(alpha))
+    assert_close_states(state(net), by_hand(start, end, alpha, 1., net))
+    assert torch.equal(net[0].out.weight, end['out.weight'])  # the last layer keeps all
+    if alpha == 0: assert torch.equal(net[0].conv.weight, start['conv.weight'])
+    else: assert not torch.equal(net[0].conv.weight, start['conv.weight'])
+
+
+def test_lines_with_beta():
+    start, end, net = after_a_fit(LiNeS(.2, .5))
+    assert_close_states(state(net), by_hand(start, end, .2, .7, net))
+    with pytest.raises(InputError, match='beta must be'): LiNeS(.2, -1.)
+
+
+@pytest.mark.parametrize('alpha', [.3, .9])
+def test_wise_ft_depth(alpha):
+    start, end, net = after_a_fit(WiSEFT(alpha, by_depth=True))
+    assert_close_states(state(net), by_hand(start, end, alpha**2, alpha, net))
+
+
+def test_lines_of_a_frozen_encoder_and_in_two_fits():
+    learn = learner([LinearProbe(), LiNeS()])
+    before = state(learn.model[0])
+    learn.fit(1)
+    assert same(before, state(learn.model[0]))
+    learn = learner(LiNeS(0., 0.))
+    start = state(learn.model[0])
+    for _ in range(2): learn.fit(1)
+    assert same(start, state(learn.model[0]))  # of the first fit
+
+
+def test_lines_of_one_layer_warns():
+    net = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 6)), torch.nn.Linear(6, 3))
+    with pytest.warns(UserWarning, match='LiNeS finds one layer in Sequential'): learner(LiNeS(), net=net).fit(1)
 
 
 def test_wise_ft_takes_its_start_once(tmp_path):

@@ -1,6 +1,7 @@
 "A budget of forgetting: λ by dual ascent, against a controller by hand and models whose answer is known."
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from trainers import SIZES, plainly
 
 from sdfast.errors import InputError
+from sdfast.models.merging import depth_shares, interpolate, lines_shares
 from sdfast.strategies import (
     L2SP,
     LPFT,
@@ -19,6 +21,7 @@ from sdfast.strategies import (
     FeaturePenalty,
     FixedTeacher,
     LayerDecay,
+    LiNeS,
     LowerLR,
     SelfDistill,
     StochNorm,
@@ -26,6 +29,7 @@ from sdfast.strategies import (
 )
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*cannot hold its floor')
+AFTER = 'wise_ft', 'wise_ft_depth', 'lines'  # their strength is found after the fit
 ADAPTIVE = [n for n, s in STRATEGIES.items() if s.lams and n != 'lp_ft']
 
 
@@ -129,7 +133,7 @@ def test_every_strategy_with_a_strength_takes_a_budget(name):
     assert cb.kept_history
     assert cb.strength() < first
     assert 'retain=Budget(' in repr(cb)
-    if name != 'wise_ft':
+    if name not in AFTER:
         names = list(learn.recorder.metric_names)
         row = dict(zip(names[1:], learn.recorder.values[-1]))
         assert row[f'{cb.name}_lam'] == pytest.approx(cb.kept_history[-1]['lam'])
@@ -137,7 +141,7 @@ def test_every_strategy_with_a_strength_takes_a_budget(name):
     assert not learn.metrics
 
 
-@pytest.mark.parametrize('name', [n for n in ADAPTIVE if n != 'wise_ft'])
+@pytest.mark.parametrize('name', [n for n in ADAPTIVE if n not in AFTER])
 def test_a_budget_in_a_loop_of_ones_own_is_that_in_fastai(name):
     net = model()
     def strategy(net):
@@ -173,6 +177,27 @@ def test_layers_decay_by_the_strength():
     cb = LayerDecay(.5, retain=Budget(.9, lambda e: 0., every=1, rate=.1))
     learner(cb).fit(1)
     assert cb.decay == pytest.approx(1/(1 + 4.), rel=1e-6)  # four times the first strength, 1
+
+
+def test_lines_says_if_its_last_layer_breaks_the_floor():
+    cb = LiNeS(retain=Budget(.9, lambda e: .8))
+    with pytest.warns(UserWarning, match='80.0 % of what the encoder knew is left with alpha 0, less than 90.0 %'):
+        learner(cb).fit(1)
+    assert cb.alpha == 0
+
+
+@pytest.mark.parametrize('kind, shares, floor', [
+    (partial(WiSEFT, by_depth=True), depth_shares, .95), (LiNeS, lines_shares, .698)])
+def test_averages_by_depth_take_the_largest_alpha_that_holds_the_floor(kind, shares, floor):
+    net, plain = model(), learner()
+    kept, start = moved(net), copy.deepcopy(net[0])
+    cb = kind(retain=Budget(floor, kept))
+    learner(cb, net=net).fit(3), plain.fit(3)
+    assert 0 < cb.alpha < 1
+    assert kept(net[0]) >= floor
+    more = plain.model[0]
+    more.load_state_dict(interpolate(more, start, shares(more, cb.alpha + 1/64)))
+    assert kept(more) < floor
 
 
 def test_wise_ft_takes_the_largest_alpha_that_holds_the_floor():

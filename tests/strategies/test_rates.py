@@ -12,7 +12,7 @@ from strategy_helpers import assert_close_states, clean, loop_by_hand
 from torch import nn
 
 from sdfast.models.encoders import c3d, create_model, encoder_head_split, r2plus1d, tiny
-from sdfast.strategies import LayerDecay, LowerLR, layer_groups
+from sdfast.strategies import EncoderLR, LayerDecay, LowerLR, layer_groups
 
 
 def names(groups, net): return [[n for p in g for n, q in net.named_parameters() if q is p] for g in groups]
@@ -110,6 +110,34 @@ def test_an_interrupt_inside_the_step_leaves_the_groups_whole():
     clean(learn)
 
 
+@pytest.mark.parametrize('opt', ['sgd', 'adamw', 'torch'])
+@pytest.mark.parametrize('splitter', [None, encoder_head_split, layer_groups])
+def test_encoder_lr_equals_parameter_groups_of_torch(opt, splitter):
+    hand, lr, wd = model(), .02, .1
+    groups = [dict(params=hand[0].parameters(), lr=lr/8), dict(params=hand[1].parameters(), lr=lr)]
+    if opt == 'sgd': want, ours = torch.optim.SGD(groups, momentum=.9), partial(SGD, mom=.9)
+    else: want = torch.optim.AdamW(groups, weight_decay=wd, eps=1e-5, betas=(.9, .99))
+    if opt == 'adamw': ours = partial(Adam, wd=wd)
+    if opt == 'torch':
+        ours = partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=wd, eps=1e-5, betas=(.9, .99)))
+    learn = learner(EncoderLR(7.), opt_func=ours, lr=lr, wd_bn_bias=True,
+                    **(dict(splitter=splitter) if splitter else {}))
+    learn.fit(3)
+    got, want = ({k:v for k, v in s.items() if k != '0.conv.bias'}  # its gradient is 0 but for rounding
+                 for s in (state(learn.model), loop_by_hand(hand, 3, want)))
+    assert_close_states(got, want, rtol=1e-4, atol=1e-5)
+    assert {h['lr'] for h in learn.opt.hypers} == {lr}
+
+
+def test_encoder_lr_slows_all_of_the_encoder():
+    "Also what timm counts to the head, such as the last normalisation of a transformer"
+    with torch.device('meta'): net = create_model('vit_tiny_patch16_224', 5)
+    cb = EncoderLR(3.)
+    cb.attach(net, torch.optim.SGD(net.parameters(), lr=.1))
+    assert cb.depths().keys() == {id(p) for p in net[0].parameters()}
+    cb.detach()
+
+
 def test_two_that_set_rates_are_refused():
     with pytest.raises(ValueError, match='keep one'): learner([LayerDecay(), LowerLR(1.)]).fit(1)
 
@@ -120,8 +148,9 @@ def test_decay_out_of_range_is_refused(decay, why):
 
 
 @pytest.mark.parametrize('lam', [-1, float('nan')])
-def test_strength_out_of_range_is_refused(lam):
-    with pytest.raises(ValueError, match='at least 0'): LowerLR(lam)
+@pytest.mark.parametrize('kind', [LowerLR, EncoderLR])
+def test_strength_out_of_range_is_refused(lam, kind):
+    with pytest.raises(ValueError, match='at least 0'): kind(lam)
 
 
 @pytest.mark.parametrize('name', [

@@ -11,7 +11,7 @@ from sdfast.strategies import STRATEGIES, FixedTeacher, SelfDistill, Strategy, c
 
 
 def test_the_registry_is_whole():
-    assert len(STRATEGIES) == 26
+    assert len(STRATEGIES) == 29
     assert AT_0 <= set(PENALTIES)
     assert {'pskd', 'byot', 'bss', 'co_tuning', 'r3f', 'replay'} == set(PENALTIES) - AT_0
 
@@ -43,6 +43,7 @@ def test_options_replace_those_of_the_row():
 
 def test_lam_becomes_what_the_callback_takes():
     assert STRATEGIES['wise_ft'].callbacks(.3)[0].alpha == .7
+    assert STRATEGIES['wise_ft_depth'].callbacks(.3)[0].alpha == STRATEGIES['lines'].callbacks(.3)[0].alpha == .7
     assert STRATEGIES['layer_decay'].callbacks(1.)[0].decay == .5
     assert STRATEGIES['lp_ft'].callbacks(3.)[0].probe_epochs == 3
 
