@@ -2,6 +2,7 @@
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 
+from .crossed import *
 from .data import *
 from .errors import InputError
 from .metrics import *
@@ -12,6 +13,7 @@ from .report.audit_page import *
 from .report.audit_summary import *
 from .report.audit_tables import *
 from .report.chains import *
+from .report.crossed import *
 from .report.figures import *
 from .report.film import *
 from .report.gate import *
@@ -55,6 +57,7 @@ from .study.paired import *
 from .study.paper import *
 from .study.plan import *
 from .study.progress import *
+from .study.protocol import *
 from .study.record import *
 from .study.source import *
 from .study.source_files import *

@@ -42,8 +42,11 @@ def choose(
     kept:Sequence[float]|None=None, # Accuracy on the source's valid part after fine-tuning with each setting
     rule:str='accuracy', # 'accuracy': the best on valid; 'equal_learning': of those within `margin`, what keeps most
     margin:float=.01, # Largest loss of accuracy on valid, as a fraction
+    best:float|None=None, # Accuracy from which `margin` counts; `None`: the best of `valid`
 )->int: # Index of the setting; if several are equal, of the strongest
-    "Choose a setting on held-out data"
+    """Choose a setting on held-out data.
+
+    If no setting reaches `best` less `margin`, it is the one with the best accuracy."""
     if rule == 'test':
         raise InputError('strengths cannot be chosen on test, which is read once, at the end; '
                          f'choose by {" or ".join(RULES)}')
@@ -54,7 +57,8 @@ def choose(
         if kept is None:
             raise InputError('equal_learning chooses by what was kept on a held-out part of the source, '
                              'which a Run with source_valid measures')
-        within = accuracy >= accuracy.max() - margin - ROUNDING
+        needed = (accuracy.max() if best is None else best) - margin
+        within = accuracy >= min(needed, accuracy.max()) - ROUNDING
         score = np.where(within, _scores(kept), -2.)
     return int(max(range(len(score)), key=lambda i: (score[i], i)))
 

@@ -140,6 +140,8 @@ class Run:
     source_lr: float = setting(.1, TRAINING, of_source=True, above=0)
     # Batch size of the source stage, by default --bs
     source_bs: int = setting(32, TRAINING, of_source=True, automatic=True, minimum=1, maximum=MAX_COUNT)
+    # Random seed of the source stage: of initial weights, data order, clips and augmentation
+    source_seed: int = setting(0, TRAINING, of_source=True, minimum=0, maximum=2**32 - 1)
     # Hold out a part of the source as well, to choose strengths by what was kept
     source_valid: bool = setting(False, of_source=True)
     # More tasks, joined by `;`, on which a probe measures what was kept, such as 'moving_digits,part=motion'

@@ -242,14 +242,16 @@ class RunJob(Job):
     "The runs of a study as pieces of work for `run_all`"
     out: str # Folder of the study
     log: Sequence[str] = () # See `execute`
+    weights: bool = False # Also store the models of final runs, see `execute`
 
     def folder(self, run:Run)->Path: return run_folder(run, self.out)
 
     def read(self, run:Run, call:str, progress:Progress=Progress())->dict|None:
-        return finished(run, self.out, progress, call)
+        return _finished(run, self.out, progress, call, self.weights and run.final)
 
     def do(self, run:Run, call:str, progress:Progress=Progress())->dict:
-        return execute(run, self.out, progress, wait=False, call=call, log=self.log)
+        weights = self.weights and run.final
+        return execute(run, self.out, progress, wait=False, call=call, log=self.log, weights=weights)
 
     def fail(self, run:Run, call:str, error:str)->None:
         with store.claim(self.folder(run)) as folder:

@@ -150,7 +150,7 @@ def load_source(
     out:str|Path, # Folder of the study
     progress:Progress=Progress(), # Progress listener
 )->SourceModel: # The same object at each call in a process
-    """The model to fine-tune: `init` or random weights, trained on the source for `source_epochs` with seed 0.
+    """The model to fine-tune: `init` or random weights, trained on the source for `source_epochs` with `source_seed`.
 
     With no source epochs the encoder stays as it is, and the source head is a linear probe on its features. The model
     is stored in `out/source/<source_key>`; one process trains it, and the others wait. Without a source task there is
@@ -180,10 +180,10 @@ def source_weights(
     if not torch.cuda.is_available(): keep_freed_memory()
     check_data(run, out)
     if not run.source:
-        set_seed(0)
+        set_seed(run.source_seed)
         return create_model(run.model, 1, run.init, **run.options()), None
     task, dls, _ = source_data(run)
-    set_seed(0)
+    set_seed(run.source_seed)
     model = create_model(run.model, len(task.vocab), run.init, **run.options())
     folder = source_folder(run, out)
     with claim_folder(folder, progress):
@@ -215,7 +215,7 @@ def _train_source(run, model, folder, progress):
 def _fit_source(run, model, dls, resume, progress):
     integral = PathIntegral()
     cbs = [integral, resume, SkipValidation()]
-    _, why = fit_model(dls, model, run.source_epochs, run.source_lr, 0, cbs, progress)
+    _, why = fit_model(dls, model, run.source_epochs, run.source_lr, run.source_seed, cbs, progress)
     if why: raise InputError(f'training on the source task {why}; try a smaller source_lr than {run.source_lr}')
     return integral.importance()
 
