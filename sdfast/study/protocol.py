@@ -135,10 +135,13 @@ def run_protocol(
     Each source model has a row of the arm 'untouched' for each rule. Merged models have arms such as
     'finetune+soup'."""
     trials = protocol.first()
-    progress.plan(trials)
+    # as if the two rules never chose the same
+    most = [r for net, _, settings in protocol.cells() for s in settings[:2] for r in protocol.runs(net, s, final=True)]
+    progress.plan(trials + most)
     bases = [replace(trials[0], source_seed=net) for net in range(protocol.nets)]
     for base in bases: prepare_source(base, out, progress, launcher)
-    found = run_all(trials, RunJob(str(out), weights=bool(merges)), out, progress, launcher, then=protocol)
+    found = run_all(trials, RunJob(str(out), weights=bool(merges)), out, progress, launcher,
+                    total=len(trials) + len(most), then=protocol)
     chosen = protocol.choices(found[:len(trials)])
     by_key = {row['key']:row for row in found}
     rows = _trial_rows(protocol, found)
