@@ -17,6 +17,10 @@ __all__ = ['CrossedDifference', 'crossed_difference']
 @dataclass(frozen=True)
 class CrossedDifference(Difference):
     "A mean over two random factors, with the standard error and the degrees of freedom of its t interval"
+    mean: float  # of the values
+    low: float  # lower end of the interval
+    high: float  # upper end
+    n: int  # number of values
     error: float = np.nan  # standard error; nan where it cannot be estimated
     df: float = np.nan  # degrees of freedom, by Satterthwaite
 

@@ -10,6 +10,7 @@ from ..report.audit_page import write_audit_page
 from ..report.audit_summary import summary_table
 from ..report.audit_tables import audit_content, write_audit
 from ..runtime.output import make_console
+from ..runtime.progress import Progress, listening
 from ..study.audit import AuditSettings, audit_checkpoints
 from .common import make_folder
 
@@ -26,7 +27,8 @@ def run_audit(
     before, after, tasks = (given.pop(name) for name in ('before', 'after', 'task'))
     settings = AuditSettings(**given)
     folder = make_folder(out)
-    with warnings.catch_warnings():
+    # `say` names each step, so the bars of single loops are not needed
+    with warnings.catch_warnings(), listening(Progress()):
         warnings.simplefilter('ignore', FutureWarning)
         warnings.simplefilter('ignore', DeprecationWarning)
         base, results = audit_checkpoints(before, after, tasks, settings, say)

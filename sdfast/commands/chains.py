@@ -29,9 +29,9 @@ def run_chains(
     "Train every strategy through the chain and write the results to `--out`"
     processes = join_processes()
     launcher = Launcher(settings.jobs, settings.launcher, settings.slurm)
-    setup = build_chain(settings, processes)
-    out = make_folder(settings.out)
     with nullcontext(Progress()) if rank_distrib() else LiveProgress() as progress:
+        setup = build_chain(settings, processes)
+        out = make_folder(settings.out)
         if not rank_distrib(): begin_report(settings, out, progress)
         for line in setup.messages: progress.say(line)
         rows = compare_sequences(setup.runs, setup.grids, out, seeds=setup.seeds, trial_seeds=setup.trial_seeds,

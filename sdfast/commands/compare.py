@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from ..runtime.program import program
 from ..study.settings import parse_command_line
 from .one_line import one_line_errors
-from .start import say_loading
+from .start import loading
 
 __all__ = ['main']
 
@@ -34,9 +34,9 @@ def main(
 )->int: # Exit status; errors end the process with 2, Ctrl-C with 130
     "Compare ways to fine-tune a pre-trained video encoder: what they learn, and what they forget"
     with one_line_errors(program('compare')): settings = parse_command_line('compare', argv, __doc__)
-    say_loading()
     with one_line_errors(program('compare'), settings.out):
-        from .comparison import run_comparison  # it imports PyTorch, which takes seconds
+        with loading():  # the import of PyTorch takes seconds
+            from .comparison import run_comparison
         run_comparison(settings)
     return 0
 

@@ -1,8 +1,10 @@
-"""Download the videos and official lists of UCF101 and HMDB51 from their official hosts.
+"""Download UCF101 and HMDB51, videos and official lists, and the photographs of CIFAR-10, from their official hosts.
 
     sdfast get-data ucf101 --to data    # 6.9 GB, and 14 GB of disk until the archive is deleted
     sdfast get-data hmdb51 --to data    # 2.1 GB and 4.5 GB
+    sdfast get-data cifar10 --to data    # 170 MB
     sdfast compare --task ucf101:data ...
+    sdfast compare --source moving_photos:data/cifar10 --task moving_photos:data/cifar10
 
 Kinetics and Something-Something v2 are read as kinetics:FOLDER and ssv2:FOLDER, and have to be got from their hosts.
 
@@ -19,6 +21,7 @@ from rich.filesize import decimal
 
 from ..errors import InputError
 from ..runtime.program import program
+from .cifar10 import ARCHIVE, BASE, get_cifar10
 from .console import say
 from .download import RESUMES, Archive, disk_errors, download, size
 from .one_line import check_path, one_line_errors
@@ -122,11 +125,13 @@ def count_lists(folder:Path)->tuple[int, int]: # Train and test videos of fold 1
 def _data_set(name, to, url_base, no_checksum):
     "Check the arguments, and return the data set that they ask for"
     if name in ELSEWHERE: raise InputError(f'{name} is not downloaded by sdfast: {ELSEWHERE[name]}')
-    if name not in DATASETS: raise InputError(f'unknown dataset {name!r}; known are {", ".join(DATASETS)}')
-    if not to: raise InputError('--to: the folder for the videos and the lists is missing')
+    if name not in (*DATASETS, 'cifar10'):
+        raise InputError(f'unknown dataset {name!r}; known are {", ".join(DATASETS)} and cifar10')
+    if not to: raise InputError(f'--to: the folder for {name} is missing')
     check_path(to, '--to')
     if url_base and not url_base.startswith(('http://', 'https://')):
         raise InputError(f'--url-base must begin with http:// or https://, not {url_base!r}')
+    if name == 'cifar10': return None
     data = DATASETS[name]
     if not no_checksum: return data
     return replace(data, lists=replace(data.lists, sha256=None), videos=replace(data.videos, sha256=None))
@@ -134,14 +139,14 @@ def _data_set(name, to, url_base, no_checksum):
 
 @call_parse  # it runs this when the module is the script, so it must come last
 def main(
-    name:str, # ucf101 or hmdb51
-    to:str=None, # Folder for the videos and the lists, made if needed; must be given
+    name:str, # ucf101, hmdb51 or cifar10
+    to:str=None, # Folder for the data, made if needed; must be given
     keep_archives:store_true=False, # Do not delete the archives at the end
     url_base:str=None, # URL of another host's folder with the same files
     insecure:store_true=False, # Do not verify the host's certificate; published checksums are still verified
     no_checksum:store_true=False, # Do not verify the published checksums
 )->None:
-    "Download UCF101 (6.9 GB) or HMDB51 (2.1 GB), videos and official lists. Needs unrar, unar, 7z or bsdtar"
+    "Download UCF101 (6.9 GB), HMDB51 (2.1 GB; both need unrar, unar, 7z or bsdtar) or CIFAR-10 (170 MB)"
     with one_line_errors(program('get-data'), then=RESUMES):
         data = _data_set(name, to, url_base, no_checksum)
         if insecure and no_checksum: say('warning: without certificate and checksum, nothing checks what arrives')
@@ -149,7 +154,13 @@ def main(
         folder = Path(to)
         with disk_errors(folder): folder.mkdir(parents=True, exist_ok=True)
         context = ssl._create_unverified_context() if insecure else None
-        found = get(data, folder, url_base and url_base.rstrip('/'), context, keep_archives)
+        base = url_base and url_base.rstrip('/')
+        if data is None:
+            archive = replace(ARCHIVE, sha256=None) if no_checksum else ARCHIVE
+            train, test = get_cifar10(folder, base or BASE, archive, context, keep_archives)
+            say(f'cifar10: {train:,} train and {test:,} test photographs; use it as moving_photos:{folder/"cifar10"}')
+            return
+        found = get(data, folder, base, context, keep_archives)
         classes, videos, train, test = found
         counts = f'{classes:,} classes, {videos:,} videos, {train:,} train and {test:,} test in fold 1'
         say(f'{name}: {counts}; use it as {name}:{to}')

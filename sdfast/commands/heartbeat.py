@@ -10,20 +10,22 @@ class Heartbeat:
     "Context that prints what is being done, and while nothing new begins, for how long it has been: `beat.say('...')`"
     def __init__(self,
         every:float=2., # Seconds without other output after which a line is printed
+        in_logs:bool=True, # Also where the output is not a terminal
     ):
         self.every, self.what = every, ''
         self.started = self._printed = time.monotonic()
         self._ended, self._lock = threading.Event(), threading.RLock()  # lines of two threads must not mix
         self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._terminal = sys.stdout.isatty()
+        self._terminal = sys.stdout is not None and sys.stdout.isatty()
+        self._beats = in_logs or self._terminal
 
     def __enter__(self)->'Heartbeat':
-        self._thread.start()
+        if self._beats: self._thread.start()
         return self
 
     def __exit__(self, *error):
         self._ended.set()
-        self._thread.join()
+        if self._beats: self._thread.join()
         if self._terminal: self._print('', end='')
 
     def say(self,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from ..runtime.program import program
 from ..study.settings import parse_command_line
 from .one_line import one_line_errors
-from .start import say_loading
+from .start import loading
 
 __all__ = ['main']
 
@@ -26,9 +26,9 @@ def main(
 )->int: # Exit status; errors end the process with 2, Ctrl-C with 130
     "Compare ways to fine-tune through a chain of tasks: what they learn, and what they forget of each task"
     with one_line_errors(program('sequence')): settings = parse_command_line('sequence', argv, __doc__)
-    say_loading()
     with one_line_errors(program('sequence'), settings.out):
-        from .chains import run_chains  # it imports PyTorch, which takes seconds
+        with loading():  # the import of PyTorch takes seconds
+            from .chains import run_chains
         run_chains(settings)
     return 0
 

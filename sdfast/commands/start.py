@@ -3,9 +3,12 @@ import argparse
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-__all__ = ['start', 'run', 'run_command', 'say_loading']
+from .heartbeat import Heartbeat
+
+__all__ = ['start', 'run', 'run_command', 'loading']
 
 
 def start()->None:
@@ -30,9 +33,15 @@ def _one_line(parser, message):
     parser.exit(2, f'{os.path.basename(sys.argv[0])}: {" ".join(message.split())}; see --help\n')
 
 
-def say_loading()->None:
-    "Say, before the imports that take seconds, that a command with correct arguments has started"
-    if os.environ.get('RANK', '0') == '0': print('loading PyTorch and fastai', flush=True)
+@contextmanager
+def loading()->Iterator[None]: # Context manager
+    "Say, during the imports that take seconds, that a command with correct arguments has started"
+    if os.environ.get('RANK', '0') != '0':
+        yield
+        return
+    with Heartbeat(in_logs=False) as beat:
+        beat.say('loading PyTorch and fastai')
+        yield
 
 
 def run(

@@ -7,6 +7,7 @@ import warnings
 import pandas as pd
 
 from ..errors import InputError
+from ..runtime.progress import track
 from .parallel import map_in_threads
 from .text import CONTROL, FORMULA, as_markdown, list_names
 from .video import VideoError, VideoFile
@@ -28,7 +29,8 @@ def check_files(
     "Open and decode all videos of a table. Raises `InputError` for damaged ones if `damaged` is 'fail'"
     if damaged not in DAMAGED: raise InputError(f'damaged must be {", ".join(DAMAGED)}, not {damaged!r}')
     paths = list(dict.fromkeys(df.path))
-    found = dict(zip(paths, map_in_threads(_check_file, paths)))
+    checked = track(map_in_threads(_check_file, paths), f'{name}: looking for damaged videos', len(paths))
+    found = dict(zip(paths, checked))
     skipped = {_printable(path):why for path, (why, _, _) in found.items() if why}
     counts = {path:n for path, (_, n, _) in found.items() if n}
     bad = {path:text for path, (_, _, text) in found.items() if text}

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import Damaged, StoreError
 from ..runtime import store
+from ..runtime.progress import track
 from .cache import MAX_FOLDER_BYTES, MAX_TASK_BYTES, MemoryBudget, small_enough
 from .index import PIXELS
 from .indexing import index_video
@@ -202,7 +203,7 @@ class Decoded:
     def _decode(self, path_of):
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             found = pool.map(lambda p: _decode_whole(p, self.size), path_of.values())
-            frames = dict(zip(path_of, found))
+            frames = dict(zip(path_of, track(found, 'decoding videos', len(path_of))))
         # leave out files that were replaced while they were decoded
         return {key:v for key, v in frames.items() if v is not None and _content_key(path_of[key]) == key}
 

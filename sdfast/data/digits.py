@@ -10,7 +10,9 @@ import pandas as pd
 from scipy.ndimage import zoom
 from sklearn.datasets import load_digits
 
-__all__ = ['TARGET', 'SOURCE', 'MOTION', 'DIGIT', 'PARTS', 'CLIPS', 'write_moving_digits']
+from ..runtime.progress import track
+
+__all__ = ['TARGET', 'SOURCE', 'MOTION', 'DIGIT', 'PARTS', 'CLIPS', 'places', 'write_moving_digits']
 
 MOTIONS = ['left', 'right', 'up', 'down', 'clockwise', 'anticlockwise']
 # The 8 target classes: a group of digits and a motion. Each group has two motions and each motion two groups, so that
@@ -34,32 +36,45 @@ CLIPS = dict(
 STEPS = dict(left=(0, -1), right=(0, 1), up=(-1, 0), down=(1, 0))  # rows and columns
 
 
-def _draw(rng, image, motion, frames=8, size=40):
-    "Draw uint8 `(frames, size, size)`: a 16x16 digit that moves over noise, with random start and speed"
-    x = np.zeros((frames, size, size), np.float32)
+def places(
+    rng:np.random.Generator, # For start and speed
+    motion:str, # One of `MOTIONS`
+    frames:int, # Number of frames
+    size:int, # Side of a frame in pixels
+    thing:int, # Side of the square that moves, in pixels
+)->list[np.ndarray]: # Row and column of its corner, for each frame
+    "Where a square is in each frame, with random start and speed"
     speed = rng.uniform(1.5, 2.8)  # pixels per frame
     turns = motion in ('clockwise', 'anticlockwise')
-    centre = rng.uniform(10, size - 26, 2) if turns else rng.uniform(4, size - 20, 2)
+    centre = rng.uniform(10, size - thing - 10, 2) if turns else rng.uniform(4, size - thing - 4, 2)
     phase = rng.uniform(0, 2*np.pi)
+    corners = []
     for t in range(frames):
         if turns:
             angle = phase + (1 if motion == 'clockwise' else -1)*t*speed*.3
             at = centre + 5 + 6*np.array([np.sin(angle), np.cos(angle)])
         else: at = centre + np.array(STEPS[motion])*speed*(t - frames/2)
-        r, c = np.clip(np.round(at).astype(int), 0, size - 16)
-        x[t, r:r + 16, c:c + 16] = image
+        corners.append(np.clip(np.round(at).astype(int), 0, size - thing))
+    return corners
+
+
+def _draw(rng, image, motion, frames=8, size=40):
+    "Draw uint8 `(frames, size, size)`: a 16x16 digit that moves over noise"
+    x = np.zeros((frames, size, size), np.float32)
+    for frame, (r, c) in zip(x, places(rng, motion, frames, size, 16)): frame[r:r + 16, c:c + 16] = image
     return ((x + rng.normal(0, .1, x.shape)).clip(0, 1)*255).astype(np.uint8)
 
 
 def write_video(path:str|Path, frames:np.ndarray, fps:int=8)->None:
-    "Write grey frames `(T, H, W)`, uint8, to a small MPEG-4 file"
+    "Write grey frames `(T, H, W)` or colours `(T, H, W, 3)`, uint8, to a small MPEG-4 file"
     with av.open(str(path), 'w') as f:
         stream = f.add_stream('mpeg4', rate=fps)
-        stream.height, stream.width = frames.shape[1:]
+        stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = 'yuv420p'
         stream.options = dict(flags='+qscale', global_quality=str(4*118))  # constant quality 4, in lambda units
         stream.codec_context.thread_count = 1
-        for x in frames: f.mux(stream.encode(av.VideoFrame.from_ndarray(x, format='gray')))
+        format = 'gray' if frames.ndim == 3 else 'rgb24'
+        for x in frames: f.mux(stream.encode(av.VideoFrame.from_ndarray(x, format=format)))
         f.mux(stream.encode())
 
 
@@ -75,7 +90,7 @@ def write_moving_digits(
     rows = []
     for split, n in CLIPS[part].items():
         pool = np.array(IMAGES[split])
-        for i in range(n):
+        for i in track(range(n), f'writing the videos of moving_digits, {part}: {split}'):
             label = list(classes)[i % len(classes)]
             class_digits, motion = classes[label]
             image = rng.choice(pool[np.isin(digits.target[pool], class_digits)])

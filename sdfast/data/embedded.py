@@ -3,7 +3,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +13,6 @@ import torch
 
 from ..errors import Damaged, StoreError
 from ..runtime import store
-from .digits import write_moving_digits
 from .indexing import index_video
 from .video import VideoError, VideoFile
 
@@ -25,17 +24,17 @@ ELSEWHERE = 'set SDFAST_HOME to a folder that can be written and has room'
 
 
 def embedded_videos(
-    root:Path, # Folder of a part of `moving_digits`, made if it does not exist
-    part:str, # One of `PARTS`
+    root:Path, # Folder of the videos, made if it does not exist
+    write:Callable[[Path], None], # Makes a folder and writes all videos and `manifest.csv` into it, always the same
 )->None:
     """Make sure that a folder has the videos as they were written, and say what was repaired.
 
     All files are compared with the digests that were stored with them. Those that are missing or damaged are made
     again. A folder of an earlier version, which has no digests, is compared with a fresh copy once, frame by frame
     where the bytes differ. Raises `StoreError` if the folder cannot be written or repaired."""
-    if not root.exists(): _make(root, part)
+    if not root.exists(): _make(root, write)
     elif _bad_files(root, _digests(root)) != []:
-        try: _repair(root, part)
+        try: _repair(root, write)
         except StoreError as e:
             if _digests(root) is not None: raise
             warnings.warn(f'{e}. So its videos are used without a check')
@@ -61,21 +60,21 @@ def _digest(file):
     except OSError: return None
 
 
-def _make(root, part):
+def _make(root, write):
     "Make the folder as a whole; if two processes do, the first copy is kept"
-    with _fresh_copy(root, part) as (copy, _):
+    with _fresh_copy(root, write) as (copy, _):
         try: copy.rename(root)  # atomic; fails if another process was first, whose copy is equal
         except OSError:
             if not root.exists(): raise
 
 
-def _repair(root, part):
+def _repair(root, write):
     "Replace files that are missing or damaged, one by one, by those of a fresh copy"
     with store.claim(root):
         digests = _digests(root)
         bad = _bad_files(root, digests)
         if bad == []: return  # another process has repaired it
-        with _fresh_copy(root, part) as (copy, fresh):
+        with _fresh_copy(root, write) as (copy, fresh):
             if digests is None:
                 bad = [name for name in _bad_files(root, fresh) if not _same_video(root/name, copy/name)]
                 digests = {name:_digest(root/name) for name in fresh}
@@ -98,16 +97,16 @@ def _same_video(file, copy):
 
 
 @contextmanager
-def _fresh_copy(root, part)->Iterator[tuple[Path, dict]]:
+def _fresh_copy(root, write)->Iterator[tuple[Path, dict]]:
     "A new copy of the videos in a temporary folder next to `root`, and the digests of its files"
     tmp = root.with_name(f'{root.name}.{uuid.uuid4().hex[:8]}.tmp')
     try:
-        write_moving_digits(tmp, part)
+        write(tmp)
         files = sorted(f for f in tmp.rglob('*') if f.is_file())
         digests = {f.relative_to(tmp).as_posix():store.digest(f) for f in files}
         store.write_json(tmp/LIST, dict(files=digests))
         yield tmp, digests
     except OSError as e:  # PyAV's errors are such, too
         why = e.strerror or e
-        raise StoreError(f'the videos of moving_digits cannot be written to {root}: {why}; {ELSEWHERE}') from None
+        raise StoreError(f'the videos cannot be written to {root}: {why}; {ELSEWHERE}') from None
     finally: shutil.rmtree(tmp, ignore_errors=True)

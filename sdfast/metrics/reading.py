@@ -21,6 +21,7 @@ from ..models.features import head_input, outputs_of
 from ..models.labels import check_head, clip_labels, loader_vocab
 from ..models.weights import state_hash
 from ..runtime import store
+from ..runtime.progress import track
 
 __all__ = ['ClipFeatures', 'read_clips']
 
@@ -100,7 +101,7 @@ def read_clips(
     outputs cannot be the loader's classes."""
     features, labels, logits, traces = [], [], [], []
     maps: dict[str, list] = {layer:[] for layer in layers}
-    for batch in dl:
+    for batch in track(dl, 'measuring'):
         x, y = split_batch(batch, split, name)
         out, f, found = outputs_of(encoder, x, layers)
         features.append(f.float().cpu())

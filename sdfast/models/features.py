@@ -7,6 +7,7 @@ from torch import nn
 
 from ..data.batches import split_batch
 from ..errors import InputError
+from ..runtime.progress import track
 from .calls import call_on
 from .channels import channel_axis
 from .modes import eval_mode
@@ -165,7 +166,7 @@ def extract(
     "Compute the features of all clips of a loader, in eval mode"
     feats, labels = [], []
     with eval_mode(encoder):
-        for batch in dl:
+        for batch in track(dl, 'reading clips'):
             x, y = split_batch(batch, split)
             if y is None: raise InputError('the loader must yield labels with its clips: (x, y)')
             feats.append(encode(encoder, x)[0].float().cpu())

@@ -28,7 +28,7 @@ def task_name(
     if not kind.isidentifier(): return spec  # not one of sdfast
     place = PurePosixPath(path.rstrip('/'))
     if not place.name: return kind
-    if kind in ('ucf101', 'hmdb51', 'kinetics', 'ssv2', 'moving_digits'): return kind
+    if kind in ('ucf101', 'hmdb51', 'kinetics', 'ssv2', 'moving_digits', 'moving_photos'): return kind
     if kind not in ('csv', 'shards'): return place.name
     named = place.stem if place.stem.lower() not in GENERIC and '{' not in place.stem else place.parent.name
     return named or place.stem

@@ -12,6 +12,7 @@ from ..data.batches import split_batch
 from ..errors import InputError
 from ..models.features import eval_mode
 from ..models.surgery import find_encoder
+from ..runtime.progress import track
 from .likelihood import Likelihood
 from .persample import layers_of
 from .targets import logits_of
@@ -147,7 +148,7 @@ def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=
     for p in frozen: p.requires_grad_(True)
     try:
         with eval_mode(model), torch.enable_grad():
-            for batch in batches:
+            for batch in track(batches, 'measuring the importance of weights'):
                 batch = _tensors(batch, device)
                 if n is not None: batch = [t[:n - seen] for t in batch]
                 if look is not None: look(batch, [t[:chunk] for t in batch])

@@ -79,8 +79,8 @@ class Run:
 
     `select='paper'` is the paper's protocol: it measures the last epoch and, in separate columns, the best epoch on
     test. As choosing on test is not honest, compare.py does not offer it."""
-    # Target task: moving_digits, or ucf101, hmdb51, kinetics, ssv2, folder, csv, hf_dataset or shards with :PATH, then
-    # options as ,name=value
+    # Target task: moving_digits, or moving_photos, ucf101, hmdb51, kinetics, ssv2, folder, csv, hf_dataset or shards
+    # with :PATH, then options as ,name=value
     task: str = setting('moving_digits', DATA, command='compare')
     # Source task, on which forgetting is measured
     source: str = setting('moving_digits', DATA, of_source=True)
@@ -116,7 +116,7 @@ class Run:
     frames: int = setting(8, DATA, of_source=True, minimum=1, maximum=MAX_FRAMES)
     # Frames of the video from one frame of the clip to the next
     stride: int = setting(1, DATA, of_source=True, minimum=1, maximum=MAX_FRAMES)
-    # Side of the square crop in pixels; by default 40 for moving_digits, else 112
+    # Side of the square crop in pixels; by default 40 for moving_digits, 48 for moving_photos, else 112
     size: int = setting(40, DATA, of_source=True, automatic=True, minimum=8, maximum=MAX_SIZE)
     # Smallest share of the frame that a training crop covers, such as .25; 0: square crops of the scaled frame
     area: float = setting(0., DATA, of_source=True, minimum=0, maximum=1)

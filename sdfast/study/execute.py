@@ -44,7 +44,7 @@ from ..runtime import store
 from ..runtime.distributed import from_rank0, single_process
 from ..runtime.jobs import Job
 from ..runtime.loggers import loggers
-from ..runtime.progress import Progress
+from ..runtime.progress import Progress, begin_phase
 from ..runtime.resume import epochs_done
 from ..strategies.budgeted import Budgeted
 from ..strategies.registry import STRATEGIES
@@ -215,6 +215,7 @@ def _test_columns(run, learn, file):
 
 def _predict(learn:Learner, dl):
     "Class probabilities of each video, and labels, in the order of `dl`"
+    begin_phase('reading test')
     # `dl` does not shuffle, and with `reorder` fastai would load all clips a second time
     with learn.no_bar(), learn.no_logging(): probs, y = learn.get_preds(dl=dl, reorder=False)
     return probs.as_subclass(torch.Tensor).float(), y.as_subclass(torch.Tensor)

@@ -60,4 +60,6 @@ def default_size(
     specs:list, # Of tasks
 )->int: # Pixels
     "Default side of the clips' square"
-    return 40 if all(s.startswith('moving_digits') for s in specs) else 112
+    made = dict(moving_digits=40, moving_photos=48)
+    sizes = {made.get(s.partition(':')[0].partition(',')[0], 112) for s in specs}
+    return max(sizes)

@@ -6,7 +6,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bars
 
 from ..runtime.output import make_console
-from ..runtime.progress import Progress
+from ..runtime.progress import Progress, listening
 from ..strategies.registry import STRATEGIES
 from .config import Run
 
@@ -27,26 +27,50 @@ class LiveProgress(Progress):
                          TextColumn('{task.fields[where]}'), TimeElapsedColumn(), TextColumn('left'),
                          TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal)
 
+        self.study = self.bars.add_task('study', total=None, where='', visible=False)
+        self.now = self.bars.add_task('', total=None, where='', visible=False)
+        self.part = self.bars.add_task('', total=1, where='', visible=False)
+        self.planned = False
+        self.what = ''  # the current phase, shown by the bar `part`
+
     def __enter__(self):
         self.bars.start()
+        self.listening = listening(self)
+        self.listening.__enter__()
         return self
 
-    def __exit__(self, *_): self.bars.stop()
+    def __exit__(self, *error):
+        self._end_phase()
+        self.listening.__exit__(*error)
+        self.bars.stop()
 
     def plan(self, runs:list)->None:
-        self.n, self.ended, self.failed, self.best = len(runs), 0, 0, None
+        self.n, self.ended, self.failed, self.best, self.planned = len(runs), 0, 0, None, True
         total = sum(run_cost(asdict(r)) for r in runs)
-        self.study = self.bars.add_task('study', total=total, where=f'0/{self.n} runs')
-        self.now = self.bars.add_task('', total=1, where='')
+        self.bars.update(self.study, total=total, where=f'0/{self.n} runs', visible=True)
 
     def start(self, what:Run|str, epochs:int)->None:
         self.epochs = max(1, epochs)
         name = what if isinstance(what, str) else run_name(asdict(what))
-        self.bars.reset(self.now, description=name, total=self.epochs, where='')
+        self._end_phase()
+        self.bars.reset(self.now, description=name, total=self.epochs, where='', visible=True)
         if isinstance(what, str) and not self.console.is_terminal: self.say(f'{what}: {epochs} epochs')
 
     def epoch(self, epoch:int, done:float)->None:
+        self._end_phase()
         self.bars.update(self.now, completed=epoch + done, where=f'epoch {epoch + 1}/{self.epochs}')
+
+    def phase(self, what:str, done:float=0.)->None:
+        if what != self.what:
+            self.what = what
+            self.bars.reset(self.part, description=what, total=1, where='', visible=True)
+            # a log has a line for each run, and one for each phase before the first run
+            if not self.planned and not self.console.is_terminal: self.say(what)
+        self.bars.update(self.part, completed=done, where=f'{done:.0%}')
+
+    def _end_phase(self):
+        if self.what: self.bars.update(self.part, visible=False)
+        self.what = ''
 
     def running(self, pieces:list)->None:
         if not self.console.is_terminal: return
@@ -54,9 +78,10 @@ class LiveProgress(Progress):
         if len(pieces) > SHOWN: text += f' and {len(pieces) - SHOWN} more'
         name = f'{len(pieces)} running' if pieces else 'workers start'
         epochs, done = sum(run.epochs for run, _ in pieces), sum(n for _, n in pieces)
-        self.bars.reset(self.now, description=name, total=max(1, epochs), completed=done, where=text)
+        self.bars.reset(self.now, description=name, total=max(1, epochs), completed=done, where=text, visible=True)
 
     def done(self, row:dict, skipped:bool=False)->None:
+        self._end_phase()
         ok = row['status'] == 'ok'
         self.ended += 1
         if not ok: self.failed += 1

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..metrics.columns import COLUMNS
 from ..runtime.launch import run_all
 from ..runtime.launcher import Launcher
-from ..runtime.progress import Progress
+from ..runtime.progress import Progress, begin_phase
 from ..strategies.registry import STRATEGIES
 from .choose import choose
 from .compare import compare_rows, prepare_source
@@ -124,7 +124,7 @@ class ProtocolPlan:
 
 
 def run_protocol(
-    protocol:ProtocolPlan,
+    protocol:ProtocolPlan, # What to run
     out:str|Path, # Folder of the study
     progress:Progress=Progress(), # Progress listener
     launcher:Launcher|None=None, # Where to run; `None`: in this process
@@ -149,7 +149,8 @@ def run_protocol(
         rows += [by_key[run.key] | dict(arm=arm, rule=rule, source_seed=net) for run in runs]
         if arm != PLAIN: continue
         for method in merges:
-            merged = merge_seeds(runs, out, method, progress=progress)
+            begin_phase(f'merging the models of plain fine-tuning: {method}')
+            merged = merge_seeds(runs, out, method)
             rows += [row | dict(arm=f'{PLAIN}+{method}', rule=rule, source_seed=net) for row in merged]
     for net, base in enumerate(bases):
         start = compare_rows([], untouched(base, out, progress), base).iloc[0].to_dict()

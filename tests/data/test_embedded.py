@@ -5,7 +5,7 @@ import time
 import pytest
 from tables import FEW_DIGITS
 
-from sdfast.data import digits, embedded
+from sdfast.data import datasets, digits, embedded
 from sdfast.data.datasets import moving_digits
 from sdfast.data.video import VideoFile
 from sdfast.errors import StoreError
@@ -75,8 +75,8 @@ def test_videos_of_an_older_folder_are_kept_if_they_show_the_same(root):
 
 
 def test_a_full_disk_is_one_line(few, tmp_path, monkeypatch):
-    def full(*a): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(embedded, 'write_moving_digits', full)
+    def full(*a, **k): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(datasets, 'write_moving_digits', full)
     with pytest.raises(StoreError, match='No space left on device; set SDFAST_HOME to') as e: moving_digits(tmp_path)
     assert '\n' not in str(e.value)
     assert not list(tmp_path.rglob('*.mp4'))

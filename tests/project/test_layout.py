@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT/'sdfast'
 # along the flow of data: each imports only from those before it
-ORDER = ('errors', 'stats', 'runtime', 'data', 'models', 'strategies', 'lightning', 'hf', 'pretext', 'metrics',
-         'study', 'report', 'commands', 'all', '__main__')
+ORDER = ('errors', 'stats', 'crossed', 'runtime', 'data', 'models', 'strategies', 'lightning', 'hf', 'pretext',
+         'metrics', 'study', 'report', 'commands', 'all', '__main__')
 PRIVATE_BY_DESIGN = {'__version__'}
 LINES, COLUMNS = 300, 120
 

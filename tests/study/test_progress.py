@@ -4,6 +4,7 @@ import io
 import pytest
 from rich.console import Console
 
+from sdfast.runtime.progress import track
 from sdfast.study.config import Run
 from sdfast.study.progress import LiveProgress
 
@@ -27,3 +28,23 @@ def test_live_view(terminal):
     assert '1/3 l2sp λ 0.1, seed 0, trial: diverged: in epoch 3' in out
     if terminal: assert 'epoch 1/2' in out and '3/3 runs' in out and 'left' in out
     else: assert '2/3 l2sp λ 0.1, seed 0, trial: valid 50.0%, 1.5 s' in out and '(finished before)' in out
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_phases_have_names(terminal):
+    file = io.StringIO()
+    with LiveProgress(Console(width=110, force_terminal=terminal, file=file)) as progress:
+        assert list(track([1, 2], 'decoding videos')) == [1, 2]
+        progress.bars.refresh()
+        progress.plan([Run(epochs=2)])
+        progress.start(Run(epochs=2), 2)
+        progress.epoch(1, 1.)
+        for _ in track([1, 2], 'measuring'): progress.bars.refresh()
+        progress.epoch(1, 1.)
+        progress.bars.refresh()
+        last = ' '.join(t.description for t in progress.bars.tasks if t.visible)
+    out = file.getvalue()
+    assert 'decoding videos' in out and ('measuring' in out) == terminal  # a log has only phases before the first run
+    assert 'measuring' not in last and 'seed 0' in last  # training continues
+    if terminal: assert '50%' in out and 'epoch 2/2' in out
+    else: assert out == 'decoding videos\n'
