@@ -15,6 +15,7 @@ from .feature_maps import *
 from .hooks import *
 from .hosted import *
 from .importance import *
+from .in_step import *
 from .likelihood import *
 from .lora import *
 from .mixins import *

@@ -17,6 +17,7 @@ from .averaging import LiNeS, WiSEFT
 from .cotuning import CoTuning
 from .distill import EMATeacher, FixedTeacher, SelfDistill
 from .feature_maps import DELTA, FeatureMaps
+from .in_step import SPD
 from .lora import LoRA
 from .outputs import BYOT, PSKD, LwF
 from .r3f import R3F
@@ -109,6 +110,10 @@ STRATEGIES = dict(
     si=Strategy(
         SI, (.01, .03, .1), 'CE + lam/2 sum O (w - w_0)^2, O of the way there, mean O = 1', 'Zenke et al., ICML 2017',
         needs=('si',), options=dict(normalize=True)),
+    # in the step of the optimizer
+    spd=Strategy(
+        SPD, (.3, 1., 3.), "CE, then w' = w' - lam r (w' - w_0) where <g, w - w_0> > 0, r = 1 - |w - w_0|/|w' - w_0|",
+        'Tian et al., SPD, NeurIPS 2024'),
     # features and normalisation
     bss=Strategy(
         BSS, (.001, .01, .1), 'CE + lam sum_(i<=k) s_(-i)^2', 'Chen et al., NeurIPS 2019'),
