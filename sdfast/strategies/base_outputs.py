@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..models.features import check_logits, head_input, to_feature
+from ..models.modes import eval_mode
 from ..models.surgery import frozen_copy
 from .distill import FixedTeacher
 from .outputs import LwF, as_output
@@ -116,8 +117,9 @@ class FLOW(BaseHead):
 
     def _median(self):
         "The median loss of the training clips before training"
-        logits, y = train_outputs(self, self._base_logits, 'without the training data the median loss is not known: pass '
-                                                           'temperature=NUMBER, or attach(..., batches=LOADER)')
+        with eval_mode(self.teacher):
+            logits, y = train_outputs(self, self._base_logits, 'without the training data the median loss is not known: '
+                                                               'pass temperature=NUMBER, or attach(..., batches=LOADER)')
         kind = check_kind('FLOW', self.kinds, logits, y, self.loop.criterion) if not self.fits_probe else 'classes'
         median = self._base_losses(logits, y, kind).double().median().item()
         if 0 < median < float('inf'): return median

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from fastai.optimizer import Lookahead, OptimWrapper, momentum_step, sgd_step
 
-__all__ = ['unwrap_optimizer', 'momenta', 'warn_of_decay']
+__all__ = ['unwrap_optimizer', 'momenta']
 
 
 def unwrap_optimizer(

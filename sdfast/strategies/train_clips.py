@@ -10,13 +10,14 @@ from torch import nn
 from ..errors import InputError
 from ..models.calls import call_on
 from ..models.features import extract, to_feature
+from ..models.modes import eval_mode
 from ..models.probes import probe_head
 from .hooks import unrecorded
 from .targets import class_numbers, is_distribution, is_of_two
 
 if TYPE_CHECKING: from .distill import FixedTeacher
 
-__all__ = ['InModel', 'train_outputs', 'base_probe']
+__all__ = ['train_outputs']
 
 
 class InModel(nn.Module):
@@ -67,7 +68,8 @@ def base_probe(
     who, teacher = type(strategy).__name__, strategy.teacher
     assert teacher is not None  # the caller has made it
     def features(module, args, kwargs, out): return to_feature(teacher, teacher(*args, **kwargs), args, kwargs)
-    x, y = train_outputs(strategy, features, 'without the training data no probe can be fitted: pass head=MODULE from '
+    with eval_mode(teacher):
+        x, y = train_outputs(strategy, features, 'without the training data no probe can be fitted: pass head=MODULE from '
                                              'features to logits, or attach(..., batches=LOADER)')
     y = numbers_of(who, y)
     try: head = probe_head(x, y, int(y.max()) + 1)
