@@ -24,7 +24,9 @@ from .mixins import Anchored
 from .optimizers import warn_of_decay
 from .recipe import Recipe
 
-__all__ = ['SPD']
+__all__ = ['SPD', 'DiGraP']
+
+BETAS, EPS = (.9, .999), 1e-8  # of the Adam that learns the strength of DiGraP's projections
 
 
 class _Step:
@@ -194,6 +196,75 @@ class SPD(InStep):
         if self._most is None or self._most <= 1: return
         warnings.warn(f'SPD: lam {self.lam:g} has moved weights past those from before training in epoch '
                       f'{self.loop.epoch}, as {self._most:.2f} of a distance was taken back: take a smaller lam')
+
+
+class DiGraP(InStep):
+    """Directional gradient projection: where the gradient drives a tensor of weights further away, take a share omega of
+    that direction out of it (Huang et al., ICLR 2025).
+
+    Before each step, for each parameter w of the encoder with gradient g and `d = w - w0`, if `<g, d> < 0`: `g <- g -
+    omega <g, d>/<d, d> d`. Each parameter has its omega, between 0 and 1 and 0 at first. Adam learns it at the rate
+    `lam` (the paper's mu) from the derivative of the loss by the omega of the last step, `<g, h>`, where h is what a
+    whole projection would have taken out there. It is scaled to the cosine of the two: the paper normalises it, too, but
+    does not print how. Keeps a copy of d, beside the weights from before training.
+
+    As in the paper, g is the gradient of the whole loss, and the optimizer is any. Sparse gradients are refused."""
+    name = 'digrap'
+    first_lam = .1
+    _learned: dict = {}  # name of a parameter -> omega, Adam's means of its gradient and of the square, steps, sign of <g, d>
+    _last: dict = {}  # name of a parameter -> d in the last step
+    _state = InStep._state + ('_learned', '_last')
+    _stateattrs = InStep._stateattrs + ('_learned', '_last')
+
+    def before_fit(self):
+        self._learned, self._last = {}, {}
+        super().before_fit()
+
+    def detached(self)->None:
+        self._learned, self._last = {}, {}
+        super().detached()
+
+    @property
+    def omega(self)->dict[str, float]:
+        "The present share of each parameter by name"
+        return {n:found[0].item() for n, found in self._learned.items()}
+
+    @torch.no_grad()
+    def see_gradients(self)->None:
+        weights = self.weights() if self.lam else {}
+        if not weights: return
+        away = self.away(weights)
+        grads = [self._gradient(n, p, a) for (n, p), a in zip(weights.items(), away)]
+        dots = torch.stack([dot.sum() for dot in torch._foreach_mul(grads, away)])
+        learned = self._learn(weights, grads)
+        self._learned = dict(zip(weights, torch.cat([learned, dots.sign()[:, None]], 1)))
+        self._last = dict(zip(weights, away))
+        squares = torch.stack(torch._foreach_norm(away)).square()
+        share = torch.where(dots < 0, learned[:, 0]*dots/squares, torch.zeros_like(dots))
+        for p, part in zip(weights.values(), torch._foreach_mul(away, list(share.unbind()))): as_real(p.grad).sub_(part)
+
+    def _gradient(self, name, p, away):
+        if p.grad.layout == torch.strided: return as_real(p.grad).to(away.dtype)
+        raise InputError(f'DiGraP changes gradients, and that of {name} is sparse: take SPD, or sparse=False')
+
+    def _learn(self, weights, grads):
+        "A step of Adam for each omega: `(parameters, 4)` of omega, mean, mean of squares and number of steps"
+        cosines = [self._cosine(n, g) for n, g in zip(weights, grads)]
+        slope = torch.stack(cosines)
+        omega, mean, square, steps = torch.stack([self._learned[n][:4] if n in self._learned else slope.new_zeros(4)
+                                                  for n in weights]).unbind(1)
+        steps = steps + 1
+        mean = BETAS[0]*mean + (1 - BETAS[0])*slope
+        square = BETAS[1]*square + (1 - BETAS[1])*slope.square()
+        change = mean/(1 - BETAS[0]**steps)/((square/(1 - BETAS[1]**steps)).sqrt() + EPS)
+        return torch.stack([(omega - self.lam*change).clamp(0, 1), mean, square, steps], 1)
+
+    def _cosine(self, name, grad):
+        "Of a gradient and what a projection would have taken out of the last one, 0 if there is none"
+        if name not in self._last: return grad.new_zeros(())
+        last, sign = self._last[name], self._learned[name][4]
+        sizes = grad.norm()*last.norm()
+        return torch.where(sizes > 0, sign*(grad*last).sum()/sizes, torch.zeros_like(sizes))
 
 
 def dense(grad:torch.Tensor)->torch.Tensor: return grad.to_dense() if grad.layout != torch.strided else grad
