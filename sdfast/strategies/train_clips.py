@@ -72,7 +72,8 @@ def base_probe(
         x, y = train_outputs(strategy, features, 'without the training data no probe can be fitted: pass head=MODULE from '
                                              'features to logits, or attach(..., batches=LOADER)')
     y = numbers_of(who, y)
-    try: head = probe_head(x, y, int(y.max()) + 1)
+    try:
+        with no_random(): head = probe_head(x, y, int(y.max()) + 1)  # a layer draws its first weights
     except InputError as e: raise InputError(f'{who}: {e}: pass head=MODULE from features to logits') from None
     weight = next(teacher.parameters())
     return Probe.of(head.state_dict()).to(weight.device, torch.promote_types(weight.dtype, torch.float32))
@@ -97,7 +98,8 @@ class Probe(nn.Linear):
     def of(cls, state:dict)->'Probe':
         "With the weights of a state dict"
         n, width = state['weight'].shape
-        probe = cls(width, n, device=state['weight'].device, dtype=state['weight'].dtype)
+        # without first weights, which would be drawn
+        probe = nn.utils.skip_init(cls, width, n, device=state['weight'].device, dtype=state['weight'].dtype)
         probe.load_state_dict(state)
         return probe.requires_grad_(False).eval()  # type: ignore[return-value]
 
