@@ -47,8 +47,8 @@ class BaseHead(FixedTeacher):
 
 
 class KLToBase(BaseHead, LwF):
-    """`lam KL(p_0 || p)` on the clips that are trained on, where p_0 are the class probabilities that a frozen head gives
-    to the features of the encoder before training, and p those of the same head on the present features.
+    """`lam KL(p_0 || p)` on the clips that are trained on: p_0 are the class probabilities by a frozen head on the
+    features of the encoder before training, p those by the same head on the present features.
 
     This divergence predicts what a fine-tuning forgets (Shenfeld et al., RL's Razor, arXiv 2509.04259); here it is the
     penalty. It is exactly 0 while the encoder is unchanged. The head is the source's or, with `head=None`, a linear
@@ -77,9 +77,9 @@ class KLToBase(BaseHead, LwF):
 class FLOW(BaseHead):
     """Weight each clip by how easy it is for the encoder before training, `exp(-l_0/T)` (Sanyal et al., ICML 2025).
 
-    l_0 is the clip's loss by a linear probe of the task on the encoder before training, in eval mode, or by `head`. T is
-    the median of l_0 over the training clips without augmentation. As in the authors' code, l_0 is of the clip as it is
-    trained on, and the weighted losses are divided by the number of clips, not by the sum of weights.
+    l_0 is the clip's loss by a linear probe of the task on the encoder before training, in eval mode, or by `head`. T
+    is the median of l_0 over the training clips without augmentation. As in the authors' code, l_0 is of the clip as it
+    is trained on, and the weighted losses are divided by the number of clips, not by the sum of weights.
 
     `lam` is the share of the weighting: the weight is `1 - lam + lam exp(-l_0/T)`, so 1 is FLOW. The term is the change
     of the loss, and negative. It is the task's own loss that is weighted, clip by clip; l_0 is plain cross-entropy,
@@ -118,8 +118,9 @@ class FLOW(BaseHead):
     def _median(self):
         "The median loss of the training clips before training"
         with eval_mode(self.teacher):
-            logits, y = train_outputs(self, self._base_logits, 'without the training data the median loss is not known: '
-                                                               'pass temperature=NUMBER, or attach(..., batches=LOADER)')
+            logits, y = train_outputs(
+                self, self._base_logits, 'without the training data the median loss is not known: pass '
+                                         'temperature=NUMBER, or attach(..., batches=LOADER)')
         kind = check_kind('FLOW', self.kinds, logits, y, self.loop.criterion) if not self.fits_probe else 'classes'
         median = self._base_losses(logits, y, kind).double().median().item()
         if 0 < median < float('inf'): return median

@@ -122,9 +122,9 @@ class CoTuning(Auxiliary, FeaturePenalty):
         if self.loop.epoch > 0:
             raise InputError(f'CoTuning: a fit that starts at epoch {self.loop.epoch} is too late to relate the '
                              'classes by the untouched encoder. Pass relation=MATRIX, see category_relation')
-        probs, y = train_outputs(self, self._source_probs, 'without the training data the classes cannot be related: pass '
-                                                           'relation=MATRIX, see category_relation, or attach(..., '
-                                                           'batches=LOADER)')
+        probs, y = train_outputs(
+            self, self._source_probs, 'without the training data the classes cannot be related: pass relation=MATRIX, '
+                                      'see category_relation, or attach(..., batches=LOADER)')
         y = self._checked(class_numbers(y))
         return category_relation(probs, y, max(self.loop.classes, int(y.max()) + 1), self.how)
 

@@ -151,9 +151,9 @@ class SPD(InStep):
     et al., NeurIPS 2024).
 
     After each step, for each parameter w of the encoder with gradient g, if `<g, w - w0> > 0`, where w are the weights
-    before the step: `w' <- w' - lam r (w' - w0)`, where w' are those that the optimizer made, and r is the share of `|w'
-    - w0|` by which it grew, `(|w' - w0| - |w - w0|)/|w' - w0|`, or 0 if it did not grow. With lam 1 the distance stays
-    as it was; with more, the weights come closer. The optimizer is any, with momentum or an adaptive rate: without
+    before the step: `w' <- w' - lam r (w' - w0)`, where w' are those that the optimizer made, and r is the share
+    by which their distance grew, `(|w' - w0| - |w - w0|)/|w' - w0|`, or 0 if it did not grow. With lam 1 the distance
+    stays as it was; with more, the weights come closer. The optimizer is any, with momentum or an adaptive rate: without
     either, a step never moves away where the gradient points back, unless it is a long one.
 
     It equals the authors' `AdamSPD` with the optimizer Adam. As there, g is the gradient of the whole loss, penalties
@@ -199,19 +199,20 @@ class SPD(InStep):
 
 
 class DiGraP(InStep):
-    """Directional gradient projection: where the gradient drives a tensor of weights further away, take a share omega of
-    that direction out of it (Huang et al., ICLR 2025).
+    """Directional gradient projection: where the gradient drives a tensor of weights further away, take a share omega
+    of that direction out of it (Huang et al., ICLR 2025).
 
     Before each step, for each parameter w of the encoder with gradient g and `d = w - w0`, if `<g, d> < 0`: `g <- g -
     omega <g, d>/<d, d> d`. Each parameter has its omega, between 0 and 1 and 0 at first. Adam learns it at the rate
     `lam` (the paper's mu) from the derivative of the loss by the omega of the last step, `<g, h>`, where h is what a
-    whole projection would have taken out there. It is scaled to the cosine of the two: the paper normalises it, too, but
-    does not print how. Keeps a copy of d, beside the weights from before training.
+    whole projection would have taken out there. It is scaled to the cosine of the two: the paper normalises it, too,
+    but does not print how. Keeps a copy of d, beside the weights from before training.
 
     As in the paper, g is the gradient of the whole loss, and the optimizer is any. Sparse gradients are refused."""
     name = 'digrap'
     first_lam = .1
-    _learned: dict = {}  # name of a parameter -> omega, Adam's means of its gradient and of the square, steps, sign of <g, d>
+    # name of a parameter -> omega, Adam's means of its gradient and of the square, number of steps, sign of <g, d>
+    _learned: dict = {}
     _last: dict = {}  # name of a parameter -> d in the last step
     _state = InStep._state + ('_learned', '_last')
     _stateattrs = InStep._stateattrs + ('_learned', '_last')

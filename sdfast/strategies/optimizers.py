@@ -41,6 +41,6 @@ def warn_of_decay(
     decays = {hyper.get('wd', 0) for hyper, group in zip(opt.hypers, opt.param_lists)
               if any(id(p) in ours for p in group)} - {0, None}
     if decays:
-        warnings.warn(f'{who} pulls the encoder to its starting point, but weight decay {max(decays)} pulls it to zero: '
-                      'set wd=0')
+        warnings.warn(f'{who} pulls the encoder to its starting point, but weight decay {max(decays)} pulls it to '
+                      'zero: set wd=0')
     return bool(decays)

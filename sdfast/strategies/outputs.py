@@ -108,8 +108,8 @@ class LwF(FixedTeacher):
     def _activation_of(self, logits):
         how = self.activation or self._task_activation(logits.shape[1])
         if how == 'softmax' and logits.shape[1] < 2:
-            raise InputError(f'{type(self).__name__}: the source head has one output, whose softmax is always 1: pass a head with two '
-                             "outputs or more, or activation='sigmoid' if it is a logit")
+            raise InputError(f'{type(self).__name__}: the source head has one output, whose softmax is always 1: pass '
+                             "a head with two outputs or more, or activation='sigmoid' if it is a logit")
         return how
 
     def _task_activation(self, outputs):
@@ -121,8 +121,8 @@ class LwF(FixedTeacher):
         try: kind = self.target_kind()
         except InputError as e: raise InputError(f'{e}, or {ask}') from None
         if kind == 'binary' and outputs > 1:
-            raise InputError(f'{type(self).__name__}: this task has one logit, which says nothing about the {outputs} of '
-                             f'the source head: {ask}')
+            raise InputError(f'{type(self).__name__}: this task has one logit, which says nothing about the {outputs} '
+                             f'of the source head: {ask}')
         return ACTIVATIONS[kind in INDEPENDENT]
 
 

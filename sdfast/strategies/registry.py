@@ -122,8 +122,9 @@ STRATEGIES = dict(
         SPD, (.3, 1., 3.), "CE, then w' = w' - lam r (w' - w_0) where <g, w - w_0> > 0, r = 1 - |w - w_0|/|w' - w_0|",
         'Tian et al., SPD, NeurIPS 2024'),
     digrap=Strategy(
-        DiGraP, (.01, .1, 1.), 'CE, its gradient g - omega <g, d>/<d, d> d where <g, d> < 0, d = w - w_0, omega learned at '
-        'rate lam', 'Huang et al., DiGraP, ICLR 2025'),
+        DiGraP, (.01, .1, 1.),
+        'CE, its gradient g - omega <g, d>/<d, d> d where <g, d> < 0, d = w - w_0, omega learned at rate lam',
+        'Huang et al., DiGraP, ICLR 2025'),
     # features and normalisation
     bss=Strategy(
         BSS, (.001, .01, .1), 'CE + lam sum_(i<=k) s_(-i)^2', 'Chen et al., NeurIPS 2019'),

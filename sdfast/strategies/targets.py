@@ -265,8 +265,8 @@ def clip_losses(
     except TypeError: losses = _one_by_one(criterion, outputs, targets)
     n = len(targets)
     if losses is not None and losses.ndim and losses.numel() % n == 0: return losses.reshape(n, -1).mean(1)
-    raise InputError(f'the loss {loss_name(criterion)} does not give the loss of each clip: take one that is a mean over '
-                     "clips, or has reduction='none' as those of PyTorch, and no MixUp")
+    raise InputError(f'the loss {loss_name(criterion)} does not give the loss of each clip: take one that is a mean '
+                     "over clips, or has reduction='none' as those of PyTorch, and no MixUp")
 
 
 def _one_by_one(criterion, outputs, targets):

@@ -15,7 +15,8 @@ from ..models.probes import probe_head
 from .hooks import unrecorded
 from .targets import class_numbers, is_distribution, is_of_two
 
-if TYPE_CHECKING: from .distill import FixedTeacher
+if TYPE_CHECKING:
+    from .distill import FixedTeacher
 
 __all__ = ['train_outputs']
 
@@ -69,8 +70,8 @@ def base_probe(
     assert teacher is not None  # the caller has made it
     def features(module, args, kwargs, out): return to_feature(teacher, teacher(*args, **kwargs), args, kwargs)
     with eval_mode(teacher):
-        x, y = train_outputs(strategy, features, 'without the training data no probe can be fitted: pass head=MODULE from '
-                                             'features to logits, or attach(..., batches=LOADER)')
+        x, y = train_outputs(strategy, features, 'without the training data no probe can be fitted: pass head=MODULE '
+                                                 'from features to logits, or attach(..., batches=LOADER)')
     y = numbers_of(who, y)
     try:
         with no_random(): head = probe_head(x, y, int(y.max()) + 1)  # a layer draws its first weights

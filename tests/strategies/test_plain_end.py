@@ -8,7 +8,8 @@ from sdfast.strategies import LPFT, SPD, DiGraP, EncoderLR, LayerDecay, LiNeS, L
 
 PLAIN = dict(
     layer_decay=LayerDecay(1.), lower_lr=LowerLR(0), encoder_lr=EncoderLR(0), lp_ft=LPFT(0), wise_ft=WiSEFT(1.),
-    wise_ft_depth=WiSEFT(1., by_depth=True), lines=LiNeS(1.), spd=SPD(0), digrap=DiGraP(0), replay=Replay(0, source(), source_head()))
+    wise_ft_depth=WiSEFT(1., by_depth=True), lines=LiNeS(1.), spd=SPD(0), digrap=DiGraP(0),
+    replay=Replay(0, source(), source_head()))
 
 
 @pytest.mark.parametrize('name', PLAIN)
