@@ -153,8 +153,8 @@ class SPD(InStep):
     After each step, for each parameter w of the encoder with gradient g, if `<g, w - w0> > 0`, where w are the weights
     before the step: `w' <- w' - lam r (w' - w0)`, where w' are those that the optimizer made, and r is the share
     by which their distance grew, `(|w' - w0| - |w - w0|)/|w' - w0|`, or 0 if it did not grow. With lam 1 the distance
-    stays as it was; with more, the weights come closer. The optimizer is any, with momentum or an adaptive rate: without
-    either, a step never moves away where the gradient points back, unless it is a long one.
+    stays as it was; with more, the weights come closer. The optimizer is any, with momentum or an adaptive rate:
+    without either, a step never moves away where the gradient points back, unless it is a long one.
 
     It equals the authors' `AdamSPD` with the optimizer Adam. As there, g is the gradient of the whole loss, penalties
     included, and all parameters of the encoder take part. Weight decay of the optimizer would pull to zero instead."""
@@ -173,7 +173,7 @@ class SPD(InStep):
         weights = self.weights()
         if not weights: return
         away = self.away(weights)
-        grads = [as_real(dense(p.grad)).to(a.dtype) for p, a in zip(weights.values(), away)]
+        grads = [as_real(dense(gradient(p))).to(a.dtype) for p, a in zip(weights.values(), away)]
         back = torch.stack([dot.sum() for dot in torch._foreach_mul(grads, away)]) > 0
         self._seen = list(weights), back, torch.stack(torch._foreach_norm(away))
 
@@ -242,10 +242,11 @@ class DiGraP(InStep):
         self._last = dict(zip(weights, away))
         squares = torch.stack(torch._foreach_norm(away)).square()
         share = torch.where(dots < 0, learned[:, 0]*dots/squares, torch.zeros_like(dots))
-        for p, part in zip(weights.values(), torch._foreach_mul(away, list(share.unbind()))): as_real(p.grad).sub_(part)
+        parts = torch._foreach_mul(away, list(share.unbind()))
+        for p, part in zip(weights.values(), parts): as_real(gradient(p)).sub_(part)
 
     def _gradient(self, name, p, away):
-        if p.grad.layout == torch.strided: return as_real(p.grad).to(away.dtype)
+        if gradient(p).layout == torch.strided: return as_real(gradient(p)).to(away.dtype)
         raise InputError(f'DiGraP changes gradients, and that of {name} is sparse: take SPD, or sparse=False')
 
     def _learn(self, weights, grads):
@@ -266,6 +267,11 @@ class DiGraP(InStep):
         last, sign = self._last[name], self._learned[name][4]
         sizes = grad.norm()*last.norm()
         return torch.where(sizes > 0, sign*(grad*last).sum()/sizes, torch.zeros_like(sizes))
+
+
+def gradient(p:nn.Parameter)->torch.Tensor:
+    assert p.grad is not None  # as in `weights`
+    return p.grad
 
 
 def dense(grad:torch.Tensor)->torch.Tensor: return grad.to_dense() if grad.layout != torch.strided else grad

@@ -56,7 +56,7 @@ def train_outputs(
         loader = loop.unaugmented
         outputs, y = extract(InModel(get_model(loop.model), strategy.module(), read), loader)
     if dist.is_available() and dist.is_initialized() and loop.divided:
-        parts = [None]*dist.get_world_size()
+        parts: list = [None]*dist.get_world_size()
         dist.all_gather_object(parts, (outputs, y))
         outputs, y = (torch.cat(t) for t in zip(*parts))
     return outputs, y

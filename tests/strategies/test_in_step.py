@@ -14,6 +14,7 @@ from helpers import learner as learner_of
 from helpers import model as batch_norm_model
 from strategy_helpers import assert_close_nets, needs_peft
 from torch import nn
+from trainers import lightning, lightning_module, lightning_trainer, loader, sgd
 
 from sdfast.errors import InputError
 from sdfast.strategies import SPD, EMATeacher, EncoderLR, LoRA
@@ -156,6 +157,18 @@ def test_clipping_is_part_of_the_step():
     learn = learner([SPD(1.), GradientClip(.5)])
     learn.fit(4)
     assert_close_nets(learn.model, want, rtol=1e-4, atol=1e-5)
+
+
+def test_clipping_by_value_in_lightning_is_part_of_the_step():
+    "Lightning clips within the optimizer's closure, after its event before the step"
+    lightning()  # or skip
+    from sdfast.lightning import StrategyCallback
+    trainer = lightning_trainer(StrategyCallback(SPD(1.)), gradient_clip_val=.02, gradient_clip_algorithm='value')
+    net, hand = model(), model()
+    trainer.fit(lightning_module(net), loader())
+    def clip(n): nn.utils.clip_grad_value_(n.parameters(), .02)
+    by_hand(hand, sgd(hand), 1., [b for _ in range(2) for b in loader()], clip)
+    assert_close_nets(net, hand)
 
 
 @pytest.mark.parametrize('by_keyword', [True, False])
