@@ -142,6 +142,7 @@ class FLOW(BaseHead):
         self.median = None
         return super().snapshot()
 
+    def warn_if_frozen(self)->None: "It weights what the head learns from, too"
     def state_dict(self)->dict: return super().state_dict() | dict(median=self.median)
 
     def load_state_dict(self, state:dict)->None:

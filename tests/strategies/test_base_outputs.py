@@ -137,6 +137,16 @@ def test_flow_weights_the_tasks_own_loss(options):
     assert_close_nets(learn.model, want, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.filterwarnings('error:.*has no effect')
+def test_flow_weights_what_a_head_on_a_frozen_encoder_learns_from():
+    def fit(*cbs):
+        net = deep()
+        net[0].requires_grad_(False)
+        learner(cbs, net=net, **HOW).fit(2)
+        return net[1].weight
+    assert not torch.allclose(fit(FLOW(1.)), fit(), atol=1e-3)
+
+
 class Hot(Callback):
     "Multi-label targets: the class, and the next one"
     def before_batch(self):
