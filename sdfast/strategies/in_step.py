@@ -173,7 +173,7 @@ class SPD(InStep):
         weights = self.weights()
         if not weights: return
         away = self.away(weights)
-        grads = [as_real(dense(gradient(p))).to(a.dtype) for p, a in zip(weights.values(), away)]
+        grads = [as_real(gradient(p)).to(a.dtype) for p, a in zip(weights.values(), away)]
         back = torch.stack([dot.sum() for dot in torch._foreach_mul(grads, away)]) > 0
         self._seen = list(weights), back, torch.stack(torch._foreach_norm(away))
 
@@ -272,6 +272,3 @@ class DiGraP(InStep):
 def gradient(p:nn.Parameter)->torch.Tensor:
     assert p.grad is not None  # as in `weights`
     return p.grad
-
-
-def dense(grad:torch.Tensor)->torch.Tensor: return grad.to_dense() if grad.layout != torch.strided else grad
