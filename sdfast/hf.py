@@ -55,7 +55,7 @@ class StrategyMixin(_Trainer):
         targets:Callable|None=None, # Function of a batch that returns its targets; `None`: see `split_batch`
         criterion:Callable|None=None, # The task's loss `(logits, targets)`; `None`: that of Trainer or model
         epochs:int|None=None, # Number of epochs, for strategies with a schedule; `None`: the Trainer's
-        batches:Iterable|None=None, # Training data, for CoTuning and WiSEFT; `None`: the Trainer's loader
+        batches:Iterable|None=None, # Training data, for CoTuning, WiSEFT and FLOW; `None`: the Trainer's loader
         split:Callable|None=None, # Function of a batch that returns `(clips, labels)`; `None`: see `split_batch`
         **kwargs:Any, # Of the Trainer
     ):

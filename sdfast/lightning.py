@@ -54,7 +54,7 @@ class StrategyCallback(Callback):
         targets:Callable|None=None, # Function of a batch that returns its targets; `None`: see `split_batch`
         criterion:Callable|None=None, # The task's loss `(logits, targets)`; `None`: cross-entropy, see `target_kind`
         epochs:int|None=None, # Number of epochs, for strategies with a schedule; `None`: the trainer's
-        batches:Iterable|None=None, # Training data, for CoTuning and WiSEFT; `None`: the trainer's loader
+        batches:Iterable|None=None, # Training data, for CoTuning, WiSEFT and FLOW; `None`: the trainer's loader
         split:Callable|None=None, # Function of a batch that returns `(clips, labels)`; `None`: see `split_batch`
     ):
         self.hosted = Hosted(strategies, targets, split)

@@ -117,7 +117,7 @@ class _Comparison:
             right = [right_answers(self.found[when], self.retention.bn) for when in ('before', 'after')]
             means |= {m:(right[0][m], right[1][m]) for m in right[0] if m in right[1]}
         if pair[0].logits is not None:
-            kl = answer_divergence(pair[1].logits, pair[0].logits)
+            kl = answer_divergence(pair[1].logits, pair[0].logits, self.retention.activation)
             means['kl'] = torch.zeros_like(kl), kl
         kept = kept_neighbours(pair[1].x, pair[0].x)
         return means | dict(neighbours=(torch.ones_like(kept), kept))

@@ -69,6 +69,8 @@ MEASURES = _table(
             more_is_better=False, in_table=False, compares=True, clips=''),
     Measure('barrier', 'barrier', "of the old head's loss between untouched and tuned weights; 0: same basin",
             more_is_better=False, compares=True),
+    Measure('kl', 'KL', "Kullback-Leibler divergence of the old head's answers from those on the untouched encoder; "
+            '0: unchanged', more_is_better=False, in_runs=False, in_table=False, compares=True, clips=''),
     Measure('pretext', 'pretext loss', 'loss of the task on which the encoder was pre-trained without labels',
             more_is_better=False, in_runs=False, in_table=False, clips=''),
     Measure('valid_source_acc', 'source, old head, on valid', 'accuracy on a held-out part of the source', share=True,
@@ -79,8 +81,6 @@ MEASURES = _table(
 
 # what audits measure in addition
 AUDIT_MEASURES = MEASURES | _table(
-    Measure('kl', 'KL', "Kullback-Leibler divergence of the old head's answers from those on the untouched encoder; "
-            '0: unchanged', more_is_better=False, compares=True),
     Measure('neighbours', 'neighbours kept', "share of a clip's 10 nearest clips in the untouched encoder's features "
             'that are among its 10 nearest still', share=True, compares=True))
 

@@ -3,6 +3,9 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import log_softmax, normalize
 
+from ..errors import InputError
+from ..strategies.outputs import ACTIVATIONS
+from ..strategies.targets import two_classes
 from .features import RETRIEVAL_AT
 from .reading import ClipFeatures, Evidence
 
@@ -52,10 +55,20 @@ def retrieved(
 def answer_divergence(
     logits:torch.Tensor, # Of a head `(N, classes)`
     before:torch.Tensor, # Of the same head on the untouched encoder
+    activation:str|None=None, # 'softmax', or 'sigmoid' for independent logits; `None`: 'sigmoid' for a single logit
 )->torch.Tensor: # `(N,)` in nats; exactly 0 for equal logits
-    "Kullback-Leibler divergence of a head's answers from those on the untouched encoder, `KL(before || after)`"
+    """Kullback-Leibler divergence of a head's answers from those on the untouched encoder, `KL(before || after)`; of
+    independent logits the sum over these.
+
+    It is what `KLToBase` holds down while training. Raises `InputError` for a softmax of one logit."""
+    n, classes = logits.shape
+    if activation is None: activation = ACTIVATIONS[classes == 1]
+    if activation not in ACTIVATIONS or activation == 'softmax' and classes == 1:
+        raise InputError(f"activation must be 'sigmoid' for a head of one logit, else 'softmax' or 'sigmoid': not "
+                         f'{activation!r} for {classes}')
+    if activation == 'sigmoid': logits, before = (two_classes(x).flatten(0, -2) for x in (logits, before))
     p, q = (log_softmax(x.double(), 1) for x in (before, logits))
-    return (p.exp()*(p - q)).sum(1).clamp(min=0)
+    return (p.exp()*(p - q)).sum(1).clamp(min=0).view(n, -1).sum(1)
 
 
 def kept_neighbours(

@@ -35,6 +35,7 @@ from .features import (
     weight_distance,
 )
 from .loaders import FixedLoaders, spaced_sample
+from .per_clip import answer_divergence
 from .reading import Evidence, OutputCache, fix_seed, preserve_rng
 from .scores import RetentionScores
 
@@ -66,6 +67,7 @@ class Retention:
         encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
         cache:str|Path|None=None, # Folder for outputs of the untouched encoder, which processes can share
         split:Callable|None=None, # Function of a batch that returns `(clips, labels)`; `None`: see `split_batch`
+        activation:str|None=None, # What the head's logits are for, see `answer_divergence`
     ):
         if train_dl is None and test_dl is None and clips is None and not others and pretext is None:
             raise InputError('Retention has nothing to measure on: pass train_dl and test_dl of the source, clips '
@@ -74,7 +76,7 @@ class Retention:
             raise InputError('Retention needs both train_dl, to fit the probe, and test_dl, to measure on')
         self.train_dl, self.test_dl, self.valid_dl = train_dl, test_dl, valid_dl
         self.clips = test_dl if clips is None else clips
-        self.others, self.pretext, self.split = others or {}, pretext, split
+        self.others, self.pretext, self.split, self.activation = others or {}, pretext, split, activation
         self.loaders = FixedLoaders(self._named_loaders(), unlabelled=['clips'], split=split)
 
         model = get_model(model)
@@ -230,6 +232,8 @@ class Retention:
         if self.clips is not None:
             features, layers = self.compare(readings['clips'].x, readings['clips'].layers, encoder)
             values |= features
+            logits, before = (r['clips'].logits for r in (readings, self.readings))
+            if self.head is not None: values['kl'] = answer_divergence(logits, before, self.activation).mean().item()
         values['weight_distance'] = weight_distance(dict(encoder.named_parameters()), self.weights)
         if self.pretext is not None:
             fix_seed()

@@ -15,6 +15,7 @@ from .merging import *
 from .model_folder import *
 from .nets import *
 from .pretrained import *
+from .probes import *
 from .statistics import *
 from .surgery import *
 from .video_transformers import *

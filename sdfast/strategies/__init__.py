@@ -4,6 +4,7 @@ from inspect import ismodule as _ismodule
 from .anchor import *
 from .averaging import *
 from .base import *
+from .base_outputs import *
 from .budget import *
 from .budgeted import *
 from .columns import *
@@ -15,6 +16,7 @@ from .feature_maps import *
 from .hooks import *
 from .hosted import *
 from .importance import *
+from .in_step import *
 from .likelihood import *
 from .lora import *
 from .mixins import *
@@ -32,6 +34,7 @@ from .spectral import *
 from .stochnorm import *
 from .targets import *
 from .telemetry import *
+from .train_clips import *
 
 # names, not submodules
 __all__ = [name for name, obj in list(globals().items()) if not name.startswith('_') and not _ismodule(obj)]

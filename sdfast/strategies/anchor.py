@@ -13,7 +13,7 @@ from ..models.averages import as_real
 from .base import Penalty
 from .importance import Importance
 from .mixins import Anchored
-from .optimizers import momenta
+from .optimizers import momenta, warn_of_decay
 
 __all__ = ['L2SP', 'EWC', 'MAS', 'SI']
 
@@ -102,11 +102,9 @@ class WeightPenalty(Penalty):
         raise NotImplementedError(f'{type(self).__name__} must define `pull_back`')
 
     def _warn_of_weight_decay(self):
-        if not self._groups: return  # the optimizer is not known
-        decays = {hyper.get('wd', 0) for hyper, names in zip(self.loop.opt.hypers, self._groups) if names} - {0, None}
-        if decays:
-            self._warn_once('decay', ' pulls the encoder to its starting point, but weight decay '
-                                     f'{max(decays)} pulls it to zero: set wd=0')
+        if not self._groups or 'decay' in self._warned: return  # the optimizer is not known
+        if warn_of_decay(type(self).__name__, self.loop.opt, self.weights().values()):
+            self._warned = (*self._warned, 'decay')
 
     def _warn_of_other_anchors(self):
         others = [s for s in self.loop.strategies if isinstance(s, WeightPenalty) and s is not self]

@@ -124,7 +124,7 @@ class BaseStrategy:
         optimizer:torch.optim.Optimizer|None=None, # For strategies that act on weights or rates, or with `scaler`
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
         epochs:int|None=None, # Number of epochs, for strategies with a schedule (PSKD, LPFT)
-        batches:Iterable|None=None, # Loader of the training data, for CoTuning and WiSEFT, see `split_batch`
+        batches:Iterable|None=None, # Loader of the training data, for CoTuning, WiSEFT and FLOW, see `split_batch`
         scaler:Any=None, # `torch.amp.GradScaler` of the loop, for strategies that read gradients
         criterion:Callable|None=None, # The task's loss `(logits, targets)`; `None`: cross-entropy, see `target_kind`
         split:Callable|None=None, # Function of a batch of `batches` that returns `(clips, labels)`

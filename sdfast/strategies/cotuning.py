@@ -5,21 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from fastai.torch_core import get_model, no_random
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from threadpoolctl import threadpool_limits
 from torch import nn
 
 from ..errors import InputError
-from ..models.calls import call_on
-from ..models.features import extract, head_input, to_feature
+from ..models.features import head_input, to_feature
 from .base import FeaturePenalty
-from .hooks import unrecorded
 from .mixins import Auxiliary
 from .targets import check_numbers, class_numbers, mixed_labels
+from .train_clips import train_outputs
 
 __all__ = ['category_relation', 'CoTuning']
 
@@ -65,26 +62,6 @@ def _reverse_relation(x, y, folds):
         fitted = regression(strength).fit(x, y)
         joint = fitted.predict_proba(np.eye(x.shape[1])).T*x.mean(0)
     return torch.from_numpy(joint/joint.sum(1, keepdims=True)).float()
-
-
-class _SourceProbs(nn.Module):
-    "A module that maps a batch to the class probabilities of another head on the model's encoder"
-    def __init__(self, model, encoder, head):
-        super().__init__()
-        self.model, self.encoder, self.head = model, encoder, head
-
-    def forward(self, x):
-        probs: list = []
-        # run the whole model, which may transform its input before it calls the encoder; the head computes within it,
-        # as the model of a trainer may enter autocast by itself
-        def answer(module, args, kwargs, out):
-            logits = self.head(head_input(self.head, out, to_feature(module, out, args, kwargs)))
-            probs.append(logits.float().softmax(1))
-        handle = self.encoder.register_forward_hook(answer, with_kwargs=True)
-        try:
-            with unrecorded(self.model): call_on(self.model, x)
-        finally: handle.remove()
-        return sum(probs)/len(probs)
 
 
 class CoTuning(Auxiliary, FeaturePenalty):
@@ -145,19 +122,15 @@ class CoTuning(Auxiliary, FeaturePenalty):
         if self.loop.epoch > 0:
             raise InputError(f'CoTuning: a fit that starts at epoch {self.loop.epoch} is too late to relate the '
                              'classes by the untouched encoder. Pass relation=MATRIX, see category_relation')
-        if self.loop.batches is None:
-            raise InputError('CoTuning: without the training data the classes cannot be related: pass '
-                             'relation=MATRIX, see category_relation, or attach(..., batches=LOADER)')
-        source_probs = _SourceProbs(get_model(self.loop.model), self.module(), self.aux)
-        with no_random():  # creating loaders draws random numbers
-            loader = self.loop.unaugmented
-            probs, y = extract(source_probs, loader)
-        if dist.is_available() and dist.is_initialized() and self.loop.divided:
-            parts = [None]*dist.get_world_size()
-            dist.all_gather_object(parts, (probs, y))
-            probs, y = (torch.cat(t) for t in zip(*parts))
+        probs, y = train_outputs(
+            self, self._source_probs, 'without the training data the classes cannot be related: pass relation=MATRIX, '
+                                      'see category_relation, or attach(..., batches=LOADER)')
         y = self._checked(class_numbers(y))
         return category_relation(probs, y, max(self.loop.classes, int(y.max()) + 1), self.how)
+
+    def _source_probs(self, module, args, kwargs, out):
+        logits = self.aux(head_input(self.aux, out, to_feature(module, out, args, kwargs)))
+        return logits.float().softmax(1)
 
     def _checked(self, y):
         if y.ndim == 1 and not (y < 0).any(): return y

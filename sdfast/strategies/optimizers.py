@@ -1,4 +1,6 @@
 "Properties of an optimizer that strategies need."
+import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,3 +29,18 @@ def momenta(
     if momentum_step in steps: return [h['mom'] for h in opt.hypers]
     if sgd_step in steps: return [0.]*len(opt.hypers)
     return None
+
+
+def warn_of_decay(
+    who:str, # Name of a strategy that pulls weights to their starting point
+    opt:Any, # A `Learner`'s optimizer
+    params:Iterable[torch.nn.Parameter], # The weights
+)->bool: # Whether there was a warning
+    "Warn if the optimizer's weight decay pulls the same weights to zero"
+    ours = {id(p) for p in params}
+    decays = {hyper.get('wd', 0) for hyper, group in zip(opt.hypers, opt.param_lists)
+              if any(id(p) in ours for p in group)} - {0, None}
+    if decays:
+        warnings.warn(f'{who} pulls the encoder to its starting point, but weight decay {max(decays)} pulls it to '
+                      'zero: set wd=0')
+    return bool(decays)

@@ -73,25 +73,33 @@ class LwF(FixedTeacher):
         super().__init__(lam, 'mean', teacher_bn, encoder, anchor)
         if activation not in (None, *ACTIVATIONS):
             raise InputError(f"activation must be 'softmax' or 'sigmoid', not {activation!r}")
-        if not isinstance(head, nn.Module):
-            raise InputError('LwF needs the head of the source task, a module from features to logits, '
-                             f'not {type(head).__name__}; for an encoder without one fit a probe: '
-                             'probe_head(features, labels, n_classes)')
         if not T > 0: raise ValueError(f'T must be positive, not {T}')
-        self.head, self.T, self.activation = frozen_copy(head), T, activation
+        self.head, self.T, self.activation = self.own_head(head), T, activation
+
+    def own_head(self, head:Any)->nn.Module|None:
+        "A frozen copy of the head; raises `InputError` if there is none"
+        if isinstance(head, nn.Module): return frozen_copy(head)
+        raise InputError(f'{type(self).__name__} needs the head of the source task, a module from features to logits, '
+                         f'not {type(head).__name__}; for an encoder without one fit a probe: '
+                         'probe_head(features, labels, n_classes)')
 
     def begin(self)->None:
-        if self.head is None:
-            raise ValueError('LwF lacks its source head: an exported learner does not carry it; '
-                             'pass a new LwF(lam, head)')
+        self.check_head()
         super().begin()
-        self.head.to(next(self.module().parameters()).device)
+        if self.head is not None: self.head.to(next(self.module().parameters()).device)
+
+    def check_head(self)->None:
+        "Raise `ValueError` if the head is missing"
+        if self.head is not None: return
+        who = type(self).__name__
+        raise ValueError(f'{who} lacks its source head: an exported learner does not carry it; '
+                         f'pass a new {who}(lam, head)')
 
     def term(self)->torch.Tensor:
         assert self.head is not None  # checked in `begin`
         calls = self.pairs()
         logits = [tuple(map(self.head, pair.inputs(self.head))) for call in calls for pair in call]
-        check_logits(logits[0][0], 'LwF')
+        check_logits(logits[0][0], type(self).__name__)
         how = self._activation_of(logits[0][0])
         divergences = [soft_divergence(s, t, self.T, how) for s, t in logits]
         total: Any = sum(divergences)
@@ -100,8 +108,8 @@ class LwF(FixedTeacher):
     def _activation_of(self, logits):
         how = self.activation or self._task_activation(logits.shape[1])
         if how == 'softmax' and logits.shape[1] < 2:
-            raise InputError('LwF: the source head has one output, whose softmax is always 1: pass a head with two '
-                             "outputs or more, or activation='sigmoid' if it is a logit")
+            raise InputError(f'{type(self).__name__}: the source head has one output, whose softmax is always 1: pass '
+                             "a head with two outputs or more, or activation='sigmoid' if it is a logit")
         return how
 
     def _task_activation(self, outputs):
@@ -113,8 +121,8 @@ class LwF(FixedTeacher):
         try: kind = self.target_kind()
         except InputError as e: raise InputError(f'{e}, or {ask}') from None
         if kind == 'binary' and outputs > 1:
-            raise InputError(f'LwF: this task has one logit, which says nothing about the {outputs} of the source '
-                             f'head: {ask}')
+            raise InputError(f'{type(self).__name__}: this task has one logit, which says nothing about the {outputs} '
+                             f'of the source head: {ask}')
         return ACTIVATIONS[kind in INDEPENDENT]
 
 

@@ -14,9 +14,11 @@ from typing import Union, get_args, get_origin
 from ..errors import InputError
 from .anchor import EWC, L2SP, MAS, SI
 from .averaging import LiNeS, WiSEFT
+from .base_outputs import FLOW, KLToBase
 from .cotuning import CoTuning
 from .distill import EMATeacher, FixedTeacher, SelfDistill
 from .feature_maps import DELTA, FeatureMaps
+from .in_step import SPD, DiGraP
 from .lora import LoRA
 from .outputs import BYOT, PSKD, LwF
 from .r3f import R3F
@@ -86,6 +88,9 @@ STRATEGIES = dict(
         EMATeacher, (1., 3., 10.), 'CE + lam mean (f - f_ema)^2', 'Tarvainen & Valpola, NeurIPS 2017'),
     lwf=Strategy(
         LwF, (.3, 1., 3.), 'CE + lam T^2 KL(old head(f_0) || old head(f))', 'Li & Hoiem, ECCV 2016', needs=('head',)),
+    kl_base=Strategy(
+        KLToBase, (.3, 1., 3.), 'CE + lam KL(old head(f_0) || old head(f))',
+        "Shenfeld et al., RL's Razor, arXiv 2509.04259, as a penalty", needs=('head',)),
     feature_maps=Strategy(
         FeatureMaps, (.01, .03, .1), 'CE + lam/2 sum_layers sum_c mean (m_c - m_0c)^2',
         'Li et al., ICLR 2019, without attention'),
@@ -97,6 +102,9 @@ STRATEGIES = dict(
     byot=Strategy(
         BYOT, (.1, .3, 1.), 'CE + lam sum_layers ((1 - a) CE(q_l) + a T^2 KL(q || q_l) + b mean (F_l - F)^2)',
         'Zhang et al., ICCV 2019'),
+    flow=Strategy(
+        FLOW, (.3, .6, 1.), 'sum_i (1 - lam + lam exp(-l_0i/T)) CE_i, l_0 by a probe on f_0, T its median',
+        'Sanyal et al., FLOW, ICML 2025'),
     # anchors
     l2sp=Strategy(
         L2SP, (.01, .03, .1), 'CE + lam/2 sum (w - w_0)^2', 'Li et al., ICML 2018'),
@@ -109,6 +117,14 @@ STRATEGIES = dict(
     si=Strategy(
         SI, (.01, .03, .1), 'CE + lam/2 sum O (w - w_0)^2, O of the way there, mean O = 1', 'Zenke et al., ICML 2017',
         needs=('si',), options=dict(normalize=True)),
+    # in the step of the optimizer
+    spd=Strategy(
+        SPD, (.3, 1., 3.), "CE, then w' = w' - lam r (w' - w_0) where <g, w - w_0> > 0, r = 1 - |w - w_0|/|w' - w_0|",
+        'Tian et al., SPD, NeurIPS 2024'),
+    digrap=Strategy(
+        DiGraP, (.01, .1, 1.),
+        'CE, its gradient g - omega <g, d>/<d, d> d where <g, d> < 0, d = w - w_0, omega learned at rate lam',
+        'Huang et al., DiGraP, ICLR 2025'),
     # features and normalisation
     bss=Strategy(
         BSS, (.001, .01, .1), 'CE + lam sum_(i<=k) s_(-i)^2', 'Chen et al., NeurIPS 2019'),

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixHandler
+from fastai.layers import NoneReduce
 from fastai.losses import BaseLoss, FocalLoss, LabelSmoothingCrossEntropy
 from timm import loss as timm_loss
 from torch import nn
@@ -246,6 +247,34 @@ def task_loss(
     if kind in INDEPENDENT:
         return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs).view_as(outputs))
     return F.cross_entropy(outputs, class_numbers(targets) if kind == 'classes' else targets.to(outputs))
+
+
+def clip_losses(
+    outputs:Any, # Logits, or what the model returned
+    targets:torch.Tensor, # The batch's targets
+    kind:str, # Their kind
+    criterion:Callable|None=None, # As for `task_loss`
+)->torch.Tensor: # `(B,)`
+    "The loss of each clip; raises `InputError` for a loss that cannot give it"
+    if criterion is None and kind in INDEPENDENT: criterion = nn.BCEWithLogitsLoss()
+    elif criterion is None: criterion = nn.CrossEntropyLoss()
+    if loss_family(criterion) == 'sigmoid': targets = targets.to(logits_of(outputs)).view_as(logits_of(outputs))
+    elif kind == 'classes': targets = class_numbers(targets)
+    try:
+        with NoneReduce(criterion) as each: losses = each(outputs, targets)
+    except TypeError: losses = _one_by_one(criterion, outputs, targets)
+    n = len(targets)
+    if losses is not None and losses.ndim and losses.numel() % n == 0: return losses.reshape(n, -1).mean(1)
+    raise InputError(f'the loss {loss_name(criterion)} does not give the loss of each clip: take one that is a mean '
+                     "over clips, or has reduction='none' as those of PyTorch, and no MixUp")
+
+
+def _one_by_one(criterion, outputs, targets):
+    "The loss of each clip alone, if their mean is that of the batch"
+    if not torch.is_tensor(outputs) or isinstance(getattr(criterion, '__self__', None), Callback): return None
+    losses = torch.stack([criterion(z[None], y[None]) for z, y in zip(outputs, targets)])
+    same = losses.ndim == 1 and torch.allclose(losses.mean(), criterion(outputs, targets), rtol=1e-3)
+    return losses if same else None
 
 
 def two_classes(logits:torch.Tensor)->torch.Tensor:

@@ -98,7 +98,7 @@ def train_stage(run:Run, past:list, folder:Path, accuracies:Accuracies, row:dict
 def _callbacks(run, past):
     "Callbacks that a stage needs in addition to the strategy's own"
     if run.strategy == 'si': return [TaskPath()]
-    if run.strategy not in ('lwf', 'replay'): return []
+    if run.strategy not in ('lwf', 'kl_base', 'replay'): return []
     strategy, options = STRATEGIES[run.strategy], run.options('strategy_args')
     return [cb for source in past[:-1] for cb in strategy.callbacks(run.lam, source, **options)]  # for each older head
 

@@ -17,7 +17,7 @@ from sdfast.metrics.retention import Retention
 from sdfast.models.encoders import create_model
 
 EVERYTHING = {'source_acc', 'source_acc_bn', 'source_probe', 'source_knn', 'r1', 'r5', 'r10', 'r20', 'r50',
-              'other_probe', 'cka_unbiased', 'procrustes', 'drift', 'weight_distance', 'barrier', 'pretext',
+              'other_probe', 'cka_unbiased', 'procrustes', 'drift', 'weight_distance', 'barrier', 'pretext', 'kl',
               'valid_source_acc', 'valid_source_probe', 'others.a', 'others.b'}
 BY_LAYER = ('cka_unbiased', 'procrustes', 'drift', 'weight_distance')
 

@@ -130,7 +130,7 @@ def test_loss_scaling_changes_nothing(name, accumulate):
     assert plain.recorder.values[-1][-1] == pytest.approx(scaled.recorder.values[-1][-1], rel=1e-3, abs=1e-7)
 
 
-@pytest.mark.parametrize('name', ['ema_teacher', 'byot', 'co_tuning', 'l2sp', 'ewc'])
+@pytest.mark.parametrize('name', ['ema_teacher', 'byot', 'co_tuning', 'l2sp', 'ewc', 'spd', 'digrap'])
 def test_a_step_that_the_scaler_skips_is_no_step(name):
     "Scaled by 2^126, gradients overflow until the scaler has come down"
     class Huge(Scaler): power, grows = 126, 1000
@@ -208,7 +208,7 @@ def test_freezing_keeps_the_meaning(name):
     whole, row = run(.5, lambda e: e.parameters())
     assert all(torch.equal(whole[f'0.{n}'], start[f'0.{n}']) for n, _ in model()[0].named_parameters())
     assert row['moved'] == 0
-    if name not in ('pskd', 'r3f'): assert same(whole, plain)  # these two are on the outputs of the head
+    if name not in ('pskd', 'r3f', 'flow'): assert same(whole, plain)  # these are on the outputs of the head
     if name in AT_0: assert row[make(name, 0., model())[0].name] == 0
     part, row = run(.5, lambda e: e.conv.parameters())
     assert torch.equal(part['0.conv.weight'], start['0.conv.weight']) and row['moved'] > 0

@@ -15,6 +15,8 @@ from sdfast.models.blocks import is_norm
 from sdfast.strategies import (
     BYOT,
     L2SP,
+    SPD,
+    DiGraP,
     EMATeacher,
     FixedTeacher,
     FrozenBN,
@@ -181,7 +183,8 @@ def inside(s):
 
 
 @pytest.mark.parametrize('make', [
-    lambda: EMATeacher(1., decay=.5), lambda: BYOT(1., ['conv']), lambda: L2SP(3., decoupled=True), PathIntegral])
+    lambda: EMATeacher(1., decay=.5), lambda: BYOT(1., ['conv']), lambda: L2SP(3., decoupled=True), PathIntegral,
+    lambda: SPD(1.), lambda: DiGraP(.5)])
 def test_the_scaler_of_a_loop_changes_nothing(make):
     "It scales the loss, changes the scale at each step, and skips steps"
     one, other = make(), make()

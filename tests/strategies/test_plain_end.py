@@ -4,11 +4,12 @@ import torch
 from helpers import learner, model, same, state
 from strategy_helpers import source, source_head
 
-from sdfast.strategies import LPFT, EncoderLR, LayerDecay, LiNeS, LowerLR, Replay, WiSEFT
+from sdfast.strategies import LPFT, SPD, DiGraP, EncoderLR, LayerDecay, LiNeS, LowerLR, Replay, WiSEFT
 
 PLAIN = dict(
     layer_decay=LayerDecay(1.), lower_lr=LowerLR(0), encoder_lr=EncoderLR(0), lp_ft=LPFT(0), wise_ft=WiSEFT(1.),
-    wise_ft_depth=WiSEFT(1., by_depth=True), lines=LiNeS(1.), replay=Replay(0, source(), source_head()))
+    wise_ft_depth=WiSEFT(1., by_depth=True), lines=LiNeS(1.), spd=SPD(0), digrap=DiGraP(0),
+    replay=Replay(0, source(), source_head()))
 
 
 @pytest.mark.parametrize('name', PLAIN)

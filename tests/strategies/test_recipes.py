@@ -30,6 +30,8 @@ from sdfast.models.statistics import reestimate_bn
 from sdfast.strategies import (
     L2SP,
     LPFT,
+    SPD,
+    DiGraP,
     EncoderLR,
     FixedTeacher,
     FrozenBN,
@@ -53,6 +55,8 @@ every = pytest.mark.parametrize('make', [
     pytest.param(WiSEFT, id='wise_ft'),
     pytest.param(lambda: WiSEFT(by_depth=True), id='wise_ft_depth'),
     pytest.param(LiNeS, id='lines'),
+    pytest.param(lambda: SPD(1.), id='spd'),
+    pytest.param(lambda: DiGraP(.3), id='digrap'),
     pytest.param(lambda: Replay(1., source(), source_head()), id='replay'),
     pytest.param(lambda: LoRA(2, 2), id='lora', marks=needs_peft),
 ])
@@ -130,7 +134,7 @@ def test_export_and_save_carry_nothing_extra(make, tmp_path):
     loaded = load_learner(tmp_path/'x.pkl')
     assert same(state(loaded.model), state(learn.model))
     loaded.dls, loaded.logger = data(), lambda *a: None
-    if isinstance(learn.cbs[-1], (WiSEFT, Replay)):
+    if isinstance(learn.cbs[-1], (SPD, DiGraP, WiSEFT, Replay)):
         with pytest.raises(ValueError, match='does not carry'): loaded.fit(1)
     else:
         loaded.fit(2)

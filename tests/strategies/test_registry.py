@@ -11,9 +11,9 @@ from sdfast.strategies import STRATEGIES, FixedTeacher, SelfDistill, Strategy, c
 
 
 def test_the_registry_is_whole():
-    assert len(STRATEGIES) == 29
+    assert len(STRATEGIES) == 33
     assert AT_0 <= set(PENALTIES)
-    assert {'pskd', 'byot', 'bss', 'co_tuning', 'r3f', 'replay'} == set(PENALTIES) - AT_0
+    assert {'pskd', 'byot', 'flow', 'bss', 'co_tuning', 'r3f', 'replay'} == set(PENALTIES) - AT_0
 
 
 @pytest.mark.parametrize('name', STRATEGIES)

@@ -170,12 +170,13 @@ def test_every_strategy_goes_through_a_chain(bases, tmp_path):
     assert not [s for s, weights in last.items() if same(weights, plain)]
 
 
-def test_lwf_has_a_term_for_each_old_head(bases, tmp_path):
+@pytest.mark.parametrize('strategy, column', [('lwf', 'lw_f'), ('kl_base', 'kl_base')])
+def test_there_is_a_term_for_each_old_head(strategy, column, bases, tmp_path):
     at = start(bases, tmp_path)
-    rows = train_chain([replace(r, strategy='lwf', epochs=1, lr=.01, lam=.3) for r in bases], *at)
+    rows = train_chain([replace(r, strategy=strategy, epochs=1, lr=.01, lam=.3) for r in bases], *at)
     log = pd.read_csv(tmp_path/'stages'/rows[1]['key']/'epochs.csv')
-    assert 'lw_f' in log
-    assert 'lw_f_2' in log
+    assert column in log
+    assert f'{column}_2' in log
 
 
 def test_a_stage_that_diverges_ends_its_chain(bases, tmp_path):

@@ -88,7 +88,7 @@ class Source:
 def make(name, lam, net):
     "A strategy of the registry on `net`; the random state stays as it is, for a fair comparison"
     if name == 'lora': pytest.importorskip('peft', reason="LoRA needs PEFT: pip install -e '.[lora]'")
-    if name == 'pskd': lam = min(lam, .8)  # a share
+    if name in ('pskd', 'flow'): lam = min(lam, .8)  # a share
     with torch.random.fork_rng(): return STRATEGIES[name].callbacks(lam, Source(net))
 
 

@@ -18,8 +18,8 @@ needs_peft = pytest.mark.skipif(find_spec('peft') is None, reason="LoRA needs PE
 
 PENALTIES = [n for n, s in STRATEGIES.items() if s.callback is not None and issubclass(s.callback, Penalty)]
 # those whose term is 0 for an encoder that has not moved
-AT_0 = {'self_distill', 'fixed_teacher', 'ldifs', 'ema_teacher', 'lwf', 'feature_maps', 'delta', 'l2sp', 'ewc', 'mas',
-        'si'}
+AT_0 = {'self_distill', 'fixed_teacher', 'ldifs', 'ema_teacher', 'lwf', 'kl_base', 'feature_maps', 'delta', 'l2sp',
+        'ewc', 'mas', 'si'}
 TAKES = AT_0 - {'self_distill'}  # those that need something from before training, which is not exported
 
 
