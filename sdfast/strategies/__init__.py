@@ -6,6 +6,7 @@ from .averaging import *
 from .base import *
 from .budget import *
 from .budgeted import *
+from .clip_numbers import *
 from .columns import *
 from .core import *
 from .cotuning import *

@@ -44,6 +44,9 @@ class Loop:
     valid_clips: int = 0 # Number of clips that it is validated on, if known
     batch_size: int|None = None # Number of clips in a batch, if known
     ask_targets: str = 'call loss(targets)' # What to do if the targets are not known
+    numbers: Any = None # Those of the batch's clips in the training data, if known; see `ClipNumbers`
+    labels: Any = None # Labels of the training data by these numbers, if known
+    ask_numbers: str = 'call loss(targets, numbers)' # What to do if the numbers are not known
 
     @property
     def wrapped(self)->bool:
@@ -123,7 +126,7 @@ class PlainLoop(Loop):
 
     def end_batch(self)->None:
         "Called after `loss` has read the batch: the graphs of its outputs may be freed"
-        self.read, self._targets, self._calls, self.inputs = True, None, [], ()
+        self.read, self._targets, self._calls, self.inputs, self.numbers = True, None, [], (), None
 
     def _before_step(self, optimizer, args, kwargs):
         self._stepped = True

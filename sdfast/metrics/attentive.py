@@ -1,0 +1,143 @@
+"A probe that attends to an encoder's tokens, for encoders whose mean over tokens hides what single tokens know."
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from ..errors import InputError
+from ..models.features import outputs_of, to_maps
+from ..models.labels import clip_labels
+from .features import warn_of_unseen
+from .reading import preserve_rng
+
+__all__ = ['AttentiveProbe', 'attentive_probe', 'KeepTokens']
+
+MOST_BYTES = 2**33  # of the tokens of one loader
+EPOCHS, BATCH, LR, WD = 40, 64, 2e-3, .01  # of a fit: AdamW, cosine to 0
+
+
+class AttentiveProbe(nn.Module):
+    """Classify clips by their tokens: a learned query attends to them, and a linear layer reads the result.
+
+    It is the probe of V-JEPA 2's evaluation (Assran et al., 2025) without the blocks that come before and after its
+    cross-attention. Tokens are standardised by channel, with the numbers of the train clips."""
+    def __init__(self,
+        width:int, # Channels of a token
+        n_classes:int, # Number of classes
+        heads:int|None=None, # Of the attention; `None`: one for 64 channels, if it divides them
+    ):
+        super().__init__()
+        if heads is None: heads = max(1, width//64) if width % max(1, width//64) == 0 else 1
+        self.query = nn.Parameter(.02*torch.randn(1, 1, width))
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.classify = nn.Linear(width, n_classes)
+        self.register_buffer('mean', torch.zeros(width))
+        self.register_buffer('scale', torch.ones(width))
+
+    def forward(self, x:torch.Tensor)->torch.Tensor: # Tokens `(B, N, C)` to logits
+        x = (x - self.mean)/self.scale
+        found, _ = self.attention(self.query.expand(len(x), -1, -1), x, x, need_weights=False)
+        return self.classify(found[:, 0])
+
+
+def fit_attentive(
+    x:torch.Tensor, # Tokens of the train clips `(N, T, C)`
+    y:torch.Tensor, # Class numbers from 0 `(N,)`
+    device:torch.device|str='cpu', # Where to train
+    epochs:int=EPOCHS, # Passes over the clips
+    seed:int=0, # Of the weights and the order
+)->AttentiveProbe: # In eval mode
+    "Train an `AttentiveProbe` on frozen tokens; the random state stays as it is"
+    with preserve_rng():
+        torch.default_generator.manual_seed(seed)
+        probe = AttentiveProbe(x.shape[2], int(y.max()) + 1)
+        std, mean = torch.std_mean(x, (0, 1), correction=0)
+        probe.mean, probe.scale = mean, torch.where(std > 0, std, torch.ones_like(std))
+        probe.to(device)
+        opt = torch.optim.AdamW(probe.parameters(), lr=LR, weight_decay=WD)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs*-(-len(x)//BATCH))
+        for _ in range(epochs):
+            for rows in torch.randperm(len(x)).split(BATCH):
+                loss = cross_entropy(probe(x[rows].to(device)), y[rows].to(device))
+                opt.zero_grad()
+                loss.backward()
+                opt.step()
+                schedule.step()
+    return probe.eval()
+
+
+def attentive_right(
+    x:torch.Tensor, # As for `attentive_probe`
+    y:torch.Tensor, # Labels of the train clips
+    xt:torch.Tensor, # Tokens of the test clips
+    yt:torch.Tensor, # Their labels
+    device:torch.device|str='cpu', # Where to train
+    epochs:int=EPOCHS, # Passes over the train clips
+    seed:int=0, # Of the weights and the order
+)->torch.Tensor: # `(M,)`
+    "Which test clips an attentive probe gets right"
+    for tokens in (x, xt):
+        if tokens.ndim == 3: continue
+        raise InputError(f'an attentive probe needs tokens (N, T, C), not features of shape {tuple(tokens.shape)}')
+    y, yt = clip_labels(y, 'labels of the probe', len(x)), clip_labels(yt, 'test labels', len(xt))
+    classes, numbers = y.unique(return_inverse=True)
+    if len(classes) < 2: raise InputError(f'a probe needs train clips of at least two classes, not {len(classes)}')
+    if not torch.isfinite(x).all(): raise FloatingPointError('the tokens are not finite')
+    warn_of_unseen(classes, yt)
+    probe = fit_attentive(x.float(), numbers, device, epochs, seed)
+    with torch.no_grad(): answers = [probe(part.float().to(device)).argmax(1).cpu() for part in xt.split(BATCH)]
+    return classes[torch.cat(answers)] == yt
+
+
+def attentive_probe(
+    x:torch.Tensor, # Tokens of the train clips `(N, T, C)`
+    y:torch.Tensor, # Their labels `(N,)`
+    xt:torch.Tensor, # Tokens of the test clips `(M, T, C)`
+    yt:torch.Tensor, # Their labels `(M,)`
+    device:torch.device|str='cpu', # Where to train
+    epochs:int=EPOCHS, # Passes over the train clips
+    seed:int=0, # Of the weights and the order
+)->float: # Accuracy, from 0 to 1
+    """Test accuracy of an `AttentiveProbe` that is trained on frozen tokens.
+
+    AdamW, learning rate .002 with a cosine to 0, batches of 64; equal tokens give equal accuracies. Raises `InputError`
+    for fewer than two classes, `FloatingPointError` for tokens that are not finite."""
+    return attentive_right(x, y, xt, yt, device, epochs, seed).double().mean().item()
+
+
+class KeepTokens:
+    """`outputs_of` that also keeps the tokens, or the places of maps, that the encoder returns.
+
+    Those of several clips of a video follow one another. Raises `InputError` for an encoder that returns features
+    `(B, F)`, and for more than 8 GiB."""
+    def __init__(self,
+        outputs_of:Callable=outputs_of, # What it calls
+    ): self.outputs_of, self._batches = outputs_of, list[torch.Tensor]()
+
+    def __call__(self, encoder:nn.Module, x:torch.Tensor, layers:Sequence[str]=())->tuple:
+        kept = []
+        def keep(module, args, kwargs, out): kept.append(to_maps(module, out, args, kwargs))
+        handle = encoder.register_forward_hook(keep, with_kwargs=True)
+        try: found = self.outputs_of(encoder, x, layers)
+        finally: handle.remove()
+        self._add(kept[0], x.shape[:2] if x.ndim == 6 else None)
+        return found
+
+    def _add(self, maps, clips):
+        if any(m.ndim < 3 for m in maps) or len({m.shape[1] for m in maps}) > 1:
+            shapes = ', '.join(str(tuple(m.shape)) for m in maps)
+            raise InputError(f'an attentive probe needs an encoder that returns tokens (B, N, C) or maps, not {shapes}: '
+                             'take the one before its pooling, or leave source_attentive out')
+        tokens = torch.cat([m.flatten(2).transpose(1, 2).float().cpu() for m in maps], 1)
+        if clips is not None: tokens = tokens.unflatten(0, clips).flatten(1, 2)
+        self._batches.append(tokens)
+        size = sum(t.nbytes for t in self._batches)
+        if size > MOST_BYTES:
+            raise InputError(f'the tokens of {sum(map(len, self._batches))} clips take {size/2**30:.0f} GiB: pass '
+                             'loaders of fewer clips, or leave source_attentive out')
+
+    @property
+    def tokens(self)->torch.Tensor:
+        "`(N, T, C)` float32, on the CPU"
+        return torch.cat(self._batches)
