@@ -3,7 +3,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from ..errors import InputError
 from ..models.features import outputs_of, to_maps
@@ -14,7 +14,8 @@ from .reading import preserve_rng
 __all__ = ['AttentiveProbe', 'attentive_probe', 'KeepTokens']
 
 MOST_BYTES = 2**33  # of the tokens of one loader
-EPOCHS, BATCH, LR, WD = 40, 64, 2e-3, .01  # of a fit: AdamW, cosine to 0
+BATCH, LR, WD = 64, 2e-3, .01  # of a fit: AdamW, cosine to 0
+EPOCHS, STEPS = 20, 600  # at least so many
 
 
 class AttentiveProbe(nn.Module):
@@ -37,18 +38,28 @@ class AttentiveProbe(nn.Module):
 
     def forward(self, x:torch.Tensor)->torch.Tensor: # Tokens `(B, N, C)` to logits
         x = (x - self.mean)/self.scale
-        found, _ = self.attention(self.query.expand(len(x), -1, -1), x, x, need_weights=False)
-        return self.classify(found[:, 0])
+        attention, heads = self.attention, self.attention.num_heads
+        # as all clips have one query, it can be turned into the space of the tokens, in place of all tokens into its own
+        of_query, of_keys, of_values = (w.unflatten(0, (heads, -1)) for w in attention.in_proj_weight.chunk(3))
+        bias, _, value_bias = (b.unflatten(0, (heads, -1)) for b in attention.in_proj_bias.chunk(3))
+        query = of_query @ self.query[0, 0] + bias
+        look = torch.einsum('hd,hdc->hc', query, of_keys)/query.shape[1]**.5
+        shares = linear(x, look).softmax(1)
+        found = torch.einsum('bth,btc->bhc', shares, x)
+        values = torch.einsum('bhc,hdc->bhd', found, of_values) + value_bias
+        return self.classify(attention.out_proj(values.flatten(1)))
 
 
 def fit_attentive(
     x:torch.Tensor, # Tokens of the train clips `(N, T, C)`
     y:torch.Tensor, # Class numbers from 0 `(N,)`
     device:torch.device|str='cpu', # Where to train
-    epochs:int=EPOCHS, # Passes over the clips
+    epochs:int|None=None, # As for `attentive_probe`
     seed:int=0, # Of the weights and the order
 )->AttentiveProbe: # In eval mode
     "Train an `AttentiveProbe` on frozen tokens; the random state stays as it is"
+    batches = -(-len(x)//BATCH)
+    if epochs is None: epochs = max(EPOCHS, -(-STEPS//batches))
     with preserve_rng():
         torch.default_generator.manual_seed(seed)
         probe = AttentiveProbe(x.shape[2], int(y.max()) + 1)
@@ -56,7 +67,7 @@ def fit_attentive(
         probe.mean, probe.scale = mean, torch.where(std > 0, std, torch.ones_like(std))
         probe.to(device)
         opt = torch.optim.AdamW(probe.parameters(), lr=LR, weight_decay=WD)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs*-(-len(x)//BATCH))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs*batches)
         for _ in range(epochs):
             for rows in torch.randperm(len(x)).split(BATCH):
                 loss = cross_entropy(probe(x[rows].to(device)), y[rows].to(device))
@@ -73,7 +84,7 @@ def attentive_right(
     xt:torch.Tensor, # Tokens of the test clips
     yt:torch.Tensor, # Their labels
     device:torch.device|str='cpu', # Where to train
-    epochs:int=EPOCHS, # Passes over the train clips
+    epochs:int|None=None, # As for `attentive_probe`
     seed:int=0, # Of the weights and the order
 )->torch.Tensor: # `(M,)`
     "Which test clips an attentive probe gets right"
@@ -96,7 +107,7 @@ def attentive_probe(
     xt:torch.Tensor, # Tokens of the test clips `(M, T, C)`
     yt:torch.Tensor, # Their labels `(M,)`
     device:torch.device|str='cpu', # Where to train
-    epochs:int=EPOCHS, # Passes over the train clips
+    epochs:int|None=None, # Passes over the train clips; `None`: 20, or as many as make 600 steps
     seed:int=0, # Of the weights and the order
 )->float: # Accuracy, from 0 to 1
     """Test accuracy of an `AttentiveProbe` that is trained on frozen tokens.

@@ -17,15 +17,31 @@ EXTRA = ('source_probe_tuned', 'source_knn_tuned', 'source_attentive')  # column
 CHOSEN = EXTRA[:2]  # those with a setting that is chosen on held-out clips
 
 
+def split_extra(
+    text:str, # Names, joined by ','
+)->list[str]: # Names of `EXTRA`
+    "Read the names of extra measures. Raises `InputError` for one that is not in `EXTRA`"
+    names = [name.strip() for name in text.split(',') if name.strip()]
+    for name in names:
+        if name not in EXTRA: raise InputError(f'extra measures are {", ".join(EXTRA)}, not {name!r}')
+    return list(dict.fromkeys(names))
+
+
+def are_chosen(
+    text:str, # As for `split_extra`
+)->bool:
+    "Whether one of them has a setting that is chosen on a held-out part of the source"
+    return any(name in CHOSEN for name in split_extra(text))
+
+
 def check_extra(
     names:Sequence[str], # As given to `Retention`
     valid_dl:Any=None, # Held-out source clips
     test_dl:Any=None, # Source clips to measure on
 )->tuple[str, ...]: # The same names
     "Raise `InputError` for a name that is not in `EXTRA`, or one whose data are not given"
-    if isinstance(names, str): names = [names]
+    names = split_extra(names if isinstance(names, str) else ','.join(names))
     for name in names:
-        if name not in EXTRA: raise InputError(f'extra measures are {", ".join(EXTRA)}, not {name!r}')
         if test_dl is None: raise InputError(f'{name} needs train_dl and test_dl of the source')
         if name in CHOSEN and valid_dl is None:
             raise InputError(f'{name} has a setting that is chosen on held-out source clips: pass valid_dl (in a '
