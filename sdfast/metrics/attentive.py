@@ -23,6 +23,9 @@ class AttentiveProbe(nn.Module):
 
     It is the probe of V-JEPA 2's evaluation (Assran et al., 2025) without the blocks that come before and after its
     cross-attention. Tokens are standardised by channel, with the numbers of the train clips."""
+    mean: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self,
         width:int, # Channels of a token
         n_classes:int, # Number of classes
@@ -39,7 +42,7 @@ class AttentiveProbe(nn.Module):
     def forward(self, x:torch.Tensor)->torch.Tensor: # Tokens `(B, N, C)` to logits
         x = (x - self.mean)/self.scale
         attention, heads = self.attention, self.attention.num_heads
-        # as all clips have one query, it can be turned into the space of the tokens, in place of all tokens into its own
+        # all clips share the query, so it is brought into the space of the tokens, not each token into its space
         of_query, of_keys, of_values = (w.unflatten(0, (heads, -1)) for w in attention.in_proj_weight.chunk(3))
         bias, _, value_bias = (b.unflatten(0, (heads, -1)) for b in attention.in_proj_bias.chunk(3))
         query = of_query @ self.query[0, 0] + bias
@@ -138,8 +141,8 @@ class KeepTokens:
     def _add(self, maps, clips):
         if any(m.ndim < 3 for m in maps) or len({m.shape[1] for m in maps}) > 1:
             shapes = ', '.join(str(tuple(m.shape)) for m in maps)
-            raise InputError(f'an attentive probe needs an encoder that returns tokens (B, N, C) or maps, not {shapes}: '
-                             'take the one before its pooling, or leave source_attentive out')
+            raise InputError('an attentive probe needs an encoder that returns tokens (B, N, C) or maps, not '
+                             f'{shapes}: take the one before its pooling, or leave source_attentive out')
         tokens = torch.cat([m.flatten(2).transpose(1, 2).float().cpu() for m in maps], 1)
         if clips is not None: tokens = tokens.unflatten(0, clips).flatten(1, 2)
         self._batches.append(tokens)

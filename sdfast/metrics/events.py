@@ -38,14 +38,15 @@ class EventCounts:
     )->int: # Number of forgetting events
         "Count answers"
         self._grow(int(numbers.max()) + 1 if len(numbers) else 0)
-        before = int(self.forgotten.sum())
+        seen, rights, forgotten, learned, last = (v.numpy() for v in self.state_dict().values())  # share their memory
+        before = int(forgotten.sum())
         for n, is_right in zip(numbers.tolist(), right.tolist()):
-            if self.last[n] and not is_right: self.forgotten[n] += 1
-            if is_right and self.learned[n] == NEVER: self.learned[n] = epoch
-            self.seen[n] += 1
-            self.right[n] += is_right
-            self.last[n] = is_right
-        return int(self.forgotten.sum()) - before
+            if last[n] and not is_right: forgotten[n] += 1
+            if is_right and learned[n] == NEVER: learned[n] = epoch
+            seen[n] += 1
+            rights[n] += is_right
+            last[n] = is_right
+        return int(forgotten.sum()) - before
 
     def _grow(self, n):
         more = n - len(self.seen)
@@ -78,8 +79,8 @@ class ForgettingEvents(ShowArguments, Resumable, Columns, Driver):
     model itself. It changes nothing in training.
 
     `table()` has `seen`, `right`, `forgotten` and `learned` of each clip. Those with `forgotten` 0 and `right` above 0
-    are unforgettable; those with `right` 0 were never learned. The recorder's column `forgotten` is the number of events
-    in the epoch. It works in every loop that strategies work in; in one of your own, without `dl`, add `loss(targets,
+    are unforgettable; those with `right` 0 were never learned. The recorder's column `forgotten` is the epoch's number
+    of events. It works in every loop that strategies work in; in one of your own, without `dl`, add `loss(targets,
     numbers)`, which is 0, to the loss."""
     order, run_valid = 8, False
     counts: EventCounts|None = None  # of the last fit
@@ -124,7 +125,8 @@ class ForgettingEvents(ShowArguments, Resumable, Columns, Driver):
 
     def _start(self):
         if not self.trained and self.loaders is None:
-            raise InputError('ForgettingEvents lacks its loader, which an exported learner does not carry: make another')
+            raise InputError('ForgettingEvents lacks its loader: an exported learner does not carry it; pass a new '
+                             'ForgettingEvents(dl)')
         self.counts, self._seen, self._events = EventCounts(), [], float('nan')
         self._numbers = ClipNumbers('ForgettingEvents()') if self.trained else None
         if not self.trained: self.counts.add(*self._measured(), BEFORE)

@@ -11,7 +11,7 @@ def count_flips(
     before:torch.Tensor, # Whether each clip is right with the untouched encoder `(N,)`
     after:torch.Tensor, # The same after fine-tuning, in each of S runs `(S, N)`
 )->pd.DataFrame: # A row for each clip: `before`, `runs`, `forgotten`, `learned`
-    """Count in how many runs each clip was forgotten (right before, wrong after) or learned (wrong before, right after).
+    """Count in how many runs each clip was forgotten (from right to wrong) or learned (from wrong to right).
 
     A clip that is forgotten in all runs is a matter of the method; one in a few is a matter of chance."""
     before, after = torch.as_tensor(before), torch.as_tensor(after)

@@ -49,8 +49,8 @@ def write_flips(
     found = [r.flips().assign(study=i) for i, r in enumerate(load_results(*folders), 1)]
     table, out = pd.concat(found, ignore_index=True), Path(out)
     if not len(table):
-        raise InputError(f'{", ".join(map(str, folders))}: no answers on the source are stored, so that it is not known '
-                         'which videos flipped')
+        raise InputError(f'{", ".join(map(str, folders))}: no answers on the source are stored, so it is not known '
+                         'which videos flipped: repeat the command of the study, which stores them')
     out.parent.mkdir(parents=True, exist_ok=True)
     store.write(out, table.to_csv(index=False))
     return out

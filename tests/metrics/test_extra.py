@@ -1,4 +1,4 @@
-"Measures of the source on request: what `Retention` returns for them, by the functions on features that were read apart."
+"Measures of the source on request: what `Retention` returns, by functions of features that are read apart."
 import copy
 
 import pytest

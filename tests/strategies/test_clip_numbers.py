@@ -74,7 +74,8 @@ def test_a_skipped_clip_moves_all_that_follow_and_is_noticed():
 
 
 def _same_labels():
-    sets = Datasets([(torch.randn(1, 6, 6), torch.tensor(1)) for _ in range(8)], tfms=[[ItemGetter(0)], [ItemGetter(1)]])
+    rows = [(torch.randn(1, 6, 6), torch.tensor(1)) for _ in range(8)]
+    sets = Datasets(rows, tfms=[[ItemGetter(0)], [ItemGetter(1)]])
     return TfmdDL(sets, bs=8, num_workers=0, after_item=[Skips(3)])
 
 
