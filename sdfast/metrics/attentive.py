@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy, linear
 from ..errors import InputError
 from ..models.features import outputs_of, to_maps
 from ..models.labels import clip_labels
+from ..models.surgery import block_names
 from .features import warn_of_unseen
 from .reading import preserve_rng
 
@@ -121,31 +122,41 @@ def attentive_probe(
 
 
 class KeepTokens:
-    """`outputs_of` that also keeps the tokens, or the places of maps, that the encoder returns.
+    """`outputs_of` that also keeps tokens: those that the encoder returns, or the places of its maps.
 
-    Those of several clips of a video follow one another. Raises `InputError` for an encoder that returns features
-    `(B, F)`, and for more than 8 GiB."""
+    Of an encoder that averages them by itself, they are of its last block that has any; `layer` is its name. Tokens of
+    frames that a layer gets one by one, and of several clips of a video, follow one another. Raises `InputError` for
+    an encoder without tokens, and for more than 8 GiB."""
     def __init__(self,
         outputs_of:Callable=outputs_of, # What it calls
-    ): self.outputs_of, self._batches = outputs_of, list[torch.Tensor]()
+    ):
+        self.outputs_of, self._batches = outputs_of, list[torch.Tensor]()
+        self.layer: str|None = None  # '' for what the encoder returns; `None` before the first batch
 
     def __call__(self, encoder:nn.Module, x:torch.Tensor, layers:Sequence[str]=())->tuple:
-        kept = []
-        def keep(module, args, kwargs, out): kept.append(to_maps(module, out, args, kwargs))
-        handle = encoder.register_forward_hook(keep, with_kwargs=True)
+        names = ['', *reversed(block_names(encoder))] if self.layer is None else [self.layer]
+        calls: dict[str, list] = {name:[] for name in names}
+
+        def keep(name):
+            def hook(module, args, kwargs, out): calls[name].append((module, out, args, kwargs))
+            return encoder.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+        handles = [keep(name) for name in names]
         try: found = self.outputs_of(encoder, x, layers)
-        finally: handle.remove()
-        self._add(kept[0], x.shape[:2] if x.ndim == 6 else None)
+        finally:
+            for h in handles: h.remove()
+        clips = x.shape[0]*x.shape[1] if x.ndim == 6 else len(x)
+        for name in names:
+            tokens = _tokens_of(calls[name], clips)
+            if tokens is not None: break
+        else:
+            raise InputError(f'an attentive probe needs tokens (B, N, C) or maps, and neither {type(encoder).__name__} '
+                             'nor one of its blocks returns any: leave source_attentive out')
+        self.layer = name
+        self._add(tokens.unflatten(0, x.shape[:2]).flatten(1, 2) if x.ndim == 6 else tokens)
         return found
 
-    def _add(self, maps, clips):
-        if any(m.ndim < 3 for m in maps) or len({m.shape[1] for m in maps}) > 1:
-            shapes = ', '.join(str(tuple(m.shape)) for m in maps)
-            raise InputError('an attentive probe needs an encoder that returns tokens (B, N, C) or maps, not '
-                             f'{shapes}: take the one before its pooling, or leave source_attentive out')
-        tokens = torch.cat([m.flatten(2).transpose(1, 2).float().cpu() for m in maps], 1)
-        if clips is not None: tokens = tokens.unflatten(0, clips).flatten(1, 2)
-        self._batches.append(tokens)
+    def _add(self, tokens):
+        self._batches.append(tokens.float().cpu())
         size = sum(t.nbytes for t in self._batches)
         if size > MOST_BYTES:
             raise InputError(f'the tokens of {sum(map(len, self._batches))} clips take {size/2**30:.0f} GiB: pass '
@@ -155,3 +166,14 @@ class KeepTokens:
     def tokens(self)->torch.Tensor:
         "`(N, T, C)` float32, on the CPU"
         return torch.cat(self._batches)
+
+
+def _tokens_of(calls, clips):
+    "The tokens `(clips, N, C)` of a module's only call; `None` if it returned one for each clip, or something else"
+    if len(calls) != 1: return None
+    try: maps = to_maps(*calls[0])
+    except InputError: return None
+    if len({m.shape[1] for m in maps}) > 1 or any(len(m) % clips for m in maps): return None
+    tokens = [m.flatten(2).transpose(1, 2) if m.ndim > 2 else m[:, None] for m in maps]
+    joined = torch.cat([t.unflatten(0, (clips, -1)).flatten(1, 2) for t in tokens], 1)
+    return joined if joined.shape[1] > 1 else None

@@ -62,10 +62,21 @@ def right_extra(
 def _right(name, encoder, loaders, readings):
     if name == 'source_attentive': return _attentive(encoder, loaders)
     train, test, valid = (readings[n] for n in ('train_dl', 'test_dl', 'valid_dl'))
+    _check_apart(name, valid, dict(train_dl=train, test_dl=test))
     pairs = train.x, train.y, valid.x, valid.y
     if name == 'source_knn_tuned': return right_neighbours(train.x, train.y, test.x, test.y, choose_neighbours(*pairs))
     probe = fit_probe(train.x, train.y, choose_strength(*pairs))
     return torch.tensor(probe.predict(test.x.numpy()) == test.y.numpy())
+
+
+def _check_apart(name, valid, others):
+    "Raise `InputError` if a held-out clip is also one of the others"
+    def known(reading): return {tuple(f'{v:.9g}' for v in row) for row in reading.trace.tolist()}
+    for other, reading in others.items():
+        shared = len(known(valid) & known(reading))
+        if not shared: continue
+        raise InputError(f'{name} has a setting that is chosen on held-out clips, but {shared} of valid_dl are in '
+                         f'{other}, too: take other clips')
 
 
 def _attentive(encoder, loaders):

@@ -145,7 +145,7 @@ class Run:
     # More tasks, joined by `;`, on which a probe measures what was kept, such as 'moving_digits,part=motion'
     others: str = setting('', STATISTICS, command='compare', separator=';')
     # More measures of the source, joined by `,`: source_probe_tuned and source_knn_tuned, a probe and neighbours with
-    # settings that are chosen on a held-out part of the source; source_attentive, for encoders that return tokens
+    # settings that are chosen on a held-out part of the source; source_attentive, a probe that attends to tokens
     extra: str = setting('', STATISTICS, command='compare', separator=',')
     # Count how often each clip of the target's train part, and of the source's test part by the old head, goes from
     # right to wrong while final runs train: events.csv and source_events.csv

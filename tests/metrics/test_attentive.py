@@ -2,12 +2,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from scripts import load_script
 from torch import nn
 
 from sdfast.errors import InputError
 from sdfast.metrics import AttentiveProbe, KeepTokens, attentive_probe, linear_probe
 from sdfast.metrics.attentive import fit_attentive
+from sdfast.models.encoders import create_encoder
 from sdfast.models.features import outputs_of
+from sdfast.models.surgery import block_names
 
 
 def hidden(n, seed=0, classes=4):
@@ -121,9 +124,54 @@ def test_tokens_of_several_clips_follow_one_another():
     torch.testing.assert_close(keep.tokens, want)
 
 
-def test_features_have_no_tokens(monkeypatch):
-    with torch.no_grad(), pytest.raises(InputError, match=r'that returns tokens \(B, N, C\) or maps, not \(4, 6\)'):
-        KeepTokens()(Tokens('pooled').eval(), torch.randn(4, 2, 3, 8, 8))
+def test_an_encoder_that_averages_by_itself_has_those_of_its_last_block():
+    torch.manual_seed(0)
+    encoder, x = Tokens('pooled').eval(), torch.randn(4, 2, 3, 8, 8)
+    keep, whole = KeepTokens(), KeepTokens()
+    with torch.no_grad():
+        for batch in (x, x[:3]):
+            keep(encoder, batch)
+            encoder.form = 'maps'
+            whole(encoder, batch)
+            encoder.form = 'pooled'
+    assert keep.layer == 'net' and whole.layer == ''
+    assert torch.equal(keep.tokens, whole.tokens)
+
+
+NETS = 'tiny', 'r2plus1d', 'timm:test_vit', 'timm:test_resnet', 'torchvision:mobilenet_v3_small'
+
+
+@pytest.mark.parametrize('name', NETS)
+def test_tokens_of_the_nets_of_studies(name):
+    "Their last maps or tokens, whose mean is or becomes the feature; of frames that are seen one by one all frames"
+    torch.manual_seed(0)
+    encoder, x = create_encoder(name, pretrained=False).eval(), torch.randn(2, 4, 3, 64, 64)
+    keep = KeepTokens()
+    with torch.no_grad(): _, f, maps = keep(encoder, x, block_names(encoder))
+    assert keep.layer in block_names(encoder)
+    assert keep.tokens.shape[0] == 2 and keep.tokens.shape[1] >= 4
+    torch.testing.assert_close(keep.tokens.mean(1), maps[keep.layer])
+    if name in ('tiny', 'r2plus1d'): torch.testing.assert_close(keep.tokens.mean(1), f)
+
+
+@pytest.mark.parametrize('name', ['VideoMAEModel', 'VivitModel', 'TimesformerModel', 'VJEPA2Model',
+                                  'VJEPA2ForVideoClassification'])
+def test_tokens_of_video_transformers_are_those_of_the_library(name, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    load_script('encoders').save_checkpoint(name, tmp_path)
+    model, x = getattr(transformers, name).from_pretrained(tmp_path).eval(), torch.randn(2, 4, 3, 32, 32)
+    encoder, keep = create_encoder(f'hf:{tmp_path}').eval(), KeepTokens()
+    with torch.no_grad():
+        keep(encoder, x)
+        base = getattr(model, 'vjepa2', model)
+        kwargs = dict(skip_predictor=True) if 'VJEPA2' in name else {}
+        torch.testing.assert_close(keep.tokens, base(x, **kwargs).last_hidden_state)
+
+
+def test_what_has_no_tokens_or_too_many(monkeypatch):
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(2*3*64, 6)).eval()
+    with torch.no_grad(), pytest.raises(InputError, match=r'needs tokens \(B, N, C\) or maps, and neither Sequential'):
+        KeepTokens()(flat, torch.randn(4, 2, 3, 8, 8))
     monkeypatch.setattr('sdfast.metrics.attentive.MOST_BYTES', 1000)
     with torch.no_grad(), pytest.raises(InputError, match='the tokens of 8 clips take .* loaders of fewer clips'):
         KeepTokens()(Tokens('tokens').eval(), torch.randn(8, 2, 3, 8, 8))

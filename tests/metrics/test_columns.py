@@ -41,7 +41,7 @@ def test_what_a_measure_says():
 
 def test_retention_measures_what_the_table_has_and_nothing_else(source, pretext):
     net, train, test = source
-    loaders = dict(valid_dl=test, others=dict(a=(train, test)), pretext=pretext)
+    loaders = dict(valid_dl=[(x + 1, y) for x, y in test], others=dict(a=(train, test)), pretext=pretext)
     assert set(Retention(net, train, test, **loaders).reference.values) == set(MEASURED) - set(EXTRA)
     extra = set(EXTRA) - {'source_attentive'}  # this encoder has no tokens
     scores = Retention(net, train, test, extra=extra, **loaders).reference

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.data.core import DataLoaders, TfmdDL
+from fastai.learner import load_learner
 from fastai.optimizer import SGD
 from helpers import data, learner, model, same, state
 from torch import nn
@@ -166,6 +167,21 @@ def test_clips_of_a_loader_are_counted_after_each_epoch(old):
 
 
 def test_a_part_that_has_no_name(): assert 'head=Linear' in repr(ForgettingEvents([], nn.Linear(6, 3)))
+
+
+def test_an_exported_learner_carries_no_counts_and_no_loader(tmp_path):
+    batches = list(data(seed=5).valid)
+    learn = learner([ForgettingEvents(), ForgettingEvents(batches)], path=tmp_path)
+    learn.fit(1)
+    learn.export('x.pkl')
+    loaded = load_learner(tmp_path/'x.pkl')
+    loaded.dls, loaded.logger = data(), lambda *a: None
+    first, second = (cb for cb in loaded.cbs if isinstance(cb, ForgettingEvents))
+    assert not len(first.table())
+    with pytest.raises(InputError, match='lacks its loader: an exported learner does not carry it'): loaded.fit(1)
+    loaded.remove_cb(second)
+    loaded.fit(1)
+    assert len(first.table()) == 48
 
 
 # ---- other loops, and interruptions

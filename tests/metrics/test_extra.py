@@ -135,5 +135,15 @@ def test_what_is_missing_is_named(parts):
             Retention(model(), train, test, extra=[name])
     with pytest.raises(InputError, match='source_attentive needs train_dl and test_dl'):
         Retention(nn.Sequential(Net(), nn.Linear(6, 3)), clips=[x for x, _ in test]*2, extra=['source_attentive'])
-    with pytest.raises(InputError, match='needs an encoder that returns tokens'):
-        Retention(model(), train, test, extra=['source_attentive']).reference
+    flat = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(36, 6)), nn.Linear(6, 3))
+    with pytest.raises(InputError, match='neither Sequential nor one of its blocks returns any: leave source_att'):
+        Retention(flat, train, test, extra=['source_attentive']).reference
+
+
+@pytest.mark.parametrize('name', TUNED)
+@pytest.mark.parametrize('where', ['train_dl', 'test_dl'])
+def test_clips_to_choose_on_are_no_others(parts, name, where):
+    train, valid, test = parts
+    shared = dict(train_dl=train, test_dl=test)[where][0]
+    with pytest.raises(InputError, match=f'{name} has .*, but 15 of valid_dl are in {where}, too: take other clips'):
+        Retention(model(), train, test, valid_dl=[*valid, shared], extra=[name]).reference

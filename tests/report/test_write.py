@@ -4,6 +4,7 @@ import shutil
 import pandas as pd
 import pytest
 
+from sdfast.commands.report import main
 from sdfast.errors import InputError
 from sdfast.report.load import load_results
 from sdfast.report.tables import margins_table, trade_off_table
@@ -36,3 +37,10 @@ def test_flips_are_written_on_request(study, tmp_path):
     bare.mkdir()
     shutil.copy(study/'runs.csv', bare)
     with pytest.raises(InputError, match='no answers on the source are stored'): write_flips([bare], tmp_path/'x.csv')
+
+
+def test_the_command_writes_them(study, tmp_path):
+    copy = shutil.copytree(study, tmp_path/'study')
+    main(str(copy), no_figures=True, flips=str(tmp_path/'flips.csv'))
+    assert (tmp_path/'flips.csv').read_bytes() == write_flips([copy], tmp_path/'again.csv').read_bytes()
+    with pytest.raises(SystemExit): main(str(copy), no_figures=True, flips='a\nb.csv')

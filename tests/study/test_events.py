@@ -8,7 +8,7 @@ from helpers import forget
 
 from sdfast.data import datasets as datasets_module
 from sdfast.errors import InputError
-from sdfast.metrics import choose_strength, linear_probe
+from sdfast.metrics import EXTRA, choose_strength, linear_probe
 from sdfast.models.features import extract
 from sdfast.study import source_files
 from sdfast.study.execute import execute, train_run
@@ -58,13 +58,14 @@ def test_source_events_are_of_the_old_heads_answers(base, tmp_path):
     assert (table.forgotten[right[0] & ~right[1]] > 0).all()
 
 
-def test_extra_measures_are_columns(base, tmp_path):
-    run = replace(base, extra='source_probe_tuned,source_knn_tuned', source_valid=True, final=True)
+def test_extra_measures_are_columns(base, tmp_path, monkeypatch):
+    monkeypatch.setattr('sdfast.metrics.attentive.STEPS', 20)
+    run = replace(base, extra=','.join(EXTRA), source_valid=True, final=True)
     row = execute(run, tmp_path)
     source = load_source(run, tmp_path)
     kept = json.loads((tmp_path/'runs'/row['key']/'kept.json').read_text())
     assert row['source_probe_tuned'] == kept['source_probe_tuned'] and 0 <= row['source_knn_tuned'] <= 1
-    assert row['source_attentive'] is None
+    assert 0 <= row['source_attentive'] == kept['source_attentive'] <= 1
     parts = [extract(source.model[0], getattr(source.retention, f'{name}_dl')) for name in ('train', 'valid', 'test')]
     want = linear_probe(*parts[0], *parts[2], choose_strength(*parts[0], *parts[1]))
     assert source.reference['source_probe_tuned'] == want
