@@ -133,8 +133,7 @@ class ForgettingEvents(ShowArguments, Resumable, Columns, Driver):
 
     def before_train(self): self._seen = []
 
-    def after_loss(self):
-        if not self.loop.trial: self._see()
+    def after_loss(self): self._see()
 
     def loss(self,
         targets:torch.Tensor|None=None, # The batch's targets

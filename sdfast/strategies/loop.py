@@ -126,7 +126,7 @@ class PlainLoop(Loop):
 
     def end_batch(self)->None:
         "Called after `loss` has read the batch: the graphs of its outputs may be freed"
-        self.read, self._targets, self._calls, self.inputs, self.numbers = True, None, [], (), None
+        self.read, self._targets, self._calls, self.inputs = True, None, [], ()
 
     def _before_step(self, optimizer, args, kwargs):
         self._stepped = True

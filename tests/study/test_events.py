@@ -93,3 +93,13 @@ def test_a_part_of_the_source_is_held_out_for_settings(extra, held):
 def test_an_unknown_measure_is_refused_before_anything_starts():
     with pytest.raises(InputError, match="extra measures are .*, not 'source_f1'"):
         holds_out_source(make_settings('compare', extra='source_f1', rule='equal_learning'))
+
+
+@pytest.mark.parametrize('strategy,args', [('pskd', 'stored=true'), ('byot', 'official=true'),
+                                           ('byot', 'official=true,beta=0.03')])
+def test_the_authors_options_run_in_a_study(base, tmp_path, strategy, args):
+    "And are other runs, with other weights"
+    run = replace(base, strategy=strategy, lam=.8, epochs=3, final=True)
+    plain, row = execute(run, tmp_path), execute(replace(run, strategy_args=args), tmp_path)
+    assert row['status'] == 'ok', row['error']
+    assert row['weight_distance'] != plain['weight_distance'] and row['key'] != plain['key']
