@@ -57,10 +57,11 @@ class StrategyMixin(_Trainer):
         epochs:int|None=None, # Number of epochs, for strategies with a schedule; `None`: the Trainer's
         batches:Iterable|None=None, # Training data, for CoTuning, WiSEFT and FLOW; `None`: the Trainer's loader
         split:Callable|None=None, # Function of a batch that returns `(clips, labels)`; `None`: see `split_batch`
+        numbers:Callable|None=None, # Function of a batch that returns the numbers of its clips, see `ClipNumbers`
         **kwargs:Any, # Of the Trainer
     ):
         super().__init__(*args, **kwargs)
-        self.hosted = Hosted(strategies, targets, split)
+        self.hosted = Hosted(strategies, targets, split, numbers)
         self._given = SimpleNamespace(encoder=encoder, criterion=criterion, epochs=epochs, batches=batches)
         self._replaced: list[tuple] = []  # objects, names of methods, and what they had in their place
         self.add_callback(_Events(self))

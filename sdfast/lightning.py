@@ -56,8 +56,9 @@ class StrategyCallback(Callback):
         epochs:int|None=None, # Number of epochs, for strategies with a schedule; `None`: the trainer's
         batches:Iterable|None=None, # Training data, for CoTuning, WiSEFT and FLOW; `None`: the trainer's loader
         split:Callable|None=None, # Function of a batch that returns `(clips, labels)`; `None`: see `split_batch`
+        numbers:Callable|None=None, # Function of a batch that returns the numbers of its clips, see `ClipNumbers`
     ):
-        self.hosted = Hosted(strategies, targets, split)
+        self.hosted = Hosted(strategies, targets, split, numbers)
         self.model, self.encoder, self.criterion = model, encoder, criterion
         self.epochs, self.batches = epochs, batches
         self._replaced: dict = {}  # name of a method -> what the module had in its place

@@ -354,9 +354,6 @@ def two_callbacks(name, net):
 
 
 def work(rank, folder):
-    from accelerate.state import AcceleratorState, PartialState
-    AcceleratorState._reset_state(True)  # of the process that was forked
-    PartialState._reset_state()
     options = dict(dtype=torch.float64, per_device_train_batch_size=4, ddp_backend='gloo', max_grad_norm=.5)
     found = {}
     for name in TWO:

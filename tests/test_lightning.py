@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from trainers import (
     OWN_PASSES,
     SIZES,
+    Stateful,
     assert_same,
     half_loader,
     in_two,
@@ -311,24 +312,6 @@ def test_a_module_in_a_fit_can_be_copied_and_pickled():
 
 
 # ---- checkpoints
-
-class Stateful:
-    "A loader that resumes where it stopped, as Lightning's documentation asks for"
-    def __init__(self, dl):
-        self.batches, self.done = list(dl), 0
-        self.dataset, self.batch_size, self.collate_fn = dl.dataset, dl.batch_size, dl.collate_fn
-
-    def __len__(self): return len(self.batches)
-
-    def __iter__(self):
-        if self.done == len(self): self.done = 0
-        while self.done < len(self):
-            self.done += 1
-            yield self.batches[self.done - 1]
-
-    def state_dict(self): return dict(done=self.done)
-    def load_state_dict(self, state): self.done = state['done']
-
 
 def stateful(net):
     "Strategies with all kinds of state"

@@ -1,11 +1,16 @@
 "What an encoder kept."
 from inspect import ismodule as _ismodule
 
+from .attentive import *
 from .audit import *
+from .chosen import *
 from .columns import *
 from .continual import *
 from .curve import *
+from .events import *
+from .extra import *
 from .features import *
+from .flips import *
 from .kept import *
 from .per_clip import *
 from .resample import *

@@ -58,6 +58,13 @@ MEASURES = _table(
     Measure('r50', 'source, R@50', 'the same for one of the 50 nearest', share=True, in_table=False),
     Measure('other_probe', 'other tasks, new probe', "mean accuracy of linear probes on the other tasks", share=True,
             clips='other_clips'),
+    # what `Retention(extra=...)` measures
+    Measure('source_probe_tuned', 'source, tuned probe', "accuracy of a linear probe on this encoder's features whose "
+            'regularisation was chosen on held-out source clips', share=True, in_table=False),
+    Measure('source_knn_tuned', 'source, tuned kNN', 'accuracy of nearest neighbours whose number was chosen on them',
+            share=True, in_table=False),
+    Measure('source_attentive', 'source, attentive probe', "accuracy of a probe that attends to this encoder's tokens",
+            share=True, in_table=False),
     # `cka` in the runs.csv of older studies is by the biased estimator: no report reads it
     Measure('cka_unbiased', 'CKA', "linear CKA (HSIC_1) with the untouched encoder's features; 1: unchanged, "
             '0: unrelated', compares=True),

@@ -1,6 +1,7 @@
 "Measures of features and of weights: similarity, drift, probes, neighbours, retrieval, loss barrier."
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,12 +107,13 @@ def linear_probe(
     y:torch.Tensor, # Their labels `(N,)`
     xt:torch.Tensor, # Test features `(M, F)`
     yt:torch.Tensor, # Their labels `(M,)`
+    C:float=.1, # Inverse of the L2 penalty's weight; `choose_strength` chooses it on held-out clips
 )->float: # Accuracy, from 0 to 1
     """Test accuracy of a logistic regression on standardised train features.
 
-    L2 with C = 0.1, at most 1000 steps of L-BFGS; deterministic. Raises `InputError` for fewer than two classes,
-    `FloatingPointError` for features that are not finite."""
-    return probe_accuracy(fit_probe(x, y), xt, yt)
+    At most 1000 steps of L-BFGS; deterministic. Raises `InputError` for fewer than two classes, `FloatingPointError`
+    for features that are not finite."""
+    return probe_accuracy(fit_probe(x, y, C), xt, yt)
 
 
 def probe_accuracy(
@@ -121,11 +123,19 @@ def probe_accuracy(
 )->float: # From 0 to 1
     "Accuracy of a probe. Warns of labels that it has never seen"
     y = clip_labels(y, 'test labels', len(x))
-    unseen = sorted(set(y.tolist()) - set(probe.classes_.tolist()))
-    if unseen:
-        warnings.warn(f'the probe cannot get clips of class {unseen[0]} right ({len(unseen)} such classes): no train '
-                      'clip is of this class; number the classes of train and test alike')
+    warn_of_unseen(probe.classes_, y)
     return float(probe.score(x.numpy(), y.numpy()))
+
+
+def warn_of_unseen(
+    classes:Any, # Class numbers of the train clips, as a vector
+    y:torch.Tensor, # Test labels
+)->None:
+    "Warn of test labels that a probe has never seen"
+    unseen = sorted(set(y.tolist()) - set(classes.tolist()))
+    if not unseen: return
+    warnings.warn(f'the probe cannot get clips of class {unseen[0]} right ({len(unseen)} such classes): no train clip '
+                  'is of this class; number the classes of train and test alike')
 
 
 def knn(
@@ -133,12 +143,23 @@ def knn(
     y:torch.Tensor, # Their labels `(N,)`
     xt:torch.Tensor, # Test features `(M, F)`
     yt:torch.Tensor, # Their labels `(M,)`
-    k:int=5, # Number of neighbours that vote, at most N
+    k:int=5, # Number of neighbours that vote, at most N; `choose_neighbours` chooses it on held-out clips
 )->float: # Accuracy, from 0 to 1
     "Test accuracy of the majority vote of the `k` train clips with the largest cosine similarity"
+    return right_neighbours(x, y, xt, yt, k).double().mean().item()
+
+
+def right_neighbours(
+    x:torch.Tensor, # As for `knn`
+    y:torch.Tensor, # Labels of the train clips
+    xt:torch.Tensor, # Features of the test clips
+    yt:torch.Tensor, # Their labels
+    k:int=5, # Number of neighbours that vote, at most N
+)->torch.Tensor: # `(M,)`
+    "Which test clips the vote of the nearest train clips gets right, see `knn`"
     y, yt = clip_labels(y, 'labels', len(x)), clip_labels(yt, 'test labels', len(xt))
-    neighbours = KNeighborsClassifier(min(k, len(x)), metric='cosine').fit(x.numpy(), y.numpy())
-    return float(neighbours.score(xt.numpy(), yt.numpy()))
+    model = KNeighborsClassifier(min(k, len(x)), metric='cosine').fit(x.numpy(), y.numpy())
+    return torch.tensor(model.predict(xt.numpy()) == yt.numpy())
 
 
 def retrieval(

@@ -1,12 +1,11 @@
 "Measures clip by clip: whether an answer is right, how far it is from that of the untouched encoder."
 import torch
-from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import log_softmax, normalize
 
 from ..errors import InputError
 from ..strategies.outputs import ACTIVATIONS
 from ..strategies.targets import two_classes
-from .features import RETRIEVAL_AT
+from .features import RETRIEVAL_AT, right_neighbours
 from .reading import ClipFeatures, Evidence
 
 __all__ = ['answer_divergence', 'kept_neighbours']
@@ -26,18 +25,9 @@ def right_answers(
     if with_bn and found.recomputed is not None:
         right['source_acc_bn'] = found.recomputed.logits.argmax(1) == test.y
     right['source_probe'] = torch.tensor(found.probe.predict(test.x.numpy()) == test.y.numpy())
-    right['source_knn'] = neighbours_right(train, test)
-    return right | retrieved(train, test)
-
-
-def neighbours_right(
-    train:ClipFeatures, # Whose clips vote
-    test:ClipFeatures, # Whose clips are classified
-    k:int=5, # Number of neighbours, as in `knn`
-)->torch.Tensor: # `(N,)`
-    "Which test clips the vote of the nearest train clips gets right, see `knn`"
-    model = KNeighborsClassifier(min(k, len(train)), metric='cosine').fit(train.x.numpy(), train.y.numpy())
-    return torch.tensor(model.predict(test.x.numpy()) == test.y.numpy())
+    assert train.y is not None and test.y is not None  # these loaders have labels
+    right['source_knn'] = right_neighbours(train.x, train.y, test.x, test.y)
+    return right | retrieved(train, test) | found.extra
 
 
 def retrieved(

@@ -82,6 +82,7 @@ class Evidence:
     probe: Any = None  # the linear probe, fitted on the clips of `train_dl`
     recomputed: ClipFeatures|None = None  # of `test_dl`, with recomputed batch-norm statistics
     between: dict = field(default_factory=dict)  # place between both weights -> the same
+    extra: dict = field(default_factory=dict)  # of `Retention(extra=...)`: name -> whether each test clip is right
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from ..models.statistics import recomputable, reestimate_bn
 from ..models.surgery import block_names, find_encoder, frozen_copy
 from ..models.weights import wise_ft
 from .doubts import warn_of_chance, warn_of_few_clips, warn_of_wide_head
+from .extra import check_extra, right_extra
 from .features import (
     MIN_CKA_CLIPS,
     drift,
@@ -64,6 +65,7 @@ class Retention:
         layers:str|Sequence[str]|None='blocks', # Submodules to compare: names, 'blocks' for `block_names`, or none
         bn:bool=True, # Also measure the old head with recomputed batch-norm statistics
         barrier_at:Sequence[float]=(.25, .5, .75), # Positions between untouched (0) and tuned (1) weights; may be empty
+        extra:Sequence[str]=(), # More measures of the source, see `EXTRA`; two need `valid_dl`, one takes another pass
         encoder:str|Callable|None=None, # Which part of the model, see `find_encoder`
         cache:str|Path|None=None, # Folder for outputs of the untouched encoder, which processes can share
         split:Callable|None=None, # Function of a batch that returns `(clips, labels)`; `None`: see `split_batch`
@@ -75,6 +77,7 @@ class Retention:
         if (train_dl is None) != (test_dl is None):
             raise InputError('Retention needs both train_dl, to fit the probe, and test_dl, to measure on')
         self.train_dl, self.test_dl, self.valid_dl = train_dl, test_dl, valid_dl
+        self.extra = check_extra(extra, valid_dl, test_dl)
         self.clips = test_dl if clips is None else clips
         self.others, self.pretext, self.split, self.activation = others or {}, pretext, split, activation
         self.loaders = FixedLoaders(self._named_loaders(), unlabelled=['clips'], split=split)
@@ -247,6 +250,8 @@ class Retention:
         values = dict(source_probe=probe_accuracy(probe, test.x, test.y),
                       source_knn=knn(train.x, train.y, test.x, test.y))
         for k, share in retrieval(train.x, train.y, test.x, test.y).items(): values[f'r{k}'] = share
+        found.extra = right_extra(self.extra, encoder, self.loaders, found.readings)
+        values |= {name:right.double().mean().item() for name, right in found.extra.items()}
         if self.valid_dl is not None: values |= self._on_valid(probe, found.readings['valid_dl'])
         if self.head is not None:
             values['source_acc'] = test.accuracy()

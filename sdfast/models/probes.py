@@ -15,13 +15,14 @@ __all__ = ['probe_head']
 def fit_probe(
     x:torch.Tensor, # Train features `(N, F)`
     y:torch.Tensor, # Their labels `(N,)`
+    C:float=.1, # Inverse of the L2 penalty's weight
 )->Pipeline: # Standardisation and logistic regression
     "The probe of `metrics.linear_probe`, fitted"
     y = clip_labels(y, 'labels of the probe', len(x))
     n_classes = len(y.unique())
     if n_classes < 2: raise InputError(f'a probe needs train clips of at least two classes, not {n_classes}')
     if not torch.isfinite(x).all(): raise FloatingPointError('the features are not finite')
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=.1))
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=C))
     # matrices are small: more threads would be slower, and could change the last digits
     with threadpool_limits(1): return probe.fit(x.numpy(), y.numpy())
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
+from ..metrics.flips import count_flips
 from ..runtime import store
 from .files import find_file, try_read
 from .rows import final_runs
@@ -21,6 +23,7 @@ from .table import count_of
 __all__ = ['Results']
 
 ANSWER_COLUMNS = ['strategy', 'seed', 'path', 'label', 'answer', 'right', 'p']
+FLIP_COLUMNS = ['strategy', 'path', 'label', 'before', 'runs', 'forgotten', 'learned']
 
 
 @dataclass
@@ -159,6 +162,22 @@ class Results:
         table = table.iloc[order].rename_axis('path').reset_index()
         n = min(n, len(table)//2)
         return table.head(n), table.tail(n)[::-1]
+
+
+    def flips(self)->pd.DataFrame: # Rows `strategy, path, label, before, runs, forgotten, learned`
+        """In how many seeds each source video was forgotten or learned by the old head, see `count_flips`.
+
+        For each strategy those that were forgotten most often come first. Empty if no answers are stored."""
+        answers = self.source
+        before = answers[answers.strategy == 'untouched'].set_index('path')
+        found = []
+        for strategy, mine in answers[answers.strategy != 'untouched'].groupby('strategy', sort=False):
+            after = mine.pivot(index='seed', columns='path', values='right')[before.index]
+            counts = count_flips(torch.tensor(before.right.to_numpy(bool)), torch.tensor(after.to_numpy(bool)))
+            table = pd.concat([before.reset_index()[['path', 'label']], counts], axis=1)
+            table.insert(0, 'strategy', strategy)
+            found.append(table.sort_values('forgotten', ascending=False, kind='stable'))
+        return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=FLIP_COLUMNS)
 
 
 def _read_curve(file):

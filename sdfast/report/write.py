@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..errors import InputError
 from ..runtime import store
 from .figures import figure, path_figure, render
+from .load import load_results
 from .rows import PANELS, has_all_strengths
 from .summary import summary
 from .tables import margins_table, strategy_table, trade_off_table
 from .trade_off import trade_off
 
-__all__ = ['write_report']
+__all__ = ['write_report', 'write_flips']
 
 
 def write_report(
@@ -37,6 +39,21 @@ def write_report(
         store.write(out/'paths.png', render(path_figure(rows, title), dpi=130))
         for kept in PANELS: _write_trade_off(rows, out, kept, notes, method)
     return table
+
+
+def write_flips(
+    folders:Sequence, # Of studies
+    out:str|Path, # CSV file to write
+)->Path: # The file
+    "Write which source videos flipped, and in how many seeds, see `Results.flips`; `study` numbers the studies from 1"
+    found = [r.flips().assign(study=i) for i, r in enumerate(load_results(*folders), 1)]
+    table, out = pd.concat(found, ignore_index=True), Path(out)
+    if not len(table):
+        raise InputError(f'{", ".join(map(str, folders))}: no answers on the source are stored, so it is not known '
+                         'which videos flipped: repeat the command of the study, which stores them')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    store.write(out, table.to_csv(index=False))
+    return out
 
 
 def _csv(table): return table.to_csv(index=False, float_format='%.6g')

@@ -84,11 +84,12 @@ class Penalty(ShowArguments, Budgeted, Resumable, Columns, Driver):
 
     def loss(self,
         targets:torch.Tensor|None=None, # The batch's targets, for strategies that need them
+        numbers:torch.Tensor|None=None, # Those of its clips in the training data, for strategies that need them
     )->torch.Tensor: # Scalar, to be added to the task's loss
         "`lam*term` of the batch that the model has just seen, in a loop of your own; see `attach`"
         loop = self._attached_loop('loss')
         if not loop.started: raise InputError(f'{type(self).__name__}.loss: call start_epoch() before the first batch')
-        loop.targets = targets
+        loop.targets, loop.numbers = targets, numbers
         try: return self.add_to(torch.zeros((), device=next(loop.model.parameters()).device))
         finally:
             loop.end_batch()

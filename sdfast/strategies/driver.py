@@ -6,6 +6,7 @@ from fastai.data.core import Datasets, test_set
 from fastai.learner import Learner
 from torch import nn
 
+from .clip_numbers import labels_in, numbers_in
 from .core import BaseStrategy
 from .loop import Loop
 
@@ -16,6 +17,7 @@ class LearnerLoop(Loop):
     "What a strategy sees of a `Learner`"
     loss_of_logits = False
     kwargs: dict = {}  # fastai calls a model with positional arguments
+    ask_numbers = "take fastai's DataLoader, with a batch size and of data with an index"
 
     def __init__(self,
         learn:Learner, # In a fit
@@ -67,6 +69,10 @@ class LearnerLoop(Loop):
 
     @property
     def criterion(self)->Any: return self.learn.loss_func
+    @property
+    def numbers(self)->Any: return numbers_in(self.learn)
+    @property
+    def labels(self)->Any: return labels_in(self.learn)
 
     @property
     def gradient_scale(self)->Any: return self.scale  # strategies come before `MixedPrecision` unscales the gradients

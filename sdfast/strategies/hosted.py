@@ -48,6 +48,7 @@ def _in_order(dl:Any)->tuple[Any, bool]:
 class HostedLoop(PlainLoop):
     "A loop whose batches and steps an adapter marks"
     ask_targets = 'pass targets=FUNCTION of the batch'
+    ask_numbers = 'pass numbers=FUNCTION of the batch'
     opened = False  # whether the trainer is computing its loss of a batch
 
     def __init__(self, strategy:BaseStrategy, place:Place, split:Callable|None):
@@ -101,6 +102,7 @@ class Hosted:
         strategies:Sequence, # Strategies, or lists of them
         targets:Callable|None=None, # Function of a batch that returns its targets; `None`: see `split_batch`
         split:Callable|None=None, # Function of a batch that returns `(clips, labels)`; `None`: see `split_batch`
+        numbers:Callable|None=None, # Function of a batch that returns the numbers of its clips in the training data
     ):
         self.strategies: list[BaseStrategy] = []
         for s in strategies: self.strategies += s if isinstance(s, (list, tuple)) else [s]
@@ -108,7 +110,7 @@ class Hosted:
             if isinstance(s, BaseStrategy): continue
             what = s.__name__ if isinstance(s, type) else type(s).__name__
             raise InputError(f'expected strategies of sdfast, such as SelfDistill(lam=100), not {what}')
-        self.targets, self.split = targets, split
+        self.targets, self.split, self.numbers = targets, split, numbers
         self.attached = False
         self.pending = False  # whether the loss of a batch is still to be asked for
         self._batch: Any = None
@@ -179,7 +181,8 @@ class Hosted:
         "The sum of the terms of the batch, to be added to the task's loss"
         self.close()
         targets = self._targets() if self.strategies else None
-        terms = [s.loss(targets) for s in self.strategies if hasattr(s, 'loss')]
+        numbers = None if self.numbers is None else self.numbers(self._batch)
+        terms = [s.loss(targets, numbers) for s in self.strategies if hasattr(s, 'loss')]
         self.skip()
         return sum(terms[1:], terms[0]) if terms else None
 

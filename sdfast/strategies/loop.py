@@ -44,6 +44,9 @@ class Loop:
     valid_clips: int = 0 # Number of clips that it is validated on, if known
     batch_size: int|None = None # Number of clips in a batch, if known
     ask_targets: str = 'call loss(targets)' # What to do if the targets are not known
+    numbers: Any = None # Those of the batch's clips in the training data, if known; see `ClipNumbers`
+    labels: Any = None # Labels of the training data by these numbers, if known
+    ask_numbers: str = 'call loss(targets, numbers)' # What to do if the numbers are not known
 
     @property
     def wrapped(self)->bool:

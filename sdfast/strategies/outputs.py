@@ -16,7 +16,8 @@ from .base import FeaturePenalty, Penalty
 from .distill import FixedTeacher, check_teacher_bn
 from .loop import Loop
 from .mixins import Auxiliary
-from .targets import INDEPENDENT, logits_of, loss_family, task_loss, two_classes
+from .stored import StoredAnswers
+from .targets import INDEPENDENT, class_numbers, logits_of, loss_family, task_loss, two_classes
 
 __all__ = ['soft_divergence', 'LwF', 'PSKD', 'BYOT']
 
@@ -134,27 +135,49 @@ class PSKD(Penalty):
     negative. L is the task's own loss: with class weights, label smoothing or MixUp the whole is `(1 - a_t) L(y) + a_t
     CE(p)`. In a training loop of your own, give it to `attach(criterion=...)` unless it is plain cross-entropy.
 
+    In the authors' code, p is what the model answered when it was last trained on the clip, before that step and to
+    another view of it. `stored=True` does so, without a teacher's forward pass. It must know which clips a batch has,
+    see `ClipNumbers`. A clip that has no answer yet takes y.
+
     Targets are class numbers or class probabilities."""
     name = 'pskd'
     kinds, needs_mean = ('classes', 'soft'), True
     most = 1.  # lam is a share
     teacher: nn.Module|None = None
     age = 0
-    _stateattrs = Penalty._stateattrs + ('teacher',)
+    answers: StoredAnswers|None = None  # with `stored`, in a fit
+    _stateattrs = Penalty._stateattrs + ('teacher', 'answers')
 
     def __init__(self,
         lam:float=.8, # Share of the soft targets in the last epoch, at most 1
         teacher_bn:str='batch', # 'batch' or 'running' statistics in the teacher's batch norm
+        stored:bool=False, # Take p from the last epoch's training, as the authors' code does; there is no teacher
     ):
         super().__init__(lam)
         if lam > 1: raise ValueError(f'lam of PSKD is a share, at most 1, not {lam}')
         check_teacher_bn(teacher_bn)
-        self.teacher_bn = teacher_bn
+        self.teacher_bn, self.stored = teacher_bn, stored
 
     def begin(self)->None:
         self.n_epochs()  # fail before the first batch
         self.teacher, self.age = None, 0
-        if self.loop.epoch: self.teacher = frozen_copy(get_model(self.loop.model))
+        if self.stored: self._stored().begin(self.loop.epoch)
+        elif self.loop.epoch: self.teacher = frozen_copy(get_model(self.loop.model))
+
+    def after_train(self):
+        super().after_train()
+        if self.stored: self._stored().end_epoch()
+
+    def state_dict(self)->dict:
+        return super().state_dict() | (dict(answers=self._stored().state_dict()) if self.stored else {})
+
+    def load_state_dict(self, state:dict)->None:
+        super().load_state_dict(state)
+        if self.stored: self._stored().load_state_dict(state['answers'])
+
+    def _stored(self):
+        if self.answers is None: self.answers = StoredAnswers('PSKD(stored=True)')
+        return self.answers
 
     def before_batch(self): self.see_inputs()
 
@@ -173,10 +196,18 @@ class PSKD(Penalty):
 
     def term(self)->torch.Tensor:
         loop, kind = self.loop, self.target_kind()
-        pred = logits_of(loop.outputs).float()
-        if self.teacher is None: return pred.sum()*0
-        own = task_loss(as_output(loop, pred), self.batch_targets(), kind, loop.criterion)
-        return (loop.epoch + 1)/self.n_epochs()*(F.cross_entropy(pred, self._taught(pred)) - own)
+        pred, y = logits_of(loop.outputs).float(), self.batch_targets()
+        p = self._remembered(pred, y, kind) if self.stored else None if self.teacher is None else self._taught(pred)
+        if p is None: return pred.sum()*0
+        own = task_loss(as_output(loop, pred), y, kind, loop.criterion)
+        return (loop.epoch + 1)/self.n_epochs()*(F.cross_entropy(pred, p) - own)
+
+    def _remembered(self, pred, y, kind):
+        "The class probabilities of the last epoch's training; `None` in the first epoch"
+        numbers = self._stored().add(self.loop, pred.softmax(1))
+        if self.answers.table is None: return None
+        if kind == 'classes': y = F.one_hot(class_numbers(y), pred.shape[1])
+        return self.answers.of(numbers, y.to(pred))
 
     def _taught(self, pred):
         "The teacher's class probabilities"
@@ -196,23 +227,35 @@ class BYOT(Auxiliary, FeaturePenalty):
     smoothing or MixUp; in a training loop of your own, give it to `attach(criterion=...)` unless it is plain. Targets
     are class numbers or class probabilities. A head takes the mean over time and space, maps it linearly to the width
     of F, and applies ReLU and a linear classifier (the original has convolutions). The heads are not part of the model;
-    a model with another head gets other heads."""
+    a model with another head gets other heads.
+
+    `official=True` is the loss of the authors' code, with lam 1: alpha .3, a cross-entropy of softened outputs in place
+    of the divergence, without the factor T^2, and no term of features (June 2020). With `beta=.03` it is that of their
+    journal version (July 2020): `beta |A_l F_l - F|`, the norm over the whole batch, A_l linear, for all layers but the
+    deepest of the shallow ones."""
     kinds, needs_mean = ('classes', 'soft'), True
     _stateattrs = FeaturePenalty._stateattrs + Auxiliary._auxattrs
 
     def __init__(self,
         lam:float, # Weight of the whole sum
         layers:str|Sequence[str]|None='blocks', # Names of layers of the encoder, or 'blocks': all but the last
-        alpha:float=.1, # Share of the last layer's outputs among the targets
-        beta:float=.03, # Weight of the distance of features
+        alpha:float|None=None, # Share of the last layer's outputs among the targets; `None`: .1, or .3 if official
+        beta:float|None=None, # Weight of the distance of features; `None`: .03, or 0 if official
         T:float=3., # Temperature
         encoder:str|Callable|None=None, # Which part of the model has the layers, see `find_encoder`
+        official:bool=False, # The loss of the authors' code, see above
     ):
         super().__init__(lam, encoder)
+        self.layers, self.alpha, self.beta, self.T, self.official = layers, alpha, beta, T, official
+        alpha, beta = self._shares()
         if not 0 <= alpha <= 1 or beta < 0 or not T > 0:
             raise ValueError('alpha must be between 0 and 1, beta at least 0 and T positive, '
                              f'not {alpha}, {beta} and {T}')
-        self.layers, self.alpha, self.beta, self.T = layers, alpha, beta, T
+
+    def _shares(self):
+        "`alpha` and `beta`"
+        alpha, beta = (.3, 0.) if self.official else (.1, .03)
+        return alpha if self.alpha is None else self.alpha, beta if self.beta is None else self.beta
 
     def layer_names(self)->list[str]:
         names = super().layer_names()
@@ -228,15 +271,23 @@ class BYOT(Auxiliary, FeaturePenalty):
         if not shallow:
             raise InputError('BYOT found no layers before the last; pass layers=[NAME, ...] of the encoder')
         if self.aux is None: self._make_heads(shallow, features.shape[1], logits.shape[1])
+        alpha, beta = self._shares()
         total: Any = 0.
-        for s, (widen, classify) in zip(shallow, self.aux):
+        for s, (widen, classify, *adapt) in zip(shallow, self.aux):
             f = widen(s.float())
             q = classify(f.relu()).float()
-            hard = (1 - self.alpha)*self._hard(q, y, kind)
-            soft = self.alpha*soft_divergence(q, logits.detach(), self.T)
-            hint = self.beta*(f.float() - features.detach().float()).pow(2).mean()
-            total = total + (hard + soft + hint)
+            hard = (1 - alpha)*self._hard(q, y, kind)
+            soft = alpha*self._soft(q, logits.detach())
+            total = total + (hard + soft + beta*self._hint(f, adapt, features.detach().float()))
         return total
+
+    def _soft(self, q, logits):
+        if not self.official: return soft_divergence(q, logits, self.T)
+        return F.cross_entropy(q/self.T, (logits.float()/self.T).softmax(1))
+
+    def _hint(self, f, adapt, features):
+        if not self.official: return (f.float() - features).pow(2).mean()
+        return torch.dist(adapt[0](f.relu()).float(), features) if adapt else 0.
 
     def _feature(self, layer=''):
         features = self.features(layer)
@@ -249,7 +300,9 @@ class BYOT(Auxiliary, FeaturePenalty):
         return task_loss(as_output(self.loop, q), y, kind, self.loop.criterion)
 
     def _make_heads(self, shallow, width, n_classes):
-        def heads():
-            return nn.ModuleList(nn.ModuleList([nn.Linear(s.shape[1], width), nn.Linear(width, n_classes)])
-                                 for s in shallow)
-        self.set_auxiliary(heads)
+        adapted = len(shallow) - 1 if self.official and self._shares()[1] else 0
+
+        def head(i, s):
+            layers = [nn.Linear(s.shape[1], width), nn.Linear(width, n_classes)]
+            return nn.ModuleList([*layers, nn.Linear(width, width)] if i < adapted else layers)
+        self.set_auxiliary(lambda: nn.ModuleList(head(i, s) for i, s in enumerate(shallow)))

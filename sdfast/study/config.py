@@ -146,6 +146,12 @@ class Run:
     source_valid: bool = setting(False, of_source=True)
     # More tasks, joined by `;`, on which a probe measures what was kept, such as 'moving_digits,part=motion'
     others: str = setting('', STATISTICS, command='compare', separator=';')
+    # More measures of the source, joined by `,`: source_probe_tuned and source_knn_tuned, a probe and neighbours with
+    # settings that are chosen on a held-out part of the source; source_attentive, a probe that attends to tokens
+    extra: str = setting('', STATISTICS, command='compare', separator=',')
+    # Count how often each clip of the target's train part, and of the source's test part by the old head, goes from
+    # right to wrong while final runs train: events.csv and source_events.csv
+    events: bool = setting(False, STATISTICS, command='compare')
     # Measure the loss on the straight line between the weights before and after fine-tuning
     with_barrier: bool = setting(False, STATISTICS, option='barrier', command='compare')
     # Processes that train together on each batch, under torchrun

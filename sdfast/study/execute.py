@@ -19,6 +19,8 @@ unless it diverged. A run with a missing or damaged file is repeated.
     scores_best.csv       the same at the epoch that is best on test; final runs with `select='paper'`
     source_scores.csv     the old head's class probabilities of the source's test videos; final runs
     budget.csv            strength and what was kept at each measurement; runs with `retain`
+    events.csv            how often each train clip of the target went from right to wrong; final runs with `events`
+    source_events.csv     the same of the source's test clips, by the old head
     kept.json, curve.csv  retention scores, and their course over the epochs; final runs
     encoder.safetensors, head.safetensors  the model after training; final runs, on demand
     log.txt               time, settings, versions, warnings, traceback
@@ -51,6 +53,7 @@ from ..strategies.registry import STRATEGIES
 from ..strategies.telemetry import Telemetry
 from .check_data import check_data
 from .config import Run
+from .events import event_counters, write_events
 from .fit import KeepBest, fit_model
 from .folder import claim_folder, finished, retention_columns, run_folder, write_answers, write_epochs
 from .loaders import source_data, target_data
@@ -140,6 +143,7 @@ def train_run(
     strategy = STRATEGIES[run.strategy].callbacks(run.lam, source, **strategy_options(run, source))
     cbs = [*strategy, Telemetry(), *cbs]
     if run.final and source.retention is not None: cbs.append(RetentionCurve(source.retention))
+    cbs += event_counters(run, source)
     if run.select == 'paper': dls = DataLoaders(dls.train, task.dl(dls, 'test'), device=dls.device)
     elif (run.select == 'valid' or run.patience) and not task.count('valid'):
         raise InputError(f'{task.name} has no valid part to choose an epoch or to stop by: '
@@ -157,6 +161,7 @@ PAPER_NAMES = dict(valid_loss='test_loss', accuracy='test_accuracy')
 def _measure(run, source, folder, learn, why):
     write_epochs(learn, folder, PAPER_NAMES if run.select == 'paper' else {})
     _write_budget(learn, folder)
+    write_events(run, learn, folder)
     if why: return Outcome(status='diverged', error=why)
     numbers = _valid_columns(run, learn)
     if run.final:

@@ -10,6 +10,7 @@ from ..data.datasets import create_task, task_options
 from ..data.task import Task
 from ..data.text import as_markdown
 from ..errors import InputError
+from ..metrics.extra import are_chosen
 from ..runtime.launcher import has_submitit
 from ..runtime.options import parse_options, split_list
 from ..strategies.registry import STRATEGIES, check_options
@@ -200,8 +201,8 @@ def parse_strategy_args(
 def holds_out_source(
     settings:Settings,
 )->bool:
-    "Whether strengths are chosen or adapted by what is kept of a held-out part of the source"
-    if settings.rule == 'equal_learning' or settings.retain: return True
+    "Whether strengths or probes are chosen, or strengths adapted, on a held-out part of the source"
+    if are_chosen(settings.extra) or settings.rule == 'equal_learning' or settings.retain: return True
     return retains(parse_strategy_args(settings.strategy_args, list(STRATEGIES)))
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..data.datasets import create_task
 from ..errors import Damaged, InputError
+from ..metrics.extra import split_extra
 from ..metrics.features import probe_head
 from ..metrics.kept import KeptAccuracy
 from ..metrics.retention import Retention
@@ -156,7 +157,7 @@ def load_source(
     is stored in `out/source/<source_key>`; one process trains it, and the others wait. Without a source task there is
     no `retention`. Raises `InputError` if training diverges."""
     folder = source_folder(run, out)
-    place = f'{folder.resolve()} {run.others} {run.with_barrier}'
+    place = f'{folder.resolve()} {run.others} {run.with_barrier} {run.extra}'
     if place in _sources: return _sources[place]
     model, path_integral = source_weights(run, out, progress)
     id = state_hash(model[0].state_dict())
@@ -236,7 +237,7 @@ def _make_retention(run, model, cache):
     valid = task.dl(dls, 'valid') if run.source_valid else None
     others = {create_task(spec).name:_probe_loaders(run, spec) for spec in run.others.split(';') if spec}
     return Retention(model, balanced_loader(task, dls, PROBE_CLIPS), test, valid_dl=valid, others=others,
-                     barrier_at=BARRIER_AT if run.with_barrier else (), cache=cache)
+                     barrier_at=BARRIER_AT if run.with_barrier else (), extra=split_extra(run.extra), cache=cache)
 
 
 def _probe_loaders(run, spec):

@@ -35,7 +35,8 @@ def source_folder(
 # ---- scores of the untouched encoder
 
 def reference_file(run:Run, out:str|Path)->Path:
-    measured = hash_fields(dict(others=run.others, barrier=run.with_barrier))
+    extra = dict(extra=run.extra) if run.extra else {}  # without it, the name is that of earlier versions
+    measured = hash_fields(dict(others=run.others, barrier=run.with_barrier) | extra)
     return source_folder(run, out)/f'reference-{measured}.json'
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sdfast.metrics.columns import COLUMNS, MEASURES, REPORTED, RETENTION_COLUMNS, TABLE_COLUMNS, Measure, measure_title
+from sdfast.metrics.extra import EXTRA
 from sdfast.metrics.retention import Retention
 from sdfast.metrics.scores import MEASURED, RetentionScores
 
@@ -40,8 +41,11 @@ def test_what_a_measure_says():
 
 def test_retention_measures_what_the_table_has_and_nothing_else(source, pretext):
     net, train, test = source
-    scores = Retention(net, train, test, valid_dl=test, others=dict(a=(train, test)), pretext=pretext).reference
-    assert set(scores.values) == set(MEASURED)
+    loaders = dict(valid_dl=[(x + 1, y) for x, y in test], others=dict(a=(train, test)), pretext=pretext)
+    assert set(Retention(net, train, test, **loaders).reference.values) == set(MEASURED) - set(EXTRA)
+    extra = set(EXTRA) - {'source_attentive'}  # this encoder has no tokens
+    scores = Retention(net, train, test, extra=extra, **loaders).reference
+    assert set(scores.values) == set(MEASURED) - {'source_attentive'}
     with pytest.raises(ValueError, match='add its row to MEASURES'): RetentionScores(dict(source_f1=.5))
     with pytest.raises(ValueError, match='acc1'): RetentionScores(dict(acc1=.5))  # of the target task
 

@@ -52,6 +52,35 @@ def test_clips(r):
     assert least.after.iloc[0] == pytest.approx(.6)
 
 
+def test_flips(r):
+    "Finetune forgets the first class in all seeds, and one video of the second in the first seed"
+    table = r.flips()
+    assert list(table) == ['strategy', 'path', 'label', 'before', 'runs', 'forgotten', 'learned']
+    assert table.before.all() and not table.learned.any()
+    for strategy, mine in table.groupby('strategy', sort=False):
+        tuned = r.source[r.source.strategy == strategy]
+        for row in mine.itertuples():
+            right = tuned[tuned.path == row.path].right
+            assert (row.forgotten, row.runs) == ((~right.astype(bool)).sum(), len(right))
+    mine = table[table.strategy == 'finetune']
+    assert mine.forgotten.is_monotonic_decreasing and mine.forgotten.tolist()[:3] == [3, 3, 1]
+    assert [Path(p).name[-5] for p in mine.path[:3]] == ['0', '4', '1']
+    assert not table[table.strategy != 'finetune'].forgotten.any()
+
+
+def test_a_clip_that_was_wrong_before_can_only_be_learned(r):
+    wrong = (r.source.strategy == 'untouched') & (r.source.label == CLASSES[2])
+    r.source = r.source.assign(right=r.source.right.astype(bool) & ~wrong)
+    table = r.flips()
+    assert (table.before == (table.label != CLASSES[2])).all()
+    assert (table.learned == table.runs.where(table.label == CLASSES[2], 0)).all()
+
+
+def test_flips_without_answers(r):
+    r.source = r.source[:0]
+    assert list(r.flips()) == ['strategy', 'path', 'label', 'before', 'runs', 'forgotten', 'learned']
+
+
 def test_course(r):
     assert len(r.course) == 27
     last = r.course[(r.course.strategy == 'finetune') & (r.course.epoch == 2)]

@@ -82,7 +82,7 @@ def test_equal_runs_have_equal_keys(): assert Run(lam=1) == Run(lam=1.) and Run(
 
 # fields that do not decide the model before fine-tuning
 TARGET_FIELDS = ('strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'schedule', 'wd', 'bs', 'valid_frac',
-                 'select', 'patience', 'others', 'with_barrier', 'retain_by', 'final', 'task')
+                 'select', 'patience', 'others', 'extra', 'events', 'with_barrier', 'retain_by', 'final', 'task')
 
 
 def another(field, value):

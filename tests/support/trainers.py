@@ -4,6 +4,7 @@ import os
 import socket
 import warnings
 from contextlib import nullcontext
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -131,6 +132,24 @@ def lightning_trainer(*callbacks, late=False, **options):
     return L.Trainer(**quiet | options, callbacks=[Seed(), *callbacks])
 
 
+class Stateful:
+    "A loader that resumes where it stopped, as Lightning's documentation asks for"
+    def __init__(self, dl):
+        self.batches, self.done = list(dl), 0
+        self.dataset, self.batch_size, self.collate_fn = dl.dataset, dl.batch_size, dl.collate_fn
+
+    def __len__(self): return len(self.batches)
+
+    def __iter__(self):
+        if self.done == len(self): self.done = 0
+        while self.done < len(self):
+            self.done += 1
+            yield self.batches[self.done - 1]
+
+    def state_dict(self): return dict(done=self.done)
+    def load_state_dict(self, state): self.done = state['done']
+
+
 # ---- transformers
 
 class Output(nn.Sequential):
@@ -189,4 +208,12 @@ def _process(rank, port, work, args):
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', RANK=str(rank),
                       LOCAL_RANK=str(rank), NODE_RANK='0', LOCAL_WORLD_SIZE='2')
     torch.set_num_threads(1)
+    if find_spec('accelerate'): _forget_processes()
     work(rank, *args)
+
+
+def _forget_processes():
+    "Drop what accelerate knows of the process that was forked"
+    from accelerate.state import AcceleratorState, PartialState
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
