@@ -7,6 +7,7 @@ from .base import *
 from .base_outputs import *
 from .budget import *
 from .budgeted import *
+from .byot import *
 from .clip_numbers import *
 from .columns import *
 from .core import *

@@ -15,12 +15,13 @@ from ..errors import InputError
 from .anchor import EWC, L2SP, MAS, SI
 from .averaging import LiNeS, WiSEFT
 from .base_outputs import FLOW, KLToBase
+from .byot import BYOT
 from .cotuning import CoTuning
 from .distill import EMATeacher, FixedTeacher, SelfDistill
 from .feature_maps import DELTA, FeatureMaps
 from .in_step import SPD, DiGraP
 from .lora import LoRA
-from .outputs import BYOT, PSKD, LwF
+from .outputs import PSKD, LwF
 from .r3f import R3F
 from .rates import EncoderLR, LayerDecay, LowerLR
 from .recipes import LPFT, FrozenBN, LinearProbe
