@@ -1,6 +1,7 @@
 "Low-rank adapters on the encoder, made by PEFT and merged into the weights when the fit ends."
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from ..errors import InputError
 from ..models.statistics import statistics_layers, watch_buffers
 from .optimizers import unwrap_optimizer
+from .peft_adapters import MISSING, PeftAdapters, check_config
 from .recipe import Recipe
 
 __all__ = ['LoRA']
@@ -20,7 +22,7 @@ def _lora_model():
     try:
         from peft import LoraConfig, LoraModel
     except ImportError:
-        raise ImportError("LoRA needs the package peft, which is not installed: pip install 'sdfast[lora]'") from None
+        raise ImportError(MISSING) from None
     return LoraConfig, LoraModel
 
 
@@ -53,11 +55,16 @@ class LoRA(Recipe):
     The encoder's weights and its batch norm, statistics included, are frozen; when the fit ends the adapters are merged
     into the weights. The optimizer has each adapter in the parameter group of its layer. Layers that are frozen before
     the fit get no adapters. Raises `ImportError` without PEFT, `InputError` for layers whose weight is computed from
-    others, as by weight norm."""
+    others, as by weight norm.
+
+    `peft=` takes any configuration of PEFT that adapts layers: DoRA (`LoraConfig(use_dora=True)`), IA3, OSF, CorDA that
+    keeps what the source knows (`LoraConfig(init_lora_weights='corda', corda_config=CordaConfig(corda_method='kpm'))`
+    with `batches=` of source clips). Without `target_modules` all layers that could have adapters are named. That PEFT
+    can merge them is tried before training."""
     name, needs_optimizer = 'lora', True
     _watch: watch_buffers|None = None  # finds layers with statistics of the user's own classes
     _stateattrs = Recipe._stateattrs + ('_watch',)
-    _tuner = None  # PEFT's model around the encoder, while there are adapters
+    _tuner = None  # PEFT's model around the encoder, or its `PeftAdapters`, while there are adapters
     _joined = ()  # the adapters' weights in the optimizer
     _unchecked = False  # whether the check that all adapters get gradients is still to come
 
@@ -66,13 +73,20 @@ class LoRA(Recipe):
         alpha:float=16, # The adapters' output is scaled by `alpha/r`
         encoder:str|Callable|None=None, # Which part of the model to adapt, see `find_encoder`
         targets:str|Sequence[str]|None=None, # Names, or ends of names, of Conv3d, Conv2d and Linear layers; `None`: all
+        peft:Any=None, # A configuration of PEFT, in place of `r`, `alpha` and `targets`
+        batches:Iterable|None=None, # Loader of source clips, for CorDA
     ):
         super().__init__(encoder)
+        if peft is not None:
+            if (r, alpha, targets) != (8, 16, None):
+                raise InputError('LoRA takes r, alpha and targets, or peft=, whose configuration has its own')
+            check_config(peft)
         if isinstance(r, bool) or not isinstance(r, int) or r < 1:
             raise ValueError(f'r must be a whole number of at least 1, not {r!r}')
         if not 0 < alpha < float('inf'): raise ValueError(f'alpha must be a number above 0, not {alpha}')
         _lora_model()
         self.r, self.alpha, self.targets = r, alpha, [targets] if isinstance(targets, str) else targets
+        self.peft, self.batches = peft, batches
 
     @property
     def order(self)->int:
@@ -129,18 +143,21 @@ class LoRA(Recipe):
         return chosen
 
     def begin(self)->None:
-        LoraConfig, LoraModel = _lora_model()
         names, encoder = self.layers(), self.module()
         device = next(encoder.parameters()).device
         self.freeze(encoder.parameters())
         self._watch = watch_buffers(encoder, freeze=True)
-        pattern = '|'.join(n.replace('.', r'\.') for n in names)
-        config = LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=pattern)
         # in a copy of the random state, so that data and dropout equal those of other strategies with this seed
         with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
-            self._tuner = LoraModel(encoder, config, 'default')
-        self._unchecked = True
+            if self.peft is None: self._tuner = self._insert(encoder, names)
+            else: self._tuner = PeftAdapters.insert(encoder, self.peft, names, self.batches)
+        self._unchecked = self.peft is None
         self._join()
+
+    def _insert(self, encoder, names):
+        LoraConfig, LoraModel = _lora_model()
+        pattern = '|'.join(n.replace('.', r'\.') for n in names)
+        return LoraModel(encoder, LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=pattern), 'default')
 
     def adapters(self)->dict:
         "`{name: (layer, A, B)}` while a fit runs"
@@ -155,14 +172,27 @@ class LoRA(Recipe):
             changes[f'{n}.weight'] = change.view_as(layer.weight).to(layer.weight.dtype)
         return changes
 
+    def merged(self)->dict[str, torch.Tensor]:
+        "The encoder's weights by the names that they have without adapters, as they would be if merged now"
+        if self.peft is not None and self._tuner is not None: return self._tuner.merged()
+        changes = self.changes()
+        weights = {n.replace('.base_layer.', '.'):p.detach()
+                   for n, p in self.module().named_parameters() if '.lora_' not in n}
+        return {n:p + changes[n] if n in changes else p for n, p in weights.items()}
+
+    def _added(self):
+        "The weight of each adapted layer, and the parameters that train in its place"
+        if self.peft is not None: return self._tuner.added()
+        return [(layer.weight, [a.weight, b.weight]) for layer, a, b in self.adapters().values()]
+
     def _join(self):
         # do not recreate the optimizer: schedulers have counted its groups, and the head may have momentum
         core = unwrap_optimizer(self.loop.opt)
         groups = [list(params) for params in self.loop.opt.param_lists]
         where = {id(p):i for i, params in enumerate(groups) for p in params}
-        adapters = self.adapters().values()
-        for layer, a, b in adapters: groups[where.get(id(layer.weight), 0)] += [a.weight, b.weight]
-        self._joined = tuple(p for _, a, b in adapters for p in (a.weight, b.weight))
+        added = [(where.get(id(weight), 0), [p for p in ps if id(p) not in where]) for weight, ps in self._added()]
+        for i, ps in added: groups[i] += ps
+        self._joined = tuple(p for _, ps in added for p in ps)
         if not isinstance(core, torch.optim.Optimizer):
             for p in self._joined: core.state[p] = {}  # a loaded optimizer state has no entries for new parameters
         self.loop.opt.param_lists = groups
@@ -192,15 +222,19 @@ class LoRA(Recipe):
     )->None:
         "Remove the adapters from the encoder and the optimizer; without adapters, do nothing"
         if self._tuner is None: return
-        if merge:  # PEFT's own merge fails on 1x1x1 kernels
-            layers = [layer for layer, _, _ in self.adapters().values()]
-            for layer, change in zip(layers, self.changes().values()): layer.weight.add_(change)
-        self._tuner.unload()
+        if self.peft is not None: self._tuner.remove(merge)
+        else: self._unload(merge)
         self._tuner = None
         if self._watch is not None: self._watch.remove()
         self._watch = None
         if self._joined and self.loop.opt is not None: self._leave()
         self.thaw()
+
+    def _unload(self, merge):
+        if merge:  # PEFT's own merge fails on 1x1x1 kernels
+            layers = [layer for layer, _, _ in self.adapters().values()]
+            for layer, change in zip(layers, self.changes().values()): layer.weight.add_(change)
+        self._tuner.unload()
 
     def undo(self)->None:
         self.unload()

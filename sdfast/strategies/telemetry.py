@@ -91,10 +91,9 @@ class Telemetry(ShowArguments, Anchored, Resumable, Columns, Driver):
     @torch.no_grad()
     def weights(self)->dict[str, torch.Tensor]:
         "The encoder's weights by name, adapters merged"
-        added = {n:w for cb in self.learn.cbs if isinstance(cb, LoRA) for n, w in cb.changes().items()}
-        weights = {n.replace('.base_layer.', '.'):p.detach()
-                   for n, p in self.module().named_parameters() if '.lora_' not in n}
-        return {n:p + added[n] if n in added else p for n, p in weights.items()}
+        for cb in self.learn.cbs:
+            if isinstance(cb, LoRA): return cb.merged()
+        return {n:p.detach() for n, p in self.module().named_parameters()}
 
     def snapshot(self)->dict:
         now = self.weights()

@@ -10,40 +10,17 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import fit_one_cycle  # noqa: F401  (patches Learner)
 from fastai.callback.tracker import SaveModelCallback
-from fastai.data.core import TfmdDL
 from fastai.optimizer import SGD, OptimWrapper
 from helpers import data, learner, model, same, state
 from strategy_helpers import Stop, assert_close_states, clean, needs_peft
 from torch import nn
 from torch.nn import utils
 from torch.nn.utils import parametrizations, prune
+from video_net import video_learner
 
 from sdfast.errors import InputError
 from sdfast.models.encoders import encoder_head_split
 from sdfast.strategies import LoRA, SelfDistill, WiSEFT, layer_groups
-
-
-class Video(nn.Module):
-    "Factored, pointwise and grouped convolutions over time and space"
-    def __init__(self):
-        super().__init__()
-        self.space, self.bn = nn.Conv3d(1, 4, (1, 3, 3), padding=(0, 1, 1), bias=False), nn.BatchNorm3d(4)
-        self.time = nn.Conv3d(4, 4, (3, 1, 1), (2, 1, 1), (1, 0, 0))
-        self.point = nn.Conv3d(4, 4, 1)
-        self.odd = nn.Conv3d(4, 4, (1, 1, 3), padding=(0, 0, 1))
-        self.grouped, self.out = nn.Conv3d(4, 4, 3, padding=1, groups=2), nn.Linear(4, 6)
-
-    def forward(self, x):
-        x = self.odd(self.point(self.time(self.bn(self.space(x)).relu()).relu()))
-        return self.out(self.grouped(x).relu().mean((2, 3, 4)))
-
-
-def video_learner(cbs, **kw):
-    torch.manual_seed(0)
-    x, y = torch.randn(16, 1, 4, 6, 6), torch.randint(0, 3, (16,))
-    from fastai.data.core import DataLoaders
-    dl = lambda: TfmdDL(list(zip(x, y)), bs=8, num_workers=0)
-    return learner(cbs, dls=DataLoaders(dl(), dl(), device='cpu'), net=nn.Sequential(Video(), nn.Linear(6, 3)), **kw), x
 
 
 @needs_peft
