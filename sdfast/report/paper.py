@@ -10,7 +10,18 @@ import pandas as pd
 
 from ..stats import Difference, mcnemar, mean_interval, paired_difference, proportion_interval
 from ..study.config import RSPNET
-from ..study.paper import DATA_SETS, LAMS, NAMES, PRINTED, QUOTED, RECIPES, SELECTIONS, PaperCell, PaperStudy
+from ..study.paper import (
+    DATA_SETS,
+    LAMS,
+    NAMES,
+    OPEN_IN_PAPER,
+    PRINTED,
+    QUOTED,
+    RECIPES,
+    SELECTIONS,
+    PaperCell,
+    PaperStudy,
+)
 from .table import Cell, Column, Table, number
 
 __all__ = ['table_2', 'table_1', 'paper_markdown', 'paper_notes']
@@ -185,6 +196,8 @@ def paper_notes(
                      paper='paper protocol: trained on all of train, the epoch chosen by one-clip accuracy on test. '
                            'Too high by construction; to be compared with the printed numbers only.')
     notes += [explained[kind] for kind in SELECTIONS if kind in study.selections]
+    assumed = '; '.join(f'{what} ({taken})' for what, taken in OPEN_IN_PAPER.items())
+    notes.append(f'The paper does not say, so these are assumptions: {assumed}.')
     other = protocol_differences(cells)
     if other: notes.append(f"NOT the paper's protocol: {', '.join(other)}.")
     if chosen:

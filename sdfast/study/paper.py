@@ -21,6 +21,18 @@ FOLDERS = dict(ucf101=('UCF-101', 'UCF101', 'ucf101'), hmdb51=('hmdb51', 'HMDB51
 FILES = dict(c3d=('c3d',), r2plus1d=('r2plus1d', 'r21d', 'r2p1d'))  # a checkpoint's file name contains one of these
 SELECTIONS = dict(last='last epoch', valid='best on valid', paper='paper protocol')  # which epoch is tested
 TEACHER_BN = ('batch', 'running')
+# What the paper does not say -> what the runs take, and the option that changes it
+OPEN_IN_PAPER = {
+    'whether the squared distance is summed or averaged': '--reduction mean',
+    "which statistics the teacher's batch norm uses": '--teacher-bn batch',
+    'the batch size': "--bs 24 (C3D) and 32 (R(2+1)D): that its 24×512 and 32×512 features are batch × channels is an "
+                      'inference',
+    'how many GPUs share a batch': 'one process; torchrun divides --bs',
+    'the schedule of the learning rate': "--schedule epoch_cosine, as in RSPNet's code",
+    'weight decay and momentum': "1e-4 and .9, as in RSPNet's code",
+    'clips, crops and augmentation': "those of RSPNet's code: --frames 16, --size 112, --clips 10",
+    'which epoch is reported, and on which part it and λ were chosen': '--selections last,valid,paper',
+    'the number of runs behind a number': '--seeds 1'}
 
 # Table 2, top-1 and top-5 in %: encoder -> λ (0 is the baseline) -> UCF101, HMDB51
 TABLE_2 = dict(

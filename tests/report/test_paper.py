@@ -1,6 +1,8 @@
 "The paper's tables from made-up scores: each figure against one computed by hand."
+import json
 from dataclasses import replace
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,8 +10,8 @@ import pytest
 from scipy.stats import t as student
 
 from sdfast.report.paper import paper_markdown, paper_notes, table_1, table_2
-from sdfast.study.config import Run
-from sdfast.study.paper import SELECTIONS, PaperCell, PaperStudy
+from sdfast.study.config import RSPNET, Run
+from sdfast.study.paper import OPEN_IN_PAPER, RECIPES, SELECTIONS, PaperCell, PaperStudy
 
 KINDS = ['last', 'valid', 'paper']
 N_TEST = 40
@@ -122,5 +124,17 @@ def test_notes_name_what_differs_from_the_protocol():
     text = ' '.join(paper_notes(study, cells, chosen=True))
     assert "NOT the paper's protocol: C3D lr 0.1 instead of 0.005, epochs 2 instead of 100." in text
     assert 'λ of table 1: for the paper protocol the best on test' in text
+    for what in ('the batch size', 'batch × channels is an inference', 'weight decay', 'GPUs', 'which epoch'):
+        assert what in text
     usual = PaperStudy(encoders=['c3d'], datasets=['ucf101'], lams=[1.])
     assert 'NOT' not in ' '.join(paper_notes(usual, usual.plan()[0]))
+
+
+def test_the_tutorial_lists_all_that_the_paper_leaves_open():
+    page = json.loads((Path(__file__).parents[2]/'nbs/tutorials/reproduce_the_paper.ipynb').read_text(encoding='utf-8'))
+    text = ''.join(''.join(cell['source']) for cell in page['cells'])
+    for what, taken in OPEN_IN_PAPER.items(): assert f'| {what} | {taken} |' in text
+    # what the list says is taken
+    assert RECIPES['c3d']['bs'] == 24 and RECIPES['r2plus1d']['bs'] == 32 and RSPNET['wd'] == 1e-4
+    study = PaperStudy()
+    assert (study.reduction, study.teacher_bn, study.seeds) == ('mean', 'batch', 1)
