@@ -163,4 +163,5 @@ class OutputCache:
         except Damaged as e:
             warnings.warn(f'{e}; it is recomputed')
             return None
-        return load_file(files[0]) if files else None
+        # copies, whose memory is aligned as that of computed ones: else a head's last digits could differ
+        return {name:v.clone() for name, v in load_file(files[0]).items()} if files else None

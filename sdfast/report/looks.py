@@ -13,15 +13,22 @@ MARKERS = 'o^vDPX*<>hp8dH'  # distinguish strategies without colour
 FIRST = ['self_distill', 'fixed_teacher', 'ema_teacher', 'l2sp', 'ewc', 'lower_lr', 'linear_probe', 'lp_ft']
 # indices of colours for a marker's second use, which can be distinguished from those of its first use
 SECOND_COLOURS = 3, 4, 7, 0, 1, 6, 5, 2
+# the same for a third use: index of a marker -> index of its colour. For the other markers no third colour is left
+THIRD_COLOURS = {0: 7, 2: 4, 3: 1, 5: 7, 6: 7, 7: 0, 8: 1, 10: 4, 11: 7, 13: 7}
+
+
+def _pairs():
+    "Indices of colours and markers, in the order in which strategies take them"
+    n = len(MARKERS)
+    yield from ((i % 8, i) for i in range(n))
+    yield from ((SECOND_COLOURS[i % 8], i) for i in range(n))
+    yield from ((colour, i) for i, colour in THIRD_COLOURS.items())
 
 
 def _assign_looks():
     "Strategy -> colour and marker: plain fine-tuning is black, the others take colours and markers in turn"
-    looks = {}
-    for i, strategy in enumerate([*FIRST, *(s for s in STRATEGIES if s not in FIRST)]):
-        again = i - len(MARKERS)
-        colour = COLOURS[i % 8] if again < 0 else COLOURS[SECOND_COLOURS[again % 8]]
-        looks[strategy] = colour, MARKERS[i % len(MARKERS)]
+    names = [*FIRST, *(s for s in STRATEGIES if s not in FIRST)]
+    looks = {name:(COLOURS[colour], MARKERS[marker]) for name, (colour, marker) in zip(names, _pairs(), strict=False)}
     return looks | dict(finetune=('#000000', 's'))
 
 

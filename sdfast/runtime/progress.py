@@ -59,7 +59,9 @@ def track(
     """Iterate, and report the share that is done to the listener of `listening`.
 
     Without a listener a bar appears in a terminal, once the loop has taken two seconds."""
-    if n is None: n = len(items) if hasattr(items, '__len__') else 0  # type: ignore[arg-type]
+    if n is None:
+        try: n = len(items)  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError): n = 0  # the loader of a stream has `__len__`, which raises
     listener = _listener.get()
     if listener is None: yield from _with_bar(items, what, n)
     else:

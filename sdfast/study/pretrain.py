@@ -155,10 +155,10 @@ def make_stage(
 
 
 class StageProgress(LiveProgress):
-    "A progress bar for the current stage; a new plan replaces the bars of the previous one"
+    "A progress bar for the current stage; a new plan resets the bars of the previous one"
 
     def plan(self, runs:list)->None:
-        for bar in list(self.bars.task_ids): self.bars.remove_task(bar)
+        self.bars.update(self.now, visible=False)
         super().plan(runs)
         if not runs: self.bars.update(self.study, visible=False)
 

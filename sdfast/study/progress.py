@@ -47,7 +47,7 @@ class LiveProgress(Progress):
     def plan(self, runs:list)->None:
         self.n, self.ended, self.failed, self.best, self.planned = len(runs), 0, 0, None, True
         total = sum(run_cost(asdict(r)) for r in runs)
-        self.bars.update(self.study, total=total, where=f'0/{self.n} runs', visible=True)
+        self.bars.reset(self.study, total=total, where=f'0/{self.n} runs', visible=True)
 
     def start(self, what:Run|str, epochs:int)->None:
         self.epochs = max(1, epochs)

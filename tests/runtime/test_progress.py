@@ -6,6 +6,12 @@ from sdfast.runtime import progress
 from sdfast.runtime.progress import Progress, begin_phase, listening, track
 
 
+class Stream:
+    "As the loader of a PyTorch `IterableDataset` is"
+    def __iter__(self): return iter([7])
+    def __len__(self): raise TypeError('object of type IterableDataset has no len()')
+
+
 class Recorder(Progress):
     def __init__(self): self.heard = []
     def phase(self, what, done=0.): self.heard.append((what, done))
@@ -17,11 +23,12 @@ def test_a_listener_hears_of_loops():
         assert list(track([5, 6, 7, 8], 'measuring')) == [5, 6, 7, 8]
         assert list(track(iter('ab'), 'counting')) == ['a', 'b']  # of unknown length
         assert list(track(iter('ab'), 'known', 2)) == ['a', 'b']
+        assert list(track(Stream(), 'streaming')) == [7]
         begin_phase('reading test')
     list(track([1], 'nobody listens'))
     begin_phase('nobody listens')
-    assert recorder.heard == [('measuring', 0), ('measuring', .25), ('measuring', .5), ('measuring', .75),
-                              ('measuring', 1), ('counting', 0), ('known', 0), ('known', .5), ('known', 1),
+    shares = [('measuring', i/4) for i in range(5)]
+    assert recorder.heard == [*shares, ('counting', 0), ('known', 0), ('known', .5), ('known', 1), ('streaming', 0),
                               ('reading test', 0)]
 
 
