@@ -47,7 +47,8 @@ def smooth_net():
 def sgd(net): return torch.optim.SGD(net.parameters(), lr=.1, momentum=.9)
 
 
-OWN_PASSES = 'co_tuning', 'r3f', 'replay', 'wise_ft'  # strategies that call the model or the encoder themselves
+# strategies that call the model or the encoder themselves
+OWN_PASSES = 'co_tuning', 'flow', 'lines', 'r3f', 'replay', 'wise_ft', 'wise_ft_depth'
 
 
 def plainly(net, strategies, dl=None, epochs=2, accumulate=1, clip=0., half=False, seed=1, apart=False,
@@ -61,7 +62,8 @@ def plainly(net, strategies, dl=None, epochs=2, accumulate=1, clip=0., half=Fals
     torch.manual_seed(seed)
     def autocast(on):
         return torch.autocast('cpu', torch.bfloat16, cache_enabled=not apart) if on else nullcontext()
-    for s in strategies: s.attach(net, opt, epochs=epochs, batches=dl)
+    with autocast(half and always_half):
+        for s in strategies: s.attach(net, opt, epochs=epochs, batches=dl)
     for _ in range(epochs):
         net.train()
         with autocast(half and always_half):
