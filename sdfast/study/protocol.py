@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..errors import InputError
+from ..errors import Damaged, InputError
 from ..metrics.columns import COLUMNS
+from ..runtime import store
 from ..runtime.launch import run_all
 from ..runtime.launcher import Launcher
 from ..runtime.progress import Progress, begin_phase
@@ -20,6 +21,7 @@ from .choose import choose
 from .compare import compare_rows, prepare_source
 from .config import Run
 from .execute import RunJob
+from .folder import run_folder
 from .merge import OF_SEEDS, merge_seeds
 from .source import untouched
 
@@ -129,11 +131,11 @@ def run_protocol(
     progress:Progress=Progress(), # Progress listener
     launcher:Launcher|None=None, # Where to run; `None`: in this process
     merges:Sequence[str]=OF_SEEDS, # Methods of `merge_seeds` for the models of plain fine-tuning, two seeds at a time
-)->pd.DataFrame: # A row for each run, with `COLUMNS`, `arm` and `rule`; '' is the rule of trials
+)->pd.DataFrame: # A row for each run, with `COLUMNS`, `arm`, `rule` and `kl`; '' is the rule of trials
     """Run a protocol. Finished runs are read; a final run that both rules choose has a row for each.
 
     Each source model has a row of the arm 'untouched' for each rule. Merged models have arms such as
-    'finetune+soup'."""
+    'finetune+soup'. `kl` is the divergence of the old head's answers on the source's test clips, see `Retention`."""
     trials = protocol.first()
     # as if the two rules never chose the same
     most = [r for net, _, settings in protocol.cells() for s in settings[:2] for r in protocol.runs(net, s, final=True)]
@@ -146,16 +148,24 @@ def run_protocol(
     by_key = {row['key']:row for row in found}
     rows = _trial_rows(protocol, found)
     for (net, arm, rule), runs in protocol.finals(chosen).items():
-        rows += [by_key[run.key] | dict(arm=arm, rule=rule, source_seed=net) for run in runs]
+        about = dict(arm=arm, rule=rule, source_seed=net)
+        rows += [by_key[run.key] | about | dict(kl=_divergence(run_folder(run, out))) for run in runs]
         if arm != PLAIN: continue
         for method in merges:
             begin_phase(f'merging the models of plain fine-tuning: {method}')
             merged = merge_seeds(runs, out, method)
-            rows += [row | dict(arm=f'{PLAIN}+{method}', rule=rule, source_seed=net) for row in merged]
+            about = dict(arm=f'{PLAIN}+{method}', rule=rule, source_seed=net)
+            rows += [row | about | dict(kl=_divergence(Path(out)/'merged'/row['key'])) for row in merged]
     for net, base in enumerate(bases):
         start = compare_rows([], untouched(base, out, progress), base).iloc[0].to_dict()
         rows += [start | dict(arm='untouched', rule=rule, source_seed=net) for rule in RULE_NAMES]
-    return pd.DataFrame(rows, columns=['arm', 'rule', 'source_seed', *COLUMNS, 'anchor'])
+    return pd.DataFrame(rows, columns=['arm', 'rule', 'source_seed', *COLUMNS, 'kl', 'anchor'])
+
+
+def _divergence(folder):
+    "The KL of a final run, which runs.csv has no column for; `None` if the run failed"
+    try: return store.read_json(folder/'kept.json', checked=False).get('kl')
+    except (FileNotFoundError, Damaged): return None
 
 
 def _trial_rows(protocol, found):
