@@ -1,4 +1,5 @@
 "CIFAR-10 as photographs in class folders, from its official archive (Krizhevsky 2009)."
+import gzip
 import shutil
 import ssl
 import tarfile
@@ -59,11 +60,12 @@ def _unpack(file, folder):
 def _read(file):
     "Names of the classes, and the records of each split. Members are read by name and never written as such"
     try:
-        with tarfile.open(file) as tar:
+        with gzip.open(file) as stream, tarfile.open(fileobj=stream) as tar:
             names = _member(tar, 'batches.meta.txt').decode('ascii').split()
             parts = {split:b''.join(_member(tar, name) for name in files) for split, files in FILES.items()}
-    except (tarfile.TarError, EOFError, zlib.error, KeyError, UnicodeDecodeError) as e:
-        raise InputError(f'{file} is not the archive of CIFAR-10 for C: {e}') from None
+            while stream.read(2**20): pass  # to the end, where the stream's checksum is compared
+    except (tarfile.TarError, EOFError, OSError, zlib.error, KeyError, UnicodeDecodeError) as e:  # OSError: bad gzip
+        raise InputError(f'{file} is not the archive of CIFAR-10 for C: {" ".join(str(e).split())}') from None
     good = names and all(n.isalnum() for n in names) and not any(len(p) % RECORD or not p for p in parts.values())
     arrays = {split:np.frombuffer(p, np.uint8).reshape(-1, RECORD) for split, p in parts.items()} if good else {}
     if not good or any(a[:, 0].max() >= len(names) for a in arrays.values()):

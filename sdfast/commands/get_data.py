@@ -157,6 +157,7 @@ def main(
         base = url_base and url_base.rstrip('/')
         if data is None:
             archive = replace(ARCHIVE, sha256=None) if no_checksum else ARCHIVE
+            if not (folder/archive.folder).is_dir(): _check_room([archive], folder)
             train, test = get_cifar10(folder, base or BASE, archive, context, keep_archives)
             say(f'cifar10: {train:,} train and {test:,} test photographs; use it as moving_photos:{folder/"cifar10"}')
             return

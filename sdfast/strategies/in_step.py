@@ -102,7 +102,7 @@ class InStep(Budgeted, Anchored, Resumable, Columns, Recipe):
         if state is not None: self.anchors = state
 
     def before_train(self):
-        self._release()
+        self.release()
         self.begin_budget()
         self.take_at_start()
         if self._loop is not None:
@@ -127,7 +127,7 @@ class InStep(Budgeted, Anchored, Resumable, Columns, Recipe):
 
     def _after_step_of(self, optimizer, args, kwargs): self.correct_weights()
 
-    def _release(self):
+    def release(self)->None:
         for h in self._handles: h.remove()
         self._handles = ()
         step = None if self.learn is None else vars(self.learn).get('_step')
@@ -138,12 +138,8 @@ class InStep(Budgeted, Anchored, Resumable, Columns, Recipe):
         if step.replaced is not None: self.learn._step = step.replaced
 
     def after_train(self):
-        self._release()
+        self.release()
         self.end_budget()
-
-    def undo(self)->None:
-        self._release()
-        super().undo()
 
 
 class SPD(InStep):
@@ -206,7 +202,7 @@ class DiGraP(InStep):
     omega <g, d>/<d, d> d`. Each parameter has its omega, between 0 and 1 and 0 at first. Adam learns it at the rate
     `lam` (the paper's mu) from the derivative of the loss by the omega of the last step, `<g, h>`, where h is what a
     whole projection would have taken out there. It is scaled to the cosine of the two: the paper normalises it, too,
-    but does not print how. Keeps a copy of d, beside the weights from before training.
+    but does not print how. Keeps a copy of d, in addition to the weights from before training.
 
     As in the paper, g is the gradient of the whole loss, and the optimizer is any. Sparse gradients are refused."""
     name = 'digrap'

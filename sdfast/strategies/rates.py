@@ -65,7 +65,7 @@ class ScaledLR(Budgeted, Resumable, Columns, Recipe):
 
     def before_train(self):
         self.begin_budget()
-        self._release()
+        self.release()
         core = unwrap_optimizer(self.loop.opt)
         self._depths, self._stepping, self._replaced = self.depths(), core, vars(core).get('step')
         core.step = partial(self._step, core, core.step)
@@ -88,18 +88,14 @@ class ScaledLR(Budgeted, Resumable, Columns, Recipe):
             split += [{**g, 'params':params, 'lr':self.rate(g['lr'], d)} for d, params in by_depth.items()]
         return split
 
-    def _release(self):
+    def release(self)->None:
         if self._stepping is not None: vars(self._stepping).pop('step', None)
         if self._replaced is not None: self._stepping.step = self._replaced
         self._stepping = self._replaced = None
 
     def after_train(self):
-        self._release()
+        self.release()
         self.end_budget()
-
-    def undo(self)->None:
-        self._release()
-        super().undo()
 
 
 class LayerDecay(ScaledLR):

@@ -28,8 +28,11 @@ class Recipe(ShowArguments, Driver):
 
     def begin(self)->None: "Called when a fit or `lr_find` begins, but not for `validate` and `get_preds`"
 
+    def release(self)->None: "Restore what is changed during the batches of an epoch only, such as the optimizer's step"
+
     def undo(self)->None:
         "Restore the learner as it was before `begin`"
+        self.release()
         self.thaw()
         self.restore_modes()
 

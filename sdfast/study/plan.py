@@ -95,7 +95,8 @@ def _scores_text(valid, kept):
 
 
 def setting_name(strategy:str, setting:dict)->str:
-    return f'lam {setting["lam"]:g}' if STRATEGIES[strategy].lams else f'lr {setting["lr"]:g}'
+    has_strength = STRATEGIES[setting.get('strategy', strategy)].lams
+    return f'lam {setting["lam"]:g}' if has_strength else f'lr {setting["lr"]:g}'
 
 
 def check_grids(grids:dict)->None:

@@ -23,6 +23,7 @@ from .config import Run
 from .execute import RunJob
 from .folder import run_folder
 from .merge import OF_SEEDS, merge_seeds
+from .plan import check_grids
 from .source import untouched
 
 __all__ = ['ProtocolPlan', 'make_arm', 'run_protocol']
@@ -68,13 +69,7 @@ class ProtocolPlan:
 
     def __post_init__(self):
         if PLAIN not in self.arms: raise InputError(f'a protocol needs {PLAIN}, whose accuracy is the reference')
-        counts = {name:len(settings) for name, settings in self.arms.items()}
-        if len(set(counts.values())) > 1:
-            given = ', '.join(f'{name} {n}' for name, n in counts.items())
-            raise InputError(f'each arm must get the same number of trials, not {given}')
-        for name, settings in self.arms.items():
-            if any(s in settings[:i] for i, s in enumerate(settings)):
-                raise InputError(f'{name} tries a setting twice')
+        check_grids(self.arms)
 
     def runs(self, net:int, setting:dict, final:bool)->list[Run]:
         "The runs of a setting on a source model, as trials or as final runs"

@@ -1,6 +1,7 @@
 "CIFAR-10 from its archive: photographs in class folders, whole or not at all"
 import io
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,17 @@ def test_damaged_and_other_archives_are_one_line(tmp_path):
     file = tmp_path/ARCHIVE.name
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(InputError, match='is not the published file'): get_cifar10(tmp_path, archive=archive)
+
+
+@pytest.mark.parametrize('at', [30, -6, 'half'])
+def test_an_archive_that_is_not_checked_and_damaged_is_one_line(tmp_path, at):
+    archive, file = replace(make(tmp_path, contents()), sha256=None), tmp_path/ARCHIVE.name
+    data = bytearray(file.read_bytes())
+    if at == 'half': del data[len(data)//2:]
+    else: data[at] ^= 255  # a byte of the stream, or of the checksum at its end
+    file.write_bytes(data)
+    with pytest.raises(InputError, match='not the archive of CIFAR-10') as e: get_cifar10(tmp_path, archive=archive)
+    assert '\n' not in str(e.value) and not (tmp_path/'cifar10').exists()
 
 
 def test_no_file_is_written_outside(tmp_path):
