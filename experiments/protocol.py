@@ -5,14 +5,17 @@
     python experiments/protocol.py experiments/protocol/digits.yaml --quick      # the same at a reduced size
 
 PROTOCOL.md says what is compared, how settings are chosen, and what will be concluded; it was written before any run. A
-study file has the tasks, the net, the arms and their learning rates. Finished runs are not repeated. Writes runs.csv,
-against_NAME.csv and tables.md to --results, by default --out."""
+study file has the tasks, the net, the arms and their learning rates. Finished runs are not repeated. After each source
+model it writes runs.csv, against_NAME.csv and tables.md to --results, by default --out; a source model whose runs are
+in runs.csv there is not done again, on whatever machine that was."""
 from sdfast.commands.start import start
 
 if __name__ == '__main__': start()
 
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import yaml
 from fastcore.script import call_parse, store_true
 
@@ -44,6 +47,20 @@ def read_study(file, quick=False):
         arms = {name:lams for name, lams in arms.items() if name in QUICK_ARMS}
     arms = {name:make_arm(name, lrs, plain_lrs, lams) for name, lams in arms.items()}
     return make_settings('compare', rule='equal_learning', quick=quick, **values), arms
+
+
+def read_finished(protocol, file):
+    "The rows in `file` of those source models whose trials, with these settings, are all there; source model -> rows"
+    if not file.exists(): return {}
+    rows = pd.read_csv(file, dtype=dict(key=str, anchor=str)).fillna(dict(rule='', error=''))
+
+    def is_done(net, of_net):
+        trials = {r.key for r in replace(protocol, nets=(net,)).first()}
+        return trials <= set(of_net[of_net.rule == ''].key) and not (of_net.status == 'failed').any()
+    return {net:of_net for net, of_net in rows.groupby('source_seed') if net in protocol.nets and is_done(net, of_net)}
+
+
+def joined(finished): return pd.concat([finished[net] for net in sorted(finished)], ignore_index=True)
 
 
 def write_tables(rows, folder):
@@ -78,12 +95,17 @@ def main(
         except (OSError, KeyError, TypeError, yaml.YAMLError) as e:
             raise InputError(f'{study} is no study of this script: {" ".join(str(e).split())}') from None
         base = build(settings).runs[0]
-        protocol = ProtocolPlan(base, arms, 2 if quick else nets, 2 if quick else seeds)
+        protocol = ProtocolPlan(base, arms, range(2 if quick else nets), 2 if quick else seeds)
         if dry_run:
             n_trials = len(protocol.first())
-            n_final = 2*protocol.nets*protocol.seeds*len(arms)
+            n_final = 2*len(protocol.nets)*protocol.seeds*len(arms)
             hours = (n_trials + n_final)*SECONDS.get(base.model, 20.)/3600
             print(f'{n_trials} trials and up to {n_final} final runs, about {hours:.1f} hours of one core')
             return
-        rows = run_protocol(protocol, out, progress, where)
-        print(write_tables(rows, make_folder(results or out)))
+        folder = make_folder(results or out)
+        finished = read_finished(protocol, folder/'runs.csv')
+        for net in protocol.nets:
+            if net in finished: continue
+            finished[net] = run_protocol(replace(protocol, nets=(net,)), out, progress, where)
+            write_tables(joined(finished), folder)
+        print(write_tables(joined(finished), folder))

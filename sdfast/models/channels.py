@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .modes import eval_mode, without_hooks
 
-__all__ = ['channel_axis']
+__all__ = ['channel_axis', 'share_axes']
 
 TRIALS = 24  # layers to try, from the last one called
 # attributes of layers that give the number of output channels
@@ -43,6 +43,14 @@ def channel_axis(
         if axis is None: return _axis_by_widths(module, out)
         axes[out.ndim] = axis
     return axes[out.ndim]
+
+
+def share_axes(
+    module:nn.Module, # Any module
+    copy:nn.Module, # A copy of it
+)->None:
+    "Let a module and its copy use the same axes, so that trials for one need not be repeated for the other"
+    for m, c in zip(module.modules(), copy.modules()): _axes[c] = _axes.setdefault(m, {})
 
 
 def _axis_of_layer(m):

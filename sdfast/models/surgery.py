@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import InputError
 from .blocks import block_names
+from .channels import share_axes
 from .copies import copy_all, reachable
 
 __all__ = ['find_encoder', 'frozen_copy', 'block_names']
@@ -130,6 +131,7 @@ def frozen_copy(
     hook_dicts = []
     for m in module.modules(): hook_dicts += [m._forward_hooks, m._forward_hooks_with_kwargs, m._backward_hooks]
     copy = copy_all(module, {id(h):type(h)() for h in hook_dicts}).requires_grad_(False).eval()
+    share_axes(module, copy)
     # `deepcopy` drops the effect of `module.compile()`; code that was compiled for an earlier copy is reused
     if getattr(module, '_compiled_call_impl', None) is not None: copy.compile()
     return copy

@@ -14,7 +14,7 @@ A run that fails is sealed, too, with a status, an error, and a traceback in `lo
 unless it diverged. A run with a missing or damaged file is repeated.
 
     run.json              settings
-    epochs.csv            losses, accuracy and the strategy's terms of each epoch
+    epochs.csv            losses and the strategy's terms of each epoch; validation of those that something reads
     scores.csv            class probabilities of the target's test videos; final runs
     scores_best.csv       the same at the epoch that is best on test; final runs with `select='paper'`
     source_scores.csv     the old head's class probabilities of the source's test videos; final runs
@@ -54,7 +54,7 @@ from ..strategies.telemetry import Telemetry
 from .check_data import check_data
 from .config import Run
 from .events import event_counters, write_events
-from .fit import KeepBest, fit_model
+from .fit import KeepBest, SkipValidation, fit_model
 from .folder import claim_folder, finished, retention_columns, run_folder, write_answers, write_epochs
 from .loaders import source_data, target_data
 from .progress import LiveProgress
@@ -149,6 +149,7 @@ def train_run(
         raise InputError(f'{task.name} has no valid part to choose an epoch or to stop by: '
                          f'valid_frac is {run.valid_frac:g}')
     if run.select != 'last' or run.patience: cbs.append(KeepBest(run.select == 'valid', run.patience))
+    else: cbs.append(SkipValidation(last=False))
     return fit_model(dls, model, run.epochs, run.lr, run.seed, cbs, progress, run.schedule, run.wd)
 
 

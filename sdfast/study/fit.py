@@ -149,10 +149,14 @@ class ProgressReporter(Callback):
 
 
 class SkipValidation(Callback):
-    "Skips validation where nothing reads its results"
+    "Skips validation where nothing reads its results; values of the recorder are `None` there"
     order = 51  # after the recorder, which resets its values of the previous epoch
 
-    def before_validate(self): raise CancelValidException
+    def __init__(self, last:bool=True): self.last = last  # whether the last epoch is skipped, too
+
+    def before_validate(self):
+        if self.learn.lock.locked(): return  # called by `validate` or `get_preds`
+        if self.last or self.epoch + 1 < self.n_epoch: raise CancelValidException
 
 
 class KeepBest(ShowArguments, Resumable, Callback):

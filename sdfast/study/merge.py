@@ -39,7 +39,7 @@ OF_TASKS: dict[str, Callable] = dict(task_arithmetic=task_arithmetic, ties=ties)
 # ---- seeds
 
 def merge_seeds(
-    runs:Sequence[Run], # Final runs that differ in their seed only
+    runs:Sequence[Run], # Final runs that differ in their seed only; the barrier may be measured for some of them
     out:str|Path, # Folder of the study
     method:str='soup', # Or 'greedy_soup', which chooses on valid, or 'model_stock'
     per:int=2, # Models in each merge
@@ -69,7 +69,7 @@ def _check_seeds(runs, per):
                          'other layers')
 
 
-def _but_seed(run): return {k:v for k, v in vars(run).items() if k != 'seed'}
+def _but_seed(run): return {k:v for k, v in vars(run).items() if k not in ('seed', 'with_barrier')}
 
 
 def _merge_group(group, out, method, progress):

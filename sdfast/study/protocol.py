@@ -62,7 +62,7 @@ class ProtocolPlan:
     It is picklable, so that workers can compute the final runs themselves."""
     base: Run  # what all runs share
     arms: Mapping[str, list]  # name -> fields of `Run` to replace, for each trial; see `make_arm`
-    nets: int = 5  # source models, with `source_seed` 0, 1, 2...
+    nets: Sequence[int] = range(5)  # the `source_seed` of each source model
     seeds: int = 6  # final runs of each arm and source model, with seeds 0, 1, 2...
     trial_seeds: int = 1  # trials of each setting, with the seeds that follow those
     margin: float = .01  # accuracy on the target that may be lost against plain fine-tuning, as a fraction
@@ -75,11 +75,13 @@ class ProtocolPlan:
         "The runs of a setting on a source model, as trials or as final runs"
         seeds = range(self.seeds) if final else range(self.seeds, self.seeds + self.trial_seeds)
         base = replace(self.base, source_seed=net, source_valid=True, final=final, **setting)
-        return [replace(base, seed=seed) for seed in seeds]
+        # the barrier takes a third of a run, so only one seed has it
+        def with_barrier(seed): return base.with_barrier and final and seed == 0
+        return [replace(base, seed=seed, with_barrier=with_barrier(seed)) for seed in seeds]
 
     def cells(self)->list[tuple]:
         "Source model, arm and settings of each choice"
-        return [(net, arm, settings) for net in range(self.nets) for arm, settings in self.arms.items()]
+        return [(net, arm, settings) for net in self.nets for arm, settings in self.arms.items()]
 
     def first(self)->list[Run]:
         "All trials"
@@ -135,7 +137,7 @@ def run_protocol(
     # as if the two rules never chose the same
     most = [r for net, _, settings in protocol.cells() for s in settings[:2] for r in protocol.runs(net, s, final=True)]
     progress.plan(trials + most)
-    bases = [replace(trials[0], source_seed=net) for net in range(protocol.nets)]
+    bases = [replace(trials[0], source_seed=net) for net in protocol.nets]
     for base in bases: prepare_source(base, out, progress, launcher)
     found = run_all(trials, RunJob(str(out), weights=bool(merges)), out, progress, launcher,
                     total=len(trials) + len(most), then=protocol)
@@ -151,7 +153,7 @@ def run_protocol(
             merged = merge_seeds(runs, out, method)
             about = dict(arm=f'{PLAIN}+{method}', rule=rule, source_seed=net)
             rows += [row | about | dict(kl=_divergence(Path(out)/'merged'/row['key'])) for row in merged]
-    for net, base in enumerate(bases):
+    for net, base in zip(protocol.nets, bases):
         start = compare_rows([], untouched(base, out, progress), base).iloc[0].to_dict()
         rows += [start | dict(arm='untouched', rule=rule, source_seed=net) for rule in RULE_NAMES]
     return pd.DataFrame(rows, columns=['arm', 'rule', 'source_seed', *COLUMNS, 'kl', 'anchor'])

@@ -1,5 +1,6 @@
 "The runs of a protocol, and how it chooses settings"
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ LRS, PLAIN_LRS = (.1, .2), (.05, .1, .2, .4)
 def make_protocol(**given):
     arms = {name:make_arm(name, LRS, PLAIN_LRS, lams) for name, lams in
             dict(finetune=None, self_distill=(10, 30), lp_ft=(1, 3)).items()}
-    return ProtocolPlan(Run(), arms, **dict(nets=2, seeds=3) | given)
+    return ProtocolPlan(Run(), arms, **dict(nets=range(2), seeds=3) | given)
 
 
 def results(protocol, score):
@@ -48,6 +49,23 @@ def test_trials_and_final_runs_share_source_models_and_no_seed():
     assert not any(r.final for r in trials) and all(r.final and r.source_valid for r in final)
     assert len({r.key for r in trials}) == len(trials) == 2*3*4*2
     assert len({r.source_key for r in trials + final}) == 2
+
+
+def test_one_seed_has_the_barrier():
+    protocol = make_protocol()
+    with_barrier = replace(protocol, base=Run(with_barrier=True))
+    def final(plan): return plan(results(plan, lambda run: (.9, .8, .8)))
+    assert not any(r.with_barrier for r in with_barrier.first() + final(protocol))
+    assert {r.with_barrier == (r.seed == 0) for r in final(with_barrier)} == {True}
+
+
+def test_a_source_model_alone_has_the_runs_that_it_has_with_others():
+    protocol = make_protocol()
+    alone = replace(protocol, nets=(1,))
+    assert alone.first() == [r for r in protocol.first() if r.source_seed == 1]
+    def score(run): return .9, run.lr if run.source_seed else 1 - run.lr, .5
+    both, one = (plan.choices(results(plan, score)) for plan in (protocol, alone))
+    assert one == {k:v for k, v in both.items() if k[0] == 1}
 
 
 def test_chooses_what_keeps_most_of_those_that_learn_as_well_as_plain_fine_tuning():
