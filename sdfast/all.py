@@ -53,6 +53,7 @@ from .study.fit import *
 from .study.folder import *
 from .study.loaders import *
 from .study.merge import *
+from .study.merge_chains import *
 from .study.paired import *
 from .study.paper import *
 from .study.plan import *

@@ -1,5 +1,6 @@
 "The work of `sdfast sequence`: from settings to chains of stages and tables."
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from ..runtime.launcher import Launcher
 from ..runtime.progress import Progress
 from ..study.compare_chains import compare_sequences
 from ..study.earlier import begin_report
+from ..study.merge_chains import check_merges, merge_chains
 from ..study.progress import LiveProgress
 from ..study.reuse import version_notes
 from ..study.settings import Settings
@@ -30,12 +32,14 @@ def run_chains(
     processes = join_processes()
     launcher = Launcher(settings.jobs, settings.launcher, settings.slurm)
     with nullcontext(Progress()) if rank_distrib() else LiveProgress() as progress:
+        merges = check_merges(settings.merges)
         setup = build_chain(settings, processes)
         out = make_folder(settings.out)
         if not rank_distrib(): begin_report(settings, out, progress)
         for line in setup.messages: progress.say(line)
         rows = compare_sequences(setup.runs, setup.grids, out, seeds=setup.seeds, trial_seeds=setup.trial_seeds,
-                                 progress=progress, launcher=launcher, fresh=settings.fresh)
+                                 progress=progress, launcher=launcher, fresh=settings.fresh,
+                                 merge=partial(merge_chains, merges) if merges else None)
     if rank_distrib(): return
     with report_errors(out):
         keys = rows.key.dropna()
@@ -57,7 +61,7 @@ def write_results(
     store.write(out/'matrix.csv', matrix_table(rows).to_csv(index=False, float_format='%.6g'))
     store.write(out/'table.csv', table.to_csv(index=False, float_format='%.6g'))
     title = ' → '.join([settings.source, *task_names(rows)[1:]]) + f', {settings.model}'
-    shown = chain_table(table, notes, title)
+    shown = chain_table(table, notes, title, settings.growing)
     store.write(out/'table.md', shown.to_markdown())
     progress.console.print(shown.to_rich(progress.console.width))
     progress.say(f'written to {out}: runs.csv, matrix.csv, table.csv, table.md')

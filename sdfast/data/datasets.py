@@ -1,6 +1,7 @@
 "Tasks by name, and `moving_digits` and `moving_photos`, whose videos sdfast makes itself."
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
@@ -80,7 +81,7 @@ def task_options(
 @python_strings
 def create_task(
     # `moving_digits`, or one of `TASKS` and a path, such as `ucf101:PATH` or `folder:PATH`, then options as
-    # `,name=value`
+    # `,name=value`; with `classes=FIRST-LAST` any task has a part of its classes
     spec:str,
     part:str='target', # Which part of `moving_digits` or `moving_photos`
 )->Task: # Cached: the same object for the same arguments
@@ -91,11 +92,23 @@ def create_task(
         known = ', '.join(k if k == 'moving_digits' else f'{k}:PATH' for k in TASKS)
         raise InputError(f'unknown task {spec!r}; known are {known}')
     options = dict(word.split('=', 1) for word in words)
-    if len(options) < len(words): raise InputError(f'task {spec!r} has an option twice; give each once')
-    accepted = task_options(kind)
+    classes = options.pop('classes', '')
+    if len(options) + bool(classes) < len(words): raise InputError(f'task {spec!r} has an option twice; give each once')
+    accepted = [*task_options(kind), 'classes']
     unknown = sorted(set(options) - set(accepted))
     if unknown: raise InputError(f'task {spec!r}: unknown option {unknown[0]!r}; {kind} has {", ".join(accepted)}')
-    if kind == 'moving_digits': return moving_digits(path or None, **dict(part=part) | options)
-    if not path: raise InputError(f'task {spec!r} needs a path: {kind}:PATH')
-    if kind == 'moving_photos': options = dict(part=part) | options
-    return TASKS[kind](path, **options)
+    if not path and kind != 'moving_digits': raise InputError(f'task {spec!r} needs a path: {kind}:PATH')
+    if kind in ('moving_digits', 'moving_photos'): options = dict(part=part) | options
+    task = TASKS[kind](path or None, **options)
+    return _some_classes(task, classes) if classes else task
+
+
+def _some_classes(task, text):
+    "The clips of some classes, given as FIRST-LAST, numbers in the order of the vocabulary from 0"
+    match = re.fullmatch(r'(\d+)-(\d+)', text)
+    first, last = map(int, match.groups()) if match else (0, 0)
+    if not first < last < len(task.vocab):
+        raise InputError(f'{task.name}: classes must be FIRST-LAST, two or more of 0-{len(task.vocab) - 1}, such as '
+                         f'classes=0-{max(1, len(task.vocab)//2 - 1)}, not {text!r}')
+    kept = task.df.label.isin(task.vocab[first:last + 1])
+    return replace(task, name=f'{task.name} {first}-{last}', df=task.df[kept].reset_index(drop=True))

@@ -58,6 +58,7 @@ class Task:
     classes: tuple = ()  # the official order of class names, if there is one
     prepared: int|None = None  # short side of the prepared copies, if they are used, see `prepared_copies`
     damaged: dict = field(default_factory=dict)  # videos with damaged frames: path -> number of those
+    label_space: tuple = ()  # class names by which loaders number labels, if they are more than `vocab`
 
     @classmethod
     @python_strings
@@ -138,8 +139,7 @@ class Task:
 
     def describe(self)->str:
         "One line with the numbers of classes, clips and skipped files"
-        counts = {split:self.count(split) for split in SPLITS}
-        parts = ', '.join(f'{n} {split}' for split, n in counts.items() if n)
+        parts = ', '.join(f'{self.count(split)} {split}' for split in SPLITS if self.count(split))
         skipped = f', {len(self.skipped)} skipped' if self.skipped else ''
         return f'{self.name}: {len(self.vocab)} classes, {parts}{skipped}'
 
@@ -206,7 +206,7 @@ class Task:
         at_once = None if tfms or not stats else stats
         video = VideoBlock(frames, stride, size, k, cache, at_once, area=area, flip=flip, wrap=wrap)
         block = DataBlock(
-            blocks=(video, CategoryBlock(vocab=self.vocab, sort=False)),
+            blocks=(video, CategoryBlock(vocab=list(self.label_space) or self.vocab, sort=False)),
             getters=[ItemGetter(0), ItemGetter(1)],
             splitter=IndexSplitter(range(len(train), len(train) + len(valid))),
             item_tfms=list(item_tfms),
@@ -228,12 +228,12 @@ class Task:
         "A `DataLoader` of PyTorch for a loop of your own, with plain tensors. Clips are random if `splits` is 'train'"
         clips = SampleClips(**dict(size=112) | kwargs)
         stats = (imagenet_stats if stats is None else stats) if floats else None
-        numbers = {label:i for i, label in enumerate(self.vocab)}
-        items = [(path, numbers[label]) for path, label in self.items(*splits)]
-        if not items: raise InputError(f'{self.name} has no clips of {" and ".join(splits) or "no part"}')
+        numbers = list(self.label_space) or self.vocab
+        items = [(path, numbers.index(label)) for path, label in self.items(*splits)]
         train = splits == ('train',)
-        return torch_loader(items, clips, train, bs, train if shuffle is None else shuffle, seed, workers, stats,
-                            drop_last)
+        if not items: raise InputError(f'{self.name} has no clips of {" and ".join(splits) or "no part"}')
+        shuffled = train if shuffle is None else shuffle
+        return torch_loader(items, clips, train, bs, shuffled, seed, workers, stats, drop_last)
 
     def dl(self, dls:DataLoaders, *splits)->TfmdDL:
         "A labelled, unshuffled loader of `splits` with the transforms that `dls` uses for validation"

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .modes import eval_mode, without_hooks
 
-__all__ = ['channel_axis', 'share_axes']
+__all__ = ['channel_axis']
 
 TRIALS = 24  # layers to try, from the last one called
 # attributes of layers that give the number of output channels

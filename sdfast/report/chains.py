@@ -1,9 +1,9 @@
 """Chains of tasks, source → A → B → ...: from rows of stages to what was learned and what was forgotten.
 
 `R[i, j]` is the accuracy on task j after stage i. Task 0 is the source, and row 0 is the model before fine-tuning.
-Each task has its own head (task-incremental learning), so there are two such matrices. One is measured with the **old
-heads**, each from the end of its stage, and is nan above the diagonal. The other is measured with new linear **probes**
-on the encoder's features, and is complete.
+There are two such matrices. One is measured with the **old heads**, each from the end of its stage, or with one head
+for all classes so far, and is nan above the diagonal. The other is measured with new linear **probes** on the encoder's
+features, and is complete.
 """
 import numpy as np
 import pandas as pd

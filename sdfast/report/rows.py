@@ -6,6 +6,7 @@ import pandas as pd
 
 from ..runtime.options import parse_options
 from ..strategies.registry import STRATEGIES
+from ..study.merge import OF_TASKS
 
 PANELS = ('source_acc', 'source_probe')  # measures of the source that are set against target accuracy
 
@@ -28,10 +29,11 @@ def has_all_strengths(
 
 
 def has_strength(
-    name:str, # A strategy; after it there may be options, separated by a space
+    name:str, # A strategy; after it there may be `+` and a method that merges, and options, separated by a space
 )->bool: # False for plain fine-tuning and others that try learning rates
     "Whether a strategy has a strength λ, instead of learning rates to choose from"
-    return bool(STRATEGIES[name.split()[0]].lams)
+    strategy, _, merge = name.split()[0].partition('+')
+    return merge in OF_TASKS if merge else bool(STRATEGIES[strategy].lams)
 
 
 def setting_name(

@@ -184,12 +184,13 @@ def chain_table(
     table:pd.DataFrame, # From `sequence_summary`
     notes:Sequence[str]=(), # What a reader must know of the tasks, as Markdown
     title:str='', # Above it
+    growing:bool=False, # One head for all classes so far
 )->Table: # To print or to write
     "Make the table of chains of tasks: accuracy, transfer and forgetting after the last stage"
     shown = _chain_titles(table)
     columns = [*STRATEGY_COLUMNS, *(Column(title, main=m in MAIN_OF_CHAINS) for m, title in shown.items())]
     rows = [[row.strategy, _strength_text(row), *(_chain_cell(row, m) for m in shown)] for _, row in table.iterrows()]
-    return Table(columns, rows, _chain_caption(table), list(notes), title, headings=2)
+    return Table(columns, rows, _chain_caption(table, growing), list(notes), title, headings=2)
 
 
 def _chain_titles(table):
@@ -207,12 +208,16 @@ def _chain_cell(row, m):
     return Cell.of(row[m], low, high, diff, star=verdict in ('better', 'worse'), scale=100)
 
 
-def _chain_caption(table):
+HEADS = ('Each task has its own head, as it was when the task had been learned.',
+         'One head has the classes of source and tasks so far, and answers are among all of them (class-incremental).')
+
+
+def _chain_caption(table, growing):
     seeds = count_of(int(table.runs.max()), 'seed')
     sentences = [
         f'In %, means over {seeds}, each followed by the paired difference to finetune with its 95 % t interval,',
         'and * where the paired t test, adjusted for the number of strategies (Holm), is below .05.',
-        'Each task has its own head, as it was when the task had been learned.',
+        HEADS[growing],
         'BWT and forgetting compare the accuracy after the last stage with that when learned.',
         'FWT: a new probe just before a task is learned, compared with one on a random encoder.',
         _chain_clips(table),

@@ -52,7 +52,9 @@ class LwF(FixedTeacher):
     ones (Li & Hoiem, 2016). Code without the factor `T^2` needs a lam T^2 times as large.
 
     The source head is frozen, so only the information that it uses is protected. A self-supervised encoder has no such
-    head: fit a probe, see `probe_head`.
+    head: fit a probe, see `probe_head`. A model whose head grows, so that its first outputs are the source's classes,
+    answers for them itself: with `shared_head` the divergence is of these outputs, and the head learns from it, too
+    (LwF.MC of Rebuffi et al., CVPR 2017, with softmax).
 
     For a source task with independent logits (multi-label, or one logit) the divergence is the binary one, summed over
     the logits: `activation='sigmoid'`. By default the source task is taken to be of the kind of the task that is being
@@ -69,8 +71,10 @@ class LwF(FixedTeacher):
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
         anchor:dict|nn.Module|str|Path|None=None, # State dict, encoder or file; `None`: the encoder before training
         activation:str|None=None, # 'softmax' or 'sigmoid', which the head's logits are for; `None`: see above
+        shared_head:bool=False, # The model's first outputs are the source's classes, see above
     ):
         super().__init__(lam, 'mean', teacher_bn, encoder, anchor)
+        self.shared_head = shared_head
         if activation not in (None, *ACTIVATIONS):
             raise InputError(f"activation must be 'softmax' or 'sigmoid', not {activation!r}")
         if not T > 0: raise ValueError(f'T must be positive, not {T}')
@@ -100,10 +104,19 @@ class LwF(FixedTeacher):
         calls = self.pairs()
         logits = [tuple(map(self.head, pair.inputs(self.head))) for call in calls for pair in call]
         check_logits(logits[0][0], type(self).__name__)
+        if self.shared_head: logits = [(self._own_logits(teacher), teacher) for _, teacher in logits]
         how = self._activation_of(logits[0][0])
         divergences = [soft_divergence(s, t, self.T, how) for s, t in logits]
         total: Any = sum(divergences)
         return total/len(calls)
+
+    def _own_logits(self, teacher):
+        "The model's own outputs for the source's classes"
+        logits = logits_of(self.loop.outputs)
+        if logits.ndim == 2 and len(logits) == len(teacher) and logits.shape[1] >= teacher.shape[1]:
+            return logits[:, :teacher.shape[1]]
+        raise InputError(f'LwF with shared_head: the model returns {tuple(logits.shape)} where the source head returns '
+                         f'{tuple(teacher.shape)}; expected as many rows, and the source\'s classes as first columns')
 
     def _activation_of(self, logits):
         how = self.activation or self._task_activation(logits.shape[1])

@@ -35,6 +35,8 @@ def _cycle(dl):
 class Replay(Penalty):
     """`lam` times the loss of the frozen source head on a batch of source clips, one for each training batch.
 
+    With `shared_head` it is the loss of the head that is being trained, whose first outputs are the source's classes.
+
     It is an upper bound, not a competitor: it needs the source data, unlike the other strategies. In train mode, the
     encoder's batch norm uses the source batch's statistics and leaves its running statistics unchanged. Loader and
     dropout draw from a separate random state.
@@ -57,26 +59,32 @@ class Replay(Penalty):
     def __init__(self,
         lam:float, # Weight of the source task's loss
         dl:Iterable, # Loader of source clips and labels `(x, y)`
-        head:nn.Module, # From features to the logits of the source task; a frozen copy is used
+        head:nn.Module|None, # From features to the logits of the source task; a frozen copy is used
         encoder:str|Callable|None=None, # Which part of the model to protect, see `find_encoder`
         loss_func:Callable|None=None, # The source task's loss `(logits, labels)`; `None`: cross-entropy
+        shared_head:bool=False, # Use the second part of the model that is trained, `Sequential(encoder, head)`, as head
     ):
         super().__init__(lam, encoder)
+        self.shared_head = shared_head
         if dl is None:
             raise InputError('Replay needs clips of the source task: pass a loader of its (x, y), not None; '
                              'without them take a strategy that does not see the source')
-        if not isinstance(head, nn.Module):
+        if not isinstance(head, nn.Module) and not shared_head:
             raise InputError('Replay needs the head of the source task, a module from features to logits, '
                              f'not {type(head).__name__}; for an encoder without one fit a probe: '
                              'probe_head(features, labels, n_classes)')
-        self.source, self.source_head, self.loss_func = dl, frozen_copy(head), loss_func
+        self.source, self.loss_func = dl, loss_func
+        self.source_head = None if head is None or shared_head else frozen_copy(head)
 
     def begin(self)->None:
         if self.source is None:
             raise ValueError('Replay lacks its source clips: an exported learner does not carry them; '
                              'pass a new Replay(lam, dl, head)')
         self.warn_if_frozen()
-        self.source_head.to(next(self.module().parameters()).device)
+        if not self.shared_head: self.source_head.to(next(self.module().parameters()).device)
+        elif not isinstance(self.loop.model, nn.Sequential) or len(self.loop.model) != 2:
+            raise InputError(f'Replay with shared_head needs a Sequential(encoder, head), not a '
+                             f'{type(self.loop.model).__name__}; pass the head of the source instead')
         self._again = SecondPass(self.module(), self.loop.model)
         if self._batches is None: self._open()
 
@@ -110,7 +118,9 @@ class Replay(Penalty):
         if self._random is not None: self._random = as_states(self._random)
 
     def term(self)->torch.Tensor:
-        assert self._batches is not None and self.source_head is not None and self._again is not None  # see `begin`
+        assert self._batches is not None and self._again is not None  # see `begin`
+        model: Any = self.loop.model
+        head: Any = model[1] if self.shared_head else self.source_head
         device = next(self.module().parameters()).device
         with self._own_random():
             x, y = self._next_batch()
@@ -122,7 +132,7 @@ class Replay(Penalty):
                 if len(x) > 1 or isinstance(e, InputError): raise
                 raise InputError(f'Replay: batch norm cannot use a batch of one source clip ({e}): pass a loader with '
                                  'drop_last=True') from None
-        logits = self.source_head(head_input(self.source_head, out, to_feature(self.module(), out, (x,))))
+        logits = head(head_input(head, out, to_feature(self.module(), out, (x,))))
         check_logits(logits, 'Replay')
         return self._loss_of(logits.float(), y)
 
@@ -146,7 +156,7 @@ class Replay(Penalty):
 
     def _check_vocabulary(self, outputs):
         classes = getattr(self.source, 'c', None)
-        if not isinstance(classes, int) or classes == outputs: return
+        if not isinstance(classes, int) or classes == outputs or self.shared_head and classes < outputs: return
         raise InputError(f'Replay: the head has {outputs} outputs, the loader of source clips {classes} classes, so '
                          "that its labels may mean others than the head's: pass a loader with the head's vocabulary")
 

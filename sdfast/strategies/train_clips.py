@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ['train_outputs']
 
+ABSENT = -1e4  # the logit of a class that no clip has: its probability is 0 in float32, and finite
+
 
 class InModel(nn.Module):
     """A module that maps a batch to what `read` makes of the encoder's calls in the model, averaged over its calls.
@@ -65,19 +67,24 @@ def train_outputs(
 def base_probe(
     strategy:'FixedTeacher', # In a fit, with its teacher
 )->nn.Module: # From features to logits, frozen
-    "Fit a linear probe of the task that is being learned on the features of the encoder before training"
+    """Fit a linear probe of the task that is being learned on the features of the encoder before training.
+
+    Classes that no clip has, such as those of earlier tasks where a head grows, get no probability."""
     who, teacher = type(strategy).__name__, strategy.teacher
     assert teacher is not None  # the caller has made it
     def features(module, args, kwargs, out): return to_feature(teacher, teacher(*args, **kwargs), args, kwargs)
     with eval_mode(teacher):
         x, y = train_outputs(strategy, features, 'without the training data no probe can be fitted: pass head=MODULE '
                                                  'from features to logits, or attach(..., batches=LOADER)')
-    y = numbers_of(who, y)
+    present, y = numbers_of(who, y).unique(return_inverse=True)
     try:
-        with no_random(): head = probe_head(x, y, int(y.max()) + 1)  # a layer draws its first weights
+        with no_random(): head = probe_head(x, y, len(present))  # a layer draws its first weights
     except InputError as e: raise InputError(f'{who}: {e}: pass head=MODULE from features to logits') from None
     weight = next(teacher.parameters())
-    return Probe.of(head.state_dict()).to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+    n = int(present.max()) + 1
+    state = dict(weight=torch.zeros(n, x.shape[1]), bias=torch.full((n,), ABSENT))
+    for name, rows in head.state_dict().items(): state[name][present] = rows.cpu()
+    return Probe.of(state).to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
 
 def numbers_of(

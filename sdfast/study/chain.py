@@ -4,6 +4,9 @@ Each task has its own head (task-incremental learning). So there are two accurac
 **old head** from the end of stage j, which exists from stage j on, and with a new linear **probe** on the encoder's
 features, which always exists.
 
+If runs have `earlier` tasks, there is one head for all classes so far (class-incremental learning). It is trained in
+each stage, and takes the place of the old heads: its answers are among all classes so far.
+
 The key of a stage hashes its `Run` and the previous stage's key. A finished stage is read, not trained again, and one
 whose process died resumes from its last finished epoch."""
 from collections.abc import Sequence

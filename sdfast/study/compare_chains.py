@@ -1,5 +1,5 @@
 "The comparison of strategies on a chain of tasks."
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -43,6 +43,7 @@ def compare_sequences(
     progress:Progress=Progress(), # Progress listener
     launcher:Launcher|None=None, # Where to run; `None`: in this process
     fresh:bool=False, # Train all chains and the source model again, see `clear_once`
+    merge:Callable|None=None, # `merge_chains` with its methods, to add merged models
 )->pd.DataFrame: # A row for each stage, trials included, and the rows 'untouched' and 'random'
     """Fine-tune with every strategy through a chain of tasks.
 
@@ -57,8 +58,15 @@ def compare_sequences(
     prepare_source(bases[0], out, progress, launcher)
     total = len(trials) + len(final) + 1  # with `UNTRAINED`
     found = run_all(trials, job, out, progress, launcher, total, then=plan)
+    rows = list(_rows(plan, found))
+    if merge is not None:
+        setting = grids['finetune'][plan.best(found[:len(trials)])['finetune']]
+        accuracies, source = _shared(job.bases, job.out)
+        untrained = sum(row['strategy'] in ('untouched', 'random') for row in rows)
+        merged = merge(bases, setting, out, source, accuracies, seeds, trial_seeds, progress, launcher)
+        rows[len(rows) - untrained:len(rows) - untrained] = merged
     if not rank_distrib(): end_fresh(out)
-    return pd.DataFrame(list(_rows(plan, found)))
+    return pd.DataFrame(rows)
 
 
 def _stage_folders(plan, job):

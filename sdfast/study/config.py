@@ -110,6 +110,9 @@ class Run:
     schedule: str = setting('cosine', TRAINING, choices=('cosine', 'epoch_cosine', 'steps'))
     # L2 regularisation of all parameters during fine-tuning
     wd: float = setting(0., TRAINING, minimum=0)
+    # In a chain with one head for all classes so far: source and tasks whose classes it has before this one, joined by
+    # `;`. It gets those of this task in addition
+    earlier: str = setting('')
     # Batch size, over all processes
     bs: int = setting(32, TRAINING, minimum=1, maximum=MAX_COUNT)
     # Frames in a clip
@@ -202,6 +205,11 @@ class Study:
     # Target tasks in order, joined by `;`, see compare.py's --task
     tasks: str = setting('moving_digits,part=target;moving_digits,part=motion;moving_digits,part=digit', DATA,
                          command='sequence', separator=';')
+    # One head for the classes of source and tasks so far, which grows with each stage (class-incremental learning), in
+    # place of a head for each task
+    growing: bool = setting(False, TRAINING, command='sequence')
+    # Models of single tasks to merge, in addition to the strategies: task_arithmetic, ties
+    merges: str = setting('', CHOICE, command='sequence', separator=',')
     # Folder of the official lists of ucf101 and hmdb51, by default in the videos' folder or next to it
     splits: str|None = setting(None, DATA)
     # Use ucf101 and hmdb51 even if some of their videos are missing

@@ -36,6 +36,7 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import rank_distrib, set_seed
+from torch import nn
 
 from ..errors import InputError
 from ..metrics.columns import COLUMNS
@@ -138,8 +139,9 @@ def train_run(
     "Train the source's encoder with a new head on the target task"
     task, dls, _ = target_data(run)
     set_seed(run.seed)
-    model = create_model(run.model, len(task.vocab), **run.options())
+    model = create_model(run.model, len(dls.vocab), **run.options())
     model[0].load_state_dict(source.model[0].state_dict())
+    if run.earlier: copy_rows(source.model[1], model[1])
     strategy = STRATEGIES[run.strategy].callbacks(run.lam, source, **strategy_options(run, source))
     cbs = [*strategy, Telemetry(), *cbs]
     if run.final and source.retention is not None: cbs.append(RetentionCurve(source.retention))
@@ -151,6 +153,15 @@ def train_run(
     if run.select != 'last' or run.patience: cbs.append(KeepBest(run.select == 'valid', run.patience))
     else: cbs.append(SkipValidation(last=False))
     return fit_model(dls, model, run.epochs, run.lr, run.seed, cbs, progress, run.schedule, run.wd)
+
+
+def copy_rows(
+    old:nn.Module, # The head so far, a linear layer
+    new:nn.Module, # With more classes; its first ones get the weights of the head so far
+)->None:
+    "Let a head begin with what another one has learned"
+    with torch.no_grad():
+        for a, b in zip(new.parameters(), old.parameters()): a[:len(b)] = b.to(a.device)
 
 
 # ---- measuring

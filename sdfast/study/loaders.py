@@ -1,4 +1,5 @@
 "The loaders of a run's tasks, shared by all runs of a process."
+from dataclasses import replace
 from functools import lru_cache
 
 from fastai.data.core import DataLoaders, TfmdDL
@@ -29,22 +30,23 @@ def target_data(
     run:Run, # Only `task`, `bs`, `valid_frac` and the settings of clips matter
 )->tuple: # The task, its loaders, and the loader of its test part
     "The data of the task to fine-tune on"
-    return load_part(run, run.task, 'target', run.bs, run.valid_frac)
+    return load_part(run, run.task, 'target', run.bs, run.valid_frac, run.earlier)
 
 
-def load_part(run:Run, spec:str, part:str, bs:int, held:float=0.)->tuple:
+def load_part(run:Run, spec:str, part:str, bs:int, held:float=0., earlier:str='')->tuple:
     "`load_data` with the settings of a run"
     return load_data(spec, part, run.quick, run.frames, run.stride, run.size, run.area, run.flip, run.wrap, run.clips,
-                     held, bs//run.processes, run.workers, run.model, run.model_args)
+                     held, bs//run.processes, run.workers, run.model, run.model_args, earlier)
 
 
 @lru_cache(maxsize=8)
 def load_data(spec:str, part:str, quick:bool, frames:int, stride:int, size:int, area:float, flip:bool, wrap:bool,
-              clips:int, held:float, bs:int, workers:int, model:str, model_args:str='')->tuple:
+              clips:int, held:float, bs:int, workers:int, model:str, model_args:str='', earlier:str='')->tuple:
     "`(task, loaders, loader of test)`, cached so that the runs of a process share decoded videos"
     task = create_task(spec, part)
     if held: task = task.hold_out(held)
     if quick: task = task.subset(**QUICK)
+    if earlier: task = replace(task, label_space=joint_classes(*earlier_tasks(earlier), task))
     stats = model_stats(model, **parse_options(model_args, 'model_args'))
     augment = dict(area=(area, 1.) if area else None, flip=flip, wrap=wrap)
 
@@ -55,6 +57,21 @@ def load_data(spec:str, part:str, quick:bool, frames:int, stride:int, size:int, 
     # without gradients, twice the clips of a training batch fit into memory
     test_dls = dls if clips == 1 else make_dls(max(1, 2*bs//clips), clips)
     return task, dls, task.dl(test_dls, 'test')
+
+
+def earlier_tasks(
+    specs:str, # `Run.earlier`
+)->list[Task]:
+    "The source, and the tasks of earlier stages"
+    source, *tasks = specs.split(';')
+    return [create_task(source, 'source'), *map(create_task, tasks)]
+
+
+def joint_classes(
+    *tasks:Task, # In the order in which a head learns them
+)->tuple: # Each name once
+    "The class names of several tasks; a class that an earlier task has keeps its place"
+    return tuple(dict.fromkeys(c for task in tasks for c in task.vocab))
 
 
 def balanced_loader(

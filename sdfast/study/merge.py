@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
@@ -23,7 +24,7 @@ from ..runtime.progress import Progress
 from .accuracies import Accuracies
 from .chain import train_chain
 from .config import Run, hash_fields
-from .execute import WEIGHTS, execute, known_columns, measure_final, valid_accuracy
+from .execute import WEIGHTS, copy_rows, execute, known_columns, measure_final, valid_accuracy
 from .folder import claim_folder, read_sealed, run_folder
 from .loaders import PROBE_CLIPS, balanced_loader, target_data
 from .record import Outcome, write_run
@@ -104,7 +105,7 @@ def _check_rows(rows):
 def _load_run(run, out):
     "The model that a finished run has stored"
     folder = run_folder(run, out)
-    model = create_model(run.model, len(target_data(run)[0].vocab), **run.options())
+    model = create_model(run.model, len(target_data(run)[1].vocab), **run.options())
     load_encoder(model[0], folder/WEIGHTS[0])
     model[1].load_state_dict(load_file(folder/WEIGHTS[1]))
     return model.to(target_data(run)[1].device)
@@ -174,13 +175,25 @@ def merge_tasks(
 
 
 def _merge_tasks(models, runs, source, merge):
-    "The merged encoder, and the heads of source and tasks"
+    "The merged encoder, and the heads of source and tasks, or one head for all of their classes"
     model = copy.deepcopy(models[0])
     start = source.model[0]
     model[0].load_state_dict(merge([m[0] for m in models], start))
     parts = [target_data(r) for r in runs]
     _recompute(model, start, [balanced_loader(task, dls, PROBE_CLIPS) for task, dls, _ in parts])
-    return model[0], [source.model[1], *(m[1] for m in models)]
+    heads = [source.model[1], *(m[1] for m in models)]
+    return model[0], [_join(heads, parts)]*len(heads) if runs[0].earlier else heads
+
+
+def _join(heads, parts):
+    "One head, in which each class has the weights of the last model that was trained on it"
+    joint = copy.deepcopy(heads[-1])
+    copy_rows(heads[0], joint)
+    with torch.no_grad():
+        for head, (task, dls, _) in zip(heads[1:], parts):
+            numbers = [list(dls.vocab).index(c) for c in task.vocab]
+            for a, b in zip(joint.parameters(), head.parameters()): a[numbers] = b[numbers]
+    return joint
 
 
 def _task_row(run, make, accuracies, about, key, out, progress):

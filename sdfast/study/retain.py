@@ -50,6 +50,9 @@ def strategy_options(
 )->dict: # Keyword arguments of its callback
     "The options of a run's strategy; `retain` is measured on held-out source clips, or by drift, as `retain_by` says"
     options = run.options('strategy_args')
+    # a head for all classes so far is trained on, and answers for the older ones
+    shares = run.earlier and 'shared_head' in STRATEGIES[run.strategy].parameters()
+    if shares: options = dict(shared_head=True) | options
     retain = options.get('retain')
     if retain is None: return options
     kept = None if run.retain_by == 'drift' else source.kept(run.retain_by)

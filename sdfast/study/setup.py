@@ -83,7 +83,9 @@ def build_chain(
     runs = [run for s in setups for run in s.runs]
     # equal fingerprints, so that all runs have the same `source_key`
     data = '-'.join(_each_once(part for run in runs for part in run.data.split('-')))
-    return replace(setups[0], runs=[replace(run, data=data) for run in runs],
+    earlier = [';'.join([runs[0].source, *(r.task for r in runs[:i])]) for i in range(len(runs))]
+    if not settings.growing: earlier = ['']*len(runs)
+    return replace(setups[0], runs=[replace(run, data=data, earlier=e) for run, e in zip(runs, earlier)],
                    messages=_each_once(line for s in setups for line in s.messages),
                    notes=_each_once(note for s in setups for note in s.notes))
 

@@ -32,6 +32,7 @@ from .execute import train_run
 from .folder import is_settled, read_sealed, write_epochs
 from .loaders import importance_loader, target_data
 from .record import Outcome, write_run
+from .retain import strategy_options
 from .source import SourceModel
 from .source_files import load_path_integral, write_path_integral
 
@@ -65,7 +66,7 @@ def read_stage(folder:Path, progress:Progress=Progress(), call:str='')->dict|Non
 def load_stage(run:Run, folder:Path)->SourceModel:
     "Load a finished stage as the `SourceModel` of the next one"
     task, dls, _ = target_data(run)
-    model = create_model(run.model, len(task.vocab), **run.options())
+    model = create_model(run.model, len(dls.vocab), **run.options())
     load_encoder(model[0], folder/'encoder.safetensors')
     model[1].load_state_dict(load_file(folder/'head.safetensors'))
     id = state_hash(model[0].state_dict())
@@ -85,7 +86,8 @@ def train_stage(run:Run, past:list, folder:Path, accuracies:Accuracies, row:dict
         write_epochs(learn, folder)
         if why: return Outcome(status='diverged', error=why)
         encoder, head = learn.model
-        numbers = accuracies(encoder, [*(s.model[1] for s in past), head], run.final)
+        heads = [head]*(len(past) + 1) if run.earlier else [*(s.model[1] for s in past), head]
+        numbers = accuracies(encoder, heads, run.final)
         save_weights(encoder, folder/'encoder.safetensors')
         save_weights(head, folder/'head.safetensors')
         for cb in more:
@@ -99,7 +101,8 @@ def _callbacks(run, past):
     "Callbacks that a stage needs in addition to the strategy's own"
     if run.strategy == 'si': return [TaskPath()]
     if run.strategy not in ('lwf', 'kl_base', 'replay'): return []
-    strategy, options = STRATEGIES[run.strategy], run.options('strategy_args')
+    if run.earlier and run.strategy != 'replay': return []  # one head has all older classes
+    strategy, options = STRATEGIES[run.strategy], strategy_options(run, past[-1])
     return [cb for source in past[:-1] for cb in strategy.callbacks(run.lam, source, **options)]  # for each older head
 
 
