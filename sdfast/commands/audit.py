@@ -43,6 +43,9 @@ def make_parser()->argparse.ArgumentParser:
     parser.add_argument('--videos', type=_natural, default=0, help='most test videos of each class; 0: all')
     parser.add_argument('--no-barrier', dest='barrier', action='store_false',
                         help='do not measure between the weights, which takes four more passes')
+    parser.add_argument('--extra', default='', help='more measures of tasks with labels, joined by a comma: '
+                        'source_probe_tuned and source_knn_tuned, a probe and neighbours with settings that are chosen '
+                        'on held-out clips; source_attentive, a probe that attends to tokens')
     parser.add_argument('--resamples', type=_count, default=2000, help='bootstrap samples')
     parser.add_argument('--level', type=float, default=.95, help='coverage of intervals')
     parser.add_argument('--seed', type=_natural, default=0, help='of the bootstrap, and of the choice of --videos')

@@ -17,6 +17,7 @@ from ..data.splits import group_names
 from ..data.tables import distinct_files
 from ..errors import InputError
 from ..metrics.audit import Audit, audit
+from ..metrics.extra import are_chosen, split_extra
 from ..metrics.features import probe_head
 from ..metrics.reading import preserve_rng
 from ..metrics.resample import Resamples
@@ -50,6 +51,7 @@ class AuditSettings:
     workers: int = 0  # processes that load clips
     videos: int = 0  # largest number of test videos of each class; 0: all
     barrier: bool = True  # also measure between the weights
+    extra: str = ''  # more measures of tasks with labels, joined by ',', see `EXTRA`
     resamples: int = 2000  # bootstrap samples
     level: float = .95  # coverage of intervals
     seed: int = 0  # of the bootstrap and of a choice of videos
@@ -78,6 +80,7 @@ def audit_checkpoints(
         twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
         if twice: raise InputError(f'{what} {twice} is given twice')
     Resamples(['any'], settings.resamples, settings.level)  # raises before anything is read
+    split_extra(settings.extra)
     kwargs = parse_options(settings.model_args, '--model-args')
     say(f'loading {before}')
     base = load_checkpoint(before, settings.model, **kwargs)
@@ -122,6 +125,7 @@ class _Data:
     paths: list
     groups: list
     train_dl: Any = None  # `None` without labels
+    valid_dl: Any = None  # to choose the settings of extra measures
     classes: int = 0
     notes: tuple = ()
 
@@ -144,13 +148,15 @@ def _task(spec, base, settings):
         if not spec.startswith('folder:'): raise
         raise InputError(f'{e}; for videos without labels write {VIDEOS}FOLDER') from None
     if settings.videos: task = task.subset(settings.seed, test=settings.videos)
+    if are_chosen(settings.extra): task = task.hold_out()
     frames, size = _clip_shape(settings, base.encoder, spec.startswith('moving_digits'))
     stats = model_stats(base.model, **parse_options(settings.model_args))
     dls = task.dls(frames, settings.stride, size, settings.bs, 1, settings.workers, stats=stats,
                    decoded=decoded_folder(), train_only=True)
     rows = task.df[task.df.split == 'test']
+    valid = task.dl(dls, 'valid') if are_chosen(settings.extra) else None
     return _Data(spec, task.dl(dls, 'test'), list(rows.path), list(rows.group), balanced_loader(task, dls, PROBE_CLIPS),
-                 len(task.vocab), task.notes)
+                 valid, len(task.vocab), task.notes)
 
 
 def _videos(spec, base, settings):
@@ -174,7 +180,8 @@ def _videos(spec, base, settings):
 
 def _retention(base, data, settings):
     "The measurements of a task, and which head they ask"
-    places: dict[str, Any] = {} if settings.barrier else dict(barrier_at=())
+    more: dict[str, Any] = {} if settings.barrier else dict(barrier_at=())
+    more |= dict(extra=split_extra(settings.extra), valid_dl=data.valid_dl)
     if data.train_dl is None:
         head = base.head()
         retention = Retention(_pair(base, head), clips=data.test_dl, head=head, encoder='0')
@@ -183,14 +190,14 @@ def _retention(base, data, settings):
     if head is not None:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # that it is at chance is said below
-            retention = Retention(_pair(base, head), data.train_dl, data.test_dl, **places)
+            retention = Retention(_pair(base, head), data.train_dl, data.test_dl, **more)
         test = retention.readings['test_dl']
         if above_chance(test.accuracy(), len(test), test.chance): return retention, 'checkpoint'
         warnings.warn(f'the head in {base.name} has {data.classes} outputs, but is at chance on {data.spec}, so it is '
                       'not of these classes; a probe on its features is the old head instead')
     with preserve_rng(): features = extract(base.encoder, data.train_dl)
     head = probe_head(*features, data.classes)
-    return Retention(_pair(base, head), data.train_dl, data.test_dl, **places), 'probe'
+    return Retention(_pair(base, head), data.train_dl, data.test_dl, **more), 'probe'
 
 
 def _pair(base, head):

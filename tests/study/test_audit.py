@@ -1,5 +1,6 @@
 "Audits of checkpoints on class folders and videos without labels: files, folders, names of libraries, mistakes."
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 
 from sdfast.data.datasets import create_task
 from sdfast.errors import InputError
+from sdfast.metrics.extra import EXTRA
 from sdfast.metrics.features import probe_head
 from sdfast.models.encoders import create_model
 from sdfast.models.features import extract
@@ -40,6 +42,21 @@ def files(tmp_path):
 
 @pytest.fixture
 def task(clips): return f'folder:{clips},test_frac=.5,group=(p\\d)_'
+
+
+@pytest.mark.parametrize('extra', EXTRA)
+def test_extra_measures(files, task, extra):
+    _, before, after = files
+    settings = replace(SMALL, extra=extra, barrier=False)
+    task = task.replace('.5', '.25')  # three persons to train on, of whom one is held out to choose settings on
+    _, results = audit_checkpoints(before, [after, before], [task], settings)
+    tuned, untouched = (r.found for r in results)
+    assert f'{extra}.before' in tuned.clips and 0 <= tuned.measures[extra].after.mean <= 1
+    assert tuned.measures[extra].before.mean == tuned.clips[f'{extra}.before'].mean()
+    assert untouched.measures[extra].change.mean == 0
+    assert results[0].about['train_clips'] == (8 if extra in EXTRA[:2] else 12)
+    with pytest.raises(InputError, match='extra measures are'):
+        audit_checkpoints(before, [after], [task], replace(SMALL, extra='probe'))
 
 
 def test_files_on_class_folders(files, task):
