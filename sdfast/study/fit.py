@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback, CancelFitException, CancelValidException
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import ParamScheduler, SchedCos
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -149,14 +149,16 @@ class ProgressReporter(Callback):
 
 
 class SkipValidation(Callback):
-    "Skips validation where nothing reads its results; values of the recorder are `None` there"
+    """Skips validation where nothing reads its results: it has no batches, so loss and metrics are `None`.
+
+    A cancelled validation would also lose the recorder's values of callbacks."""
     order = 51  # after the recorder, which resets its values of the previous epoch
 
     def __init__(self, last:bool=True): self.last = last  # whether the last epoch is skipped, too
 
     def before_validate(self):
         if self.learn.lock.locked(): return  # called by `validate` or `get_preds`
-        if self.last or self.epoch + 1 < self.n_epoch: raise CancelValidException
+        if self.last or self.epoch + 1 < self.n_epoch: self.learn.dl = ()
 
 
 class KeepBest(ShowArguments, Resumable, Callback):

@@ -116,6 +116,22 @@ def test_a_best_epoch_needs_a_valid_part(base, tmp_path):
     with pytest.raises(InputError, match='no valid part'): train_run(run, load_source(run, tmp_path))
 
 
+def test_only_the_last_epoch_is_validated_unless_one_is_chosen(base, tmp_path):
+    "What callbacks show is there for each epoch, and skipped validations change no number of the row"
+    run = replace(base, strategy='self_distill', lam=3., final=True)
+    def epochs(run): return pd.read_csv(tmp_path/'runs'/run.key/'epochs.csv')
+    row = execute(run, tmp_path)
+    table = epochs(run)
+    assert table.accuracy.notna().tolist() == table.valid_loss.notna().tolist() == [False, True]
+    others = table.drop(columns=['accuracy', 'valid_loss', 'self_distill_cos', 'self_distill_age'], errors='ignore')
+    assert {'train_loss', 'moved', 'kept_drift'} <= set(others) and others.notna().all(axis=None)
+    chosen = replace(run, select='valid')
+    again = execute(chosen, tmp_path)
+    assert epochs(chosen).accuracy.notna().all()
+    pd.testing.assert_frame_equal(epochs(chosen)[others.columns], others)
+    if again['best_epoch'] == 1: assert again['acc1'] == row['acc1'] and again['drift'] == row['drift']
+
+
 def test_reading_test_in_between_does_not_change_training(base, tmp_path):
     "With `select='paper'` test is read after each epoch; without a valid part nothing is validated on"
     run = replace(base, source='', valid_frac=0., strategy='self_distill', lam=3., clips=3, epochs=4, final=True)
