@@ -30,8 +30,9 @@ class LRCN(nn.Module):
     def forward(self, x:torch.Tensor)->torch.Tensor:
         check_clips(x, self.clips)
         frames = self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        # cuDNN has no gradients of an LSTM in eval mode, which importance weights need
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and self.training):
+        # cuDNN has no gradients of an LSTM in eval mode, which importance weights need; and a teacher, which is in eval
+        # mode, must give exactly what a student with its weights gives
+        with torch.backends.cudnn.flags(enabled=False):
             return self.lstm(frames)[0].mean(1)
 
 

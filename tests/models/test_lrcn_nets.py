@@ -8,7 +8,7 @@ from sdfast.models.encoders import create_encoder, create_model, is_model, model
 from sdfast.models.layers import encoder_layers
 from sdfast.models.model_folder import save_pretrained
 from sdfast.models.pretrained import from_pretrained
-from sdfast.models.surgery import block_names
+from sdfast.models.surgery import block_names, frozen_copy
 
 
 def make(seed=0, **kwargs):
@@ -46,6 +46,13 @@ def test_the_order_of_frames_matters():
     with torch.no_grad():
         assert (encoder(x) - encoder(x.flip(1))).abs().max() > 1e-4
         torch.testing.assert_close(frames_only(x), frames_only(x.flip(1)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_copy_gives_exactly_what_the_net_gives_in_training():
+    encoder, x = make()[0].train(), torch.randn(2, 6, 3, 32, 32)
+    encoder.body.eval()  # whose batch norm is not what is tested
+    f = encoder(x)
+    with torch.no_grad(): assert torch.equal(frozen_copy(encoder)(x), f)
 
 
 def test_any_image_net_of_timm_by_name():
