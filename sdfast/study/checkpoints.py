@@ -79,7 +79,7 @@ def _named(name, kwargs, text=''):
     "A checkpoint whose name says which net it is"
     prefix, _, rest = name.partition(':')
     if name in ENCODERS or prefix in OF_IMAGE_NETS:
-        raise InputError(f'{name} has no published weights: give a file of weights, and the net by --model {name}')
+        raise InputError(f'{name} has no weights to download: give a file of weights, and the net by --model {name}')
     init = None if has_weights(name, None, **kwargs) or _is_function(name) else 'pretrained'
     net: Any = create_model(name, 2, init, **kwargs)
     file = local_folder(rest, kwargs.get('revision')) if prefix in ('hf', 'sdfast') else None
