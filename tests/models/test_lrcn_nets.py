@@ -64,10 +64,11 @@ def test_any_image_net_of_timm_by_name():
         encoder(torch.zeros(1, 2, 3, 64, 64, device='meta'))
 
 
-@pytest.mark.parametrize('net, kwargs', [('test_resnet', {}), ('test_vit', dict(img_size=32))])
+@pytest.mark.parametrize('net, kwargs', [('test_resnet', {}), ('test_vit', dict(img_size=32)),
+                                         ('convnext_atto', {})])
 def test_layers_end_with_the_lstm(net, kwargs):
     "What timm counts to the head of the image net belongs to its last layer, since the LSTM follows"
-    encoder = create_encoder(f'lrcn:{net}', **kwargs)
+    with torch.device('meta'): encoder = create_encoder(f'lrcn:{net}', **kwargs)
     names, layers = block_names(encoder), encoder_layers(encoder)
     assert names == [*(f'body.{n}' for n in block_names(encoder.body)), 'lstm'] and len(names) > 4
     assert {id(p) for p in layers[-1]} == {id(p) for p in encoder.lstm.parameters()}

@@ -14,9 +14,9 @@ SCRIPT = load_script('encoders')
 FEW = ('self_distill', 'ldifs', 'ewc', 'lwf', 'layer_decay')
 FAMILIES = ('VideoMAEForVideoClassification', 'VivitModel', 'TimesformerForVideoClassification',
             'VJEPA2ForVideoClassification', 'timm:test_vit')
-# of the nets in parts and those of other libraries: output, blocks, weights, adapters in the layers, rates by depth
-NETS, SOME = ('slowfast_r50', 'x3d_xs', 'ir_csn_152', 'lrcn:test_resnet', 'two_stream:test_resnet'), (
-    'self_distill', 'ldifs', 'l2sp', 'lora', 'layer_decay')
+# of the nets in parts: output, blocks, weights, adapters in the layers, rates by depth
+NETS, SOME = (('slowfast_r50', 'lrcn:test_resnet', 'two_stream:test_resnet'),
+              ('self_distill', 'ldifs', 'l2sp', 'lora', 'layer_decay'))
 
 
 def needs(encoder):
