@@ -74,6 +74,8 @@ def test_layers_end_with_the_lstm(net, kwargs):
     assert {id(p) for p in layers[-1]} == {id(p) for p in encoder.lstm.parameters()}
     assert {id(p) for layer in layers for p in layer} == {id(p) for p in encoder.parameters()}
     assert len(layers) == len(encoder_layers(encoder.body)) + 1
+    last_of_body = list(encoder.body.parameters())[-1]
+    assert any(p is last_of_body for p in layers[-2])
 
 
 def test_gradients_in_eval_mode_reach_every_weight():
