@@ -1,11 +1,11 @@
 """Does each strategy work on each kind of encoder? A table of encoder by strategy.
 
-    python experiments/encoders.py --out experiments/results/encoders.md      # needs pip install -e '.[hf]'
+    python experiments/encoders.py --out experiments/results/encoders.md      # needs pip install -e '.[hf,encoders]'
 
 Encoders are those of `create_model` by name: small random video transformers in folders as transformers writes them,
-small nets of torchvision and of timm. A cell is `works` if fine-tuning with the strategy ends with finite weights that
-differ from those of plain fine-tuning, `as plain` if they are equal (a strategy for batch norm, on a net without), or
-`refused` with the reason below the table."""
+small nets of torchvision, timm and pytorchvideo, and some that sdfast builds. A cell is `works` if fine-tuning with the
+strategy ends with finite weights that differ from those of plain fine-tuning, `as plain` if they are equal (a strategy
+for batch norm, on a net without), or `refused` with the reason below the table."""
 from sdfast.commands.start import start
 
 if __name__ == '__main__': start()
@@ -52,7 +52,11 @@ TRANSFORMERS = dict(
     VJEPA2ForVideoClassification=('VJEPA2Config', VJEPA2))
 # name -> options of other nets
 OTHERS = {'torchvision:mobilenet_v3_small': {}, 'timm:test_vit': dict(img_size=SIZE),
-          'timm:test_resnet': {}, 'tiny': dict(width=2)}
+          'timm:test_resnet': {}, 'tiny': dict(width=2),
+          'slowfast_r50': dict(model_depth=18, stem_dim_outs=(16, 2)),
+          'x3d_xs': dict(width_factor=1., depth_factor=1.),
+          'ir_csn_152': dict(depths=(1, 1, 1, 1)), 'ip_csn_152': dict(depths=(1, 1, 1, 1)),
+          'lrcn:test_resnet': dict(hidden=16), 'two_stream:test_resnet': dict(stack=3)}
 ENCODERS = (*TRANSFORMERS, *OTHERS)
 
 

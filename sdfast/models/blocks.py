@@ -9,6 +9,7 @@ __all__ = ['block_names']
 NORMS = _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 AFTER = {'predictor', 'decoder', 'pooler'}  # children of transformers' models that get the features
 WRAPPED = .5 # a module wraps a list of blocks if its other weights are less than this share of the list's
+PARTS = 'encoder_parts' # attribute of encoders that say themselves what they consist of
 FLAT = 6 # a sequence of this many single layers is a list of blocks, if it is a child of the encoder
 
 
@@ -19,8 +20,12 @@ def block_names(
 
     They are the children that have weights, of the innermost module that has more than one. Lists of blocks are
     replaced by the blocks: a `ModuleList`, a `Sequential` of modules with several layers each, and stages that consist
-    of such a list and little else. A module that several blocks share is part of the blocks."""
-    prefix, module = innermost(encoder)
+    of such a list and little else. A module that several blocks share is part of the blocks.
+
+    An encoder with the attribute `encoder_parts` has the blocks of these parts: a tuple in the order from input to
+    output, each entry a tuple of the names of modules that work side by side."""
+    prefix, module = innermost(encoder, PARTS)
+    if hasattr(module, PARTS): return [f'{prefix}{name}' for name in _blocks_of_parts(module)]
     children = _weighted(module)
     top = not isinstance(module, nn.Sequential)
     blocks = [b for n, c in children for b in _members(n, c, top)]
@@ -68,6 +73,12 @@ def count_trainable(
 )->int: # The number of weights in them
     "The number of weights that learn"
     return sum(p.numel() for p in params if p.requires_grad)
+
+
+def _blocks_of_parts(module):
+    names = [n for side_by_side in module.encoder_parts for n in side_by_side]
+    # a part that consists of no other modules with weights, such as an LSTM, is a block itself
+    return [f'{n}.{b}'.rstrip('.') for n in names for b in block_names(module.get_submodule(n)) or ['']]
 
 
 def _size(module): return sum(p.numel() for p in module.parameters())

@@ -1,7 +1,8 @@
 """Encoders and models `nn.Sequential(encoder, head)` by name.
 
 A bare name is a net of sdfast, a video net of torchvision or an image model of timm. A prefix says where a name is
-looked up: `hf:FOLDER`, `hf:OWNER/NAME`, `timm:NAME`, `torchvision:NAME`, `sdfast:FOLDER`, or `MODULE:FUNCTION`."""
+looked up: `hf:FOLDER`, `hf:OWNER/NAME`, `timm:NAME`, `torchvision:NAME`, `sdfast:FOLDER`, or `MODULE:FUNCTION`.
+`lrcn:NAME` and `two_stream:NAME` build a video net from an image model of timm."""
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from torch import nn
 
 from ..errors import InputError
 from ..runtime.store import file_id
+from . import csn_nets, slowfast_nets
 from .checkpoints import IN_FOLDER
 from .clip_spec import ClipSpec
 from .hub import encoder_from_config, load_transformer, local_folder, transformer_spec
 from .library_nets import from_timm, from_torchvision, image_names, timm_stats, torchvision_stats, video_names
+from .lrcn_nets import lrcn
 from .model_folder import read_model_config
 from .nets import c3d, r2plus1d, tiny
 from .surgery import find_encoder
+from .two_stream_nets import two_stream
 from .user_nets import from_function, function_file
 from .weights import load_encoder
 
@@ -26,9 +30,13 @@ __all__ = ['ENCODERS', 'is_model', 'create_encoder', 'clip_spec', 'model_stats',
            'encoder_head_split']
 
 # name -> function that makes an encoder with the attribute `num_features`; to add your own, add a row
-ENCODERS = dict(tiny=tiny, c3d=c3d, r2plus1d=r2plus1d)
+ENCODERS = dict(tiny=tiny, c3d=c3d, r2plus1d=r2plus1d) | slowfast_nets.NAMED | csn_nets.NAMED
+# prefix -> function that makes a video net from the name of an image model of timm
+OF_IMAGE_NETS = dict(lrcn=lrcn, two_stream=two_stream)
 # prefixes of names; those of the first kind name weights, too, not only a net
-WITH_WEIGHTS, PREFIXES = ('hf', 'sdfast'), ('hf', 'sdfast', 'timm', 'torchvision')
+WITH_WEIGHTS, PREFIXES = ('hf', 'sdfast'), ('hf', 'sdfast', 'timm', 'torchvision', *OF_IMAGE_NETS)
+# name -> normalisation that published weights expect, where it is not ImageNet's
+STATS = dict.fromkeys(slowfast_nets.NAMED, slowfast_nets.KINETICS) | dict.fromkeys(csn_nets.NAMED, csn_nets.KINETICS)
 
 
 def split_name(
@@ -48,7 +56,7 @@ def is_model(
 )->bool: # Without building the net
     "Whether `create_model` knows `name`; of a name on the hub or a function only whether it may be one"
     where, rest = split_name(name)
-    if where in ('', 'timm') and timm.is_model(rest): return True
+    if where in ('', 'timm', *OF_IMAGE_NETS) and timm.is_model(rest): return True
     return where in ('hf', 'sdfast', 'function') or where == '' and name in ENCODERS or _is_torchvision(where, rest)
 
 
@@ -66,8 +74,9 @@ def create_encoder(
     `hf:` takes a folder in the layout of transformers, or a name on the Hugging Face hub: VideoMAE, ViViT, TimeSformer
     or V-JEPA 2, with or without a classification head. `sdfast:` takes what `save_pretrained` wrote. `torchvision:`
     and `timm:` take all nets of these libraries that classify; image nets are applied to every frame.
-    `MODULE:FUNCTION` calls a function of your own, see `from_function`. The attribute `clips` of most encoders is the
-    `ClipSpec` that says what clips they expect.
+    `lrcn:` and `two_stream:` build a video net from an image net of timm, see the functions of these names, and
+    published weights are those of the image net. `MODULE:FUNCTION` calls a function of your own, see `from_function`.
+    The attribute `clips` of most encoders is the `ClipSpec` that says what clips they expect.
 
     Some nets have dropout, or drop whole layers (stochastic depth), by default. It is off here unless an argument sets
     it, such as timm's `drop_path_rate=.1` or `stochastic_depth_prob=.1` of torchvision's MViT.
@@ -98,6 +107,7 @@ def _create(where, name, pretrained, kwargs):
     if where == 'hf': return load_transformer(name, pretrained, **kwargs)
     if where == 'sdfast': return _from_folder(name, pretrained, **kwargs)
     if where == 'function': return from_function(name, pretrained, **kwargs)
+    if where in OF_IMAGE_NETS: return OF_IMAGE_NETS[where](name, pretrained, **kwargs) if timm.is_model(name) else None
     if where == '' and name in ENCODERS:
         if pretrained: raise InputError(f'{name} has no weights that can be downloaded; give a file, or leave init out')
         return ENCODERS[name](**kwargs)
@@ -135,11 +145,12 @@ def model_stats(
     if where in ('hf', 'sdfast', 'function'):
         spec = clip_spec(name, **kwargs)
         return spec.mean, spec.std
+    if where == '' and name in STATS: return STATS[name]['mean'], STATS[name]['std']
     if where == '' and name in ENCODERS: return imagenet_stats
     if _is_torchvision(where, rest):
         stats = torchvision_stats(rest, kwargs.get('weights'))
         return (stats['mean'], stats['std']) if stats else imagenet_stats
-    return timm_stats(rest) if where in ('', 'timm') and timm.is_model(rest) else imagenet_stats
+    return timm_stats(rest) if where in ('', 'timm', *OF_IMAGE_NETS) and timm.is_model(rest) else imagenet_stats
 
 
 def model_id(

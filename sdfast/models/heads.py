@@ -37,9 +37,10 @@ def read_head(
 
 def _heads(entries, encoder, n_classes):
     "Weight and bias of the layers that can be the head, whose names are not the encoder's"
-    own = set(encoder.state_dict())
+    own, named = set(encoder.state_dict()), getattr(encoder, 'head_name', '').removeprefix('body.')
     for name, weight in entries.items():
-        if not NAMES.fullmatch(name) or weight.ndim != 2 or weight.shape[1] != encoder.num_features: continue
+        is_head = NAMES.fullmatch(name) or named and f'.{name}'.endswith(f'.{named}.weight')
+        if not is_head or weight.ndim != 2 or weight.shape[1] != encoder.num_features: continue
         if len(weight) < 2 or n_classes is not None and len(weight) != n_classes: continue
         if any(name == k or name.endswith(f'.{k}') for k in own): continue
         bias = entries.get(f'{name.removesuffix("weight")}bias')

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from timm.models import group_parameters
 from torch import nn
 
-from .blocks import block_names, innermost, is_norm
+from .blocks import PARTS, block_names, innermost, is_norm
 from .checkpoints import plain_name
 
 __all__ = ['encoder_layers', 'layer_depths']
@@ -19,8 +19,34 @@ def encoder_layers(
 
     For a net of timm the layers are those of timm's `param_groups_layer_decay`, without what it counts to the head.
     Else they are `block_names`, each with the normalisation that follows it, and parameters of the encoder itself
-    (tokens, positions) belong to the first, those after the blocks (a pooler) to the last."""
-    return without_repeats(_groups_of_timm(encoder) or _groups_of_blocks(encoder))
+    (tokens, positions) belong to the first, those after the blocks (a pooler) to the last.
+
+    Of parts that work side by side (see `block_names`), layers that are equally far from the output are one layer."""
+    return without_repeats(_groups(encoder))
+
+
+def _groups(part):
+    _, net = innermost(part, PARTS)
+    if hasattr(net, PARTS): return _groups_of_parts(net)
+    return _groups_of_timm(part) or _groups_of_blocks(part)
+
+
+def _groups_of_parts(net):
+    groups = []
+    for names in net.encoder_parts:
+        branches = [_all_groups(net.get_submodule(n)) for n in names]
+        most = max(map(len, branches))
+        aligned = [[[]]*(most - len(branch)) + branch for branch in branches]
+        groups += [[p for layer in layers for p in layer] for layers in zip(*aligned)]
+    inside = {id(p) for group in groups for p in group}
+    return [[p for p in net.parameters() if id(p) not in inside] + groups[0], *groups[1:]]
+
+
+def _all_groups(part):
+    "The groups of a part that others follow: what timm counts to its head belongs to the last one"
+    groups = without_repeats(_groups(part))
+    inside = {id(p) for group in groups for p in group}
+    return [*groups[:-1], groups[-1] + [p for p in part.parameters() if id(p) not in inside]]
 
 
 def layer_depths(

@@ -80,7 +80,7 @@ def video_learner(
 def _create(name, n_out, pretrained, init, kwargs):
     if init is None and pretrained:
         if name in ENCODERS:
-            raise InputError(f'{name} has no published weights: pass init=FILE, or pretrained=False for random ones')
+            raise InputError(f'{name} has no weights to download: pass init=FILE, or pretrained=False for random ones')
         if 'weights' not in kwargs: init = 'pretrained'
     return create_model(name, n_out, init=init, **kwargs)
 

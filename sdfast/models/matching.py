@@ -153,9 +153,11 @@ def _same(a, b):
 
 def is_head(
     name:str, # Of an entry that the encoder lacks
+    own:str='', # What the head is called in checkpoints of this encoder, if not by a usual name: its `head_name`
 )->bool:
     "Whether a name is of a net's head"
-    return name.removeprefix('body.').startswith(tuple(f'{h}.' for h in HEADS))
+    heads = (*HEADS, own.removeprefix('body.')) if own else HEADS
+    return name.removeprefix('body.').startswith(tuple(f'{h}.' for h in heads))
 
 
 def left_out(

@@ -53,7 +53,8 @@ def load_encoder(
     found.pop('n_averaged', None)  # a counter of torch's `AveragedModel`
     rest = {k for k in found if k not in want}
     _say_left_out(source, {left_out(k) for k in rest} - {''})
-    _load(encoder, {k:v for k, v in found.items() if k not in rest or not (is_head(k) or left_out(k))}, source)
+    dropped = {k for k in rest if is_head(k, getattr(encoder, 'head_name', '')) or left_out(k)}
+    _load(encoder, {k:v for k, v in found.items() if k not in dropped}, source)
     return encoder
 
 

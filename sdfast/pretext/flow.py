@@ -6,29 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.motion import flow_in_bytes, opencv
 from ..data.video import VideoError, VideoFile
-from ..errors import InputError
 from ..runtime import store
 
 __all__ = ['optical_flow']
-
-RANGE = 20  # largest pixels a frame that the 8-bit flow holds, in each direction
-
-
-def as_pixels(
-    flow:np.ndarray, # uint8, from `optical_flow`
-)->np.ndarray: # Pixels
-    "Flow in pixels from its 8 bits"
-    return flow*(2*RANGE/255) - RANGE
-
-
-def _opencv():
-    try:
-        import cv2
-    except ImportError:
-        raise InputError("MotionStatistics computes optical flow with OpenCV: pip install 'sdfast[pretext]'") from None
-    cv2.setNumThreads(0)  # its threads do not survive the fork of a loading process
-    return cv2
 
 
 def _flow_file(video, side, stride, folder):
@@ -54,13 +36,9 @@ def optical_flow(
     try: return np.load(file)['flow']
     except FileNotFoundError: pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): pass  # cut off: computed again
-    cv2 = _opencv()
+    opencv('MotionStatistics')  # before the video is read
     frames = VideoFile(video).read(np.arange(video.index.n), side).permute(0, 2, 3, 1).numpy()
-    grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames]
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    def in_bytes(pixels): return ((pixels + RANGE)*255/(2*RANGE)).round().clip(0, 255).astype(np.uint8)
-    flows = [in_bytes(dis.calc(a, b, None).transpose(2, 0, 1)) for a, b in zip(grey, grey[stride:])]
-    flow = np.stack(flows) if flows else np.zeros((0, 2, *grey[0].shape), np.uint8)
+    flow = flow_in_bytes(frames, stride, 'MotionStatistics')
     data = io.BytesIO()
     np.savez_compressed(data, flow=flow)
     file.parent.mkdir(parents=True, exist_ok=True)

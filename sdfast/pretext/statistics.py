@@ -14,11 +14,12 @@ from scipy.ndimage import convolve
 from torch import nn
 
 from ..data.clips import TensorVideo
+from ..data.motion import as_pixels
 from ..data.video import VideoError, VideoFile
 from ..errors import InputError
 from .base import Pretext
 from .clips import PretextClips
-from .flow import as_pixels, optical_flow
+from .flow import optical_flow
 
 __all__ = ['motion_labels', 'appearance_labels', 'MotionStatistics']
 

@@ -8,7 +8,7 @@ from fastai.torch_core import set_seed
 from torch import nn
 
 from ..errors import InputError
-from ..models.encoders import ENCODERS, create_model, has_weights, is_model
+from ..models.encoders import ENCODERS, OF_IMAGE_NETS, PREFIXES, create_model, has_weights, is_model
 from ..models.heads import read_head
 from ..models.hub import local_folder
 from ..models.weights import state_hash
@@ -78,12 +78,12 @@ def _kind_of_folder(folder):
 def _named(name, kwargs, text=''):
     "A checkpoint whose name says which net it is"
     prefix, _, rest = name.partition(':')
-    if name in ENCODERS:
-        raise InputError(f'{name} has no published weights: give a file of weights, and the net by --model {name}')
+    if name in ENCODERS or prefix in OF_IMAGE_NETS:
+        raise InputError(f'{name} has no weights to download: give a file of weights, and the net by --model {name}')
     init = None if has_weights(name, None, **kwargs) or _is_function(name) else 'pretrained'
     net: Any = create_model(name, 2, init, **kwargs)
     file = local_folder(rest, kwargs.get('revision')) if prefix in ('hf', 'sdfast') else None
     return Checkpoint(text or name, name, net[0], file)
 
 
-def _is_function(name): return ':' in name and name.partition(':')[0] not in ('hf', 'sdfast', 'timm', 'torchvision')
+def _is_function(name): return ':' in name and name.partition(':')[0] not in PREFIXES

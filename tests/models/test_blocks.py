@@ -53,6 +53,16 @@ def nets():
         flat=(Net(features=convs(6), last=nn.Linear(4, 4)), [*[f'features.{i}' for i in range(0, 12, 2)], 'last']))
 
 
+def test_blocks_of_parts_that_an_encoder_names():
+    "In their order, inside wrappers, too; a part without modules inside is a block itself"
+    net = Net(two=Net(stem=nn.Linear(4, 4), blocks=nn.ModuleList([Block(), Block()])), one=Net(a=Block(), b=Block()),
+              last=nn.LSTM(4, 4), unused=nn.Linear(4, 4))
+    net.encoder_parts = (('one', 'two'), ('last',))
+    names = ['one.a', 'one.b', 'two.stem', 'two.blocks.0', 'two.blocks.1', 'last']
+    assert block_names(net) == names
+    assert block_names(nn.Sequential(nn.Identity(), net)) == [f'1.{n}' for n in names]
+
+
 @pytest.mark.parametrize('kind', list(nets()))
 def test_blocks_at_any_nesting(kind):
     net, names = nets()[kind]

@@ -16,7 +16,10 @@ def test_every_entry_has_the_depth_of_its_layer():
 
 
 @pytest.mark.parametrize('make', [tiny, lambda: create_encoder('r2plus1d'), lambda: create_encoder('mvit_v2_s'),
-                                  lambda: create_encoder('resnet18'), lambda: create_encoder('vit_tiny_patch16_224')])
+                                  lambda: create_encoder('resnet18'), lambda: create_encoder('vit_tiny_patch16_224'),
+                                  lambda: create_encoder('lrcn:resnet18'),
+                                  lambda: create_encoder('two_stream:resnet18'),
+                                  lambda: create_encoder('ip_csn_152', depths=(1, 1, 2, 1))])
 def test_depths_agree_with_the_layers(make):
     with torch.device('meta'): net = make()
     layers, depths = encoder_layers(net), layer_depths(net)
@@ -56,6 +59,28 @@ def test_buffers_between_flat_layers_have_the_depth_of_the_layer_before():
     depths = layer_depths(net)
     assert [depths[f'0.{3*i}.weight'] for i in range(6)] == [6, 5, 4, 3, 2, 1]
     assert [depths[f'0.{3*i + 1}.running_mean'] for i in range(6)] == [6, 5, 4, 3, 2, 1]
+
+
+class Parts(nn.Module):
+    "Two parts side by side, one of them deeper, then another part; and a token of the encoder's own"
+    encoder_parts = (('short', 'long'), ('last',))
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(2))
+        self.long = nn.ModuleList([nn.Linear(2, 2) for _ in range(3)])
+        self.short = nn.ModuleList([nn.Linear(2, 2) for _ in range(2)])
+        self.last = nn.LSTM(2, 2)
+
+
+def test_parts_side_by_side_have_depths_from_the_output_on():
+    net = Parts()
+    depths = layer_depths(net)
+    assert [depths[f'long.{i}.weight'] for i in range(3)] == [4, 3, 2]
+    assert [depths[f'short.{i}.bias'] for i in range(2)] == [3, 2]
+    assert {depths[f'last.{n}'] for n, _ in net.last.named_parameters()} == {1} and depths['token'] == 4
+    assert layer_depths(nn.Sequential(net, nn.Flatten())) == {f'0.{k}':d for k, d in depths.items()}
+    assert [len(layer) for layer in encoder_layers(net)] == [3, 4, 4, 4]
 
 
 def test_tied_weights_have_one_depth():

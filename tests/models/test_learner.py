@@ -137,7 +137,7 @@ def test_normalisation_is_that_of_the_loaders_or_of_the_model(clips, published):
 
 
 @pytest.mark.parametrize('arch,kwargs,match', [
-    ('tiny', {}, 'tiny has no published weights: pass init=FILE, or pretrained=False'),
+    ('tiny', {}, 'tiny has no weights to download: pass init=FILE, or pretrained=False'),
     ('nothing', dict(pretrained=False), "unknown model 'nothing'"),
     ('vit_tiny_patch16_224', dict(pretrained=False), r'vit_tiny_patch16_224 does not take clips of 4 frames of 24x24 '
      r'pixels \(.*expected 224x224.*: change frames or size')])

@@ -7,9 +7,10 @@ from pretraining import needs_opencv, quiet, tiny
 from scipy.ndimage import gaussian_filter
 
 from sdfast.data.digits import write_video
+from sdfast.data.motion import as_pixels
 from sdfast.data.video import VideoFile
 from sdfast.errors import InputError
-from sdfast.pretext.flow import as_pixels, optical_flow
+from sdfast.pretext.flow import optical_flow
 from sdfast.pretext.statistics import MotionStatistics
 
 

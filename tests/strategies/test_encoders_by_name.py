@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pretraining import needs_opencv, needs_pytorchvideo
 from scripts import ROOT, load_script
 
 from sdfast.strategies import STRATEGIES
@@ -13,6 +14,15 @@ SCRIPT = load_script('encoders')
 FEW = ('self_distill', 'ldifs', 'ewc', 'lwf', 'layer_decay')
 FAMILIES = ('VideoMAEForVideoClassification', 'VivitModel', 'TimesformerForVideoClassification',
             'VJEPA2ForVideoClassification', 'timm:test_vit')
+# of the nets in parts: output, blocks, weights, adapters in the layers, rates by depth
+NETS, SOME = (('slowfast_r50', 'lrcn:test_resnet', 'two_stream:test_resnet'),
+              ('self_distill', 'ldifs', 'l2sp', 'lora', 'layer_decay'))
+
+
+def needs(encoder):
+    "Skip the test where an optional library is missing"
+    if encoder.startswith(('slowfast', 'x3d')): needs_pytorchvideo()
+    if encoder.startswith('two_stream'): needs_opencv()
 
 
 @pytest.fixture(scope='module')
@@ -40,8 +50,18 @@ def test_a_few_strategies(encoder, root, committed):
     assert {mark for mark, _ in row.values()} == {'works'}
 
 
+@pytest.mark.parametrize('encoder', NETS)
+def test_some_strategies_on_nets_in_parts(encoder, root, committed):
+    needs(encoder)
+    pytest.importorskip('peft', reason="LoRA needs PEFT: pip install -e '.[lora]'")
+    row = SCRIPT.make_row(encoder, root, SOME)
+    assert {s:mark for s, (mark, _) in row.items()} == {s:committed[encoder][s] for s in row}
+    assert {mark for mark, _ in row.values()} == {'works'}
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize('encoder', SCRIPT.ENCODERS)
 def test_every_strategy(encoder, root, committed):
+    needs(encoder)
     row = SCRIPT.make_row(encoder, root, list(STRATEGIES))
     assert {s:mark for s, (mark, _) in row.items()} == committed[encoder]

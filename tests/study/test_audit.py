@@ -212,4 +212,5 @@ def test_names_of_libraries_load_published_weights(monkeypatch):
     for text in ('timm:resnet18', 'r2plus1d_18'): load_checkpoint(text)
     load_checkpoint('pretrained', 'r2plus1d_18')
     assert seen == [('timm:resnet18', 'pretrained'), ('r2plus1d_18', 'pretrained'), ('r2plus1d_18', 'pretrained')]
-    with pytest.raises(InputError, match='tiny has no published weights'): load_checkpoint('tiny')
+    for name in ('tiny', 'x3d_m', 'lrcn:test_resnet'):
+        with pytest.raises(InputError, match=f'{name} has no weights to download'): load_checkpoint(name)

@@ -84,4 +84,8 @@ def nll(logits, labels):
     return np.mean([one(row, label) for row, label in zip(np.asarray(logits, float), labels)])
 
 
+def needs_pytorchvideo():
+    return pytest.importorskip('pytorchvideo', reason="SlowFast, X3D need pytorchvideo: pip install -e '.[encoders]'")
+
+
 def needs_opencv(): return pytest.importorskip('cv2', reason="optical flow needs OpenCV: pip install -e '.[pretext]'")
