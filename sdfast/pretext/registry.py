@@ -10,7 +10,11 @@ from torch import nn
 from ..errors import InputError
 from .base import Pretext
 from .cvrl import CVRL
+from .cycle import TimeCycle
+from .dogo import DoGo
+from .hdc import HDC
 from .iic import InterIntra
+from .memdpc import MemDPC
 from .order import ClipOrder
 from .pace import Pace
 from .puzzle import CubicPuzzle
@@ -20,7 +24,7 @@ from .statistics import MotionStatistics
 __all__ = ['METHODS', 'read_checkpoint']
 
 METHODS = dict(rspnet=RSPNet, pace=Pace, order=ClipOrder, puzzle=CubicPuzzle, cvrl=CVRL, iic=InterIntra,
-               mas=MotionStatistics)
+               mas=MotionStatistics, memdpc=MemDPC, hdc=HDC, cycle=TimeCycle, dogo=DoGo)
 
 
 def read_checkpoint(

@@ -22,8 +22,9 @@ from typing import Any
 import pandas as pd
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
+from fastai.callback.training import GradientClip
 from fastai.learner import Learner
-from fastai.optimizer import SGD
+from fastai.optimizer import SGD, Adam
 from fastai.torch_core import set_seed
 
 from ..data.datasets import create_task
@@ -49,6 +50,7 @@ from .values import check_value
 
 __all__ = ['Stage', 'make_stage', 'pretrain', 'read_result']
 
+OPTIMIZERS = dict(sgd=SGD, adam=partial(Adam, sqr_mom=.999, eps=1e-8))  # as in PyTorch
 RSPNET_NAMES = dict(c3d='c3d', r2plus1d='r2plus1d-vcop')  # our encoders -> their names in RSPNet's code
 
 
@@ -58,7 +60,7 @@ class Stage:
     method: str  # one of `METHODS`
     task: str  # videos: see `create_task`, or `videos:FOLDER`
     epochs: int  # of training
-    lr: float  # of SGD with momentum .9
+    lr: float  # of the optimizer
     schedule: str  # see `stage_rates`
     wd: float  # L2 regularisation of all parameters
     bs: int  # batch size
@@ -73,9 +75,16 @@ class Stage:
     clips: int = 0  # number of videos of each class to train on; 0: all
     workers: int = 0  # processes that load clips
     files: str = ''  # fingerprint of the videos
+    opt: str = 'sgd'  # or 'adam'
+    mom: float = .9  # momentum of SGD, or the first of Adam's decays
+    grad_clip: float = 0.  # largest norm of all gradients together; 0: any
 
     @property
-    def key(self)->str: return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+    def key(self)->str:
+        later = {f.name:f.default for f in run_fields(self) if f.name in ('opt', 'mom', 'grad_clip')}
+        # a later field counts if it is set, so that it does not change the keys of finished stages
+        given = {k:v for k, v in asdict(self).items() if k not in later or v != later[k]}
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def make_method(
@@ -143,6 +152,10 @@ def make_stage(
     for f in run_fields(Run):
         if f.name in fields and f.name not in ('schedule', 'clips'): check_value(f, fields[f.name], f'--{f.name}')
     stage = Stage(method, task, **fields)
+    if stage.opt not in OPTIMIZERS: raise InputError(f'--opt must be sgd or adam, not {stage.opt!r}')
+    if not 0 <= stage.mom < 1 or stage.grad_clip < 0:
+        raise InputError('--mom must be at least 0 and below 1, and --grad-clip at least 0, not '
+                         f'{stage.mom} and {stage.grad_clip}')
     # these raise for impossible settings, before anything is written
     stage_rates(stage.schedule, stage.lr, stage.epochs)
     make_method(stage)
@@ -230,8 +243,9 @@ def _fit(stage, method, data, folder, progress):
     resume, check = Resume(folder, progress.say), StopDiverged()
     rates = ParamScheduler(dict(lr=stage_rates(stage.schedule, stage.lr, stage.epochs)))
     cbs = [method, Seeded(stage.seed), check, resume, EpochReporter(progress), rates]
-    learn = Learner(data.loaders(), encoder, opt_func=partial(SGD, mom=.9, decouple_wd=False), lr=stage.lr, wd=stage.wd,
-                    wd_bn_bias=True, cbs=cbs)
+    if stage.grad_clip: cbs.append(GradientClip(stage.grad_clip))
+    opt = partial(OPTIMIZERS[stage.opt], mom=stage.mom, decouple_wd=False)
+    learn = Learner(data.loaders(), encoder, opt_func=opt, lr=stage.lr, wd=stage.wd, wd_bn_bias=True, cbs=cbs)
     progress.start(f'{stage.method}, {stage.model}', stage.epochs)
     done = epochs_done(folder)
     if done: progress.say(f'resumes after epoch {done}')
