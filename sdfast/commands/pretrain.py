@@ -1,4 +1,5 @@
-"""Pre-train a video encoder without labels, the paper's first stage, with RSPNet or a method that the paper cites.
+"""Pre-train a video encoder, the paper's first stage, with RSPNet or a method that the paper cites; without labels,
+except for `supervised`.
 
     sdfast pretrain --method rspnet
     sdfast pretrain --task videos:FOLDER --model r2plus1d --method pace    # all videos below a folder
@@ -16,7 +17,7 @@ from .common import make_folder, one_line_errors
 
 @call_parse  # it runs this when the module is the script, so it must come last
 def main(
-    method:str='rspnet', # rspnet, pace, order, puzzle, cvrl, iic, mas (motion and appearance statistics), memdpc or dogo
+    method:str='rspnet', # rspnet, pace, order, puzzle, cvrl, iic, mas, memdpc, hdc, cycle, dogo or supervised (labels)
     task:str='moving_digits', # Videos: a task as for sdfast compare, or videos:FOLDER for all videos below a folder
     model:str='tiny', # tiny, the paper's c3d and r2plus1d, a video net of torchvision, or any image model of timm
     model_args:str='', # For the model's constructor, such as pad_type=same

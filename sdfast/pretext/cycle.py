@@ -38,8 +38,14 @@ def cut(
     side:int, # Of the patch
 )->torch.Tensor: # `(N, C, side, side)`
     "Cut a patch out of each map, with bilinear interpolation, and 0 outside the map"
-    grid = F.affine_grid(places, [len(maps), 1, side, side], align_corners=True)
-    return F.grid_sample(maps, grid, align_corners=True)
+    return F.grid_sample(maps, _points(places, side), align_corners=True)
+
+
+def _points(places, side):
+    "Where the points of a patch are in the frame `(N, side, side, 2)`; its only point is its centre"
+    at = torch.linspace(-1, 1, side, device=places.device) if side > 1 else torch.zeros(1, device=places.device)
+    y, x = torch.meshgrid(at.to(places.dtype), at.to(places.dtype), indexing='ij')
+    return torch.einsum('nij,jyx->nyxi', places, torch.stack([x, y, torch.ones_like(x)]))
 
 
 def affinity(
@@ -62,7 +68,7 @@ def inliers(
     `found`."""
     n, frame, p, _ = found.shape
     s = round(frame**.5)
-    grid = F.affine_grid(places, [n, 1, p, p], align_corners=True).reshape(n*p*p, 1, 1, 2)
+    grid = _points(places, p).reshape(n*p*p, 1, 1, 2)
     by_place = found.flatten(2).transpose(1, 2).reshape(n*p*p, 1, s, s)
     at = F.grid_sample(by_place, grid, align_corners=True).view(n, -1).sum(1)
     inside = F.grid_sample(torch.ones_like(by_place), grid, align_corners=True).view(n, -1).sum(1)

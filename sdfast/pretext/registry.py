@@ -35,6 +35,9 @@ def read_checkpoint(
     try:
         with safe_open(str(path), 'pt') as f: meta = f.metadata() or {}
     except Exception as e: raise InputError(f'{path} cannot be read as a checkpoint of pre-training: {e}') from None
+    if meta.get('method') == 'supervised':
+        raise InputError(f'{path} was trained with labels, so it has no pretext task: read its encoder with '
+                         'load_encoder')
     known = {cls.__name__:cls for cls in METHODS.values()}
     if meta.get('method') not in known:
         raise InputError(f'{path} is not a checkpoint of pre-training: it names none of the methods {", ".join(known)}')

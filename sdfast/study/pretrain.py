@@ -1,4 +1,5 @@
-"""Pre-training of a video encoder without labels, the first stage of the paper: `make_stage`, then `pretrain`.
+"""Pre-training of a video encoder, without labels or with them, the first stage of the paper: `make_stage`, then
+`pretrain`.
 
 Each stage has its own folder:
 
@@ -36,6 +37,7 @@ from ..models.weights import load_encoder
 from ..pretext.base import Pretext
 from ..pretext.loaders import video_dls
 from ..pretext.registry import METHODS
+from ..pretext.rspnet import RSPNet
 from ..pretext.rspnet_checkpoint import save_rspnet
 from ..runtime import store
 from ..runtime.options import parse_options
@@ -46,6 +48,7 @@ from .config import Run
 from .fit import Seeded, StopDiverged, fit_batch_size
 from .pretrain_recipes import recipe, stage_rates
 from .progress import LiveProgress
+from .supervised import SUPERVISED, Supervised, check_supervised
 from .values import check_value
 
 __all__ = ['Stage', 'make_stage', 'pretrain', 'read_result']
@@ -57,7 +60,7 @@ RSPNET_NAMES = dict(c3d='c3d', r2plus1d='r2plus1d-vcop')  # our encoders -> thei
 @dataclass(frozen=True)
 class Stage:
     "All settings that decide a pre-trained encoder; equal stages have equal `key`s"
-    method: str  # one of `METHODS`
+    method: str  # one of `METHODS`, or 'supervised'
     task: str  # videos: see `create_task`, or `videos:FOLDER`
     epochs: int  # of training
     lr: float  # of the optimizer
@@ -89,15 +92,19 @@ class Stage:
 
 def make_method(
     stage:Stage, # Only `method` and `method_args` matter
-)->Pretext: # The callback
+)->Pretext|Supervised: # The callback, or what trains with labels
     "Make the stage's method; raises `InputError` for arguments that the method does not take"
     _check_method(stage.method)
+    if stage.method == SUPERVISED:
+        check_supervised(stage)
+        return Supervised()
     try: return METHODS[stage.method](**parse_options(stage.method_args, '--method-args'))
     except TypeError as e: raise InputError(f'--method-args {stage.method_args!r}: {e}') from None
 
 
 def _check_method(method):
-    if method not in METHODS: raise InputError(f'unknown method {method!r}; known are {", ".join(METHODS)}')
+    known = [*METHODS, SUPERVISED]
+    if method not in known: raise InputError(f'unknown method {method!r}; known are {", ".join(known)}')
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ def _folder_data(stage, shape):
 
 
 def make_stage(
-    method:str, # One of `METHODS`
+    method:str, # One of `METHODS`, or 'supervised'
     task:str, # Videos, see `stage_data`
     **given, # Other fields of a `Stage`; `None` for the recipe's
 )->tuple[Stage, str]: # The stage, and a line for the reader
@@ -163,8 +170,9 @@ def make_stage(
     data = stage_data(stage)
     stage = replace(stage, files=data.fingerprint, bs=fit_batch_size(len(data.train), stage.bs))
     train, valid = len(data.train), len(data.valid)
-    return stage, (f'{task}: {train} videos to train on in batches of {stage.bs}, {valid} held out; labels and test '
-                   'videos are not used')
+    unused = 'test videos' if method == SUPERVISED else 'labels and test videos'
+    return stage, (f'{task}: {train} videos to train on in batches of {stage.bs}, {valid} held out; {unused} are not '
+                   'used')
 
 
 class StageProgress(LiveProgress):
@@ -213,10 +221,12 @@ def pretrain(
         if stage.files not in ('', data.fingerprint):
             raise InputError(f'{stage.task}: these are other videos than the stage was made with ({len(data.train)} to '
                              f'train on, {len(data.valid)} held out); make all of them visible here, or a new stage')
-        log, resume = _fit(stage, method, data, folder, progress)
+        if isinstance(method, Supervised):
+            log, resume = method.fit(stage, data.loaders, folder, progress, EpochReporter(progress))
+        else: log, resume = _fit(stage, method, data, folder, progress)
         store.write(folder/'epochs.csv', log.rename_axis('epoch').to_csv(float_format='%.6g'))
         method.save(folder/'weights.safetensors')
-        if stage.method == 'rspnet':
+        if isinstance(method, RSPNet):
             arch = RSPNET_NAMES.get(stage.model, stage.model)
             save_rspnet(method, folder/'rspnet.pth.tar', arch, stage.epochs, float(log.train_loss.min()))
         result = _result(stage, method, data, log) | dict(weights=str(folder/'weights.safetensors'))

@@ -10,7 +10,7 @@ __all__ = ['recipe', 'stage_rates']
 # From each method's reference code. RSPNet's lr is .05 for R(2+1)D, and both of its rates scale with (global batch)/64.
 # Of the puzzle's settings only the size of the pieces is published; the others are ours. MemDPC's are those of UCF101,
 # where each of two GPUs contrasts 16 videos. HDC has no public code: all of its settings are ours. So is DoGo's number
-# of epochs: its template has 3.
+# of epochs: its template has 3. `supervised` has the settings of the source stage of a study.
 RECIPES = dict(
     rspnet=dict(epochs=200, bs=64, lr=.1, wd=1e-4, schedule='epoch_cosine'),
     pace=dict(epochs=18, bs=30, lr=1e-3, wd=5e-3, schedule='thirds'),
@@ -23,6 +23,7 @@ RECIPES = dict(
     hdc=dict(epochs=200, bs=64, lr=.03, wd=1e-4, schedule='cosine'),
     cycle=dict(epochs=30, bs=36, lr=2e-4, wd=0., schedule='constant', frames=1, stride=2, size=240, opt='adam', mom=.5,
                grad_clip=10.),
+    supervised=dict(epochs=6, bs=32, lr=.1, wd=0., schedule='cosine'),
     dogo=dict(epochs=200, bs=256, lr=3e-4, wd=1e-6, schedule='constant', opt='adam'),
 )
 PAPER = dict(frames=16, stride=1, size=112, method_args='')  # the paper's clips, the default of all recipes
@@ -43,6 +44,7 @@ SHORT = dict(
                 bs=16, opt='adam'),
     hdc=dict(frames=4, method_args='jitter=[.4,.4,0,0],grey=0,blur=0'),
     cycle=dict(frames=1, size=72, method_args='steps=3,ahead=1', lr=1e-3, wd=0., opt='adam', mom=.5, grad_clip=10.),
+    supervised=dict(frames=8, bs=32, lr=.1, wd=0., method_args=''),
     dogo=dict(frames=4, method_args='hidden=128,jitter=[.4,.4,0,0],grey=0,blur=0', lr=1e-3, wd=1e-6, opt='adam'),
 )
 DIGITS = dict(stride=1, size=40, epochs=10, bs=64, lr=.05, wd=1e-4, schedule='cosine')  # all methods on the digits
@@ -54,7 +56,7 @@ WARM_UP = 1787/71488
 
 
 def recipe(
-    method:str, # One of `METHODS`
+    method:str, # One of `METHODS`, or 'supervised'
     digits:bool, # On `moving_digits`, not on other videos
 )->dict: # Fields of a `Stage`
     "Default settings of a method"
