@@ -14,10 +14,10 @@ from ..data.video import VideoError, VideoFile
 from ..errors import InputError
 from .base import Pretext
 from .clips import PretextClips
-from .maps import layer_maps, stages
+from .maps import layer_maps, map_stages
 from .net import batch_statistics
 
-__all__ = ['patch_places', 'cut', 'affinity', 'inliers', 'place_distance', 'TimeCycle']
+__all__ = ['patch_places', 'cut_patch', 'affinity', 'inliers', 'place_distance', 'TimeCycle']
 
 GRID = 9  # thirds of thirds of the frame, from which patches start
 EPS = 1e-5  # of the reference's count of inliers
@@ -32,7 +32,7 @@ def patch_places(
     return torch.stack([torch.stack([c, -s, x], -1), torch.stack([s, c, y], -1)], -2)
 
 
-def cut(
+def cut_patch(
     maps:torch.Tensor, # Maps or frames `(N, C, H, W)`
     places:torch.Tensor, # From `patch_places`, `(N, 2, 3)`
     side:int, # Of the patch
@@ -160,8 +160,8 @@ class TimeCycle(Pretext):
 
     def measure(self, encoder:nn.Module, clip:torch.Tensor)->None:
         side = clip.shape[-1]
-        self.layer, (channels, _, *frame) = list(stages(encoder, clip, self.layer).items())[-1]
-        patch = stages(encoder, clip[..., :round(side/3), :round(side/3)], self.layer)[self.layer]
+        self.layer, (channels, _, *frame) = list(map_stages(encoder, clip, self.layer).items())[-1]
+        patch = map_stages(encoder, clip[..., :round(side/3), :round(side/3)], self.layer)[self.layer]
         self.sizes = channels, frame[0], patch[2]
 
     def heads(self, n:int)->nn.Module:
@@ -175,7 +175,7 @@ class TimeCycle(Pretext):
         b, t = len(x), self.steps
         place = place.to(x.dtype)
         target = x[:, -1]
-        cut_out = cut(target.flatten(1, 2), place, round(x.shape[-1]/3)).unflatten(1, target.shape[1:3])
+        cut_out = cut_patch(target.flatten(1, 2), place, round(x.shape[-1]/3)).unflatten(1, target.shape[1:3])
         # frames, patch and target pass batch norm separately, as in the reference
         with nullcontext() if encoder.training else batch_statistics(encoder):
             frames, patch, end = (self._maps(encoder, heads, v) for v in (x[:, :t].flatten(0, 1), cut_out, target))
@@ -194,7 +194,7 @@ class TimeCycle(Pretext):
         found = affinity(patch, F.normalize(frame, dim=1), self.temperature)
         return patch_places(heads.place(heads.read(found))), found
 
-    def _follow(self, frame, place): return F.normalize(cut(frame, place, self.sizes[2]), dim=1)
+    def _follow(self, frame, place): return F.normalize(cut_patch(frame, place, self.sizes[2]), dim=1)
 
     def _cycles(self, heads, patch, frames, end):
         "Where cycles of 1, 2, ... steps back and forth end `(B, steps, 2, 3)`"

@@ -14,7 +14,7 @@ from ..errors import InputError
 from .augment import Blur, ColourJitter
 from .base import Pretext
 from .clips import PretextClips
-from .maps import layer_maps, stages
+from .maps import layer_maps, map_stages
 
 __all__ = ['info_nce_logits', 'HDC']
 
@@ -97,8 +97,8 @@ class HDC(Pretext):
         return TensorVideo(torch.stack([clip, view, later])), label
 
     def measure(self, encoder:nn.Module, clip:torch.Tensor)->None:
-        found = stages(encoder, clip)
-        if self.layers is not None: found = {name:stages(encoder, clip, name)[name] for name in self.layers}
+        found = map_stages(encoder, clip)
+        if self.layers is not None: found = {name:map_stages(encoder, clip, name)[name] for name in self.layers}
         if len(found) < self.depths:
             raise InputError(f'the encoder has {len(found)} stages ({", ".join(found)}), not {self.depths}: take fewer '
                              'depths, larger clips, or name the layers')

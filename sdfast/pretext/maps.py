@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..models.features import LayerNotCalled, eval_mode, to_maps
 from ..models.surgery import block_names
 
-__all__ = ['layer_maps', 'stages']
+__all__ = ['layer_maps', 'map_stages']
 
 
 def layer_maps(
@@ -47,7 +47,7 @@ def _space_time(name, n, module, out, args, kwargs):
 
 
 @torch.no_grad()
-def stages(
+def map_stages(
     encoder:nn.Module, # Maps clips `(B, T, C, H, W)` to features
     clip:torch.Tensor, # A clip `(1, T, C, H, W)`
     layer:str|None=None, # Only this layer; `None`: the last block of each size of maps

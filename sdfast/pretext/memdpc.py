@@ -13,7 +13,7 @@ from ..errors import InputError
 from .augment import ColourJitter, OneChannel
 from .base import Pretext
 from .clips import PretextClips
-from .maps import layer_maps, stages
+from .maps import layer_maps, map_stages
 
 __all__ = ['MemDPC']
 
@@ -110,7 +110,7 @@ class MemDPC(Pretext):
         return TensorVideo(v.unflatten(0, (self.blocks, -1))), label
 
     def measure(self, encoder:nn.Module, clip:torch.Tensor)->None:
-        self.layer, (self.channels, *_) = list(stages(encoder, clip, self.layer).items())[-1]
+        self.layer, (self.channels, *_) = list(map_stages(encoder, clip, self.layer).items())[-1]
 
     def heads(self, n:int)->nn.Module:
         if self.layer is None or self.channels is None:

@@ -11,7 +11,7 @@ from ..study.paper import DATA_SETS, LAMS, NAMES, PRINTED, QUOTED, RECIPES
 from ..study.pretrain import score_text
 from .table import Cell, Column, Table, number
 
-__all__ = ['pretext_table', 'pretext_markdown', 'printed_results', 'read_results']
+__all__ = ['pretext_table', 'pretext_markdown', 'printed_results']
 
 NONE = 'none'  # the method of the random encoder
 LONG = 'none_long'  # the same, fine-tuned for three times as many epochs

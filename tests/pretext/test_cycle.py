@@ -12,7 +12,7 @@ from sdfast.data.clips import SampleClips
 from sdfast.data.video import VideoError, VideoFile
 from sdfast.errors import InputError
 from sdfast.pretext.clips import PretextClips
-from sdfast.pretext.cycle import TimeCycle, affinity, cut, inliers, moving_place, patch_places, place_distance
+from sdfast.pretext.cycle import TimeCycle, affinity, cut_patch, inliers, moving_place, patch_places, place_distance
 
 PLACES = torch.tensor([[.2, -.3, .4], [-.5, .1, -.6]])
 
@@ -52,7 +52,7 @@ def test_a_patch_is_cut_where_it_says():
     at = torch.linspace(-1, 1, 31)
     ramp = torch.stack(torch.meshgrid(at, at, indexing='xy'))[None].expand(2, -1, -1, -1)
     places = patch_places(PLACES)
-    found = cut(ramp, places, 5)
+    found = cut_patch(ramp, places, 5)
     grid = torch.stack(torch.meshgrid(torch.linspace(-1, 1, 5), torch.linspace(-1, 1, 5), indexing='xy')).flatten(1)
     expected = (places[:, :, :2] @ grid + places[:, :, 2:]).unflatten(2, (5, 5))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -6,7 +6,7 @@ from torch import nn
 
 from sdfast.errors import InputError
 from sdfast.models.encoders import create_encoder
-from sdfast.pretext.maps import layer_maps, stages
+from sdfast.pretext.maps import layer_maps, map_stages
 
 
 @pytest.fixture
@@ -37,11 +37,11 @@ def test_an_operation_in_place_after_the_layer_is_included(x):
 
 
 def test_stages_end_where_maps_become_smaller():
-    assert stages(tiny(), torch.zeros(1, 8, 3, 40, 40)) == {
+    assert map_stages(tiny(), torch.zeros(1, 8, 3, 40, 40)) == {
         'body.0': (2, 8, 20, 20), 'body.1': (4, 4, 10, 10), 'body.3': (24, 2, 5, 5)}
-    found = list(stages(create_encoder('r2plus1d'), torch.zeros(1, 8, 3, 64, 64)))
+    found = list(map_stages(create_encoder('r2plus1d'), torch.zeros(1, 8, 3, 64, 64)))
     assert found == ['body.conv2', 'body.conv3', 'body.conv4', 'body.conv5']
-    assert stages(tiny(), torch.zeros(1, 1, 3, 40, 40), 'body.1') == {'body.1': (4, 1, 10, 10)}
+    assert map_stages(tiny(), torch.zeros(1, 1, 3, 40, 40), 'body.1') == {'body.1': (4, 1, 10, 10)}
 
 
 def test_what_has_no_maps_is_refused(x):
@@ -52,6 +52,6 @@ def test_what_has_no_maps_is_refused(x):
             self.embed, self.mix = nn.Conv3d(3, 4, 4, 4), nn.Linear(4, 4)
         def forward(self, x): return self.mix(self.embed(x.transpose(1, 2)).flatten(2).transpose(1, 2)).mean(1)
     with pytest.raises(InputError, match=r'expected maps \(B, C, T, H, W\)'): layer_maps(Tokens(), x, ['mix'])
-    with pytest.raises(InputError, match="no layer 'nope'; some are body.0"): stages(tiny(), x[:1], 'nope')
+    with pytest.raises(InputError, match="no layer 'nope'; some are body.0"): map_stages(tiny(), x[:1], 'nope')
     with pytest.raises(InputError, match='cannot read clips of 1 frames of 16x16'):
-        stages(OneConv(4, (2, 3, 3), 1), x[:1, :1], 'conv')
+        map_stages(OneConv(4, (2, 3, 3), 1), x[:1, :1], 'conv')
