@@ -18,7 +18,7 @@ from ..runtime.progress import Progress
 from ..runtime.resume import Resume, epochs_done
 from .fit import fit_model
 
-__all__: list[str] = []  # used by `pretrain`
+__all__ = ['Supervised']
 
 SUPERVISED = 'supervised'  # the method's name
 
