@@ -1,4 +1,5 @@
-"""Pre-train a video encoder without labels, the paper's first stage, with RSPNet or a method that the paper cites.
+"""Pre-train a video encoder, the paper's first stage, with RSPNet or a method that the paper cites; without labels,
+except for `supervised`.
 
     sdfast pretrain --method rspnet
     sdfast pretrain --task videos:FOLDER --model r2plus1d --method pace    # all videos below a folder
@@ -16,15 +17,18 @@ from .common import make_folder, one_line_errors
 
 @call_parse  # it runs this when the module is the script, so it must come last
 def main(
-    method:str='rspnet', # Method: rspnet, pace, order, puzzle, cvrl, iic or mas (motion and appearance statistics)
+    method:str='rspnet', # rspnet, pace, order, puzzle, cvrl, iic, mas, memdpc, hdc, cycle, dogo or supervised (labels)
     task:str='moving_digits', # Videos: a task as for sdfast compare, or videos:FOLDER for all videos below a folder
     model:str='tiny', # tiny, the paper's c3d and r2plus1d, a video net of torchvision, or any image model of timm
     model_args:str='', # For the model's constructor, such as pad_type=same
     init:str=None, # Weights of the encoder to start from
     method_args:str=None, # For the method, such as paces=[1,2],restart=false
     epochs:int=None, # Epochs, by default those of the method's reference code; 10 for moving_digits
-    lr:float=None, # Learning rate of SGD with momentum .9
-    schedule:str=None, # constant, thirds, fifths (IIC's), cosine, warm_cosine (CVRL's), epoch_cosine or steps
+    lr:float=None, # Learning rate
+    opt:str=None, # Optimizer: sgd or adam, by default that of the method's reference code
+    mom:float=None, # Momentum of SGD, or the first of Adam's decays; by default .9
+    grad_clip:float=None, # Largest norm of all gradients together; 0: any
+    schedule:str=None, # constant, thirds, late_tenth, fifths (IIC's), cosine, warm_cosine (CVRL's), epoch_cosine, steps
     wd:float=None, # L2 regularisation of all parameters
     bs:int=None, # Batch size
     frames:int=None, # Frames in a clip, by default 16; fewer for moving_digits

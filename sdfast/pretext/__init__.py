@@ -5,9 +5,15 @@ from .augment import *
 from .base import *
 from .clips import *
 from .cvrl import *
+from .cycle import *
+from .dogo import *
 from .flow import *
+from .hdc import *
 from .iic import *
 from .loaders import *
+from .maps import *
+from .memdpc import *
+from .net import *
 from .order import *
 from .pace import *
 from .puzzle import *

@@ -9,7 +9,7 @@ from torch.nn.functional import conv2d
 from ..data.clips import TensorVideo
 from ..errors import InputError
 
-__all__ = ['to_grey', 'jitter_colours', 'ColourJitter', 'Blur', 'Solarise']
+__all__ = ['to_grey', 'jitter_colours', 'ColourJitter', 'OneChannel', 'Blur', 'Solarise']
 
 
 def to_grey(
@@ -84,6 +84,22 @@ class ColourJitter(Transform):
             v = jitter_colours(v, brightness, contrast, saturation, hue, torch.randperm(4).tolist())
         if self.grey: v = torch.where(draw(0, 1) < self.grey, to_grey(v).expand_as(v), v)
         return TensorVideo(v)
+
+
+class OneChannel(Transform):
+    "Show one random channel three times, in frames of training clips `(B, K, T, C, H, W)` that are drawn one by one"
+    order, split_idx = 49, 0  # before `ColourJitter`
+
+    def __init__(self,
+        p:float, # Probability of each frame
+    ): self.p = p
+
+    def encodes(self, x:TensorVideo)->TensorVideo:
+        v = x.as_subclass(torch.Tensor)
+        drawn = (*v.shape[:3], 1, 1, 1)
+        channel = torch.randint(v.shape[3], drawn, device=v.device).expand(*v.shape[:3], 1, *v.shape[4:])
+        shown = torch.rand(drawn, device=v.device) < self.p
+        return TensorVideo(torch.where(shown, v.gather(3, channel), v))
 
 
 class _ForSomeClips(Transform):

@@ -2,7 +2,6 @@
 
 A new method is a subclass of `Pretext` with `sample`, `heads`, `forward`, `loss` and `scores`."""
 import json
-import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,30 +31,9 @@ from ..runtime.resume import Resumable
 from ..strategies.columns import Columns
 from .clips import PretextClips
 from .loaders import method_loader, sample_clips
+from .net import Leave, PretextNet
 
-__all__ = ['PretextNet', 'Pretext']
-
-
-class PretextNet(nn.Module):
-    "Encoder and heads as one model during a fit, so that optimizer, DDP, precision and checkpoints treat them alike"
-
-    def __init__(self,
-        encoder:nn.Module, # To be pre-trained
-        heads:nn.Module, # Added by the method
-        method:'Pretext', # Provides the net's `forward`
-    ):
-        super().__init__()
-        self.encoder, self.heads = encoder, heads
-        self._method = weakref.ref(method)  # copies of the net share the method
-
-    def forward(self, *x)->torch.Tensor|tuple: return self._method().forward(self.encoder, self.heads, *x)
-
-
-class _Leave(Callback):
-    "Restores the user's model after all other callbacks have ended the fit"
-    order = 1000
-    def __init__(self, method): self.method = method
-    def after_fit(self): self.method.finish()
+__all__ = ['Pretext']
 
 
 class Pretext(ShowArguments, Resumable, Columns, Callback):
@@ -119,6 +97,9 @@ class Pretext(ShowArguments, Resumable, Columns, Callback):
     def prepare(self, train_dl:DataLoader)->None:
         "Called before a fit, with the loader of training videos; heads may not be made yet"
 
+    def measure(self, encoder:nn.Module, clip:torch.Tensor)->None:
+        "Called before heads are made, with a blank clip `(1, T, C, H, W)`: find the sizes that they depend on"
+
     # ---- the net
 
     def build(self,
@@ -174,9 +155,10 @@ class Pretext(ShowArguments, Resumable, Columns, Callback):
         self._nested = 0
         if not locked: self.prepare(self.dls.train)
         encoder = self._encoder(self._users[0])
-        clip = None if hasattr(encoder, 'num_features') else self._blank_clip(next(encoder.parameters()).device)
+        clip = self._blank_clip(next(encoder.parameters()).device)
+        if self.pretext_net is None and clip is not None: self.measure(encoder, clip)
         self.learn.model, self.learn.loss_func = self.build(encoder, clip), self.loss
-        self.learn.add_cb(_Leave(self))
+        self.learn.add_cb(Leave(self))
         if locked: return  # `validate` or `get_preds`
         if self.learn.opt is not None: self._add_heads(self.learn.opt)
         columns = {f'train_{name}':partial(self.score, name, True) for name in self.score_names}
@@ -254,7 +236,7 @@ class Pretext(ShowArguments, Resumable, Columns, Callback):
     def leave(self)->None:
         super().leave()
         for cb in list(self.learn.cbs):
-            if isinstance(cb, _Leave) and cb.method is self: self.learn.remove_cb(cb)
+            if isinstance(cb, Leave) and cb.method is self: self.learn.remove_cb(cb)
         if self._users is not None:
             self.learn.model, self.learn.loss_func = self._users
             self._users = None

@@ -48,7 +48,8 @@ class CVRL(Pretext):
     second seldom, and it is sometimes solarised. Each of the two is the earlier one equally often. A clip that reaches
     the end of a short video continues with its first frame. The score `pair_acc` is the share of clips that are closer
     to the other clip of their video than to that of the next video in the batch; chance is 1/2."""
-    area, aspect, flip, score_names = (.3, 1.), (1/2, 2.), True, ('pair_acc',)
+    area, aspect, flip = (.3, 1.), (1/2, 2.), True
+    score_names: tuple[str, ...] = ('pair_acc',)
 
     def __init__(self,
         temperature:float=.1, # Divides similarities

@@ -1,6 +1,6 @@
 "Inter-intra contrastive learning (IIC): match frames and residuals; negatives are other videos and disordered frames."
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from random import Random
 
 import numpy as np
@@ -15,9 +15,9 @@ from torch import nn
 from ..data.clips import TensorVideo
 from ..data.video import VideoError, VideoFile
 from ..errors import InputError
-from ..models.statistics import keep_buffers, statistics_layers
 from .base import Pretext
 from .clips import PretextClips
+from .net import batch_statistics
 
 __all__ = ['Residual', 'InterIntra']
 
@@ -64,18 +64,6 @@ class _Banks(nn.Module):
             f, index = torch.cat(features, 1).to(self.rows.device), torch.cat(indices, 0).to(self.rows.device)
         moved = self.rows[:, index]*momentum + f.to(self.rows.dtype)*(1 - momentum)
         self.rows[:, index] = F.normalize(moved, dim=2)
-
-
-@contextmanager
-def _batch_statistics(encoder:nn.Module)->Iterator[None]:
-    "Normalise with the statistics of the batch, without changing running statistics"
-    norms = statistics_layers(encoder)
-    modes = [m.training for m in norms]
-    for m in norms: m.training = True
-    try:
-        with keep_buffers(encoder): yield
-    finally:
-        for m, training in zip(norms, modes): m.training = training
 
 
 class InterIntra(Pretext):
@@ -144,7 +132,7 @@ class InterIntra(Pretext):
 
     def forward(self, encoder:nn.Module, heads:_Banks, x:torch.Tensor, index:torch.Tensor)->tuple:
         training = encoder.training
-        with nullcontext() if training else _batch_statistics(encoder):
+        with nullcontext() if training else batch_statistics(encoder):
             # one by one, so that batch norm sees them apart
             frames, mixed, residual = (encoder(x[:, i]).float() for i in range(3))
         unit_frames, unit_residual, unit_mixed = (F.normalize(f, dim=1) for f in (frames, residual, mixed))

@@ -10,7 +10,11 @@ from torch import nn
 from ..errors import InputError
 from .base import Pretext
 from .cvrl import CVRL
+from .cycle import TimeCycle
+from .dogo import DoGo
+from .hdc import HDC
 from .iic import InterIntra
+from .memdpc import MemDPC
 from .order import ClipOrder
 from .pace import Pace
 from .puzzle import CubicPuzzle
@@ -20,7 +24,7 @@ from .statistics import MotionStatistics
 __all__ = ['METHODS', 'read_checkpoint']
 
 METHODS = dict(rspnet=RSPNet, pace=Pace, order=ClipOrder, puzzle=CubicPuzzle, cvrl=CVRL, iic=InterIntra,
-               mas=MotionStatistics)
+               mas=MotionStatistics, memdpc=MemDPC, hdc=HDC, cycle=TimeCycle, dogo=DoGo)
 
 
 def read_checkpoint(
@@ -31,6 +35,9 @@ def read_checkpoint(
     try:
         with safe_open(str(path), 'pt') as f: meta = f.metadata() or {}
     except Exception as e: raise InputError(f'{path} cannot be read as a checkpoint of pre-training: {e}') from None
+    if meta.get('method') == 'supervised':
+        raise InputError(f'{path} was trained with labels, so it has no pretext task: read its encoder with '
+                         'load_encoder')
     known = {cls.__name__:cls for cls in METHODS.values()}
     if meta.get('method') not in known:
         raise InputError(f'{path} is not a checkpoint of pre-training: it names none of the methods {", ".join(known)}')

@@ -1,4 +1,5 @@
-"""Pre-training of a video encoder without labels, the first stage of the paper: `make_stage`, then `pretrain`.
+"""Pre-training of a video encoder, without labels or with them, the first stage of the paper: `make_stage`, then
+`pretrain`.
 
 Each stage has its own folder:
 
@@ -22,8 +23,9 @@ from typing import Any
 import pandas as pd
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
+from fastai.callback.training import GradientClip
 from fastai.learner import Learner
-from fastai.optimizer import SGD
+from fastai.optimizer import SGD, Adam
 from fastai.torch_core import set_seed
 
 from ..data.datasets import create_task
@@ -35,6 +37,7 @@ from ..models.weights import load_encoder
 from ..pretext.base import Pretext
 from ..pretext.loaders import video_dls
 from ..pretext.registry import METHODS
+from ..pretext.rspnet import RSPNet
 from ..pretext.rspnet_checkpoint import save_rspnet
 from ..runtime import store
 from ..runtime.options import parse_options
@@ -45,20 +48,22 @@ from .config import Run
 from .fit import Seeded, StopDiverged, fit_batch_size
 from .pretrain_recipes import recipe, stage_rates
 from .progress import LiveProgress
+from .supervised import SUPERVISED, Supervised, check_supervised
 from .values import check_value
 
 __all__ = ['Stage', 'make_stage', 'pretrain', 'read_result']
 
+OPTIMIZERS = dict(sgd=SGD, adam=partial(Adam, sqr_mom=.999, eps=1e-8))  # as in PyTorch
 RSPNET_NAMES = dict(c3d='c3d', r2plus1d='r2plus1d-vcop')  # our encoders -> their names in RSPNet's code
 
 
 @dataclass(frozen=True)
 class Stage:
     "All settings that decide a pre-trained encoder; equal stages have equal `key`s"
-    method: str  # one of `METHODS`
+    method: str  # one of `METHODS`, or 'supervised'
     task: str  # videos: see `create_task`, or `videos:FOLDER`
     epochs: int  # of training
-    lr: float  # of SGD with momentum .9
+    lr: float  # of the optimizer
     schedule: str  # see `stage_rates`
     wd: float  # L2 regularisation of all parameters
     bs: int  # batch size
@@ -73,22 +78,33 @@ class Stage:
     clips: int = 0  # number of videos of each class to train on; 0: all
     workers: int = 0  # processes that load clips
     files: str = ''  # fingerprint of the videos
+    opt: str = 'sgd'  # or 'adam'
+    mom: float = .9  # momentum of SGD, or the first of Adam's decays
+    grad_clip: float = 0.  # largest norm of all gradients together; 0: any
 
     @property
-    def key(self)->str: return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+    def key(self)->str:
+        later = {f.name:f.default for f in run_fields(self) if f.name in ('opt', 'mom', 'grad_clip')}
+        # a later field counts if it is set, so that it does not change the keys of finished stages
+        given = {k:v for k, v in asdict(self).items() if k not in later or v != later[k]}
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def make_method(
     stage:Stage, # Only `method` and `method_args` matter
-)->Pretext: # The callback
+)->Pretext|Supervised: # The callback, or what trains with labels
     "Make the stage's method; raises `InputError` for arguments that the method does not take"
     _check_method(stage.method)
+    if stage.method == SUPERVISED:
+        check_supervised(stage)
+        return Supervised()
     try: return METHODS[stage.method](**parse_options(stage.method_args, '--method-args'))
     except TypeError as e: raise InputError(f'--method-args {stage.method_args!r}: {e}') from None
 
 
 def _check_method(method):
-    if method not in METHODS: raise InputError(f'unknown method {method!r}; known are {", ".join(METHODS)}')
+    known = [*METHODS, SUPERVISED]
+    if method not in known: raise InputError(f'unknown method {method!r}; known are {", ".join(known)}')
 
 
 @dataclass(frozen=True)
@@ -132,7 +148,7 @@ def _folder_data(stage, shape):
 
 
 def make_stage(
-    method:str, # One of `METHODS`
+    method:str, # One of `METHODS`, or 'supervised'
     task:str, # Videos, see `stage_data`
     **given, # Other fields of a `Stage`; `None` for the recipe's
 )->tuple[Stage, str]: # The stage, and a line for the reader
@@ -143,6 +159,10 @@ def make_stage(
     for f in run_fields(Run):
         if f.name in fields and f.name not in ('schedule', 'clips'): check_value(f, fields[f.name], f'--{f.name}')
     stage = Stage(method, task, **fields)
+    if stage.opt not in OPTIMIZERS: raise InputError(f'--opt must be sgd or adam, not {stage.opt!r}')
+    if not 0 <= stage.mom < 1 or stage.grad_clip < 0:
+        raise InputError('--mom must be at least 0 and below 1, and --grad-clip at least 0, not '
+                         f'{stage.mom} and {stage.grad_clip}')
     # these raise for impossible settings, before anything is written
     stage_rates(stage.schedule, stage.lr, stage.epochs)
     make_method(stage)
@@ -150,8 +170,9 @@ def make_stage(
     data = stage_data(stage)
     stage = replace(stage, files=data.fingerprint, bs=fit_batch_size(len(data.train), stage.bs))
     train, valid = len(data.train), len(data.valid)
-    return stage, (f'{task}: {train} videos to train on in batches of {stage.bs}, {valid} held out; labels and test '
-                   'videos are not used')
+    unused = 'test videos' if method == SUPERVISED else 'labels and test videos'
+    return stage, (f'{task}: {train} videos to train on in batches of {stage.bs}, {valid} held out; {unused} are not '
+                   'used')
 
 
 class StageProgress(LiveProgress):
@@ -200,10 +221,12 @@ def pretrain(
         if stage.files not in ('', data.fingerprint):
             raise InputError(f'{stage.task}: these are other videos than the stage was made with ({len(data.train)} to '
                              f'train on, {len(data.valid)} held out); make all of them visible here, or a new stage')
-        log, resume = _fit(stage, method, data, folder, progress)
+        if isinstance(method, Supervised):
+            log, resume = method.fit(stage, data.loaders, folder, progress, EpochReporter(progress))
+        else: log, resume = _fit(stage, method, data, folder, progress)
         store.write(folder/'epochs.csv', log.rename_axis('epoch').to_csv(float_format='%.6g'))
         method.save(folder/'weights.safetensors')
-        if stage.method == 'rspnet':
+        if isinstance(method, RSPNet):
             arch = RSPNET_NAMES.get(stage.model, stage.model)
             save_rspnet(method, folder/'rspnet.pth.tar', arch, stage.epochs, float(log.train_loss.min()))
         result = _result(stage, method, data, log) | dict(weights=str(folder/'weights.safetensors'))
@@ -230,8 +253,9 @@ def _fit(stage, method, data, folder, progress):
     resume, check = Resume(folder, progress.say), StopDiverged()
     rates = ParamScheduler(dict(lr=stage_rates(stage.schedule, stage.lr, stage.epochs)))
     cbs = [method, Seeded(stage.seed), check, resume, EpochReporter(progress), rates]
-    learn = Learner(data.loaders(), encoder, opt_func=partial(SGD, mom=.9, decouple_wd=False), lr=stage.lr, wd=stage.wd,
-                    wd_bn_bias=True, cbs=cbs)
+    if stage.grad_clip: cbs.append(GradientClip(stage.grad_clip))
+    opt = partial(OPTIMIZERS[stage.opt], mom=stage.mom, decouple_wd=False)
+    learn = Learner(data.loaders(), encoder, opt_func=opt, lr=stage.lr, wd=stage.wd, wd_bn_bias=True, cbs=cbs)
     progress.start(f'{stage.method}, {stage.model}', stage.epochs)
     done = epochs_done(folder)
     if done: progress.say(f'resumes after epoch {done}')

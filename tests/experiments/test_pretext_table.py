@@ -1,13 +1,15 @@
 "The paper's table 1 with pre-training inside: end to end on few clips, and the shipped table from its runs."
+import numpy as np
 import pandas as pd
 import pytest
 from fastai.learner import Learner
 from pages import prose
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 from scripts import ROOT, load_script
 
+from sdfast.crossed import crossed_difference
 from sdfast.data.datasets import create_task
-from sdfast.report.pretext import pretext_markdown, pretext_table, printed_results
+from sdfast.report.pretext import pretext_markdown, pretext_table, printed_results, read_results
 from sdfast.study import pretrain_recipes
 from sdfast.study import source as source_module
 
@@ -104,7 +106,8 @@ def test_a_method_that_cannot_be_run_is_named(script, tmp_path, monkeypatch, cap
     assert 'no video could be used' in capsys.readouterr().err
 
 
-BAD = [(dict(seeds=0), '--seeds must be at least 1'), (dict(methods='x'), "unknown 'x'"),
+BAD = [(dict(seeds=0), '--seeds must be at least 1'), (dict(draws=0), '--draws must be at least 1'),
+       (dict(methods='x'), "unknown 'x'"),
        (dict(methods=''), '--methods must name')]
 
 
@@ -115,6 +118,75 @@ def test_bad_input_is_one_line(script, options, text, capsys):
     assert e.value.code == 2
     assert text in err
     assert err.count('\n') == 1
+
+
+# ---- several draws
+
+def drawn_rows(method, acc1, probe=.2):
+    "Final runs of both strategies for each draw and seed, whose accuracies are `acc1[draw][seed]`"
+    rows = []
+    for draw, of_draw in enumerate(acc1):
+        rows.append(dict(strategy='untouched', draw=draw, source_probe=probe + .1*draw, method=method))
+        for seed, acc in enumerate(of_draw):
+            for strategy in ('finetune', 'self_distill'):
+                more = .01*draw + .02*seed if strategy == 'self_distill' else 0
+                rows.append(dict(strategy=strategy, draw=draw, seed=seed, acc1=acc + more, acc5=1., final=True,
+                                 chosen=True, status='ok', lr=.05, lam=3. + draw, source_probe=.3, method=method))
+    return pd.DataFrame(rows).assign(model='tiny')
+
+
+@pytest.fixture
+def drawn():
+    "A table of three draws and two seeds, and the accuracies of both methods"
+    none, order = np.array([[.4, .42], [.5, .47], [.45, .46]]), np.array([[.6, .58], [.55, .61], [.7, .66]])
+    rows = pd.concat([drawn_rows('none', none), drawn_rows('order', order)], ignore_index=True)
+    score = dict(name='order_acc', low=.1, high=.9, n=600, chance=1/6)
+    results = {('tiny', 'order'): [dict(scores=[score | dict(value=v)]) for v in (.5, .6, .7)]}
+    return pretext_table(rows, results, None, 1200), none, order
+
+
+def test_intervals_cover_draws_and_seeds(drawn):
+    table, none, order = drawn
+    row = table[(table.method == 'order') & (table.strategy == 'finetune')].iloc[0]
+    expected = crossed_difference(100*order)
+    assert (row.acc1, row.acc1_low, row.acc1_high) == pytest.approx((expected.mean, expected.low, expected.high))
+    expected = crossed_difference(100*(order - none))
+    assert (row.none_diff, row.none_diff_low) == pytest.approx((expected.mean, expected.low))
+    distilled = table[(table.method == 'order') & (table.strategy == 'self_distill')].iloc[0]
+    expected = crossed_difference([[0, 2], [1, 3], [2, 4]])
+    assert (distilled.plain_diff, distilled.plain_diff_high) == pytest.approx((expected.mean, expected.high))
+    assert distilled.runs == 6
+
+
+def test_the_probe_before_has_an_interval_over_draws(drawn):
+    row = drawn[0].iloc[0]
+    half = t.ppf(.975, 2)*.1/3**.5
+    found = row.source_probe_before, row.source_probe_before_low, row.source_probe_before_high
+    assert found == pytest.approx((.3, .3 - half, .3 + half))
+
+
+def test_the_text_has_all_draws(drawn):
+    text = pretext_markdown(drawn[0])
+    assert 'order_acc 50.0%, 60.0%, 70.0% of 600 videos, chance 16.7%' in text
+    assert 'one value for each draw' in text
+    assert 'λ chosen for each draw' in text
+    assert 'plain, lr 0.05' in text
+
+
+@pytest.mark.nightly
+def test_draws_and_three_times_as_long_from_start_to_end(script, tmp_path):
+    "Two draws of two methods and both rows without; each draw starts from another random encoder"
+    methods = 'none,none_long,order,supervised'
+    script.main(methods=methods, draws=2, seeds=2, trial_seeds=1, quick=True, out=str(tmp_path))
+    table, runs = pd.read_csv(tmp_path/'table.csv'), pd.read_csv(tmp_path/'runs.csv')
+    assert table.method.tolist() == [m for m in ('none', 'none_long', 'order', 'supervised') for _ in range(2)]
+    assert (table.runs == 4).all()
+    untouched = runs[runs.strategy == 'untouched'].groupby('method').anchor.unique()
+    assert {method:len(ids) for method, ids in untouched.items()} == dict(none=2, none_long=2, order=2, supervised=2)
+    assert set(untouched['none']) == set(untouched['none_long'])
+    assert runs[runs.method == 'none_long'].epochs.dropna().unique() == [3]
+    assert set(pd.read_csv(tmp_path/'pretext.csv').draw) == {0, 1}
+    assert 'crossed random-effects' in (tmp_path/'table.md').read_text()
 
 
 PRINTED = [('pace', 'finetune', 'r2plus1d', None, 'R(2+1)D 77.1 / 36.6'), ('pace', 'finetune', 'c3d', None, ''),
@@ -145,7 +217,7 @@ def page(): return prose(ROOT/'experiments/README.md')
 
 
 def test_the_shipped_table_comes_from_its_runs(shipped, scores, page):
-    results = {key:dict(scores=g.to_dict('records')) for key, g in scores.groupby(['model', 'method'])}
+    results = read_results(scores)
     n_source = create_task('moving_digits', 'source').count('test')
     again = pretext_table(pd.read_csv(RESULTS/'runs.csv'), results, None, n_source)
     pd.testing.assert_frame_equal(again, shipped, check_dtype=False, rtol=1e-4)
@@ -179,3 +251,10 @@ def test_the_readme_says_what_was_learned_without_labels(scores, page):
     assert (scores.low > scores.chance).all()
     values = scores.set_index('name').value
     for name in ('puzzle_acc', 'rotation_acc', 'appearance_acc'): assert f'{100*values[name]:.1f} against' in page
+
+
+def test_the_readme_says_how_well_the_named_methods_learn(page):
+    "Scores of methods that the table does not have yet"
+    named = pd.read_csv(RESULTS/'named.csv')
+    assert (named.low > named.chance).all()
+    for value in named.value: assert f'{100*value:.1f} %' in page

@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 from helpers import same
 from pretraining import random_clips
-from two_processes import cvrl_step, keys_net, moved_banks, work
+from two_processes import cvrl_step, dogo_step, hdc_step, keys_net, moved_banks, work
 
 
 @pytest.fixture(scope='module')
@@ -63,13 +63,26 @@ def test_cvrl_contrasts_with_the_clips_of_all_processes(two):
 
 
 @pytest.mark.nightly
+def test_hdc_contrasts_with_the_views_of_all_processes(two):
+    alone = hdc_step(random_clips(b=8, k=3, t=4))
+    for found in two: torch.testing.assert_close(found['hdc step'], alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.nightly
+def test_dogo_contrasts_and_teaches_with_the_clips_of_all_processes(two):
+    alone = dogo_step(random_clips(b=8, k=4, t=4))
+    for found in two: torch.testing.assert_close(found['dogo step'], alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.nightly
 def test_banks_take_the_features_of_all_processes(two):
     "Three of one process, two of the other"
     for found in two: torch.testing.assert_close(found['banks'], moved_banks(slice(0, 5)))
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize('name', ['rspnet', 'pace', 'order', 'cvrl', 'iic', 'sharded'])
+@pytest.mark.parametrize(
+    'name', ['rspnet', 'pace', 'order', 'cvrl', 'iic', 'memdpc', 'hdc', 'dogo', 'cycle', 'sharded'])
 def test_two_processes_train_one_net(two, name):
     "Encoders, heads, queue; running statistics of batch norm are each process's, as DDP leaves them"
     def shared(found): return {k:v for k, v in found[name].items() if 'running' not in k and 'num_batches' not in k}

@@ -12,7 +12,9 @@ from sdfast.pretext.pace import Pace
 from sdfast.pretext.registry import METHODS, read_checkpoint
 
 SMALL = dict(rspnet=dict(queue=8, dim=6), pace=dict(paces=(1, 2)), order=dict(gap=2, hidden=4),
-             puzzle=dict(span=1, hidden=6), cvrl=dict(hidden=6, dim=4), iic=dict(negatives=5), mas={})
+             puzzle=dict(span=1, hidden=6), cvrl=dict(hidden=6, dim=4), iic=dict(negatives=5), mas={},
+             memdpc=dict(blocks=4, steps=2, slots=5), cycle=dict(steps=2, ahead=1, dim=8), hdc=dict(dim=4),
+             dogo=dict(hidden=6, dim=4))
 
 
 @pytest.fixture(params=METHODS)

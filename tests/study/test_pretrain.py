@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from fastai.torch_core import set_seed
 from helpers import same, state
 from pretraining import needs_opencv
 from safetensors.torch import load_file
@@ -19,7 +22,7 @@ from sdfast.models.encoders import create_encoder
 from sdfast.models.weights import load_encoder
 from sdfast.pretext import METHODS, RSPNet, read_checkpoint, read_rspnet
 from sdfast.runtime.progress import Progress
-from sdfast.study.pretrain import Stage, make_method, make_stage, pretrain
+from sdfast.study.pretrain import OPTIMIZERS, Stage, make_method, make_stage, pretrain
 from sdfast.study.pretrain_recipes import RECIPES, SHORT, stage_rates
 
 ROOT = Path(__file__).parents[2]
@@ -105,11 +108,12 @@ class CtrlC(Progress):
 def test_every_method_resumes_bit_for_bit(videos, tmp_path, method):
     "Queues, banks, momentum encoders, orders of videos and draws for clips are as without an interruption"
     args = ARGS | dict(puzzle='span=1,hidden=6', cvrl='hidden=6,dim=4,blur=[0,0],solarise=[0,0]', iic='negatives=5',
-                       mas=f'folder={tmp_path}')
+                       mas=f'folder={tmp_path}', memdpc='blocks=4,steps=2,slots=5', cycle='steps=3,ahead=1,dim=8',
+                       dogo='hidden=6,dim=4,blur=0', hdc='dim=4,blur=0')
     if method == 'mas': needs_opencv()
-    frames = dict(order=3, puzzle=2).get(method, 4)
+    frames = dict(order=3, puzzle=2, memdpc=2, cycle=1).get(method, 4)
     stage, _ = make_stage(method, f'videos:{videos}', model_args='width=2', method_args=args[method], frames=frames,
-                          size=24, bs=4, epochs=3, lr=.01)
+                          stride=1, size=48 if method == 'cycle' else 24, bs=4, epochs=3, lr=.01)
     whole = pretrain(stage, tmp_path/'a')
     for epoch in (0, 1, 2):
         with pytest.raises(KeyboardInterrupt): pretrain(stage, tmp_path/'b', CtrlC(epoch))
@@ -155,12 +159,43 @@ def test_keys_stay():
     "A finished stage is found again by its key"
     stage = Stage('pace', 'videos:x', **RECIPES['pace'], frames=16, stride=1, size=112, files='a')
     assert stage.key == 'de1b09160c92'
+    others = [replace(stage, **given).key for given in (dict(opt='adam'), dict(mom=.5), dict(grad_clip=1.))]
+    assert len({stage.key, *others}) == 4
+
+
+def test_adam_is_that_of_torch():
+    "With L2, and `mom` as its first decay"
+    w, grad = torch.nn.Parameter(torch.ones(3)), torch.tensor([.3, -2., 1e-5])
+    opt = OPTIMIZERS['adam']([w], lr=.1, mom=.5, wd=1e-3, decouple_wd=False)
+    for _ in range(2):
+        w.grad = grad.clone()
+        opt.step()
+    expected = torch.ones(3, requires_grad=True)
+    theirs = torch.optim.Adam([expected], .1, (.5, .999), weight_decay=1e-3)
+    for _ in range(2):
+        expected.grad = grad.clone()
+        theirs.step()
+    torch.testing.assert_close(w.detach(), expected.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_are_clipped(videos, tmp_path):
+    "With SGD without momentum a step moves the weights by at most lr times the norm"
+    stage, _ = make_stage('pace', f'videos:{videos}', model_args='width=2', method_args=ARGS['pace'], frames=4, size=24,
+                          bs=22, epochs=1, lr=1., wd=0., mom=0., opt='sgd', grad_clip=1e-3, schedule='constant')
+    set_seed(stage.seed)
+    before = create_encoder('tiny', width=2)
+    after = load_encoder(create_encoder('tiny', width=2), pretrain(stage, tmp_path)['weights'])
+    moved = sum((a - b).square().sum() for a, b in zip(before.parameters(), after.parameters()))**.5
+    steps = 24//stage.bs
+    assert 0 < moved <= 1.01e-3*steps
 
 
 @pytest.mark.parametrize('given,why', [
     (dict(method='nope'), 'unknown method'), (dict(task='videos:/nowhere'), 'does not exist'),
     (dict(method_args='speed'), 'name=value'), (dict(method_args='speedy=2'), 'speedy'), (dict(lr=0.), 'positive'),
-    (dict(bs=0), 'at least 1'), (dict(schedule='x'), 'unknown schedule'), (dict(model='nope'), 'unknown model'),
+    (dict(bs=0), 'at least 1'), (dict(opt='x'), '--opt must be sgd or adam'), (dict(mom=1.), '--mom must be'),
+    (dict(grad_clip=-1.), '--grad-clip at least 0'), (dict(method='hdc', method_args='depths=0'), 'depths and dim'),
+    (dict(schedule='x'), 'unknown schedule'), (dict(model='nope'), 'unknown model'),
 ])
 def test_what_cannot_work_is_refused(given, why):
     settings = dict(method='rspnet', task='moving_digits', clips=2) | given
@@ -183,6 +218,11 @@ def test_recipes_of_the_references():
     assert RECIPES['order'] == dict(epochs=300, bs=8, lr=1e-3, wd=5e-4, schedule='constant')
     assert RECIPES['cvrl'] == dict(epochs=200, bs=1024, lr=.32, wd=1e-6, schedule='warm_cosine', stride=2, size=224)
     assert RECIPES['iic'] == dict(epochs=240, bs=16, lr=.01, wd=1e-4, schedule='fifths')
+    assert RECIPES['memdpc'] == dict(epochs=500, bs=16, lr=1e-3, wd=1e-5, schedule='late_tenth', frames=5, stride=3,
+                                     size=128, opt='adam')
+    assert RECIPES['cycle'] == dict(epochs=30, bs=36, lr=2e-4, wd=0., schedule='constant', frames=1, stride=2, size=240,
+                                    opt='adam', mom=.5, grad_clip=10.)
+    assert RECIPES['dogo'] == dict(epochs=200, bs=256, lr=3e-4, wd=1e-6, schedule='constant', opt='adam')
     assert RECIPES['mas'] == dict(epochs=18, bs=30, lr=5e-4, wd=5e-3, schedule='thirds')
 
 
@@ -194,6 +234,10 @@ def rates(schedule, epochs, of):
 
 def test_a_tenth_at_each_third():
     assert rates('thirds', 18, (0, 5, 6, 11, 12, 17)) == [1, 1, .1, .1, .01, .01]
+
+
+def test_a_tenth_from_three_fifths_on():
+    assert rates('late_tenth', 500, (0, 299, 300, 499)) == [1, 1, .1, .1]
 
 
 def test_a_fifth_at_the_epochs_of_iic():

@@ -11,7 +11,7 @@ from pretraining import Seed, quiet, random_clips, tiny
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdfast.pretext import CVRL, ClipOrder, InterIntra, Pace, RSPNet, video_dls
+from sdfast.pretext import CVRL, HDC, ClipOrder, DoGo, InterIntra, MemDPC, Pace, RSPNet, TimeCycle, video_dls
 from sdfast.runtime.sharded import ShardedDL
 
 
@@ -40,6 +40,26 @@ def cvrl_step(x, wrap=lambda net: net):
     m = CVRL(layers=0, dim=4)
     net = m.build(Plain(False)).train()
     wrapped = wrap(net)  # DDP sums gradients while it lives
+    m.loss(wrapped(x), None).backward()
+    return {n:p.grad for n, p in net.named_parameters()}
+
+
+def hdc_step(x, wrap=lambda net: net):
+    "Gradients of a step of HDC"
+    torch.manual_seed(0)
+    m = HDC(layers=('conv', 'bn'), channels=(6, 6), dim=4)
+    net = m.build(Plain(False)).train()
+    wrapped = wrap(net)
+    m.loss(wrapped(x), None).backward()
+    return {n:p.grad for n, p in net.named_parameters()}
+
+
+def dogo_step(x, wrap=lambda net: net):
+    "Gradients of a step of DoGo"
+    torch.manual_seed(0)
+    m = DoGo(layers=0, dim=4)
+    net = m.build(Plain(False)).train()
+    wrapped = wrap(net)
     m.loss(wrapped(x), None).backward()
     return {n:p.grad for n, p in net.named_parameters()}
 
@@ -88,6 +108,9 @@ def parts(rank):
     net.heads.enqueue(torch.full((2, 6), 1. + rank))
     found['queue'] = net.heads.queue
     found['cvrl step'] = cvrl_step(mine, DistributedDataParallel)
+    three, four = random_clips(b=8, k=3, t=4), random_clips(b=8, k=4, t=4)
+    found['hdc step'] = hdc_step(three[4*rank:4*rank + 4], DistributedDataParallel)
+    found['dogo step'] = dogo_step(four[4*rank:4*rank + 4], DistributedDataParallel)
     found['banks'] = moved_banks(slice(3*rank, 3 + 2*rank))
     return found
 
@@ -95,7 +118,9 @@ def parts(rank):
 def separate_loaders(rank, videos):
     "Fits of two epochs, each process on its own videos"
     methods = dict(rspnet=rspnet(9), pace=Pace(paces=(1, 2)), order=ClipOrder(gap=2, hidden=4),
-                   cvrl=CVRL(hidden=4, dim=4), iic=InterIntra(negatives=2))
+                   cvrl=CVRL(hidden=4, dim=4), iic=InterIntra(negatives=2),
+                   memdpc=MemDPC(blocks=4, steps=2, slots=5), hdc=HDC(dim=4), dogo=DoGo(hidden=4, dim=4),
+                   cycle=TimeCycle(steps=2, ahead=1, dim=8))
     found = {}
     for name, method in methods.items():
         dls = video_dls(videos[3*rank:3*rank + 3], videos[:2], frames=4, size=24, bs=2)
