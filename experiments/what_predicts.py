@@ -3,15 +3,16 @@
     python experiments/what_predicts.py                  # from results/protocol_digits, seconds
     python experiments/what_predicts.py --study FOLDER
 
-Reads the final runs of a study of protocol.py. What is lost is the untouched encoder's accuracy on the source's test part
-less that of the run, by the old head and by a new probe. Each measurement is compared with it by Spearman's rank
+Reads the final runs of a study of protocol.py. What is lost is the untouched encoder's accuracy on the source's test
+part less that of the run, by the old head and by a new probe. Each measurement is compared with it by Spearman's rank
 correlation, separately for each source model:
 
 - `across`: over all runs of a source model, whatever their arm;
-- `within`: over the runs of one arm (other seeds, and other settings where the two rules chose others), mean over arms.
+- `within`: over the runs of one arm (other seeds, and other settings where the two rules chose others), mean over
+  arms.
 
-Shown is the mean over source models, with a percentile interval by bootstrap over source models. lr is the learning rate
-that the run was given; all have the same number of steps. Writes predictors.csv, predictors.md and predictors.png."""
+Shown is the mean over source models, with a percentile interval by bootstrap over source models. lr is the learning
+rate that the run was given; all have the same number of steps. Writes predictors.csv, predictors.md, predictors.png."""
 import warnings
 from pathlib import Path
 
@@ -30,8 +31,9 @@ from sdfast.report.looks import look
 from sdfast.report.table import Cell, Column, Table
 from sdfast.runtime import store
 
-PREDICTORS = dict(kl='KL to the untouched encoder', drift='drift of features', cka='1 - CKA', procrustes='Procrustes distance',
-                  weight_distance='distance of weights', barrier='loss barrier', lr='learning rate')
+PREDICTORS = dict(
+    kl='KL to the untouched encoder', drift='drift of features', cka='1 - CKA', procrustes='Procrustes distance',
+    weight_distance='distance of weights', barrier='loss barrier', lr='learning rate')
 LOSSES = dict(source_acc='old head', source_probe='new probe')
 FEWEST = 5  # runs of an arm, or of a source model, that a rank correlation needs
 
@@ -96,9 +98,9 @@ def as_table(found, runs):
     order = sorted(PREDICTORS, key=lambda p: -np.nan_to_num(by.loc[(p, *ways[0])].correlation, nan=-2))
     rows = [[PREDICTORS[p], *(_cell(by.loc[(p, *way)]) for way in ways)] for p in order]
     models = runs.source_seed.nunique()
-    caption = (f"Spearman's rank correlation with the accuracy on the source that is lost, mean over {models} source models "
-               f'with its 95 % interval by bootstrap over them. {len(runs)} final runs of {runs.arm.nunique()} arms. '
-               'Across: all runs of a source model; within: runs of one arm, mean over arms.')
+    caption = (f"Spearman's rank correlation with the accuracy on the source that is lost, mean over {models} source "
+               f'models with its 95 % interval by bootstrap over them. {len(runs)} final runs of '
+               f'{runs.arm.nunique()} arms. Across: all runs of a model; within: those of one arm, mean over arms.')
     return Table(columns, rows, caption)
 
 
@@ -111,13 +113,15 @@ def _cell(row):
 def draw(runs, file):
     "What each run has lost by the old head against each predictor"
     shown = [p for p in PREDICTORS if runs[p].nunique() > 1]
-    fig, axes = plt.subplots(1, len(shown), figsize=(3*len(shown), 3.4), sharey=True, layout='constrained', squeeze=False)
+    size = (3*len(shown), 3.4)
+    fig, axes = plt.subplots(1, len(shown), figsize=size, sharey=True, layout='constrained', squeeze=False)
     for ax, p in zip(axes[0], shown):
         for arm, rows in runs.groupby('arm', sort=False):
             colour, marker = look(arm.split('+')[0] if arm != 'early_stopping' else 'finetune')
             ax.scatter(rows[p], 100*rows.lost_source_acc, s=9, color=colour, marker=marker, linewidths=0, alpha=.7)
         ax.set_xlabel(PREDICTORS[p])
-        if p != 'lr' and (runs[p] > 0).any(): ax.set_xscale('symlog', linthresh=float(runs[p][runs[p] > 0].quantile(.05)))
+        above = runs[p][runs[p] > 0]
+        if p != 'lr' and len(above): ax.set_xscale('symlog', linthresh=float(above.quantile(.05)))
     axes[0][0].set_ylabel('lost by the old head, points')
     fig.savefig(file, dpi=110)
     plt.close(fig)

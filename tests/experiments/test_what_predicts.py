@@ -2,22 +2,24 @@
 import numpy as np
 import pandas as pd
 import pytest
-import what_predicts as module
 from scipy.stats import rankdata
+from scripts import load_script
 
 from sdfast.errors import InputError
 
+module = load_script('what_predicts')
 ARMS = ('finetune', 'self_distill', 'finetune+soup')
 
 
 @pytest.fixture
 def file(tmp_path):
-    """A study of three source models, in which the KL orders all runs by what they have lost, the drift only those of an
-    arm, and the distance of weights none."""
+    """A study of three source models, in which the KL orders all runs by what they have lost, the drift only those of
+    an arm, and the distance of weights none."""
     rng = np.random.default_rng(0)
     rows = []
     for net in range(3):
-        rows.append(dict(arm='untouched', rule='kept', source_seed=net, key=f'start{net}', source_acc=.95, source_probe=.97))
+        start = dict(arm='untouched', rule='kept', source_seed=net, key=f'start{net}')
+        rows.append(start | dict(source_acc=.95, source_probe=.97))
         for a, arm in enumerate(ARMS):
             for seed in range(6):
                 lost = .01*(6*a + seed + 1)
