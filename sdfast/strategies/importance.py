@@ -19,8 +19,9 @@ from .targets import logits_of
 
 __all__ = ['Importance', 'Fisher', 'fisher_information', 'empirical_fisher', 'mas_importance']
 
-# Default number of samples to differentiate together. On a CPU, more than 4 gain little if a net has over LARGE weights
-CHUNK, CHUNK_OF_LARGE, LARGE = 16, 4, 2_000_000
+# Largest default number of samples to differentiate together, and the memory that they may take on a CPU, in bytes
+CHUNK, MEMORY = 16, 2*2**30
+FEW = 4  # samples by which it is decided what the outputs are
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,22 @@ class _SampleSums:
                 if g is not None: d.add_(self.f(_single_precision(g)))
 
 
-def _default_chunk(weights, device):
-    large = sum(p.numel() for p in weights) > LARGE
-    return CHUNK_OF_LARGE if device.type == 'cpu' and large else CHUNK
+def _fitting_chunk(outputs, sample, weights):
+    """How many samples fit into `MEMORY`, by the bytes that one of them keeps for the backward pass.
+
+    What the machine has free does not count, as it would change the rounding from one run to the next."""
+    if weights[0].device.type != 'cpu': return CHUNK
+    own = {p.untyped_storage().data_ptr() for p in weights}
+    kept = {}
+
+    def count(t):
+        storage = t.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t): out = outputs(sample)
+    needed = 1.5*sum(n for address, n in kept.items() if address not in own)
+    del out  # until now it held what was counted
+    return int(max(1, min(CHUNK, MEMORY//max(1, needed))))
 
 
 def _check_norms(model):
@@ -141,8 +155,7 @@ def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=
     part = find_encoder(model, encoder)
     weights = list(part.parameters())
     device = weights[0].device
-    if chunk is None: chunk = _default_chunk(weights, device)
-    sums, seen = _SampleSums(part, f, outputs, cotangents, chunk, draw), 0
+    sums, seen = None, 0
 
     frozen = [p for p in weights if not p.requires_grad]
     for p in frozen: p.requires_grad_(True)
@@ -151,7 +164,10 @@ def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=
             for batch in track(batches, 'measuring the importance of weights'):
                 batch = _tensors(batch, device)
                 if n is not None: batch = [t[:n - seen] for t in batch]
-                if look is not None: look(batch, [t[:chunk] for t in batch])
+                if look is not None: look(batch, [t[:chunk or FEW] for t in batch])
+                if sums is None:
+                    if chunk is None: chunk = _fitting_chunk(outputs, [t[:1].clone() for t in batch], weights)
+                    sums = _SampleSums(part, f, outputs, cotangents, chunk, draw)
                 for some in zip(*(t.split(chunk) for t in batch)):
                     sums.add(list(some))
                     seen += len(some[0])
@@ -159,6 +175,7 @@ def _per_sample(model, batches, n, encoder, f, outputs, cotangents, chunk, draw=
     finally:
         for p in frozen: p.requires_grad_(False)
 
+    if sums is None: sums = _SampleSums(part, f, outputs, cotangents, 1, draw)  # other processes may have samples
     if dist.is_available() and dist.is_initialized():  # each process has a part of the samples
         count = torch.tensor(float(seen), device=device)
         for t in (*sums.diag.values(), count): dist.all_reduce(t)
@@ -186,7 +203,7 @@ def fisher_information(
     encoder:str|Callable|None=None, # Which part of the model the weights are from, see `find_encoder`
     loss:Callable|None=None, # Instead of `labels`: function `(model, *sample)` that returns the loss of one sample
     seed:int=0, # Random seed for 'sample'
-    chunk:int|None=None, # Number of samples to process together; `None`: 16, or 4 for large nets on a CPU
+    chunk:int|None=None, # Number of samples to process together; `None`: 16, on a CPU fewer if they take over 2 GiB
     kind:str|None=None, # What the outputs are, one of `TARGET_KINDS`; `None`: by the labels and the number of outputs
 )->Importance: # Its `anchor` is the current weights
     """Diagonal Fisher information: mean over samples of `E_c (d -log p(c|x) / dw)^2` for each weight of the encoder.

@@ -142,7 +142,7 @@ def test_importance_without_samples_or_without_a_head_is_refused(linear):
             take(net, None)
     maps = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Conv1d(4, 3, 1))
     for labels in ('exact', 'sample', 'empirical'):
-        wanted = r'a model with a head, which returns logits \(B, classes\), not \(16, 3, 3\).*probe_head.*pretext'
+        wanted = r'a model with a head, which returns logits \(B, classes\), not \(4, 3, 3\).*probe_head.*pretext'
         with pytest.raises(InputError, match=wanted): fisher_information(maps, [(x[:, None], y)], labels=labels)
     with pytest.raises(InputError, match='returned tuple'): fisher_information(Both(net), [(x, y)], encoder='net')
 

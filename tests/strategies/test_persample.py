@@ -11,6 +11,7 @@ from torch import nn
 from sdfast.models.features import eval_mode
 from sdfast.models.nets import FrameEncoder, c3d, r2plus1d, tiny
 from sdfast.strategies import empirical_fisher, fisher_information, mas_importance, persample
+from sdfast.strategies import importance as importance_module
 from sdfast.strategies.persample import Layers
 
 
@@ -119,10 +120,15 @@ def test_how_many_samples_go_together_by_default(monkeypatch):
         taken.append(len(batch[0]))
         return real(self, outputs, cotangents, batch, f)
     monkeypatch.setattr(Layers, 'sums', sums)
-    for width, want in ((8, [16, 4]), (1600, [4]*5)):  # 2.6 million weights
-        net = nn.Sequential(nn.Linear(width, width), nn.Linear(width, 2))
-        empirical_fisher(net, [(torch.randn(20, width), torch.randint(0, 2, (20,)))])
+    net = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.Linear(8, 2))
+    batches = [(torch.randn(20, 8), torch.randint(0, 2, (20,)))]
+    # kept for the backward pass: a sample's 8 inputs, 8 features and 2 log probabilities, and the head's 16 weights
+    needed = 1.5*4*(8 + 8 + 2 + 16)
+    for memory, want in ((2**31, [16, 4]), (int(16*needed) - 1, [15, 5]), (int(4*needed), [4]*5), (1, [])):
+        monkeypatch.setattr(importance_module, 'MEMORY', memory)
+        at_once = empirical_fisher(net, batches)
         assert taken == want
+        assert close(at_once, empirical_fisher(net, batches, chunk=1), 1e-5)
         taken.clear()
 
 
