@@ -3,12 +3,14 @@
     python experiments/paper_tables.py table2 --data DATA --weights WEIGHTS --dry-run   # runs, steps and hours
     python experiments/paper_tables.py table2 --data DATA --weights WEIGHTS             # two encoders and data sets
     python experiments/paper_tables.py table1 --data DATA --weights WEIGHTS             # the same runs, a chosen λ
+    python experiments/paper_tables.py table2 --data DATA --nets r2plus1d=r2plus1d_18 --weights r2plus1d=pretrained
 
 DATA has the folders UCF-101 and hmdb51 and the official lists (experiments/get_data.py makes it). WEIGHTS has
-RSPNet's checkpoints, whose file names contain c3d, and r2plus1d or r21d. What is missing leaves empty cells. Three
-selections are shown next to each other: the last epoch of a run on all of train; the epoch that is best on a held-out
-part of train; and the epoch that is best on test, as the paper's code base selects, labelled `paper protocol`. Writes
-TABLE_runs.csv, TABLE.csv and TABLE.md to --out; both tables share their runs."""
+RSPNet's checkpoints, whose file names contain c3d, and r2plus1d or r21d. Other nets and weights can take their place,
+as in the last line, with torchvision's Kinetics weights, and the tables name them. What is missing leaves empty cells.
+Three selections are shown next to each other: the last epoch of a run on all of train; the epoch that is best on a
+held-out part of train; and the epoch that is best on test, as the paper's code base selects, labelled `paper
+protocol`. Writes TABLE_runs.csv, TABLE.csv and TABLE.md to --out; both tables share their runs."""
 from sdfast.commands.start import start
 
 if __name__ == '__main__': start()
@@ -82,7 +84,8 @@ def run_cells(cells, out, progress, launcher):
 def main(
     table:str, # table1 or table2
     data:str=None, # Folder with UCF-101 and hmdb51
-    weights:str=None, # Folder of RSPNet's checkpoints, or c3d=FILE,r2plus1d=FILE
+    weights:str=None, # Folder of RSPNet's checkpoints, or c3d=FILE,r2plus1d=FILE with these or any others
+    nets:str='', # Other nets in place of the paper's: c3d=NAME,r2plus1d=NAME, such as r2plus1d=r2plus1d_18
     splits:str=None, # Folder of the official lists, by default in and next to the data
     out:str='runs/paper', # Folder to write to; finished runs in it are not done again
     encoders:str='c3d,r2plus1d', # Which encoders
@@ -114,7 +117,7 @@ def main(
     with one_line_errors(SCRIPT, out):
         pick_names(table, ['table1', 'table2'], 'the first argument')
         where = Launcher(jobs, launcher, slurm)
-        study = PaperStudy(data, weights, splits, pick_names(encoders, list(RECIPES), '--encoders'),
+        study = PaperStudy(data, weights, splits, pick_names(encoders, list(RECIPES), '--encoders'), nets,
                            pick_names(datasets, DATA_SETS, '--datasets'), pick_strengths(lams, '--lams'), seeds, fold,
                            pick_names(selections, list(SELECTIONS), '--selections'), valid_frac, reduction, teacher_bn,
                            allow_missing, {k:v for k, v in fields.items() if v is not None})

@@ -18,6 +18,7 @@ from ..study.paper import (
     PRINTED,
     QUOTED,
     RECIPES,
+    RSPNET_START,
     SELECTIONS,
     PaperCell,
     PaperStudy,
@@ -27,7 +28,8 @@ from .table import Cell, Column, Table, number
 __all__ = ['table_2', 'table_1', 'paper_markdown', 'paper_notes']
 
 COLUMNS = ['encoder', 'data', 'method', 'lam', 'selection', 'printed_acc1', 'printed_acc5', 'acc1', 'acc1_low',
-           'acc1_high', 'acc5', 'diff', 'diff_low', 'diff_high', 'mcnemar', 'valid_acc1', 'runs', 'failed', 'clips']
+           'acc1_high', 'acc5', 'diff', 'diff_low', 'diff_high', 'mcnemar', 'valid_acc1', 'runs', 'failed', 'clips',
+           'start']
 
 
 # ---- numbers
@@ -43,7 +45,7 @@ def table_2(
     for cell, lam, kind in product(cells, (0., *study.lams), study.selections):
         printed = PRINTED.get((cell.encoder, cell.data, lam), (np.nan, np.nan))
         row = dict(encoder=cell.encoder, data=cell.data, lam=lam, selection=SELECTIONS[kind], printed_acc1=printed[0],
-                   printed_acc5=printed[1])
+                   printed_acc5=printed[1], start=cell.start)
         mine = [results[r.key] for r in cell.select(lam, kind) if r.key in results]
         ok = [r for r in mine if r['status'] == 'ok']
         row |= dict(runs=len(ok), failed=len(mine) - len(ok))
@@ -119,7 +121,9 @@ def table_1(
         on_valid = valid.set_index('lam').valid_acc1.dropna()
         for kind in selections:
             mine = group[group.selection == SELECTIONS[kind]].set_index('lam', drop=False)
-            rows.append(dict(mine.loc[0.], method='RSPNet, 100 epochs'))
+            start = mine.start.iloc[0]
+            baseline = 'RSPNet, 100 epochs' if start == RSPNET_START else f'{start}, in place of RSPNet'
+            rows.append(dict(mine.loc[0.], method=baseline))
             scores = mine.acc1.drop(0.).dropna() if kind == 'paper' else on_valid
             lam = scores.idxmax() if len(scores) else best_printed
             row = dict(mine.loc[lam]) if lam in mine.index else cell | dict(selection=SELECTIONS[kind])
@@ -145,12 +149,18 @@ def paper_markdown(
         for (encoder, label), group in rows.groupby(['encoder', labels], sort=False):
             ours = {r.selection:r for _, r in group.iterrows()}
             cells = [ours_text(ours[SELECTIONS[kind]]) if SELECTIONS[kind] in ours else '' for kind in selections]
-            shown.append([NAMES[encoder], label, *map(Cell, [printed_text(group.iloc[0]), *cells])])
+            shown.append([_encoder_text(encoder, group), label, *map(Cell, [printed_text(group.iloc[0]), *cells])])
         made = Table([Column(title, numeric=False) for title in head], shown)
         n = rows.clips.dropna()
         on = f' of {n.iloc[0]:.0f} test videos' if len(n) else ''
         parts.append(f'**{NAMES[data]}**, top-1 / top-5 in %{on}\n\n{made.to_markdown()}\n')
     return ''.join([*parts, *(f'- {n}\n' for n in notes)])
+
+
+def _encoder_text(encoder, group):
+    "Its name in the paper, and what takes its place"
+    others = [s for s in group.start.dropna().unique() if s != RSPNET_START]
+    return f'{NAMES[encoder]}: {others[0]}' if others else NAMES[encoder]
 
 
 def printed_text(row):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..data.datasets import create_task
 from ..errors import InputError
+from ..models.checkpoints import read_nodes
 from ..models.encoders import create_model
 from ..strategies.distill import REDUCTIONS
 from .config import RSPNET, Run, file_id
@@ -21,6 +22,7 @@ FOLDERS = dict(ucf101=('UCF-101', 'UCF101', 'ucf101'), hmdb51=('hmdb51', 'HMDB51
 FILES = dict(c3d=('c3d',), r2plus1d=('r2plus1d', 'r21d', 'r2p1d'))  # a checkpoint's file name contains one of these
 SELECTIONS = dict(last='last epoch', valid='best on valid', paper='paper protocol')  # which epoch is tested
 TEACHER_BN = ('batch', 'running')
+NO_FILE = ('pretrained', 'random')  # values of `Run.init` that name no file
 # What the paper does not say -> what the runs take, and the option that changes it
 OPEN_IN_PAPER = {
     'whether the squared distance is summed or averaged': '--reduction mean',
@@ -48,6 +50,9 @@ QUOTED = {('c3d', '3D ST puzzles'): (60.6, 28.3), ('c3d', 'MAS'): (61.2, 33.4), 
           ('r2plus1d', 'Pace'): (77.1, 36.6), ('r2plus1d', 'RSPNet'): (81.1, 44.6)}
 
 
+RSPNET_START = 'RSPNet'  # what the paper's encoders start from
+
+
 @dataclass
 class PaperCell:
     "An encoder on a data set"
@@ -55,6 +60,7 @@ class PaperCell:
     data: str  # of `DATA_SETS`
     runs: list  # all runs of both tables
     missing: str = ''  # why the runs are impossible; '' if they are possible
+    start: str = RSPNET_START  # net and weights that take the place of the paper's
 
     def select(self,
         lam:float, # Strength; 0 for the baseline
@@ -68,9 +74,11 @@ class PaperCell:
 class PaperStudy:
     "Which cells of the paper's tables to fill, and with which data; missing data sets or weights leave empty cells"
     data: str|None = None  # folder with UCF-101 and hmdb51
-    weights: str|None = None  # folder of RSPNet's checkpoints, or c3d=FILE,r2plus1d=FILE
+    # Folder of RSPNet's checkpoints, or c3d=FILE,r2plus1d=FILE with these or others, or `pretrained` or `random`
+    weights: str|None = None
     splits: str|None = None  # folder of the official lists, by default in and next to the data
     encoders: Sequence[str] = tuple(RECIPES)  # of `RECIPES`
+    nets: str = ''  # other nets in their place: c3d=NAME,r2plus1d=NAME, see `create_model`
     datasets: Sequence[str] = DATA_SETS  # of `DATA_SETS`
     lams: Sequence[float] = LAMS  # strengths; the baseline is always included
     seeds: int = 1  # runs of each cell and selection
@@ -103,12 +111,15 @@ class PaperStudy:
         "Return `(cells, notes)`: the runs of each cell, and notes on data and weights for the reader"
         notes: list[str] = []
         specs = {name:self._find_task(name, notes) for name in self.datasets}
-        weights = {encoder:self._find_checkpoint(encoder, notes) for encoder in self.encoders}
+        nets = named_pairs('--nets', self.nets)
+        nets = {encoder:nets.get(encoder, encoder) for encoder in self.encoders}
+        weights = {encoder:self._find_checkpoint(encoder, net, notes) for encoder, net in nets.items()}
         cells = []
         for encoder, name in product(self.encoders, self.datasets):
             spec, init = specs[name], weights[encoder]
             missing = 'no data' if spec is None else 'no weights' if init is None else ''
-            cells.append(PaperCell(encoder, name, self._runs(encoder, name, spec, init), missing))
+            runs = self._runs(encoder, nets[encoder], name, spec, init)
+            cells.append(PaperCell(encoder, name, runs, missing, start_name(encoder, nets[encoder], init)))
         return cells, notes
 
     def _find_task(self, name, notes):
@@ -120,21 +131,24 @@ class PaperStudy:
         notes += [f'{task.name}: {note}' for note in task.notes]
         return spec
 
-    def _find_checkpoint(self, encoder, notes):
+    def _find_checkpoint(self, encoder, net, notes):
         init = find_weights(self.weights, encoder)
         if init is None:
             where = self.weights or '--weights, which was not given'
             notes.append(f'no weights of {NAMES[encoder]} in {where}: its cells are empty')
             return None
-        create_model(encoder, 2, init)  # raises if they do not fit
-        notes.append(f'{NAMES[encoder]} starts from {Path(init).name}, content {file_id(init)}')
+        create_model(net, 2, init)  # raises if they do not fit
+        content = f', content {file_id(init)}' if file_id(init) else ''
+        start = start_name(encoder, net, init)
+        instead = '' if start == RSPNET_START else f": NOT the paper's start, {start} in place of RSPNet"
+        notes.append(f'{NAMES[encoder]} starts from {Path(init).name}{content}{instead}')
         return init
 
-    def _runs(self, encoder, name, spec, init):
+    def _runs(self, encoder, net, name, spec, init):
         "Runs with all strengths and seeds, for each selection that needs its own"
         data = f'{create_task(spec).fingerprint}-{file_id(init)}' if spec else ''
         fields = RSPNET | RECIPES[encoder] | self.fields
-        base = Run(task=spec or f'{name}:', source='', model=encoder, init=init, final=True, data=data, **fields)
+        base = Run(task=spec or f'{name}:', source='', model=net, init=init, final=True, data=data, **fields)
         options = f'reduction={self.reduction},teacher_bn={self.teacher_bn}'
         variants = []
         if 'paper' in self.selections: variants.append(dict(valid_frac=0., select='paper'))  # has the last epoch, too
@@ -145,6 +159,24 @@ class PaperStudy:
             run = replace(base, strategy='self_distill', strategy_args=options, lam=lam) if lam else base
             runs += [replace(run, seed=seed, **variant) for seed in range(self.seeds) for variant in variants]
         return runs
+
+
+def named_pairs(option:str, text:str)->dict[str, str]:
+    "Read `c3d=A,r2plus1d=B`; raises `InputError` for another encoder"
+    words = [part.partition('=') for part in text.split(',') if part.strip()]
+    for encoder, equals, value in words:
+        if encoder not in RECIPES:
+            raise InputError(f'{option}: unknown encoder {encoder!r}; known are {", ".join(RECIPES)}')
+        if not value: raise InputError(f'{option}: {encoder} has no value; write {encoder}=VALUE')
+    return {encoder:value for encoder, _, value in words}
+
+
+def start_name(encoder:str, net:str, init:str|None)->str:
+    "`RSPNET_START` for a checkpoint in RSPNet's layout, or none, on the paper's net; else net and weights"
+    if init is None: return RSPNET_START if net == encoder else net
+    names = [] if init in NO_FILE else [name for node in read_nodes(init).values() for name in node]
+    if net == encoder and any(name.startswith('encoder_q.') for name in names): return RSPNET_START
+    return f'{net} from {Path(init).name}'
 
 
 def check_among(option, value, known):
@@ -175,9 +207,8 @@ def find_weights(
     "Find the checkpoint of an encoder; raises `InputError` if several files match"
     if not text: return None
     if '=' in text:
-        given = dict(part.split('=', 1) for part in text.split(',') if '=' in part)
-        unknown = [k for k in given if k not in RECIPES]
-        if unknown: raise InputError(f'--weights: unknown encoder {unknown[0]!r}; known are {", ".join(RECIPES)}')
+        given = named_pairs('--weights', text)
+        if given.get(encoder) in NO_FILE: return given[encoder]
         found = [Path(given[encoder])] if encoder in given else []
     else:
         if not Path(text).is_dir(): raise InputError(f'--weights {text} is neither a folder nor c3d=FILE,r2plus1d=FILE')

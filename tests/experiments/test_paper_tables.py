@@ -12,7 +12,9 @@ import torch
 from official import write_hmdb, write_ucf
 from scripts import ROOT, load_script
 
-from sdfast.models.encoders import c3d, r2plus1d
+from sdfast.models.encoders import c3d, create_model, r2plus1d
+from sdfast.models.weights import save_weights
+from sdfast.study.paper import start_name
 
 SMALL = dict(frames=8, size=16, epochs=2, clips=2, bs=4, workers=0, lams='100')
 CLASSES = ['Hammering', 'HammerThrow', 'HandstandPushups']  # in the order of classInd.txt
@@ -91,6 +93,35 @@ def c3d_on_ucf(runs, select):
 
 
 def read_epochs(done, run): return pd.read_csv(done[1]/'runs'/run/'epochs.csv')
+
+
+def test_other_nets_and_weights_are_labelled(inputs, call, tmp_path):
+    "The whole script with small nets: both tables, all selections"
+    torch.manual_seed(0)
+    save_weights(create_model('tiny', 2)[0], tmp_path/'mine.safetensors')
+    options = dict(data=inputs/'data', out=tmp_path/'out', allow_missing=True, nets='c3d=tiny,r2plus1d=tiny',
+                   weights=f'c3d={tmp_path}/mine.safetensors,r2plus1d=random')
+    shown = call('table2', **options)
+    mine, other = 'tiny from mine.safetensors', 'tiny from random'
+    for text in (f'| C3D: {mine} | baseline | 77.1 / 93.5 |', f'| R(2+1)D: {other} | 100 | 46.3 / 76.3 |',
+                 f"NOT the paper's start, {mine} in place of RSPNet"): assert text in shown
+    table = pd.read_csv(tmp_path/'out'/'table2.csv')
+    assert table.acc1.notna().all() and set(table.start) == {mine, other}
+    runs = pd.read_csv(tmp_path/'out'/'table2_runs.csv')
+    assert set(runs.model) == {'tiny'} and set(runs.status) == {'ok'}
+    lrs = {run.lr for run in runs.itertuples()}
+    assert lrs == {.005, .1}  # of the encoder whose place is taken
+    assert f'| {mine}, in place of RSPNet | 77.1 / 93.5 |' in call('table1', **options)
+    with pytest.raises(SystemExit): call('table2', **options | dict(nets='s3d=tiny'))
+
+
+def test_rspnets_checkpoints_are_known_by_their_layout(inputs, tmp_path):
+    file = str(inputs/'weights'/'rspnet_r21d.pth.tar')
+    assert start_name('r2plus1d', 'r2plus1d', file) == start_name('c3d', 'c3d', None) == 'RSPNet'
+    assert start_name('r2plus1d', 'r2plus1d_18', file) == 'r2plus1d_18 from rspnet_r21d.pth.tar'
+    torch.save(c3d().state_dict(), tmp_path/'c3d.pth')
+    assert start_name('c3d', 'c3d', str(tmp_path/'c3d.pth')) == 'c3d from c3d.pth'
+    assert start_name('c3d', 'c3d', 'random') == 'c3d from random'
 
 
 @pytest.mark.nightly
