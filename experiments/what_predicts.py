@@ -13,11 +13,11 @@ correlation, separately for each source model:
 
 Shown is the mean over source models, with a percentile interval by bootstrap over source models. lr is the learning
 rate that the run was given; all have the same number of steps. Writes predictors.csv, predictors.md, predictors.png."""
-import warnings
-from pathlib import Path
+from sdfast.commands.start import start
 
-warnings.filterwarnings('ignore', category=FutureWarning)
-warnings.filterwarnings('ignore', category=DeprecationWarning)
+if __name__ == '__main__': start()
+
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,8 +25,9 @@ import pandas as pd
 from fastcore.script import call_parse
 from scipy.stats import spearmanr
 
-from sdfast.commands.common import report_errors
+from sdfast.commands.common import make_folder, one_line_errors
 from sdfast.errors import InputError
+from sdfast.report.figures import render
 from sdfast.report.looks import look
 from sdfast.report.table import Cell, Column, Table
 from sdfast.runtime import store
@@ -110,7 +111,7 @@ def _cell(row):
     return Cell(f'{row.correlation:+.2f}{interval}', value=row.correlation)
 
 
-def draw(runs, file):
+def drawn(runs):
     "What each run has lost by the old head against each predictor"
     shown = [p for p in PREDICTORS if runs[p].nunique() > 1]
     size = (3*len(shown), 3.4)
@@ -123,8 +124,8 @@ def draw(runs, file):
         above = runs[p][runs[p] > 0]
         if p != 'lr' and len(above): ax.set_xscale('symlog', linthresh=float(above.quantile(.05)))
     axes[0][0].set_ylabel('lost by the old head, points')
-    fig.savefig(file, dpi=110)
     plt.close(fig)
+    return fig
 
 
 @call_parse
@@ -133,12 +134,12 @@ def main(
     out:str='', # Folder to write to, by default that of the study
 ):
     "Compare predictors of forgetting"
-    folder = Path(out or study)
-    with report_errors(folder):
+    with one_line_errors('what_predicts.py', out or study):
+        folder = make_folder(out or study)
         runs = read_runs(Path(study)/'runs.csv')
         found = predictors(runs)
         store.write(folder/'predictors.csv', found.to_csv(index=False, float_format='%.4g'))
         text = as_table(found, runs).to_markdown()
         store.write(folder/'predictors.md', text)
-        draw(runs, folder/'predictors.png')
+        store.write(folder/'predictors.png', render(drawn(runs), dpi=110))
         print(text)

@@ -110,7 +110,7 @@ def _execute(run, out, folder, progress, call, log, weights):
 
     def measure(cbs):
         with loggers(log, run, out) as more:
-            return _train_and_measure(run, source, folder, progress, [*cbs, *more], weights)
+            return _train_and_measure(run, source, folder, progress, [*cbs, *more], weights, validate=bool(log))
     return write_run(run, folder, measure, known_columns(run) | dict(anchor=source.id), progress, call)
 
 
@@ -122,8 +122,8 @@ def known_columns(run:Run)->dict:
 
 # ---- training
 
-def _train_and_measure(run, source, folder, progress, cbs, weights):
-    learn, why = train_run(run, source, progress, cbs)
+def _train_and_measure(run, source, folder, progress, cbs, weights, validate):
+    learn, why = train_run(run, source, progress, cbs, validate)
     if rank_distrib(): return Outcome()  # the first process measures
     if weights:
         for part, name in zip(learn.model, WEIGHTS): save_weights(part, folder/name)
@@ -135,6 +135,7 @@ def train_run(
     source:SourceModel, # From `load_source`
     progress:Progress=Progress(), # Progress listener
     cbs:Sequence[Callback]=(), # More callbacks
+    validate:bool=False, # Validate each epoch, even if no epoch is chosen, as for loggers
 )->tuple: # The learner after training, and the reason if it diverged, else `None`
     "Train the source's encoder with a new head on the target task"
     task, dls, _ = target_data(run)
@@ -151,7 +152,7 @@ def train_run(
         raise InputError(f'{task.name} has no valid part to choose an epoch or to stop by: '
                          f'valid_frac is {run.valid_frac:g}')
     if run.select != 'last' or run.patience: cbs.append(KeepBest(run.select == 'valid', run.patience))
-    else: cbs.append(SkipValidation(last=False))
+    elif not validate: cbs.append(SkipValidation(last=False))
     return fit_model(dls, model, run.epochs, run.lr, run.seed, cbs, progress, run.schedule, run.wd)
 
 

@@ -40,7 +40,7 @@ def test_what_a_bug_report_needs(tmp_path):
     assert got['strategies'].split(', ') == list(STRATEGIES)
     assert got['pre-training'].split(', ') == list(METHODS)
     assert got['tasks'].split(', ') == list(TASKS)
-    assert got['encoders'].startswith('tiny, c3d, r2plus1d; ') and 'r2plus1d_18' in got['encoders']
+    assert got['encoders'].startswith('tiny, c3d, r2plus1d, slowfast_r50, ') and 'r2plus1d_18' in got['encoders']
     assert got['data and cache'] == f'{tmp_path} (flow; 3 MiB)'
     assert '1 threads' in got['CPU']
     assert ('none' in got['CUDA']) == (not torch.cuda.is_available())

@@ -26,7 +26,8 @@ def test_names_are_those_of_one_setting():
 
 def test_what_users_cannot_set():
     hidden = {f.name for f in fields(Run) if not f.metadata['setting'].group}
-    assert hidden == {'data', 'strategy', 'strategy_args', 'lam', 'seed', 'final', 'processes', 'source_valid'}
+    assert hidden == {'data', 'strategy', 'strategy_args', 'lam', 'seed', 'earlier', 'final', 'processes',
+                      'source_valid'}
     for name in ('lam', 'final', 'processes', 'with_barrier'):
         with pytest.raises(InputError, match='no setting'): make_settings('compare', **{name: 1})
 
@@ -82,7 +83,8 @@ def test_equal_runs_have_equal_keys(): assert Run(lam=1) == Run(lam=1.) and Run(
 
 # fields that do not decide the model before fine-tuning
 TARGET_FIELDS = ('strategy', 'strategy_args', 'lam', 'seed', 'epochs', 'lr', 'schedule', 'wd', 'bs', 'valid_frac',
-                 'select', 'patience', 'others', 'extra', 'events', 'with_barrier', 'retain_by', 'final', 'task')
+                 'select', 'patience', 'others', 'extra', 'events', 'with_barrier', 'retain_by', 'final', 'task',
+                 'earlier')
 
 
 def another(field, value):
