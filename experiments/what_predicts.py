@@ -114,18 +114,28 @@ def _cell(row):
 def drawn(runs):
     "What each run has lost by the old head against each predictor"
     shown = [p for p in PREDICTORS if runs[p].nunique() > 1]
-    size = (3*len(shown), 3.4)
+    size = (3*len(shown), 4.6)
     fig, axes = plt.subplots(1, len(shown), figsize=size, sharey=True, layout='constrained', squeeze=False)
     for ax, p in zip(axes[0], shown):
         for arm, rows in runs.groupby('arm', sort=False):
-            colour, marker = look(arm.split('+')[0] if arm != 'early_stopping' else 'finetune')
-            ax.scatter(rows[p], 100*rows.lost_source_acc, s=9, color=colour, marker=marker, linewidths=0, alpha=.7)
+            colour, marker = _look(arm)
+            ax.scatter(rows[p], 100*rows.lost_source_acc, s=14, color=colour, marker=marker, linewidths=0, alpha=.7,
+                       label=arm)
         ax.set_xlabel(PREDICTORS[p])
         above = runs[p][runs[p] > 0]
-        if p != 'lr' and len(above): ax.set_xscale('symlog', linthresh=float(above.quantile(.05)))
+        if p != 'lr' and len(above):
+            ax.set_xscale('symlog', linthresh=float(above.quantile(.05)), linscale=.4)
+            ax.xaxis.get_major_locator().set_params(numticks=4)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=11, fontsize=8, frameon=False)
     axes[0][0].set_ylabel('lost by the old head, points')
     plt.close(fig)
     return fig
+
+
+def _look(arm):
+    "That of its strategy; of early stopping and merged models, which are of plain fine-tuning, one of their own"
+    name = arm.replace('early_stopping', 'finetune+early_stopping').replace('+', ' ')
+    return look(name)
 
 
 @call_parse
