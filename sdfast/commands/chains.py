@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 from fastai.torch_core import rank_distrib
 
+from ..errors import InputError
 from ..report.chains import matrix_table, sequence_summary, task_names
 from ..report.tables import chain_table
 from ..runtime import store
@@ -33,6 +34,7 @@ def run_chains(
     launcher = Launcher(settings.jobs, settings.launcher, settings.slurm)
     with nullcontext(Progress()) if rank_distrib() else LiveProgress() as progress:
         merges = check_merges(settings.merges)
+        if merges and processes > 1: raise InputError('--merges works in one process: leave out torchrun, or --merges')
         setup = build_chain(settings, processes)
         out = make_folder(settings.out)
         if not rank_distrib(): begin_report(settings, out, progress)

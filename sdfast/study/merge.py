@@ -1,7 +1,8 @@
 """Merging the models of finished runs: soups and Model Stock over seeds, task arithmetic and TIES over tasks.
 
 Nothing is trained but what is missing. A merged model is measured as a run or a stage is, and its folder,
-`out/merged/KEY`, is claimed, written and sealed as theirs are. KEY hashes the method and the keys of what is merged."""
+`out/merged/KEY`, is claimed, written and sealed as theirs are. KEY hashes the method, and keys and weights of what is
+merged: models that were trained again are merged again."""
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from ..models.encoders import create_model
 from ..models.merging import greedy_soup, model_stock, soup, task_arithmetic, ties
 from ..models.statistics import reestimate_bn, statistics_moved
 from ..models.weights import load_encoder, save_weights
+from ..runtime import store
 from ..runtime.progress import Progress
 from .accuracies import Accuracies
 from .chain import train_chain
@@ -75,13 +77,14 @@ def _but_seed(run): return {k:v for k, v in vars(run).items() if k not in ('seed
 
 def _merge_group(group, out, method, progress):
     run = group[0]
-    key = hash_fields(dict(merge=method, runs=[r.key for r in group]))
+    rows = [execute(r, out, progress, weights=True) for r in group]
+    weights = [_weights_id(run_folder(r, out)) for r in group]
+    key = hash_fields(dict(merge=method, runs=[r.key for r in group], weights=weights))
     folder = out/'merged'/key
     with claim_folder(folder, progress):
         row = read_sealed(folder, 'result.json', progress, 'merged again')
         if row is None or row['status'] != 'ok':
             source = load_source(run, out, progress)
-            rows = [execute(r, out, progress, weights=True) for r in group]
 
             def measure(cbs):
                 _check_rows(rows)
@@ -94,6 +97,12 @@ def _merge_group(group, out, method, progress):
             row = known_columns(run) | dict(key=key, strategy=f'{run.strategy}+{method}', anchor=source.id)
             row = write_run(run, folder, measure, row, progress, merge=method, runs=[r.key for r in group])
     return {c:row.get(c) for c in [*COLUMNS, 'anchor']}
+
+
+def _weights_id(folder):
+    "Digest of a finished model's encoder; '' if it has none, as its training failed"
+    file = folder/WEIGHTS[0]
+    return store.digest(file) if file.exists() else ''
 
 
 def _check_rows(rows):
@@ -159,13 +168,13 @@ def merge_tasks(
     if method not in OF_TASKS: raise InputError(f'tasks are merged by {" and ".join(OF_TASKS)}, not {method!r}')
     merge = partial(OF_TASKS[method], lam=lam)
     models: list = []
-    keys: list[str] = []
+    keys: list[tuple] = []
     rows: list[dict] = []
     for run, name in zip(runs, accuracies.names[1:]):
         single, = train_chain([run], source, out, Accuracies([run]), progress)
         if single['status'] != 'ok': return [*rows, single]
         models.append(load_stage(run, stage_folder(single['key'], out)).model)
-        keys.append(single['key'])
+        keys.append((single['key'], _weights_id(stage_folder(single['key'], out))))
         about = {k:getattr(run, k) for k in RUN_COLUMNS} | dict(strategy=f'{run.strategy}+{method}', lam=lam)
         about |= dict(before=runs[0].source_key, stage=len(models), task=name, anchor=source.id)
         made = partial(_merge_tasks, models, list(runs[:len(models)]), source, merge)

@@ -15,6 +15,7 @@ from sdfast.models.merging import model_stock, soup, task_arithmetic, ties
 from sdfast.models.statistics import reestimate_bn
 from sdfast.report.summary import summary
 from sdfast.study import execute as execute_module
+from sdfast.study import merge as merge_module
 from sdfast.study import stage as stage_module
 from sdfast.study.accuracies import Accuracies
 from sdfast.study.chain import chain_score, train_chain
@@ -133,6 +134,19 @@ def test_a_run_that_failed_fails_its_merge(base, tmp_path):
     row, = merge_seeds(seeds(base, 2, lr=1e9), tmp_path)
     assert row['status'] == 'failed'
     assert 'one of the runs to merge, has status diverged' in row['error']
+
+
+def test_models_that_were_trained_again_are_merged_again(base, tmp_path, monkeypatch):
+    runs = seeds(base, 2)
+    first, = merge_seeds(runs, tmp_path)
+    again, = merge_seeds(runs, tmp_path)
+    assert again == first
+    ids = [merge_module._weights_id(tmp_path/'runs'/run.key) for run in runs]
+    assert '' not in ids and ids[0] != ids[1]
+    monkeypatch.setattr(merge_module, '_weights_id', lambda folder: 'other weights')
+    other, = merge_seeds(runs, tmp_path)
+    assert other['key'] != first['key'] and other['acc1'] == first['acc1']
+    assert (tmp_path/'merged'/other['key']/'result.json').exists()
 
 
 @pytest.mark.parametrize('change, why', [
