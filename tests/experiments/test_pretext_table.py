@@ -251,10 +251,3 @@ def test_the_readme_says_what_was_learned_without_labels(scores, page):
     assert (scores.low > scores.chance).all()
     values = scores.set_index('name').value
     for name in ('puzzle_acc', 'rotation_acc', 'appearance_acc'): assert f'{100*values[name]:.1f} against' in page
-
-
-def test_the_readme_says_how_well_the_named_methods_learn(page):
-    "Scores of methods that the table does not have yet"
-    named = pd.read_csv(RESULTS/'named.csv')
-    assert (named.low > named.chance).all()
-    for value in named.value: assert f'{100*value:.1f} %' in page
