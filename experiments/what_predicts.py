@@ -1,6 +1,6 @@
 """Which measurement of a fine-tuned encoder predicts how much it has forgotten?
 
-    python experiments/what_predicts.py                  # from results/protocol_digits, seconds
+    python experiments/what_predicts.py                  # from results/protocol/digits, seconds
     python experiments/what_predicts.py --study FOLDER
 
 Reads the final runs of a study of protocol.py. What is lost is the untouched encoder's accuracy on the source's test
@@ -140,7 +140,7 @@ def _look(arm):
 
 @call_parse
 def main(
-    study:str='experiments/results/protocol_digits', # Folder of a study's runs.csv
+    study:str='experiments/results/protocol/digits', # Folder of a study's runs.csv
     out:str='', # Folder to write to, by default that of the study
 ):
     "Compare predictors of forgetting"

@@ -11,7 +11,7 @@ W, H, N = 96, 64, 36
 FORMATS = {
     'x.mp4': ('libx264', dict(g='12', bf='2')), 'x.avi': ('mpeg4', dict(g='12')), 'x.mkv': ('libx264', dict(g='10')),
     'x.flv': ('flv1', dict(g='12')), 'x.ts': ('mpeg2video', dict(g='9', bf='2')),
-    'x.webm': ('libvpx', dict(g='12', deadline='realtime')), 'y.mkv': ('ffv1', {}),
+    'x.webm': ('libvpx', dict(g='12', deadline='good', threads='1')), 'y.mkv': ('ffv1', {}),
     'x.mov': ('libx265', {'x265-params': 'log-level=none:keyint=12:pools=none:frame-threads=1'})}
 
 
